@@ -1,0 +1,56 @@
+"""The texts that ship with the repository, and text files of the user."""
+
+import gzip
+import lzma
+import os
+import pathlib
+
+from models.errors import InputError
+
+_CORPORA = pathlib.Path(__file__).parents[1] / "data/corpora"
+_SHIPPED = {
+  "wikitext2:train": "wikitext2_train_part.txt.xz",
+  "wikitext2:valid": "wikitext2_valid.txt.xz",
+  "wikitext2:test": "wikitext2_test.raw.txt.xz",
+  "gutenberg:slice": "gutenberg_slice.txt.xz",
+}
+_OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".txt": open}
+
+
+def load_text(name: str | os.PathLike[str]) -> str:
+  """Reads a whole text.
+
+  WikiText-2's valid part has `<unk>` in the place of rare words, its train
+  and test parts have not; nothing is done about it here. See
+  `data/corpora/README.md`.
+
+  Args:
+    name: "wikitext2:train", "wikitext2:valid", "wikitext2:test",
+      "gutenberg:slice", or the path of a .txt, .txt.xz or .txt.gz file in
+      UTF-8.
+
+  Raises:
+    InputError: there is no such text, or it cannot be read.
+  """
+  name = os.fspath(name)
+  path = pathlib.Path(name).expanduser()
+  if name in _SHIPPED:
+    path = _CORPORA / _SHIPPED[name]
+  if not path.is_file():
+    raise InputError(
+      f"{path}: no such text; give {', '.join(_SHIPPED)}, or the path of a "
+      ".txt, .txt.xz or .txt.gz file"
+    )
+  if path.suffix not in _OPENERS:
+    raise InputError(
+      f"{path}: is not named .txt, .txt.xz or .txt.gz: rename or convert it"
+    )
+  try:
+    with _OPENERS[path.suffix](path, "rt", encoding="utf-8", newline="") as file:
+      return file.read()
+  except UnicodeDecodeError as error:
+    raise InputError(f"{path}: is not UTF-8 text: convert it") from error
+  except (OSError, EOFError, lzma.LZMAError) as error:
+    raise InputError(
+      f"{path}: cannot be read, or was cut short: get the file again"
+    ) from error

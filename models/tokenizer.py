@@ -1,0 +1,203 @@
+"""Text to tokens and back, for every kind of checkpoint that can be read."""
+
+import dataclasses
+import pathlib
+import struct
+
+import gguf
+import numpy as np
+import tokenizers
+from tokenizers import decoders
+from tokenizers import models as bpe_models
+from tokenizers import normalizers
+from tokenizers import pre_tokenizers
+
+from models.convert import Checkpoint
+from models.convert import gguf_io
+from models.errors import InputError
+
+# Files without any spelling of their kind hold a text of this token type.
+_CONTROL = int(gguf.TokenType.CONTROL)
+_USER_DEFINED = int(gguf.TokenType.USER_DEFINED)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+  """A byte-pair encoding.
+
+  Attributes:
+    backend: of the `tokenizers` package.
+    vocab_size: number of ids; the model's table may have more rows.
+    bos_id: the id that a text should begin with, or None where the model was
+      trained without; `encode` never adds it.
+  """
+
+  backend: tokenizers.Tokenizer
+  vocab_size: int
+  bos_id: int | None
+
+  def encode(self, text: str) -> np.ndarray:
+    """The int32 ids (T,) of `text`, without a begin token."""
+    encoding = self.backend.encode(text, add_special_tokens=False)
+    return np.asarray(encoding.ids, np.int32)
+
+  def decode(self, ids: np.ndarray) -> str:
+    """The text of `ids` (T,), control tokens left out."""
+    return self.backend.decode(np.asarray(ids).tolist())
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+  """Builds the tokenizer that belongs to a checkpoint.
+
+  A `tokenizer.json` in or beside the checkpoint wins; else GGUF files hold
+  their own, and llama2.c files have one beside them.
+
+  Raises:
+    InputError: there is none, or it is damaged or of an unsupported kind.
+  """
+  path = checkpoint.path
+  directory = path if path.is_dir() else path.parent
+  if path.is_dir() or (directory / "tokenizer.json").exists():
+    return from_json(directory / "tokenizer.json")
+  if path.suffix == ".gguf":
+    return from_gguf(path)
+  return from_llama2c(
+    directory / f"tok{checkpoint.config.vocab_size}.bin",
+    checkpoint.config.vocab_size,
+  )
+
+
+def from_json(path: pathlib.Path) -> Tokenizer:
+  """Reads a `tokenizer.json` of Hugging Face.
+
+  Raises:
+    InputError: the file is missing or damaged.
+  """
+  if not path.exists():
+    raise InputError(
+      f"{path}: is missing: put the model's tokenizer.json there"
+    )
+  try:
+    backend = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # The library raises nothing narrower.
+    raise InputError(
+      f"{path}: is no readable tokenizer: get the file again"
+    ) from error
+  plain = backend.encode("a", add_special_tokens=False).ids
+  whole = backend.encode("a", add_special_tokens=True).ids
+  return Tokenizer(
+    backend=backend,
+    vocab_size=backend.get_vocab_size(),
+    bos_id=whole[0] if whole[0] != plain[0] else None,
+  )
+
+
+def from_gguf(path: pathlib.Path) -> Tokenizer:
+  """Builds the byte-level BPE inside a GGUF file.
+
+  Raises:
+    InputError: the file holds none, or one of an unsupported kind.
+  """
+  reader = gguf_io.open_gguf(path)
+  kind = gguf_io.metadata(reader, "tokenizer.ggml.model")
+  pre = gguf_io.metadata(reader, "tokenizer.ggml.pre")
+  tokens = gguf_io.metadata(reader, "tokenizer.ggml.tokens")
+  merges = gguf_io.metadata(reader, "tokenizer.ggml.merges")
+  if (kind, pre) != ("gpt2", "smollm") or not tokens or not merges:
+    raise InputError(
+      f"{path}: its tokenizer ({kind}, {pre}) is not supported, only "
+      "(gpt2, smollm): put the model's tokenizer.json beside the file"
+    )
+  backend = tokenizers.Tokenizer(
+    bpe_models.BPE(
+      vocab={token: i for i, token in enumerate(tokens)},
+      merges=[tuple(merge.split(" ", 1)) for merge in merges],
+    )
+  )
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
+  backend.decoder = decoders.ByteLevel()
+  types = gguf_io.metadata(reader, "tokenizer.ggml.token_type") or []
+  special = [
+    token
+    for token, kind in zip(tokens, types, strict=False)
+    if kind in (_CONTROL, _USER_DEFINED)
+  ]
+  backend.add_special_tokens(
+    [tokenizers.AddedToken(token, special=True) for token in special]
+  )
+  adds_bos = gguf_io.metadata(reader, "tokenizer.ggml.add_bos_token", False)
+  bos_id = gguf_io.metadata(reader, "tokenizer.ggml.bos_token_id")
+  return Tokenizer(
+    backend=backend,
+    vocab_size=len(tokens),
+    bos_id=bos_id if adds_bos else None,
+  )
+
+
+def from_llama2c(path: pathlib.Path, vocab_size: int) -> Tokenizer:
+  """Reads a `tok*.bin` of llama2.c: (score, length, bytes) for every id.
+
+  Ids 0, 1, 2 are unknown, begin, end; 3 to 258 the bytes. As in llama2.c a
+  text gets a space in front, and characters outside of the vocabulary become
+  bytes. The pair whose union has the best score merges first, leftmost first.
+
+  Raises:
+    InputError: the file is missing, cut short or has repeated tokens.
+  """
+  if not path.exists():
+    raise InputError(f"{path}: is missing: put the model's tokenizer there")
+  tokens, scores = _read_llama2c(path, vocab_size)
+  vocab = {token: i for i, token in enumerate(tokens)}
+  if len(vocab) != vocab_size:
+    raise InputError(f"{path}: repeats a token: get the file again")
+  # Scores fall with the id in files of SentencePiece, but nothing says that
+  # they must; the merges of one token stay together either way.
+  by_score = sorted(range(259, vocab_size), key=lambda i: (-scores[i], i))
+  merges = [
+    (tokens[i][:cut], tokens[i][cut:])
+    for i in by_score
+    for cut in range(1, len(tokens[i]))
+    if tokens[i][:cut] in vocab and tokens[i][cut:] in vocab
+  ]
+  backend = tokenizers.Tokenizer(
+    bpe_models.BPE(vocab=vocab, merges=merges, byte_fallback=True)
+  )
+  backend.normalizer = normalizers.Prepend(" ")
+  backend.decoder = decoders.Sequence(
+    [
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(content=" ", left=1, right=0),
+    ]
+  )
+  return Tokenizer(backend=backend, vocab_size=vocab_size, bos_id=1)
+
+
+def _read_llama2c(
+  path: pathlib.Path, vocab_size: int
+) -> tuple[list[str], list[float]]:
+  data = path.read_bytes()
+  entry = struct.Struct("<fi")
+  tokens, scores = [], []
+  position = 4  # Behind the length of the longest token.
+  try:
+    for _ in range(vocab_size):
+      score, length = entry.unpack_from(data, position)
+      position += entry.size
+      token = data[position : position + length]
+      if len(token) != length:
+        raise struct.error("cut in a token")
+      position += length
+      tokens.append(token.decode("utf-8"))
+      scores.append(score)
+  except (struct.error, UnicodeDecodeError) as error:
+    raise InputError(
+      f"{path}: is cut short or damaged at token {len(tokens)}: get the file "
+      "again"
+    ) from error
+  return tokens, scores

@@ -1,0 +1,343 @@
+"""One decoder for Llama-3.x, SmolLM2, Qwen2.5 and Qwen3.
+
+Grouped-query attention, rotary positions, RMSNorm, SwiGLU, tied or untied
+head. Layers are stacked and scanned, so compile time does not grow with
+depth. Shapes by axis letter: B batch, T tokens, S cache slots, L layers,
+D width, H query heads, N key/value heads, K head dimension, V vocabulary.
+
+How attention reads its keys is an argument (`attend`), and so are hooks
+around the MLP: methods that change what a token computes (`research/sol`)
+run this very module instead of a copy.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from models import layers
+from models.transformer_config import TransformerConfig
+
+Params = dict[str, Any]
+# (q (..., H, K), k (..., N, K), v, layer_input) -> (out (..., H, K), output)
+Attend = Callable[..., tuple[jax.Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MlpHooks:
+  """Functions applied inside the MLP of every layer; None leaves it as is.
+
+  Attributes:
+    on_input: maps the normed input (..., D).
+    on_middle: maps the gated intermediate (..., F).
+    on_output: maps the output (..., D) before it joins the residual.
+  """
+
+  on_input: Callable[[jax.Array], jax.Array] | None = None
+  on_middle: Callable[[jax.Array], jax.Array] | None = None
+  on_output: Callable[[jax.Array], jax.Array] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KVCache:
+  """Keys and values of all layers, and how many slots each row has filled.
+
+  Attributes:
+    k: (L, B, S, N, K), rotated keys.
+    v: (L, B, S, N, K).
+    length: (B,) int32, filled slots; the next token of row b takes position
+      and slot `length[b]`.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  length: jax.Array
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention: project, let `attend` mix, project back."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    """Builds the four projections and, for Qwen3, the q/k norms."""
+    c = config
+    q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    linear = functools.partial(layers.Linear, rngs=rngs)
+    self.config = c
+    self.q_proj = linear(c.d_model, q_size, use_bias=c.qkv_bias)
+    self.k_proj = linear(c.d_model, kv_size, use_bias=c.qkv_bias)
+    self.v_proj = linear(c.d_model, kv_size, use_bias=c.qkv_bias)
+    self.o_proj = linear(q_size, c.d_model)
+    norm = functools.partial(layers.RMSNorm, c.head_dim, eps=c.norm_eps)
+    self.q_norm = norm() if c.qk_norm else None
+    self.k_norm = norm() if c.qk_norm else None
+
+  def __call__(
+    self, x: jax.Array, positions: jax.Array, attend: Attend, layer_input: Any
+  ) -> tuple[jax.Array, Any]:
+    """Maps (..., D) at `positions` (...); passes `attend`'s output on."""
+    c = self.config
+    q, k, v = (
+      y.reshape(*x.shape[:-1], -1, c.head_dim)
+      for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+    )
+    if c.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    frequencies = layers.rope_frequencies(
+      c.head_dim, c.rope_theta, c.rope_scaling
+    )
+    q = layers.apply_rope(q, positions, frequencies)
+    k = layers.apply_rope(k, positions, frequencies)
+    mixed, layer_output = attend(q, k, v, layer_input)
+    return self.o_proj(mixed.reshape(*x.shape[:-1], -1)), layer_output
+
+
+class GatedMlp(nnx.Module):
+  """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    """Builds gate, up and down."""
+    linear = functools.partial(layers.Linear, rngs=rngs)
+    self.gate_proj = linear(config.d_model, config.d_ff)
+    self.up_proj = linear(config.d_model, config.d_ff)
+    self.down_proj = linear(config.d_ff, config.d_model)
+
+  def __call__(self, x: jax.Array, hooks: MlpHooks) -> jax.Array:
+    """Maps (..., D) to (..., D)."""
+    x = hooks.on_input(x) if hooks.on_input else x
+    middle = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+    middle = hooks.on_middle(middle) if hooks.on_middle else middle
+    y = self.down_proj(middle)
+    return hooks.on_output(y) if hooks.on_output else y
+
+
+class Block(nnx.Module):
+  """Pre-norm residual block."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    """Builds attention, MLP and their norms."""
+    self.attn_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
+    self.attn = Attention(config, rngs=rngs)
+    self.mlp_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
+    self.mlp = GatedMlp(config, rngs=rngs)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    layer_input: Any,
+    hooks: MlpHooks,
+  ) -> tuple[jax.Array, Any]:
+    """Maps (..., D); the second result is `attend`'s output."""
+    mixed, layer_output = self.attn(
+      self.attn_norm(x), positions, attend, layer_input
+    )
+    x = x + mixed
+    return x + self.mlp(self.mlp_norm(x), hooks), layer_output
+
+
+class Transformer(nnx.Module):
+  """The decoder: embed, scan the blocks, norm, head."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    """Random weights; `bind` puts converted ones in their place."""
+    self.config = config
+    self.embed = Embedding(config.vocab_size, config.d_model, rngs=rngs)
+    keys = jax.random.split(rngs.params(), config.num_layers)
+    self.layers = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
+    self.final_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
+    self.lm_head = (
+      None
+      if config.tie_embeddings
+      else layers.Linear(config.d_model, config.vocab_size, rngs=rngs)
+    )
+
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    *,
+    layer_inputs: Any = None,
+    hooks: MlpHooks | None = None,
+  ) -> tuple[jax.Array, Any]:
+    """Runs all layers and the final norm.
+
+    Args:
+      x: (..., D) embedded tokens.
+      positions: (...) int32.
+      attend: mixes one layer's heads.
+      layer_inputs: pytree with leading axis L; slice l goes to `attend`.
+      hooks: inside every MLP.
+
+    Returns:
+      Hidden states (..., D) and `attend`'s outputs stacked over L.
+    """
+    hooks = hooks or MlpHooks()
+
+    def layer(x, block_and_input):
+      block, layer_input = block_and_input
+      return block(x, positions, attend, layer_input, hooks)
+
+    x, layer_outputs = jax.lax.scan(layer, x, (self.layers, layer_inputs))
+    return self.final_norm(x), layer_outputs
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Maps hidden states (..., D) to float32 logits (..., V)."""
+    if self.lm_head is not None:
+      kernel = self.lm_head.kernel[...]
+    else:
+      kernel = self.embed.table[...].T
+    return jnp.matmul(
+      hidden,
+      kernel.astype(hidden.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+
+class Embedding(nnx.Module):
+  """Token table (V, D)."""
+
+  def __init__(self, vocab_size: int, features: int, *, rngs: nnx.Rngs):
+    """Normal table of standard deviation 0.02."""
+    init = jax.nn.initializers.normal(0.02)
+    self.table = nnx.Param(init(rngs.params(), (vocab_size, features)))
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Looks up (...) int32 tokens: (..., D)."""
+    return self.table[...][tokens]
+
+
+@functools.lru_cache(maxsize=64)
+def graphdef(config: TransformerConfig) -> nnx.GraphDef:
+  """The static half of `nnx.split` for `config`; allocates nothing."""
+  return nnx.split(nnx.eval_shape(lambda: _random(config)))[0]
+
+
+def _random(config: TransformerConfig, key: jax.Array | None = None):
+  key = jax.random.key(0) if key is None else key
+  return Transformer(config, rngs=nnx.Rngs(params=key))
+
+
+def init(config: TransformerConfig, key: jax.Array) -> Params:
+  """Random float32 parameters as a nested dict, layers stacked on axis 0."""
+  return nnx.to_pure_dict(nnx.split(_random(config, key))[1])
+
+
+def abstract_params(config: TransformerConfig) -> Params:
+  """The shapes and dtypes of `init`, without its arrays."""
+  state = nnx.split(nnx.eval_shape(lambda: _random(config)))[1]
+  return nnx.to_pure_dict(state)
+
+
+def bind(config: TransformerConfig, params: Params) -> Transformer:
+  """The module over `params` (a nested dict as `init` returns it)."""
+  return nnx.merge(graphdef(config), params)
+
+
+def causal_attend(implementation: str | None = None) -> Attend:
+  """Causal attention among the tokens of one call; outputs their (k, v).
+
+  Args:
+    implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
+  """
+
+  def attend(q, k, v, _):
+    mixed = jax.nn.dot_product_attention(
+      q, k, v, is_causal=True, implementation=implementation
+    )
+    return mixed, (k, v)
+
+  return attend
+
+
+def forward(
+  config: TransformerConfig,
+  params: Params,
+  tokens: jax.Array,
+  *,
+  attention: str | None = None,
+) -> jax.Array:
+  """Float32 logits (B, T, V) of `tokens` (B, T) in one causal pass."""
+  model = bind(config, params)
+  hidden, _ = model(
+    model.embed(tokens), token_positions(tokens), causal_attend(attention)
+  )
+  return model.logits(hidden)
+
+
+def token_positions(tokens: jax.Array) -> jax.Array:
+  """Positions 0..T-1 for every row of (B, T)."""
+  steps = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
+  return jnp.broadcast_to(steps[None], tokens.shape)
+
+
+def prefill(
+  config: TransformerConfig,
+  params: Params,
+  tokens: jax.Array,
+  *,
+  cache_size: int,
+  attention: str | None = None,
+) -> tuple[jax.Array, KVCache]:
+  """Reads `tokens` (B, T) into a new cache of `cache_size` slots.
+
+  Returns:
+    Hidden states (B, T, D) after the final norm (`Transformer.logits` maps
+    those that are wanted), and the cache.
+
+  Raises:
+    ValueError: the tokens do not fit into the cache.
+  """
+  batch, length = tokens.shape
+  if length > cache_size:
+    raise ValueError(f"{length} tokens do not fit into {cache_size} slots")
+  model = bind(config, params)
+  hidden, (k, v) = model(
+    model.embed(tokens), token_positions(tokens), causal_attend(attention)
+  )
+  padding = ((0, 0), (0, 0), (0, cache_size - length), (0, 0), (0, 0))
+  return hidden, KVCache(
+    k=jnp.pad(k, padding),
+    v=jnp.pad(v, padding),
+    length=jnp.full((batch,), length, jnp.int32),
+  )
+
+
+def decode(
+  config: TransformerConfig,
+  params: Params,
+  tokens: jax.Array,
+  cache: KVCache,
+) -> tuple[jax.Array, KVCache]:
+  """Appends `tokens` (B, T), one or several, to the cache.
+
+  Rows may differ in length. The caller keeps `length + T` within the cache;
+  slots past its end would be dropped.
+
+  Returns:
+    Float32 logits (B, T, V) and the longer cache.
+  """
+  model = bind(config, params)
+  steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+  positions = cache.length[:, None] + steps
+  slots = jnp.arange(cache.k.shape[2], dtype=jnp.int32)
+  mask = slots[None, None, None] <= positions[:, None, :, None]
+  rows = jnp.arange(tokens.shape[0])[:, None]
+
+  def attend(q, k, v, layer_cache):
+    all_k = layer_cache[0].at[rows, positions].set(k, mode="drop")
+    all_v = layer_cache[1].at[rows, positions].set(v, mode="drop")
+    mixed = jax.nn.dot_product_attention(q, all_k, all_v, mask=mask)
+    return mixed, (all_k, all_v)
+
+  hidden, (k, v) = model(
+    model.embed(tokens), positions, attend, layer_inputs=(cache.k, cache.v)
+  )
+  length = cache.length + tokens.shape[1]
+  return model.logits(hidden), KVCache(k=k, v=v, length=length)

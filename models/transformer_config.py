@@ -1,0 +1,224 @@
+"""The decoder's config, with the published sizes of its families."""
+
+import dataclasses
+from typing import Self
+
+from models.layers import RopeScaling
+
+_LLAMA31 = RopeScaling(
+  factor=8.0,
+  low_freq_factor=1.0,
+  high_freq_factor=4.0,
+  original_max_position=8192,
+)
+_LLAMA32 = dataclasses.replace(_LLAMA31, factor=32.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+  """Shape of a decoder.
+
+  Attributes:
+    vocab_size: V.
+    num_layers: L.
+    d_model: D.
+    d_ff: width of the gated MLP.
+    num_heads: H query heads.
+    num_kv_heads: N key/value heads; divides H.
+    head_dim: K.
+    rope_theta: base of the rotary frequencies.
+    rope_scaling: Llama-3 scaling or None.
+    norm_eps: of every RMSNorm.
+    tie_embeddings: the head is the transposed token table.
+    qkv_bias: biases on q, k and v (Qwen2.5).
+    qk_norm: RMSNorm over each head of q and k (Qwen3).
+    max_position: trained context length.
+  """
+
+  vocab_size: int
+  num_layers: int
+  d_model: int
+  d_ff: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  rope_theta: float = 10000.0
+  rope_scaling: RopeScaling | None = None
+  norm_eps: float = 1e-5
+  tie_embeddings: bool = True
+  qkv_bias: bool = False
+  qk_norm: bool = False
+  max_position: int = 2048
+
+  def __post_init__(self):
+    """Checks what no array shape would."""
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"num_heads={self.num_heads} is no multiple of "
+        f"num_kv_heads={self.num_kv_heads}"
+      )
+
+  @property
+  def num_params(self) -> int:
+    """Parameters, a tied table counted once."""
+    heads = self.num_heads + 2 * self.num_kv_heads
+    attention = self.d_model * self.head_dim * (heads + self.num_heads)
+    attention += self.qkv_bias * heads * self.head_dim
+    attention += 2 * self.qk_norm * self.head_dim
+    mlp = 3 * self.d_model * self.d_ff
+    table = self.vocab_size * self.d_model
+    tables = table if self.tie_embeddings else 2 * table
+    block = attention + mlp + 2 * self.d_model
+    return self.num_layers * block + tables + self.d_model
+
+  @classmethod
+  def tiny(cls, **changes) -> Self:
+    """Two small layers, for tests."""
+    sizes = {
+      "vocab_size": 64,
+      "num_layers": 2,
+      "d_model": 32,
+      "d_ff": 48,
+      "num_heads": 4,
+      "num_kv_heads": 2,
+      "head_dim": 8,
+      "max_position": 256,
+    }
+    return cls(**(sizes | changes))
+
+  @classmethod
+  def smollm2_135m(cls) -> Self:
+    """SmolLM2-135M."""
+    return cls._smollm2(30, 576, 1536, 9, 3)
+
+  @classmethod
+  def smollm2_360m(cls) -> Self:
+    """SmolLM2-360M."""
+    return cls._smollm2(32, 960, 2560, 15, 5)
+
+  @classmethod
+  def smollm2_1_7b(cls) -> Self:
+    """SmolLM2-1.7B."""
+    return dataclasses.replace(
+      cls._smollm2(24, 2048, 8192, 32, 32), rope_theta=130000.0
+    )
+
+  @classmethod
+  def llama3_2_1b(cls) -> Self:
+    """Llama-3.2-1B."""
+    return cls._llama3(16, 2048, 8192, 32, 64, _LLAMA32, tied=True)
+
+  @classmethod
+  def llama3_2_3b(cls) -> Self:
+    """Llama-3.2-3B."""
+    return cls._llama3(28, 3072, 8192, 24, 128, _LLAMA32, tied=True)
+
+  @classmethod
+  def llama3_1_8b(cls) -> Self:
+    """Llama-3.1-8B."""
+    return cls._llama3(32, 4096, 14336, 32, 128, _LLAMA31, tied=False)
+
+  @classmethod
+  def qwen2_5_0_5b(cls) -> Self:
+    """Qwen2.5-0.5B."""
+    return cls._qwen2_5(24, 896, 4864, 14, 2, 64, vocab_size=151936)
+
+  @classmethod
+  def qwen2_5_1_5b(cls) -> Self:
+    """Qwen2.5-1.5B."""
+    return cls._qwen2_5(28, 1536, 8960, 12, 2, 128, vocab_size=151936)
+
+  @classmethod
+  def qwen2_5_7b(cls) -> Self:
+    """Qwen2.5-7B."""
+    return dataclasses.replace(
+      cls._qwen2_5(28, 3584, 18944, 28, 4, 128, vocab_size=152064),
+      tie_embeddings=False,
+      max_position=131072,
+    )
+
+  @classmethod
+  def qwen3_0_6b(cls) -> Self:
+    """Qwen3-0.6B."""
+    return cls._qwen3(28, 1024, 3072, 16)
+
+  @classmethod
+  def qwen3_1_7b(cls) -> Self:
+    """Qwen3-1.7B."""
+    return cls._qwen3(28, 2048, 6144, 16)
+
+  @classmethod
+  def qwen3_4b(cls) -> Self:
+    """Qwen3-4B."""
+    return cls._qwen3(36, 2560, 9728, 32)
+
+  @classmethod
+  def qwen3_8b(cls) -> Self:
+    """Qwen3-8B."""
+    return dataclasses.replace(
+      cls._qwen3(36, 4096, 12288, 32), tie_embeddings=False
+    )
+
+  @classmethod
+  def _smollm2(cls, layers, width, ff, heads, kv_heads) -> Self:
+    return cls(
+      vocab_size=49152,
+      num_layers=layers,
+      d_model=width,
+      d_ff=ff,
+      num_heads=heads,
+      num_kv_heads=kv_heads,
+      head_dim=64,
+      rope_theta=100000.0,
+      max_position=8192,
+    )
+
+  @classmethod
+  def _llama3(cls, layers, width, ff, heads, head_dim, scaling, tied) -> Self:
+    return cls(
+      vocab_size=128256,
+      num_layers=layers,
+      d_model=width,
+      d_ff=ff,
+      num_heads=heads,
+      num_kv_heads=8,
+      head_dim=head_dim,
+      rope_theta=500000.0,
+      rope_scaling=scaling,
+      tie_embeddings=tied,
+      max_position=131072,
+    )
+
+  @classmethod
+  def _qwen2_5(
+    cls, layers, width, ff, heads, kv_heads, head_dim, vocab_size
+  ) -> Self:
+    return cls(
+      vocab_size=vocab_size,
+      num_layers=layers,
+      d_model=width,
+      d_ff=ff,
+      num_heads=heads,
+      num_kv_heads=kv_heads,
+      head_dim=head_dim,
+      rope_theta=1000000.0,
+      norm_eps=1e-6,
+      qkv_bias=True,
+      max_position=32768,
+    )
+
+  @classmethod
+  def _qwen3(cls, layers, width, ff, heads) -> Self:
+    return cls(
+      vocab_size=151936,
+      num_layers=layers,
+      d_model=width,
+      d_ff=ff,
+      num_heads=heads,
+      num_kv_heads=8,
+      head_dim=128,
+      rope_theta=1000000.0,
+      norm_eps=1e-6,
+      qk_norm=True,
+      max_position=40960,
+    )

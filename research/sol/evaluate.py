@@ -1,0 +1,273 @@
+"""Perplexity of controllers and schedules over a text, under refresh.
+
+Axis letters: W windows, E episodes of a window, P operating points of a
+series, T steps. Every token of the text is scored once (`windows.cover`);
+every episode starts from the dense prefix, which is the published refresh.
+All series of a batch of windows share its prefix.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import transformer
+from research.core import metrics as metrics_lib
+from research.sol import rollout as rollout_lib
+from research.sol.rollout import Controller
+from research.sol.rollout import Setup
+from research.sol.windows import Cover
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanSeries:
+  """A controller at P operating points.
+
+  Attributes:
+    name: for tables and plots.
+    controller: chooses the actions.
+    params: its parameters.
+    goals: pytree with leading axis P.
+  """
+
+  name: str
+  controller: Controller
+  params: Tree
+  goals: Tree
+
+  @property
+  def points(self) -> int:
+    """P."""
+    return jax.tree.leaves(self.goals)[0].shape[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockSeries:
+  """Schedules that are fixed in advance.
+
+  Attributes:
+    name: for tables and plots.
+    actions: (P, W, E, T) integers.
+  """
+
+  name: str
+  actions: np.ndarray
+
+  @property
+  def points(self) -> int:
+    """P."""
+    return self.actions.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """What one operating point cost and gave, summed over scored tokens.
+
+  Attributes:
+    nll: (W, E) nats.
+    spent: (W, E, 3) sums of (kappa, rho, bits / 16).
+    tokens: (W, E) numbers of scored tokens.
+    own: (W, E, T) log-likelihood of every token, or None.
+  """
+
+  nll: np.ndarray
+  spent: np.ndarray
+  tokens: np.ndarray
+  own: np.ndarray | None = None
+
+  @property
+  def means(self) -> np.ndarray:
+    """Mean (kappa, rho, bits / 16) a token (3,)."""
+    return self.spent.sum((0, 1)) / self.tokens.sum()
+
+  @property
+  def net_keep(self) -> float:
+    """Published net keep rate: the mean of the three means."""
+    return float(self.means.mean())
+
+  @property
+  def mean_nll(self) -> float:
+    """Nats a token."""
+    return float(self.nll.sum() / self.tokens.sum())
+
+  @property
+  def perplexity(self) -> float:
+    """exp of the mean nll."""
+    return float(np.exp(self.mean_nll))
+
+
+def mix(low: Score, high: Score, share: float) -> Score:
+  """The mixture that plays `high` on a `share` of the episodes, in the mean.
+
+  A share outside [0, 1] extrapolates.
+  """
+  blend = lambda a, b: (1 - share) * a + share * b
+  return Score(
+    nll=blend(low.nll, high.nll),
+    spent=blend(low.spent, high.spent),
+    tokens=low.tokens,
+  )
+
+
+def at_net_keep(low: Score, high: Score, net_keep: float) -> Score:
+  """Mixes two points of one baseline so that they spend `net_keep`."""
+  width = high.net_keep - low.net_keep
+  if abs(width) < 1e-6:
+    return low
+  return mix(low, high, (net_keep - low.net_keep) / width)
+
+
+def paired_difference(
+  ours: Score, other: Score, *, seed: int = 0
+) -> tuple[float, float, float]:
+  """Mean nll of `ours` minus `other` a token, with a 95% interval.
+
+  A paired bootstrap over windows, weighted by scored tokens.
+  """
+  tokens = ours.tokens.sum(1)
+  delta = (ours.nll - other.nll).sum(1) / np.maximum(tokens, 1)
+  return metrics_lib.paired_bootstrap(delta, tokens, seed=seed)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _build_prefix(setup, params, tokens, first_start):
+  return setup.build_prefix(params, tokens, first_start)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _scan(
+  setup, params, prefix, tokens, starts, controller, inner, goals, key
+):
+  return rollout_lib.scan(
+    setup, params, prefix, tokens, starts, controller, inner, goals, key
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _block(setup, params, prefix, tokens, starts, actions):
+  return rollout_lib.score_block(
+    setup, params, prefix, tokens, starts, actions
+  )
+
+
+def evaluate(
+  setup: Setup,
+  params: transformer.Params,
+  cover: Cover,
+  series: Sequence[ScanSeries | BlockSeries],
+  *,
+  window_batch: int,
+  max_rows: int = 4096,
+  keep_tokens: bool = False,
+  progress: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, list[Score]]:
+  """Scores all series on a cover.
+
+  Args:
+    setup: the set-up.
+    params: of the frozen LLM.
+    cover: the text.
+    series: what to score; names are unique.
+    window_batch: windows whose prefix is alive at a time.
+    max_rows: rollouts (windows x episodes x points) of one call.
+    keep_tokens: keep every token's log-likelihood.
+    progress: called with the number of tokens that were just scored, counted
+      once a series and point.
+
+  Returns:
+    A list of P scores for each series' name.
+  """
+  table = np.asarray(
+    [
+      (k, r, b / 16)
+      for k, r, b in zip(
+        setup.table.kappa, setup.table.rho, setup.table.bits, strict=True
+      )
+    ]
+  )
+  out = {one.name: [[] for _ in range(one.points)] for one in series}
+  episodes = cover.starts.shape[1]
+  window_batch = min(window_batch, cover.num_windows)
+  first_start = int(cover.starts.min())
+  prefix_length = int(cover.starts.max())
+  for at in range(0, cover.num_windows, window_batch):
+    rows = np.arange(at, at + window_batch)
+    real = rows < cover.num_windows
+    rows = np.where(real, rows, 0)
+    part = cover.take(rows)
+    weights = part.weights * real[:, None, None]
+    tokens = jnp.asarray(part.tokens)
+    prefix = _build_prefix(
+      setup, params, tokens[:, : prefix_length + 1], first_start
+    )
+    for one in series:
+      step = max(max_rows // (window_batch * episodes), 1)
+      for first in range(0, one.points, step):
+        points = range(first, min(first + step, one.points))
+        result = _run(setup, params, prefix, tokens, part, one, points, rows)
+        for i, point in enumerate(points):
+          own = slice(i * episodes, (i + 1) * episodes)
+          log_p = np.asarray(result.log_p[:, own], np.float64)
+          actions = np.asarray(result.actions[:, own])
+          score = Score(
+            nll=-(log_p * weights).sum(-1)[real],
+            spent=(table[actions] * weights[..., None]).sum(2)[real],
+            tokens=weights.sum(-1)[real],
+            own=log_p[real].astype(np.float32) if keep_tokens else None,
+          )
+          out[one.name][point].append(score)
+        progress(int(weights.sum()) * len(points))
+  return {
+    name: [_join(pieces) for pieces in points]
+    for name, points in out.items()
+  }
+
+
+def _run(setup, params, prefix, tokens, part, one, points, rows):
+  """One series at some of its points: rollouts (W, len(points) E, T)."""
+  count = len(points)
+  starts = jnp.asarray(np.tile(part.starts, (1, count)))
+  if isinstance(one, BlockSeries):
+    actions = one.actions[points.start : points.stop, rows]
+    actions = np.concatenate(list(actions), axis=1).astype(np.int32)
+    return _block(
+      setup, params, prefix, tokens, starts, jnp.asarray(actions)
+    )
+  windows, episodes = part.starts.shape
+
+  def spread(x):
+    x = jnp.asarray(x)[points.start : points.stop]
+    x = jnp.repeat(x, episodes, axis=0)[None]
+    return jnp.broadcast_to(x, (windows, *x.shape[1:]))
+
+  goals = jax.tree.map(spread, one.goals)
+  key = jax.random.key(0)
+  return _scan(
+    setup,
+    params,
+    prefix,
+    tokens,
+    starts,
+    one.controller,
+    one.params,
+    goals,
+    key,
+  )
+
+
+def _join(pieces: Sequence[Score]) -> Score:
+  own = None
+  if pieces[0].own is not None:
+    own = np.concatenate([p.own for p in pieces])
+  return Score(
+    nll=np.concatenate([p.nll for p in pieces]),
+    spent=np.concatenate([p.spent for p in pieces]),
+    tokens=np.concatenate([p.tokens for p in pieces]),
+    own=own,
+  )

@@ -1,0 +1,310 @@
+"""GRPO on the compute policy: one update from fresh counterfactual rollouts.
+
+Axis letters: W windows, E episodes of a window, K rollouts of an episode (the
+group), R = E K rollouts of a window, T steps, A actions, G numbers in a goal.
+
+Source: SOL (arXiv 2605.10875) for reward and per-step group baseline, GRPO
+(arXiv 2402.03300) for the clipped objective. Two kinds of budget:
+"targets" (published): mean targets per axis, a two-sided dead-zone penalty on
+the episode's means. "price": every action costs `price * cost(a)` nats at its
+step; the price is drawn per episode, the policy sees it, and the price that
+spends an asked budget is read off training text afterwards
+(`research/sol/calibrate.py`).
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from models import transformer
+from research.core import state as state_lib
+from research.core.state import TrainState
+from research.sol import grpo
+from research.sol import policy as policy_lib
+from research.sol import prefix as prefix_lib
+from research.sol import reward as reward_lib
+from research.sol import rollout as rollout_lib
+from research.sol.policy import InputStats
+from research.sol.policy import PolicyConfig
+from research.sol.prefix import Prefix
+from research.sol.rollout import Rollout
+from research.sol.rollout import Setup
+from research.sol.windows import Layout
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+  """Everything static about a training run.
+
+  Attributes:
+    setup: LLM, actions, horizon.
+    policy: shape of the policy.
+    layout: windows and their episodes.
+    group_size: K.
+    budget: "price" or "targets".
+    gamma: discount of the reward to go.
+    level: "process" (a group baseline at each step) or "outcome".
+    normalise: "center" or "zscore" within the group.
+    whiten: whiten the advantages over the whole batch.
+    credit: "return" (published) or "residual": from later rewards, the part
+      that later actions explain within the group is taken out.
+    clip_low: the ratio is clipped below 1 - clip_low,
+    clip_high: and above 1 + clip_high.
+    entropy_coef: weight of the entropy bonus.
+    kl_coef: weight of the k3 divergence from the reference policy.
+    inner_epochs: optimizer steps on each batch of rollouts.
+    target_low: lower ends of the targets (kappa, rho, bits / 16); the upper
+      ends are 1.
+    penalty_weights: alpha of each axis.
+    tolerance: half width of the dead zone.
+  """
+
+  setup: Setup
+  policy: PolicyConfig
+  layout: Layout
+  group_size: int
+  budget: str = "price"
+  gamma: float = 0.85
+  level: str = "process"
+  normalise: str = "center"
+  whiten: bool = True
+  credit: str = "return"
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  entropy_coef: float = 0.0
+  kl_coef: float = 0.0
+  inner_epochs: int = 2
+  target_low: tuple[float, float, float] = (0.1, 0.4, 5 / 16)
+  penalty_weights: tuple[float, float, float] = (100.0, 100.0, 200.0)
+  tolerance: float = 0.02
+
+
+def optimizer(
+  learning_rate: float, num_steps: int, *, clip_norm: float, schedule: str
+) -> optax.GradientTransformation:
+  """AdamW behind a clipped global norm.
+
+  Args:
+    learning_rate: peak.
+    num_steps: optimizer steps of the whole run.
+    clip_norm: of the gradient.
+    schedule: "constant" (published) or "cosine" (2% warm-up, decay to 10%).
+  """
+  if schedule == "cosine":
+    rate = optax.warmup_cosine_decay_schedule(
+      0.1 * learning_rate,
+      learning_rate,
+      max(num_steps // 50, 1),
+      max(num_steps, 2),
+      0.1 * learning_rate,
+    )
+  else:
+    rate = learning_rate
+  return optax.chain(
+    optax.clip_by_global_norm(clip_norm),
+    optax.adamw(rate, b2=0.98, weight_decay=1e-4),
+  )
+
+
+def prefix_of(
+  method: Method, frozen: Mapping[str, Tree], batch: Mapping[str, jax.Array]
+) -> Prefix:
+  """The batch's dense prefix: taken from the cache, or computed."""
+  cache = frozen.get("prefixes")
+  if cache is None:
+    tokens = batch["tokens"][:, : method.layout.prefix + 1]
+    return method.setup.build_prefix(
+      frozen["lm"], tokens, method.layout.context
+    )
+  ids = batch["ids"]
+  by_window = lambda x: None if x is None else x[ids]
+  by_layer = lambda x: None if x is None else x[:, ids]
+  return Prefix(
+    k=by_layer(cache.k),
+    v=by_layer(cache.v),
+    page_min=by_layer(cache.page_min),
+    page_max=by_layer(cache.page_max),
+    hidden=by_window(cache.hidden),
+    surprise=by_window(cache.surprise),
+    entropy=by_window(cache.entropy),
+  )
+
+
+def starts_of(method: Method, windows: int) -> jax.Array:
+  """First tokens (W, R) of all rollouts, those of an episode side by side."""
+  starts = jnp.asarray(method.layout.starts())
+  return jnp.broadcast_to(
+    jnp.repeat(starts, method.group_size)[None],
+    (windows, starts.size * method.group_size),
+  )
+
+
+def draw_goals(
+  method: Method, log_price: jax.Array, windows: int, key: jax.Array
+) -> jax.Array:
+  """Goals (W, R, G), one per episode, shared by its K rollouts."""
+  groups = (windows, method.layout.episodes)
+  if method.budget == "price":
+    low, high = log_price
+    uniform = jax.random.uniform(key, (*groups, 1))
+    goal = jnp.exp(low + (high - low) * uniform)
+  else:
+    low = jnp.asarray(method.target_low)[None, None]
+    goal = low + (1 - low) * jax.random.uniform(key, (*groups, 3))
+  return jnp.repeat(goal, method.group_size, axis=1)
+
+
+def grouped(method: Method, values: jax.Array) -> jax.Array:
+  """(W, R, ...) to (W E, K, ...)."""
+  return values.reshape(-1, method.group_size, *values.shape[2:])
+
+
+def advantages_of(
+  method: Method, rollout: Rollout, goal: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Advantages (W E, K, T) and what they are made of.
+
+  Args:
+    method: the method.
+    rollout: (W, R, T) actions and log-likelihoods.
+    goal: (W, R, G).
+  """
+  spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
+  spent = grouped(method, spent)
+  rewards = grouped(method, rollout.log_p)
+  metrics = {}
+  if method.budget == "price":
+    costs = jnp.asarray(method.policy.costs)[rollout.actions]
+    price = grouped(method, goal)[..., 0]
+    rewards = rewards - price[..., None] * grouped(method, costs)
+    metrics["cost"] = jnp.mean(costs)
+  if method.credit == "residual":
+    returns = reward_lib.residual_to_go(rewards, spent, method.gamma)
+  else:
+    returns = reward_lib.returns_to_go(rewards, method.gamma)
+  if method.budget == "targets":
+    targets = grouped(method, goal)
+    gap = jnp.mean(spent, axis=2) - targets
+    penalty = reward_lib.dead_zone_penalty(
+      gap, method.penalty_weights, method.tolerance
+    )
+    returns = returns - penalty[..., None]
+    metrics["penalty"] = jnp.mean(penalty)
+    for i, axis in enumerate(("kappa", "rho", "bits")):
+      metrics[f"gap_{axis}"] = jnp.mean(jnp.abs(gap[..., i]))
+  advantages = grpo.advantages(
+    returns,
+    level=method.level,
+    normalise=method.normalise,
+    whiten=method.whiten,
+  )
+  for i, axis in enumerate(("kappa", "rho", "bits")):
+    metrics[f"spent_{axis}"] = jnp.mean(spent[..., i])
+  return advantages, metrics
+
+
+def make_step(
+  method: Method, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]]:
+  """Builds `(state, batch, frozen) -> (state, metrics)`.
+
+  The batch holds "tokens" (W, S') and "ids" (W,), the windows' places in the
+  prefix cache. Frozen holds "lm" (LLM parameters), "stats" (InputStats),
+  "log_price" (2,), "reference" (policy parameters, when kl_coef > 0) and
+  "prefixes" (a Prefix of all windows, or None to compute them).
+  """
+  act = policy_lib.controller(method.policy, greedy=False)
+
+  def step(state, batch, frozen):
+    goal_key, roll_key = jax.random.split(state_lib.step_key(state))
+    tokens = batch["tokens"]
+    prefix = prefix_of(method, frozen, batch)
+    starts = starts_of(method, tokens.shape[0])
+    goal = draw_goals(method, frozen["log_price"], tokens.shape[0], goal_key)
+    rollout = rollout_lib.scan(
+      method.setup,
+      frozen["lm"],
+      prefix,
+      tokens,
+      starts,
+      act,
+      (state.params, frozen["stats"]),
+      goal,
+      roll_key,
+      record=True,
+    )
+    seen = full_observations(method, frozen, tokens, starts, rollout)
+    advantages, metrics = advantages_of(method, rollout, goal)
+
+    def loss_fn(params):
+      model = policy_lib.bind(method.policy, params)
+      logits = grouped(method, model(seen, goal)[0])
+      reference = None
+      if method.kl_coef:
+        frozen_model = policy_lib.bind(method.policy, frozen["reference"])
+        reference = jax.nn.log_softmax(
+          grouped(method, frozen_model(seen, goal)[0])
+        )
+        reference = jnp.take_along_axis(
+          reference, grouped(method, rollout.actions)[..., None], axis=-1
+        )[..., 0]
+      loss, aux = grpo.policy_loss(
+        logits,
+        grouped(method, rollout.actions),
+        grouped(method, rollout.extras),
+        advantages,
+        clip_low=method.clip_low,
+        clip_high=method.clip_high,
+        entropy_coef=method.entropy_coef,
+        ref_logp=reference,
+        kl_coef=method.kl_coef,
+      )
+      return loss.sum / loss.denominator, aux
+
+    def epoch(carry, _):
+      params, opt_state = carry
+      (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+      updates, opt_state = tx.update(grads, opt_state, params)
+      aux = aux | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+      return (optax.apply_updates(params, updates), opt_state), aux
+
+    (params, opt_state), aux = jax.lax.scan(
+      epoch,
+      (state.params, state.opt_state),
+      None,
+      length=method.inner_epochs,
+    )
+    # The last epoch's diagnostics: there the ratio has moved the most.
+    metrics |= jax.tree.map(lambda x: x[-1], aux)
+    metrics["log_p"] = jnp.mean(rollout.log_p)
+    state = dataclasses.replace(
+      state, step=state.step + 1, params=params, opt_state=opt_state
+    )
+    return state, metrics
+
+  return step
+
+
+def full_observations(
+  method: Method,
+  frozen: Mapping[str, Tree],
+  tokens: jax.Array,
+  starts: jax.Array,
+  rollout: Rollout,
+):
+  """The rollout's observations with embeddings, standardised."""
+  model = transformer.bind(method.setup.config, frozen["lm"])
+  inputs, _ = prefix_lib.episode_tokens(
+    tokens, starts, method.layout.horizon
+  )
+  seen = dataclasses.replace(
+    rollout.observations, embed=model.embed(inputs)
+  )
+  stats: InputStats = frozen["stats"]
+  return stats.apply(seen)

@@ -1,0 +1,328 @@
+"""The compute policy: a small causal network over the tokens of an episode.
+
+Axis letters: W windows, R rollouts, T steps, D width of the LLM, A actions,
+M width of the policy, G numbers in the goal.
+
+Two heads. "published" (SOL, arXiv 2605.10875): action logits plus a head
+conditioned on the budget targets. "gain": the network predicts the gain
+g(s, a) in nats of every action over the cheapest one, and the logits are
+(g(s, a) - price * cost(a)) / temperature: one network serves every price, and
+a regression of counterfactual gains (`research/sol/warm_start.py`) is a
+policy as it stands.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from models import layers
+from research.sol import observation
+from research.sol.observation import Observation
+from research.sol.rollout import Controller
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+  """Shape of the policy.
+
+  Attributes:
+    num_actions: A.
+    lm_width: D.
+    horizon: T.
+    costs: (A,) scalar cost of each action, in [0, 1]; used by "gain".
+    head: "published" or "gain".
+    width: M.
+    num_heads: attention heads; divides M.
+    surprise: the nine scalars of `observation.SCALARS` are inputs (unseen by
+      the published policy).
+    goal_size: G: 3 targets ("published") or 1 price ("gain").
+    temperature: of the softmax; 1.3 as published, nats for "gain".
+  """
+
+  num_actions: int
+  lm_width: int
+  horizon: int
+  costs: tuple[float, ...]
+  head: str = "gain"
+  width: int = 512
+  num_heads: int = 4
+  surprise: bool = True
+  temperature: float = 0.1
+
+  @property
+  def goal_size(self) -> int:
+    """Numbers in the goal."""
+    return 1 if self.head == "gain" else 3
+
+
+class _Mlp(nnx.Module):
+  """Linear, GELU, linear."""
+
+  def __init__(self, sizes: tuple[int, int, int], *, rngs: nnx.Rngs):
+    self.first = layers.Linear(sizes[0], sizes[1], use_bias=True, rngs=rngs)
+    self.second = layers.Linear(sizes[1], sizes[2], use_bias=True, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.second(jax.nn.gelu(self.first(x)))
+
+
+class _LayerNorm(nnx.Module):
+  """Layer norm with scale and offset over the last axis."""
+
+  def __init__(self, features: int):
+    self.scale = nnx.Param(jnp.ones((features,)))
+    self.offset = nnx.Param(jnp.zeros((features,)))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = jax.nn.standardize(x, axis=-1, epsilon=1e-5)
+    scale = jnp.broadcast_to(self.scale[...], x.shape)
+    return x * scale + jnp.broadcast_to(self.offset[...], x.shape)
+
+
+class Policy(nnx.Module):
+  """One pre-norm causal block between an input mix and the action head."""
+
+  def __init__(self, config: PolicyConfig, *, rngs: nnx.Rngs):
+    """Random weights; the last layer of the gain head starts at zero."""
+    c = config
+    self.config = c
+    linear = functools.partial(layers.Linear, use_bias=True, rngs=rngs)
+    # time, effective flag, targets or price, deviations from them
+    num_scalars = 2 + 2 * c.goal_size
+    num_scalars += len(observation.SCALARS) if c.surprise else 0
+    self.scalars = linear(num_scalars, 64)
+    self.scalars_norm = _LayerNorm(64)
+    self.action_table = nnx.Param(
+      0.02 * jax.random.normal(rngs.params(), (c.num_actions + 1, 32))
+    )
+    self.mix = linear(2 * c.lm_width + 64 + 32, c.width)
+    self.positions = nnx.Param(
+      0.02 * jax.random.normal(rngs.params(), (c.horizon, c.width))
+    )
+    self.attn_norm = _LayerNorm(c.width)
+    self.qkv = linear(c.width, 3 * c.width)
+    self.out = linear(c.width, c.width)
+    self.mlp_norm = _LayerNorm(c.width)
+    self.mlp = _Mlp((c.width, 4 * c.width, c.width), rngs=rngs)
+    self.final_norm = _LayerNorm(c.width)
+    self.head = linear(c.width, c.num_actions)
+    if c.head == "gain":
+      self.head.kernel[...] = jnp.zeros_like(self.head.kernel[...])
+      self.shortcut = (
+        linear(len(observation.SCALARS), c.num_actions) if c.surprise else None
+      )
+      if self.shortcut is not None:
+        zeros = jnp.zeros_like(self.shortcut.kernel[...])
+        self.shortcut.kernel[...] = zeros
+    else:
+      self.goal_head = _Mlp((3, 32, c.num_actions), rngs=rngs)
+
+  def inputs(self, seen: Observation, goal: jax.Array) -> jax.Array:
+    """Mixes what was seen (..., D) and the goal (..., G) into (..., M)."""
+    c = self.config
+    step = seen.step.astype(jnp.float32)
+    numbers = [
+      ((step + 1) / c.horizon)[..., None],
+      jnp.ones_like(step)[..., None],
+    ]
+    if c.head == "gain":
+      started = (step > 0)[..., None]
+      spent = jnp.mean(seen.spent, axis=-1, keepdims=True)
+      numbers += [jnp.log(goal), jnp.where(started, spent, 0.0)]
+    else:
+      started = (step > 0)[..., None]
+      numbers += [goal, jnp.where(started, seen.spent - goal, 0.0)]
+    if c.surprise:
+      numbers.append(seen.scalars)
+    mixed = self.scalars(jnp.concatenate(numbers, axis=-1))
+    mixed = self.scalars_norm(jax.nn.gelu(mixed))
+    action = self.action_table[...][seen.previous]
+    x = jnp.concatenate([seen.hidden, seen.embed, mixed, action], axis=-1)
+    return self.mix(x) + self.positions[...][seen.step]
+
+  def heads(self, x: jax.Array, seen: Observation, goal: jax.Array):
+    """Logits (..., A) and gains (..., A) or None, from (..., M)."""
+    c = self.config
+    raw = self.head(self.final_norm(x))
+    if c.head == "published":
+      return (raw + self.goal_head(goal)) / c.temperature, None
+    if self.shortcut is not None:
+      raw = raw + self.shortcut(seen.scalars)
+    # Costs are constants of the config; one broadcast keeps ranks explicit.
+    costs = jnp.asarray(c.costs, jnp.float32)
+    costs = costs.reshape((1,) * (goal.ndim - 1) + (-1,))
+    return (raw - goal * costs) / c.temperature, raw
+
+  def __call__(
+    self, seen: Observation, goal: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Logits and gains (W, R, T, A) of whole episodes.
+
+    Args:
+      seen: (W, R, T, ...), standardised.
+      goal: (W, R, G).
+    """
+    goal = jnp.broadcast_to(goal[:, :, None], (*seen.step.shape, goal.shape[2]))
+    x = self.inputs(seen, goal)
+    shape = x.shape
+    q, k, v = self._project(x.reshape(-1, *shape[2:]))
+    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    x = self._finish(x, mixed.reshape(shape))
+    return self.heads(x, seen, goal)
+
+  def step(
+    self,
+    seen: Observation,
+    goal: jax.Array,
+    cache: tuple[jax.Array, jax.Array],
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Logits (W, R, A) of one step, and the cache with its keys and values.
+
+    Args:
+      seen: (W, R, ...), standardised; all rollouts at the same step.
+      goal: (W, R, G).
+      cache: keys and values (W, R, T, heads, M / heads).
+    """
+    x = self.inputs(seen, goal)
+    q, k, v = self._project(x[..., None, :])
+    t = seen.step[0, 0]
+    cache = tuple(
+      jax.lax.dynamic_update_slice_in_dim(old, new, t, axis=2)
+      for old, new in zip(cache, (k, v), strict=True)
+    )
+    flat = lambda y: y.reshape(-1, *y.shape[2:])
+    visible = (jnp.arange(cache[0].shape[2]) <= t)[None, None, None]
+    mixed = jax.nn.dot_product_attention(
+      flat(q), flat(cache[0]), flat(cache[1]), mask=visible
+    )
+    x = self._finish(x, mixed.reshape(x.shape))
+    return self.heads(x, seen, goal)[0], cache
+
+  def _project(self, x):
+    """q, k, v (..., T, heads, M / heads) of (..., T, M)."""
+    c = self.config
+    qkv = self.qkv(self.attn_norm(x))
+    qkv = qkv.reshape(*x.shape[:-1], 3, c.num_heads, c.width // c.num_heads)
+    return (qkv[..., i, :, :] for i in range(3))
+
+  def _finish(self, x, mixed):
+    x = x + self.out(mixed)
+    return x + self.mlp(self.mlp_norm(x))
+
+
+def _random(config: PolicyConfig, key: jax.Array | None = None) -> Policy:
+  key = jax.random.key(0) if key is None else key
+  return Policy(config, rngs=nnx.Rngs(params=key))
+
+
+@functools.lru_cache(maxsize=64)
+def _graphdef(config: PolicyConfig) -> nnx.GraphDef:
+  return nnx.split(nnx.eval_shape(lambda: _random(config)))[0]
+
+
+def init(config: PolicyConfig, key: jax.Array) -> Params:
+  """Random parameters as a nested dict."""
+  return nnx.to_pure_dict(nnx.split(_random(config, key))[1])
+
+
+def bind(config: PolicyConfig, params: Params) -> Policy:
+  """The module over `params`."""
+  return nnx.merge(_graphdef(config), params)
+
+
+def num_params(params: Params) -> int:
+  """Number of parameters."""
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputStats:
+  """Means and scales that standardise the policy's inputs.
+
+  Attributes:
+    hidden: (2, D) mean and standard deviation.
+    embed: (2, D).
+    scalars: (2, 9).
+  """
+
+  hidden: jax.Array
+  embed: jax.Array
+  scalars: jax.Array
+
+  @classmethod
+  def identity(cls, width: int) -> "InputStats":
+    """Leaves the inputs as they are (published)."""
+    one = lambda n: jnp.stack([jnp.zeros((n,)), jnp.ones((n,))])
+    return cls(
+      hidden=one(width),
+      embed=one(width),
+      scalars=one(len(observation.SCALARS)),
+    )
+
+  @classmethod
+  def measure(cls, seen: Observation) -> "InputStats":
+    """Statistics of the observations (..., D), over all leading axes."""
+
+    def one(x):
+      x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+      return jnp.stack([jnp.mean(x, axis=0), jnp.std(x, axis=0) + 1e-4])
+
+    return cls(
+      hidden=one(seen.hidden),
+      embed=one(seen.embed),
+      scalars=one(seen.scalars),
+    )
+
+  def apply(self, seen: Observation) -> Observation:
+    """Standardises hidden states, embeddings and scalars."""
+
+    def one(x, stats):
+      shape = (1,) * (x.ndim - 1) + (-1,)
+      mean, scale = (row.reshape(shape) for row in stats)
+      return (x.astype(jnp.float32) - mean) / scale
+
+    return dataclasses.replace(
+      seen,
+      hidden=one(seen.hidden, self.hidden),
+      embed=one(seen.embed, self.embed),
+      scalars=one(seen.scalars, self.scalars),
+    )
+
+
+def controller(config: PolicyConfig, *, greedy: bool) -> Controller:
+  """The policy as a controller of `rollout.scan`.
+
+  Its parameters are the pair (policy parameters, InputStats), its goal is
+  (W, R, G). It records the log-probability of the action it took.
+
+  Args:
+    config: of the policy.
+    greedy: take the most likely action instead of a sample.
+  """
+  head_dim = config.width // config.num_heads
+
+  def start(_, goal):
+    shape = (*goal.shape[:2], config.horizon, config.num_heads, head_dim)
+    return jnp.zeros(shape), jnp.zeros(shape)
+
+  def act(params_and_stats, goal, cache, seen, key):
+    params, stats = params_and_stats
+    model = bind(config, params)
+    logits, cache = model.step(stats.apply(seen), goal, cache)
+    if greedy:
+      action = jnp.argmax(logits, axis=-1)
+    else:
+      action = jax.random.categorical(key, logits, axis=-1)
+    action = action.astype(jnp.int32)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    picked = jnp.take_along_axis(log_probs, action[..., None], axis=-1)
+    return action, cache, picked[..., 0]
+
+  return Controller(start=start, act=act)

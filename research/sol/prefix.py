@@ -1,0 +1,191 @@
+"""The dense part of an episode: what the frozen LLM knows before it starts.
+
+Axis letters: W windows of text, S prefix tokens, L layers, N key/value heads,
+K head dimension, D width, P pages, R rollouts of a window, T steps of an
+episode.
+
+A prefix is computed once for a window and shared, unrepeated, by all its
+rollouts: K counterfactual schedules of one episode, several episodes that
+start at different tokens of the window, several budgets, or all of these.
+A rollout that starts at token s sees the first s tokens of the prefix: the
+published refresh (dense replay at the start of every episode) is exactly
+this.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from models import transformer
+from models.transformer_config import TransformerConfig
+import ops
+
+# Tokens over which the running mean of the surprise is taken.
+MEAN_SPAN = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefix:
+  """Dense state of W windows.
+
+  Attributes:
+    k: (L, W, S, N, K) keys of every layer.
+    v: (L, W, S, N, K).
+    page_min: (L, W, P, N, K) lower bound of the keys of each page, or None
+      when no action drops tokens.
+    page_max: (L, W, P, N, K) upper bound, or None.
+    hidden: (W, S, D) last hidden states, after the final norm.
+    surprise: (W, S), -log p(token i+1 | tokens <= i) in nats at index i;
+      zero before the first position that an episode can ask for.
+    entropy: (W, S) of the logits at each position, in nats; likewise.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  page_min: jax.Array | None
+  page_max: jax.Array | None
+  hidden: jax.Array
+  surprise: jax.Array
+  entropy: jax.Array
+
+
+def token_stats(
+  logits: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Log-likelihood of `targets` (...) and entropy of `logits` (..., V).
+
+  Both in nats, float32, (...).
+  """
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  # H = log Z - E[logit]: one pass, no array of log-probabilities is kept.
+  centred = logits - log_z[..., None]
+  entropy = -jnp.sum(jnp.exp(centred) * centred, axis=-1)
+  return picked - log_z, entropy
+
+
+def build(
+  config: TransformerConfig,
+  params: transformer.Params,
+  tokens: jax.Array,
+  *,
+  first_start: int,
+  page_size: int | None,
+  chunk: int = 64,
+  attention: str | None = None,
+) -> Prefix:
+  """Reads the windows densely.
+
+  Args:
+    config: of the frozen LLM.
+    params: of the frozen LLM.
+    tokens: (W, S + 1) int32; the last token is only a target.
+    first_start: the smallest start of any episode; logits are computed from
+      `first_start - MEAN_SPAN` on.
+    page_size: of the key pages, or None when no action drops tokens.
+    chunk: positions whose logits (W, chunk, V) are alive at a time.
+    attention: implementation of `jax.nn.dot_product_attention`.
+
+  Returns:
+    The prefix over the first S tokens.
+
+  Raises:
+    ValueError: S is no multiple of the page size.
+  """
+  read, targets = tokens[:, :-1], tokens[:, 1:]
+  windows, length = read.shape
+  if page_size is not None and length % page_size:
+    raise ValueError(
+      f"a prefix of {length} tokens is no multiple of page_size={page_size}"
+    )
+  model = transformer.bind(config, params)
+  hidden, (k, v) = model(
+    model.embed(read),
+    transformer.token_positions(read),
+    transformer.causal_attend(attention),
+  )
+  first = max(first_start - MEAN_SPAN, 0)
+  surprise, entropy = stats_in_chunks(
+    model, hidden[:, first:], targets[:, first:], chunk
+  )
+  fill = ((0, 0), (first, 0))
+  page_min = page_max = None
+  if page_size is not None:
+    page_min, page_max = ops.page_bounds(k, page_size=page_size)
+  return Prefix(
+    k=k,
+    v=v,
+    page_min=page_min,
+    page_max=page_max,
+    hidden=hidden,
+    surprise=jnp.pad(surprise, fill),
+    entropy=jnp.pad(entropy, fill),
+  )
+
+
+def stats_in_chunks(
+  model: transformer.Transformer,
+  hidden: jax.Array,
+  targets: jax.Array,
+  chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Surprise and entropy (W, n) without (W, n, V) logits at once.
+
+  Args:
+    model: the frozen LLM.
+    hidden: (W, n, D) hidden states.
+    targets: (W, n) tokens that follow them.
+    chunk: positions whose logits (W, chunk, V) are alive at a time.
+  """
+  windows, length, width = hidden.shape
+  chunk = min(chunk, length)
+  pad = -length % chunk
+  hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
+  targets = jnp.pad(targets, ((0, 0), (0, pad)))
+  pieces = (length + pad) // chunk
+
+  def one(piece):
+    h, y = piece
+    log_p, entropy = token_stats(model.logits(h), y)
+    return -log_p, entropy
+
+  surprise, entropy = jax.lax.map(
+    one,
+    (
+      hidden.reshape(windows, pieces, chunk, width).swapaxes(0, 1),
+      targets.reshape(windows, pieces, chunk).swapaxes(0, 1),
+    ),
+  )
+  join = lambda x: x.swapaxes(0, 1).reshape(windows, -1)[:, :length]
+  return join(surprise), join(entropy)
+
+
+def at_starts(values: jax.Array, starts: jax.Array) -> jax.Array:
+  """Picks `values` (W, S, ...) just before `starts` (W, R): (W, R, ...)."""
+  index = (starts - 1).reshape(starts.shape + (1,) * (values.ndim - 2))
+  return jnp.take_along_axis(values, index, axis=1)
+
+
+def mean_surprise(prefix: Prefix, starts: jax.Array) -> jax.Array:
+  """Mean surprise of the MEAN_SPAN tokens that end at each start (W, R)."""
+  total = jnp.cumsum(prefix.surprise, axis=1)
+  total = jnp.pad(total, ((0, 0), (1, 0)))
+  begin = jnp.maximum(starts - MEAN_SPAN, 0)
+  span = jnp.take_along_axis(total, starts, axis=1) - jnp.take_along_axis(
+    total, begin, axis=1
+  )
+  return span / (starts - begin)
+
+
+def episode_tokens(
+  tokens: jax.Array, starts: jax.Array, horizon: int
+) -> tuple[jax.Array, jax.Array]:
+  """Inputs and targets (W, R, T) of episodes that start at `starts` (W, R)."""
+  steps = jnp.arange(horizon + 1, dtype=starts.dtype)
+  index = starts[..., None] + steps[None, None]
+  windows, rollouts, _ = index.shape
+  picked = jnp.take_along_axis(tokens, index.reshape(windows, -1), axis=1)
+  picked = picked.reshape(windows, rollouts, horizon + 1)
+  return picked[..., :-1], picked[..., 1:]

@@ -1,0 +1,409 @@
+"""Episodes under actions: one token at a time, or all at once.
+
+Axis letters: W windows, R rollouts of a window, T steps, L layers, N key/value
+heads, K head dimension, D width, A actions.
+
+`scan` runs T decode steps in one `lax.scan`, a controller choosing each
+action from what it sees. `score_block` scores schedules that are fixed in
+advance in one block forward: the key/value states that step t reads are those
+that the actions of earlier steps produced, in both, so the two agree.
+
+Source of the actions' semantics: SOL (arXiv 2605.10875) and Quest
+(arXiv 2406.10774); `keep_sink_and_current` and `prune="intermediate"` are
+options beyond them.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models import transformer
+from models.transformer_config import TransformerConfig
+import ops
+from research.sol import observation
+from research.sol import prefix as prefix_lib
+from research.sol.actions import ActionTable
+from research.sol.observation import Observation
+from research.sol.prefix import Prefix
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+  """What is fixed about the episodes of a run.
+
+  Attributes:
+    config: of the frozen LLM.
+    table: the actions.
+    horizon: T, steps of an episode.
+    page_size: tokens a page.
+    keep_sink_and_current: force the first and the query's own page in.
+    prune: which MLP channels rho drops: "input" (published) or
+      "intermediate".
+    attention: implementation of the dense attention of the prefix.
+  """
+
+  config: TransformerConfig
+  table: ActionTable
+  horizon: int
+  page_size: int
+  keep_sink_and_current: bool = False
+  prune: str = "input"
+  attention: str | None = None
+
+  @property
+  def drops_tokens(self) -> bool:
+    """Some action reads only part of the context."""
+    return min(self.table.kappa) < 1.0
+
+  def build_prefix(
+    self, params: transformer.Params, tokens: jax.Array, first_start: int
+  ) -> Prefix:
+    """`prefix.build` for this set-up: `tokens` (W, S + 1)."""
+    return prefix_lib.build(
+      self.config,
+      params,
+      tokens,
+      first_start=first_start,
+      page_size=self.page_size if self.drops_tokens else None,
+      attention=self.attention,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Controller:
+  """Chooses actions step by step.
+
+  Attributes:
+    start: (params, goal) -> carry, a pytree with leading axes (W, R).
+    act: (params, goal, carry, observation, key) -> (actions (W, R) int32,
+      carry, extras), where extras is a pytree with leading axes (W, R) that
+      the rollout records.
+  """
+
+  start: Callable[[Any, Any], Any]
+  act: Callable[..., tuple[jax.Array, Any, Any]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollout:
+  """What happened in W x R episodes of T steps.
+
+  Attributes:
+    actions: (W, R, T) int32.
+    log_p: (W, R, T) log-likelihood of the true next tokens, nats.
+    observations: what the controller saw (W, R, T, ...), or None; `embed` is
+      left out as None, since the tokens give it.
+    extras: what the controller recorded, (W, R, T, ...).
+  """
+
+  actions: jax.Array
+  log_p: jax.Array
+  observations: Observation | None
+  extras: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Signals:
+  """What the last token left behind, (W, R, ...)."""
+
+  hidden: jax.Array
+  hidden_before: jax.Array
+  surprise: jax.Array
+  entropy: jax.Array
+  previous_surprise: jax.Array
+  mean_surprise: jax.Array
+
+
+def _signals_at_start(prefix: Prefix, starts: jax.Array) -> _Signals:
+  pick = lambda values, at: prefix_lib.at_starts(values, at)
+  return _Signals(
+    hidden=pick(prefix.hidden, starts),
+    hidden_before=pick(prefix.hidden, starts - 1),
+    surprise=pick(prefix.surprise, starts),
+    entropy=pick(prefix.entropy, starts),
+    previous_surprise=pick(prefix.surprise, starts - 1),
+    mean_surprise=prefix_lib.mean_surprise(prefix, starts),
+  )
+
+
+def _advance(signals, hidden, surprise, entropy) -> _Signals:
+  """Signals after a token whose successor had `surprise`."""
+  mean = signals.mean_surprise
+  return _Signals(
+    hidden=hidden,
+    hidden_before=signals.hidden,
+    surprise=surprise,
+    entropy=entropy,
+    previous_surprise=signals.surprise,
+    mean_surprise=mean + (surprise - mean) / prefix_lib.MEAN_SPAN,
+  )
+
+
+def _observe(signals, embed, previous, spent, step) -> Observation:
+  return Observation(
+    hidden=signals.hidden,
+    embed=embed,
+    scalars=observation.scalars(
+      signals.surprise,
+      signals.entropy,
+      signals.previous_surprise,
+      signals.mean_surprise,
+      signals.hidden,
+      embed,
+    ),
+    drift=observation.drift(signals.hidden, signals.hidden_before),
+    previous=previous,
+    spent=spent,
+    step=step,
+  )
+
+
+def _forward(
+  model, setup, prefix, tokens, starts, actions, *, suffix=None, slot=0
+):
+  """Hidden states (W, R, T, D) and keys, values (L, W, R, T, N, K).
+
+  Args:
+    model: the frozen LLM.
+    setup: the set-up.
+    prefix: dense state of the windows.
+    tokens: (W, R, T), the first one sits in suffix slot `slot`.
+    starts: (W, R).
+    actions: (W, R, T).
+    suffix: keys and values (L, W, R, C, N, K) of the slots before `slot`, or
+      None when `tokens` are the whole suffix.
+    slot: int or int32 scalar.
+  """
+  table = setup.table
+  kappa, rho, bits = (axis[actions] for axis in table.arrays())
+  keep = kappa if setup.drops_tokens else None
+  prune = lambda x: ops.keep_top_channels(x, rho)
+  hooks = transformer.MlpHooks(
+    on_input=prune if min(table.rho) < 1 and setup.prune == "input" else None,
+    on_middle=prune
+    if min(table.rho) < 1 and setup.prune == "intermediate"
+    else None,
+    on_output=(lambda y: ops.fake_quantize(y, bits))
+    if min(table.bits) < 16
+    else None,
+  )
+
+  def attend(q, k, v, layer):
+    prefix_k, prefix_v, page_min, page_max, layer_suffix = layer
+    if layer_suffix is None:
+      suffix_k, suffix_v = k, v
+    else:
+      suffix_k, suffix_v = (
+        jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
+        for old, new in zip(layer_suffix, (k, v), strict=True)
+      )
+    mixed = ops.sparse_attention(
+      q,
+      prefix_k,
+      prefix_v,
+      suffix_k,
+      suffix_v,
+      keep,
+      prefix_lengths=starts,
+      query_start=slot,
+      page_size=setup.page_size,
+      bounds=None if page_min is None else (page_min, page_max),
+      keep_sink_and_current=setup.keep_sink_and_current,
+    )
+    return mixed, (k, v)
+
+  steps = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
+  positions = starts[..., None] + slot + steps[None, None]
+  return model(
+    model.embed(tokens),
+    positions,
+    attend,
+    layer_inputs=(
+      prefix.k,
+      prefix.v,
+      prefix.page_min,
+      prefix.page_max,
+      suffix,
+    ),
+    hooks=hooks,
+  )
+
+
+def action_costs(table: ActionTable) -> jax.Array:
+  """(A, 3) of (kappa, rho, bits / 16)."""
+  kappa, rho, bits = table.arrays()
+  return jnp.stack([kappa, rho, bits / 16.0], axis=-1)
+
+
+def scan(
+  setup: Setup,
+  params: transformer.Params,
+  prefix: Prefix,
+  tokens: jax.Array,
+  starts: jax.Array,
+  controller: Controller,
+  controller_params: Any,
+  goal: Any,
+  key: jax.Array,
+  *,
+  record: bool = False,
+) -> Rollout:
+  """Runs the controller for T steps.
+
+  Args:
+    setup: the set-up.
+    params: of the frozen LLM.
+    prefix: dense state of the windows.
+    tokens: (W, S') the windows' tokens; every start + T must lie inside.
+    starts: (W, R) int32 first token of each episode, multiples of the page
+      size, at least 2 and at most S.
+    controller: chooses the actions.
+    controller_params: its parameters.
+    goal: its goal, a pytree with leading axes (W, R).
+    key: randomness of the controller.
+    record: keep the observations.
+
+  Returns:
+    The rollout.
+  """
+  config, horizon = setup.config, setup.horizon
+  model = transformer.bind(config, params)
+  inputs, targets = prefix_lib.episode_tokens(tokens, starts, horizon)
+  costs = action_costs(setup.table)
+  cache_shape = (
+    config.num_layers,
+    *starts.shape,
+    horizon,
+    config.num_kv_heads,
+    config.head_dim,
+  )
+  empty = jnp.zeros(cache_shape, prefix.k.dtype)
+
+  def step(carry, per_step):
+    suffix, signals, previous, spent_sum, inner = carry
+    t, token, target, step_key = per_step
+    seen = _observe(
+      signals,
+      model.embed(token),
+      previous,
+      spent_sum / jnp.maximum(t, 1),
+      jnp.broadcast_to(t, token.shape),
+    )
+    action, inner, extras = controller.act(
+      controller_params, goal, inner, seen, step_key
+    )
+    hidden, new = _forward(
+      model,
+      setup,
+      prefix,
+      token[..., None],
+      starts,
+      action[..., None],
+      suffix=suffix,
+      slot=t,
+    )
+    suffix = tuple(
+      jax.lax.dynamic_update_slice_in_dim(old, x, t, axis=3)
+      for old, x in zip(suffix, new, strict=True)
+    )
+    hidden = hidden[:, :, 0]
+    log_p, entropy = prefix_lib.token_stats(model.logits(hidden), target)
+    carry = (
+      suffix,
+      _advance(signals, hidden, -log_p, entropy),
+      action,
+      spent_sum + costs[action],
+      inner,
+    )
+    kept = dataclasses.replace(seen, embed=None) if record else None
+    return carry, (action, log_p, kept, extras)
+
+  start = (
+    (empty, empty),
+    _signals_at_start(prefix, starts),
+    jnp.full(starts.shape, setup.table.size, jnp.int32),
+    jnp.zeros((*starts.shape, 3), jnp.float32),
+    controller.start(controller_params, goal),
+  )
+  over_steps = (
+    jnp.arange(horizon, dtype=jnp.int32),
+    jnp.moveaxis(inputs, -1, 0),
+    jnp.moveaxis(targets, -1, 0),
+    jax.random.split(key, horizon),
+  )
+  _, outputs = jax.lax.scan(step, start, over_steps)
+  actions, log_p, seen, extras = jax.tree.map(
+    lambda x: jnp.moveaxis(x, 0, 2), outputs
+  )
+  return Rollout(actions=actions, log_p=log_p, observations=seen, extras=extras)
+
+
+def score_block(
+  setup: Setup,
+  params: transformer.Params,
+  prefix: Prefix,
+  tokens: jax.Array,
+  starts: jax.Array,
+  actions: jax.Array,
+  *,
+  record: bool = False,
+  chunk: int = 256,
+) -> Rollout:
+  """Scores schedules `actions` (W, R, T) that are fixed in advance.
+
+  The other arguments are those of `scan`; `chunk` is how many of a window's
+  R x T tokens have their logits alive at a time. Agrees with `scan` under a
+  controller that plays the same actions.
+  """
+  model = transformer.bind(setup.config, params)
+  windows, _, horizon = actions.shape
+  inputs, targets = prefix_lib.episode_tokens(tokens, starts, horizon)
+  hidden, _ = _forward(model, setup, prefix, inputs, starts, actions)
+  surprise, entropy = prefix_lib.stats_in_chunks(
+    model,
+    hidden.reshape(windows, -1, hidden.shape[-1]),
+    targets.reshape(windows, -1),
+    chunk,
+  )
+  surprise = surprise.reshape(targets.shape)
+  entropy = entropy.reshape(targets.shape)
+  seen = None
+  if record:
+    seen = _observe_block(
+      setup, model, prefix, starts, inputs, actions, hidden, surprise, entropy
+    )
+  return Rollout(
+    actions=actions, log_p=-surprise, observations=seen, extras=None
+  )
+
+
+def _observe_block(
+  setup, model, prefix, starts, inputs, actions, hidden, surprise, entropy
+):
+  """The observations that `scan` would have recorded."""
+  costs = action_costs(setup.table)[actions]
+  steps = jnp.arange(actions.shape[-1], dtype=jnp.int32)
+  spent = jnp.cumsum(costs, axis=2) - costs
+  spent = spent / jnp.maximum(steps, 1)[None, None, :, None]
+  first = jnp.full((*starts.shape, 1), setup.table.size, jnp.int32)
+  previous = jnp.concatenate([first, actions[..., :-1]], axis=-1)
+
+  def step(signals, per_step):
+    h, s, e = per_step
+    return _advance(signals, h, s, e), signals
+
+  by_step = lambda x: jnp.moveaxis(x, 2, 0)
+  _, signals = jax.lax.scan(
+    step,
+    _signals_at_start(prefix, starts),
+    (by_step(hidden), by_step(surprise), by_step(entropy)),
+  )
+  signals = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), signals)
+  step_index = jnp.broadcast_to(steps[None, None], actions.shape)
+  seen = _observe(signals, model.embed(inputs), previous, spent, step_index)
+  return dataclasses.replace(seen, embed=None)

@@ -1,0 +1,161 @@
+"""Supervised warm start: regress counterfactual gains of random schedules.
+
+Axis letters: W windows, E episodes, K schedules of an episode, T steps, A
+actions. Each episode is scored under K random schedules in one block forward.
+The reward to go of a token, centred over the K schedules, is the counterfactual
+gain of the action it got there: its own-step gain and what it does to later
+tokens. The gain head is fitted to it, centred alike, by squared error; with
+any price it is then a policy.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from research.core import state as state_lib
+from research.core.state import TrainState
+from research.sol import learn
+from research.sol import policy as policy_lib
+from research.sol import reward as reward_lib
+from research.sol import rollout as rollout_lib
+from research.sol.learn import Method
+
+Tree = Any
+
+
+def random_actions(
+  method: Method, windows: int, key: jax.Array
+) -> jax.Array:
+  """Schedules (W, R, T), drawn independently at every step.
+
+  All schedules of an episode share one tilt towards dear or cheap actions, so
+  that all budgets are seen; within the group, actions of different steps stay
+  independent, so that no gain is credited to its neighbours.
+  """
+  tilt_key, draw_key = jax.random.split(key)
+  costs = jnp.asarray(method.policy.costs)
+  spread = jnp.maximum(jnp.std(costs), 1e-6)
+  costs = (costs - jnp.mean(costs)) / spread
+  tilt = jax.random.normal(tilt_key, (windows, method.layout.episodes))
+  tilt = jnp.repeat(tilt, method.group_size, axis=1)
+  logits = tilt[..., None] * costs[None, None]
+  shape = (method.layout.horizon, *tilt.shape)
+  draws = jax.random.categorical(draw_key, logits[None], axis=-1, shape=shape)
+  return jnp.moveaxis(draws, 0, -1).astype(jnp.int32)
+
+
+def score_random(
+  method: Method, frozen: Tree, batch: Tree, key: jax.Array
+) -> rollout_lib.Rollout:
+  """Scores random schedules of a batch, with observations."""
+  tokens = batch["tokens"]
+  starts = learn.starts_of(method, tokens.shape[0])
+  return rollout_lib.score_block(
+    method.setup,
+    frozen["lm"],
+    learn.prefix_of(method, frozen, batch),
+    tokens,
+    starts,
+    random_actions(method, tokens.shape[0], key),
+    record=True,
+  )
+
+
+def make_step(
+  method: Method, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]]:
+  """Builds `(state, batch, frozen) -> (state, metrics)`; see `learn`."""
+
+  def step(state, batch, frozen):
+    score_key, goal_key = jax.random.split(state_lib.step_key(state))
+    tokens = batch["tokens"]
+    rollout = score_random(method, frozen, batch, score_key)
+    starts = learn.starts_of(method, tokens.shape[0])
+    seen = learn.full_observations(method, frozen, tokens, starts, rollout)
+    goal = learn.draw_goals(
+      method, frozen["log_price"], tokens.shape[0], goal_key
+    )
+    target = centred_gain(method, rollout)
+    actions = learn.grouped(method, rollout.actions)
+
+    def loss_fn(params):
+      model = policy_lib.bind(method.policy, params)
+      gains = learn.grouped(method, model(seen, goal)[1])
+      taken = jnp.take_along_axis(gains, actions[..., None], axis=-1)[..., 0]
+      taken = taken - jnp.mean(taken, axis=1, keepdims=True)
+      error = jnp.mean(jnp.square(taken - target))
+      covariance = jnp.mean(taken * target)
+      scale = jnp.sqrt(jnp.mean(jnp.square(taken)) + 1e-12)
+      scale = scale * jnp.sqrt(jnp.mean(jnp.square(target)) + 1e-12)
+      return error, {"correlation": covariance / scale}
+
+    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
+    metrics = aux | {
+      "loss": loss,
+      "log_p": jnp.mean(rollout.log_p),
+      "target_std": jnp.std(target),
+    }
+    return state_lib.apply_gradients(state, grads, tx), metrics
+
+  return step
+
+
+def centred_gain(
+  method: Method, rollout: rollout_lib.Rollout
+) -> jax.Array:
+  """Reward to go (W E, K, T), centred over the K schedules."""
+  rewards = learn.grouped(method, rollout.log_p)
+  if method.credit == "residual":
+    spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
+    returns = reward_lib.residual_to_go(
+      rewards, learn.grouped(method, spent), method.gamma
+    )
+  else:
+    returns = reward_lib.returns_to_go(rewards, method.gamma)
+  return returns - jnp.mean(returns, axis=1, keepdims=True)
+
+
+def measure_stats(
+  method: Method, frozen: Tree, batch: Tree, key: jax.Array
+) -> policy_lib.InputStats:
+  """Input statistics under random schedules of one batch."""
+  identity = policy_lib.InputStats.identity(method.policy.lm_width)
+  frozen = dict(frozen) | {"stats": identity}
+  tokens = batch["tokens"]
+  rollout = score_random(method, frozen, batch, key)
+  starts = learn.starts_of(method, tokens.shape[0])
+  return policy_lib.InputStats.measure(
+    learn.full_observations(method, frozen, tokens, starts, rollout)
+  )
+
+
+def mean_gain(
+  method: Method, frozen: Tree, batch: Tree, key: jax.Array
+) -> jax.Array:
+  """Mean gain (A,) of each action under random schedules, in nats.
+
+  Least squares of the centred reward to go on the taken action's (kappa, rho,
+  bits / 16), read back at every action: A may exceed the sample.
+  """
+  rollout = score_random(method, frozen, batch, key)
+  costs = rollout_lib.action_costs(method.setup.table)
+  features = learn.grouped(method, costs[rollout.actions])
+  features = features - jnp.mean(features, axis=1, keepdims=True)
+  x = features.reshape(-1, 3)
+  y = centred_gain(method, rollout).reshape(-1)
+  ridge = 1e-6 * x.shape[0] * jnp.eye(3)
+  slope = jnp.linalg.solve(x.T @ x + ridge, x.T @ y)
+  gains = costs @ slope
+  return gains - jnp.min(gains)
+
+
+def with_mean_gain(params: Tree, gains: jax.Array) -> Tree:
+  """Policy parameters whose gain head starts at the mean gains (A,)."""
+  head = dict(params["head"]) | {"bias": gains.astype(jnp.float32)}
+  return dict(params) | {"head": head}

@@ -45,8 +45,9 @@ def load_text(name: str | os.PathLike[str]) -> str:
     raise InputError(
       f"{path}: is not named .txt, .txt.xz or .txt.gz: rename or convert it"
     )
+  opener = _OPENERS[path.suffix]
   try:
-    with _OPENERS[path.suffix](path, "rt", encoding="utf-8", newline="") as file:
+    with opener(path, "rt", encoding="utf-8", newline="") as file:
       return file.read()
   except UnicodeDecodeError as error:
     raise InputError(f"{path}: is not UTF-8 text: convert it") from error

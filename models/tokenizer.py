@@ -7,16 +7,12 @@ import struct
 import gguf
 import numpy as np
 import tokenizers
-from tokenizers import decoders
+from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers import models as bpe_models
-from tokenizers import normalizers
-from tokenizers import pre_tokenizers
 
-from models.convert import Checkpoint
-from models.convert import gguf_io
+from models.convert import Checkpoint, gguf_io
 from models.errors import InputError
 
-# Files without any spelling of their kind hold a text of this token type.
 _CONTROL = int(gguf.TokenType.CONTROL)
 _USER_DEFINED = int(gguf.TokenType.USER_DEFINED)
 

@@ -8,6 +8,7 @@ kappa, rho and bits, in this order.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -125,6 +126,7 @@ class ThresholdGoal:
 Score = Callable[[Any, Observation], jax.Array]
 
 
+@functools.lru_cache(maxsize=64)
 def threshold_controller(score: Score) -> Controller:
   """Upper level on an axis where its score reaches its threshold.
 

@@ -23,6 +23,7 @@ import optax
 from models import transformer
 from research.core import state as state_lib
 from research.core.state import TrainState
+from research.sol import credit
 from research.sol import grpo
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
@@ -185,7 +186,7 @@ def advantages_of(
     rewards = rewards - price[..., None] * grouped(method, costs)
     metrics["cost"] = jnp.mean(costs)
   if method.credit == "residual":
-    returns = reward_lib.residual_to_go(rewards, spent, method.gamma)
+    returns = credit.residual_to_go(rewards, spent, method.gamma)
   else:
     returns = reward_lib.returns_to_go(rewards, method.gamma)
   if method.budget == "targets":

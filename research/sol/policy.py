@@ -296,6 +296,7 @@ class InputStats:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def controller(config: PolicyConfig, *, greedy: bool) -> Controller:
   """The policy as a controller of `rollout.scan`.
 

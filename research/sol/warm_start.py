@@ -18,6 +18,7 @@ import optax
 
 from research.core import state as state_lib
 from research.core.state import TrainState
+from research.sol import credit
 from research.sol import learn
 from research.sol import policy as policy_lib
 from research.sol import reward as reward_lib
@@ -113,7 +114,7 @@ def centred_gain(
   rewards = learn.grouped(method, rollout.log_p)
   if method.credit == "residual":
     spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
-    returns = reward_lib.residual_to_go(
+    returns = credit.residual_to_go(
       rewards, learn.grouped(method, spent), method.gamma
     )
   else:

@@ -1,0 +1,143 @@
+"""What every script shares: flags, one-line errors, and result files."""
+
+import errno
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from artefacts import command as command
+from artefacts import write_result as write_result
+from models.errors import InputError
+
+# --help lists the flags of the script: they are its own, not this module's.
+flags.disclaim_key_flags()
+
+_DENIED = ("EACCES", "EEXIST", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+
+
+class _Numbers(flags.ArgumentParser):
+  """Parses "0.1,0.5" to [0.1, 0.5]; every number finite and in bounds."""
+
+  syntactic_help = "comma separated numbers"
+
+  def __init__(self, lower: float, upper: float):
+    super().__init__()
+    self.lower, self.upper = lower, upper
+
+  def parse(self, argument: str | Sequence[float]) -> list[float]:
+    parts = argument.split(",") if isinstance(argument, str) else argument
+    found = [float(part) for part in parts]
+    for value in found:
+      if not (math.isfinite(value) and self.lower <= value <= self.upper):
+        raise ValueError(f"{value} is not in [{self.lower:g}, {self.upper:g}]")
+    return found
+
+
+class _NumbersSerializer(flags.ArgumentSerializer):
+  def serialize(self, value: Sequence[float]) -> str:
+    return ",".join(map(str, value))
+
+
+def integer(
+  name: str,
+  default: int | None,
+  text: str,
+  lower: int | None = None,
+  upper: int | None = None,
+) -> flags.FlagHolder:
+  """Defines --name, an integer in [lower, upper]."""
+  return flags.DEFINE_integer(
+    name, default, text, lower_bound=lower, upper_bound=upper
+  )
+
+
+def number(
+  name: str,
+  default: float | None,
+  text: str,
+  lower: float | None = None,
+  upper: float | None = None,
+) -> flags.FlagHolder:
+  """Defines --name, a finite number in [lower, upper]."""
+  holder = flags.DEFINE_float(
+    name, default, text, lower_bound=lower, upper_bound=upper
+  )
+  flags.register_validator(
+    name,
+    lambda value: value is None or math.isfinite(value),
+    message="must be a finite number",
+  )
+  return holder
+
+
+def numbers(
+  name: str,
+  default: Sequence[float],
+  text: str,
+  lower: float = -math.inf,
+  upper: float = math.inf,
+) -> flags.FlagHolder:
+  """Defines --name=0.1,0.5: finite numbers in [lower, upper], as a list."""
+  return flags.DEFINE(
+    _Numbers(lower, upper),
+    name,
+    list(default),
+    text,
+    serializer=_NumbersSerializer(),
+  )
+
+
+def choice(
+  name: str, default: str | None, text: str, names: Sequence[str]
+) -> flags.FlagHolder:
+  """Defines --name, one of `names`; any other value lists them."""
+  return flags.DEFINE_enum(name, default, list(names), text)
+
+
+def _fail(message: object) -> None:
+  print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+  sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(error)
+  except SystemExit:
+    sys.exit(0)  # --help was asked for and given; absl would say failure.
+  if rest[1:]:
+    _fail(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+  return rest
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+  """Parses the flags and runs `main(argv)`; a user's mistake is one line.
+
+  Exits with 2 for a bad flag, an `InputError`, a place that cannot be written
+  or a platform that is not here, and with 130 for Ctrl-C. Any other exception
+  is a bug and shows.
+  """
+
+  def guarded(argv: list[str]) -> Any:
+    try:
+      return main(argv)
+    except InputError as error:
+      return _fail(error)
+    except OSError as error:
+      if errno.errorcode.get(error.errno) not in _DENIED:
+        raise
+      return _fail(f"{error.filename}: {error.strerror}")
+    except RuntimeError as error:
+      if "Unable to initialize backend" not in str(error):
+        raise
+      return _fail(f"{error}; python launch/doctor.py shows what is here")
+
+  try:
+    app.run(guarded, flags_parser=_parse)
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)

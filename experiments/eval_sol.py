@@ -1,0 +1,124 @@
+"""Evaluates a compute policy (SOL) against every baseline on held-out text.
+
+  python experiments/eval_sol.py \
+    --flagfile=experiments/flagfiles/sol_smollm2_cpu_eval.flags
+
+Reads `<workdir>/policy`, writes `eval.json`, `pareto.png` and `report.md`
+beside it. Perplexity under the T-step refresh protocol; baselines are matched
+to the policy's realised budget on every axis; 95% intervals by paired
+bootstrap over windows.
+"""
+
+import pathlib
+import time
+
+from absl import flags
+
+import cli
+from models.errors import InputError
+
+_MODEL = flags.DEFINE_string("model", "smollm2", "the frozen model")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/sol", "folder of the run")
+_TEXT = flags.DEFINE_string("text", "wikitext2:test", "held-out text")
+_TRAIN_TEXT = flags.DEFINE_list(
+  "calibration_text",
+  ["wikitext2:train"],
+  "training text on which thresholds are calibrated",
+)
+_ASKED = cli.numbers(
+  "asked", [0.85, 0.9, 0.95], "net keep rates to ask for", 0.0, 1.0
+)
+_THRESHOLDS = flags.DEFINE_list(
+  "thresholds",
+  ["surprise", "entropy", "hidden drift", "counterfactual regression"],
+  "threshold baselines; empty for none",
+)
+_POOL = cli.integer("random_pool", 32, "random schedules a budget", 0, 10000)
+_STATIC = flags.DEFINE_bool("static", True, "static points of the literature")
+_CONTEXT = cli.integer("context", None, "tokens before an episode", 16)
+_EPISODES = cli.integer("episodes", 32, "episodes of a window", 1)
+_WINDOWS = cli.integer(
+  "max_windows", None, "evaluate so many windows, spread over the text", 2
+)
+_CALIBRATION = cli.integer("calibration_windows", 64, "windows", 1)
+_BATCH = cli.integer("window_batch", 8, "windows alive at a time", 1)
+_ROWS = cli.integer("max_rows", 4096, "rollouts of one call", 1)
+_DTYPE = cli.choice(
+  "dtype", "float32", "of the frozen model", ("float32", "bfloat16")
+)
+_PRECISION = cli.choice(
+  "matmul_precision",
+  "highest",
+  "of float32 matrix products",
+  ("highest", "tensorfloat32", "default"),
+)
+_SEED = cli.integer("seed", 0, "of random schedules", 0, 2**31 - 1)
+_RESULT = flags.DEFINE_string(
+  "result", None, "write the result JSON here too, such as a results folder"
+)
+
+
+def main(_) -> None:
+  """Evaluates; see the module's docstring."""
+  began = time.perf_counter()
+  import jax  # after the flags were checked: a mistake is answered at once
+  import jax.numpy as jnp
+
+  from models import convert
+  from research.sol import corpus, evaluation, reporting
+
+  jax.config.update("jax_default_matmul_precision", _PRECISION.value)
+  workdir = pathlib.Path(_WORKDIR.value)
+  artefacts = reporting.load_policies(workdir)
+  ours = next(iter(artefacts.values()))
+  print(f"reading {_MODEL.value}", flush=True)
+  checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
+  if checkpoint.name != ours.model:
+    raise InputError(
+      f"{workdir} was trained on {ours.model}, --model is {checkpoint.name}: "
+      "give the same model"
+    )
+  plan = evaluation.Plan(
+    asked=_ASKED.value,
+    thresholds=_THRESHOLDS.value,
+    random_pool=_POOL.value,
+    static=_STATIC.value,
+    window_batch=_BATCH.value,
+    max_rows=_ROWS.value,
+    seed=_SEED.value,
+  )
+  method, cover, calibration = reporting.prepare(
+    ours,
+    checkpoint,
+    corpus.load_tokens([_TEXT.value], checkpoint),
+    corpus.load_tokens(_TRAIN_TEXT.value, checkpoint),
+    context=_CONTEXT.value,
+    episodes=_EPISODES.value,
+    max_windows=_WINDOWS.value,
+    calibration_windows=_CALIBRATION.value,
+  )
+  print(
+    f"{int(cover.weights.sum()):,} tokens in {cover.num_windows} windows",
+    flush=True,
+  )
+  comparison = evaluation.compare(
+    method,
+    checkpoint.params,
+    artefacts,
+    cover,
+    calibration,
+    plan,
+    lambda line: print(line, flush=True),
+    reporting.progress,
+  )
+  rows = reporting.rows(
+    comparison, method, checkpoint, ours, plan.asked, _TEXT.value, _SEED.value
+  )
+  seconds = time.perf_counter() - began
+  for path in filter(None, (workdir / "eval.json", _RESULT.value)):
+    cli.write_result(path, rows, cli.command(), seconds)
+  reporting.write(workdir, rows, checkpoint.name, _TEXT.value)
+
+
+if __name__ == "__main__":
+  cli.run(main)

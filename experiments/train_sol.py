@@ -1,0 +1,122 @@
+"""Trains a compute policy (SOL) on a frozen language model.
+
+  python experiments/train_sol.py \
+    --flagfile=experiments/flagfiles/sol_smollm2_cpu.flags
+
+Writes the run to --workdir: flags, metrics, checkpoints, and the trained
+policy in `policy/`, which `eval_sol.py` reads. The same command goes on where
+a killed run was. Flags that are not given take their value from --mode.
+"""
+
+import dataclasses
+import pathlib
+import time
+
+from absl import flags
+
+import cli
+from research.sol.options import MODES, Options
+
+_MODEL = flags.DEFINE_string(
+  "model",
+  "smollm2",
+  "frozen model: tiny, smollm2, a directory, a .gguf file or a hub id",
+)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/sol", "folder of the run")
+_TEXT = flags.DEFINE_list(
+  "text",
+  ["wikitext2:train", "gutenberg:slice"],
+  "training texts: shipped names, files, or samples:SEED:N for N tokens "
+  "that the model samples itself",
+)
+_MODE = cli.choice(
+  "mode", "frugal", "where options that are not given come from", MODES
+)
+_SEED = cli.integer("seed", 0, "of everything", 0, 2**31 - 1)
+_DTYPE = cli.choice(
+  "dtype", "float32", "of the frozen model", ("float32", "bfloat16")
+)
+_ATTENTION = cli.choice(
+  "attention", None, "implementation of dense attention", ("xla", "cudnn")
+)
+_PRECISION = cli.choice(
+  "matmul_precision",
+  "highest",
+  "of float32 matrix products",
+  ("highest", "tensorfloat32", "default"),
+)
+_DEVICES = cli.integer("devices", None, "use only so many devices", 1)
+_CALIBRATION = cli.integer(
+  "calibration_windows", 64, "windows of the calibration curve", 1
+)
+_RIDGE = cli.integer(
+  "ridge_windows", 256, "windows of the counterfactual regression", 1
+)
+_CHECKPOINT = cli.integer("checkpoint_every", 100, "updates", 1)
+_LOG = cli.integer("log_every", 1, "updates between lines of metrics", 1)
+
+
+def _define(field: dataclasses.Field) -> flags.FlagHolder:
+  """The flag of one option; its default is the mode's value."""
+  text, bounds = field.metadata["text"], field.metadata["bounds"]
+  kind = str(field.type).split(" ")[0]
+  if "choices" in bounds:
+    return cli.choice(field.name, None, text, bounds["choices"])
+  if kind == "int":
+    return cli.integer(field.name, None, text, **bounds)
+  if kind == "float":
+    return cli.number(field.name, None, text, **bounds)
+  if kind == "bool":
+    return flags.DEFINE_bool(field.name, None, text)
+  return flags.DEFINE_string(field.name, None, text)
+
+
+_OPTIONS = {f.name: _define(f) for f in dataclasses.fields(Options)}
+
+
+def main(_) -> None:
+  """Trains; see the module's docstring."""
+  began = time.perf_counter()
+  given = {name: flag.value for name, flag in _OPTIONS.items()}
+  options = Options(**given).filled(_MODE.value)
+
+  import jax  # after the flags were checked: a mistake is answered at once
+  import jax.numpy as jnp
+
+  from models import convert
+  from research.core import mesh
+  from research.sol import corpus, training
+
+  jax.config.update("jax_default_matmul_precision", _PRECISION.value)
+  print(f"reading {_MODEL.value}", flush=True)
+  checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
+  tokens = corpus.load_tokens(_TEXT.value, checkpoint)
+  print(f"{len(tokens):,} tokens of training text", flush=True)
+  run = training.Run(
+    options=options,
+    mode=_MODE.value,
+    checkpoint=checkpoint,
+    workdir=pathlib.Path(_WORKDIR.value),
+    flags=vars(options)
+    | {
+      "model": _MODEL.value,
+      "text": _TEXT.value,
+      "seed": _SEED.value,
+      "dtype": _DTYPE.value,
+      "matmul_precision": _PRECISION.value,
+    },
+    seed=_SEED.value,
+    mesh=mesh.data_mesh(_DEVICES.value),
+    attention=_ATTENTION.value,
+    calibration_windows=_CALIBRATION.value,
+    ridge_windows=_RIDGE.value,
+    checkpoint_every=_CHECKPOINT.value,
+    log_every=_LOG.value,
+  )
+  training.train(run, tokens, lambda line: print(line, flush=True))
+  seconds = time.perf_counter() - began
+  print(f"policy: {run.workdir / 'policy'} ({seconds:.0f} s)")
+
+
+if __name__ == "__main__":
+  cli.run(main)

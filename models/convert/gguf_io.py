@@ -1,0 +1,248 @@
+"""GGUF files of llama.cpp, through the `gguf` package's reader.
+
+Quantized tensors are dequantized to float32 one at a time from a memory map.
+"""
+
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import gguf
+import numpy as np
+
+from models.convert.names import TensorSource, half_split_rows
+from models.errors import InputError
+from models.layers import RopeScaling, rope_frequencies
+from models.transformer_config import TransformerConfig
+
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_GLOBAL_NAMES = {
+  "token_embd.weight": "model.embed_tokens.weight",
+  "output_norm.weight": "model.norm.weight",
+  "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+  "attn_norm": "input_layernorm",
+  "attn_q": "self_attn.q_proj",
+  "attn_k": "self_attn.k_proj",
+  "attn_v": "self_attn.v_proj",
+  "attn_output": "self_attn.o_proj",
+  "attn_q_norm": "self_attn.q_norm",
+  "attn_k_norm": "self_attn.k_norm",
+  "ffn_norm": "post_attention_layernorm",
+  "ffn_gate": "mlp.gate_proj",
+  "ffn_up": "mlp.up_proj",
+  "ffn_down": "mlp.down_proj",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+class _CheckedReader(gguf.GGUFReader):
+  """A faster reader, which names the first tensor that a cut file lacks."""
+
+  @property
+  def data(self) -> np.ndarray:
+    """The mapped bytes."""
+    return self._bytes
+
+  @data.setter
+  def data(self, mapped: np.memmap):
+    # Slicing a memmap costs three times what slicing a plain view does, and
+    # a vocabulary takes hundreds of thousands of slices.
+    self._bytes = mapped.view(np.ndarray)
+
+  def _build_tensors(self, start_offs, fields):
+    for field in fields:
+      dims, kind, offset = field.parts[3], field.parts[4], field.parts[5]
+      quant = gguf.GGMLQuantizationType(int(kind[0]))
+      block, size = gguf.GGML_QUANT_SIZES[quant]
+      end = start_offs + int(offset[0]) + int(np.prod(dims)) * size // block
+      if end > len(self.data):
+        raise InputError(
+          f"tensor {field.name!r} lies beyond the end of the file, which was "
+          "cut short: get it again"
+        )
+    super()._build_tensors(start_offs, fields)
+
+
+def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
+  """Opens a GGUF file as a memory map.
+
+  Raises:
+    InputError: it is no GGUF file, or was cut short.
+  """
+  try:
+    return _CheckedReader(path)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from error
+  except OSError as error:
+    raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+  except (ValueError, IndexError, KeyError) as error:
+    raise InputError(
+      f"{path}: is no readable GGUF file, or was cut short: get it again"
+    ) from error
+
+
+def metadata(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
+  """The value of metadata `key`, or `default`."""
+  field = reader.get_field(key)
+  return default if field is None else field.contents()
+
+
+def read_config(reader: gguf.GGUFReader, path: str) -> TransformerConfig:
+  """Reads the decoder's config from metadata and tensor names.
+
+  Raises:
+    InputError: another architecture, or a missing key.
+  """
+  arch = metadata(reader, "general.architecture")
+  if arch not in _ARCHITECTURES:
+    raise InputError(
+      f"{path}: architecture {arch!r} is not supported; "
+      f"use one of {', '.join(_ARCHITECTURES)}"
+    )
+
+  def need(key: str) -> Any:
+    value = metadata(reader, f"{arch}.{key}")
+    if value is None:
+      raise InputError(
+        f"{path}: metadata {arch}.{key} is missing: convert the model again"
+      )
+    return value
+
+  scaling = metadata(reader, f"{arch}.rope.scaling.type", "none")
+  if scaling != "none":
+    raise InputError(
+      f"{path}: RoPE scaling {scaling!r} is not supported; use a model with "
+      "none or with Llama-3 scaling"
+    )
+  d_model, num_heads = need("embedding_length"), need("attention.head_count")
+  head_dim = metadata(
+    reader, f"{arch}.attention.key_length", d_model // num_heads
+  )
+  rotated = metadata(reader, f"{arch}.rope.dimension_count", head_dim)
+  if rotated != head_dim:
+    raise InputError(
+      f"{path}: rotates {rotated} of {head_dim} lanes of a head, which is not "
+      "supported: use another model"
+    )
+  theta = float(metadata(reader, f"{arch}.rope.freq_base", 10000.0))
+  tensors = {tensor.name: tensor for tensor in reader.tensors}
+  if "token_embd.weight" not in tensors:
+    raise InputError(
+      f"{path}: tensor 'token_embd.weight' is missing: get the file again"
+    )
+  return TransformerConfig(
+    vocab_size=int(tensors["token_embd.weight"].shape[-1]),
+    num_layers=need("block_count"),
+    d_model=d_model,
+    d_ff=need("feed_forward_length"),
+    num_heads=num_heads,
+    num_kv_heads=metadata(reader, f"{arch}.attention.head_count_kv", num_heads),
+    head_dim=head_dim,
+    rope_theta=theta,
+    rope_scaling=_rope_scaling(tensors, head_dim, theta, path),
+    norm_eps=_short_float(need("attention.layer_norm_rms_epsilon")),
+    tie_embeddings="output.weight" not in tensors,
+    qkv_bias="blk.0.attn_q.bias" in tensors,
+    qk_norm="blk.0.attn_q_norm.weight" in tensors,
+    max_position=need("context_length"),
+  )
+
+
+def _short_float(value: float) -> float:
+  """The shortest decimal that is `value` in float32, as configs spell it."""
+  return float(str(np.float32(value)))
+
+
+def _rope_scaling(
+  tensors: dict[str, gguf.ReaderTensor],
+  head_dim: int,
+  theta: float,
+  path: str,
+) -> RopeScaling | None:
+  """Recovers Llama-3 scaling, which GGUF stores as one divisor a frequency."""
+  if _ROPE_FACTORS not in tensors:
+    return None
+  divisors = np.asarray(tensors[_ROPE_FACTORS].data, np.float32)
+  # Every published Llama-3.x has these three; the factor is the only one that
+  # differs, and it is the divisor of the lowest frequencies.
+  scaling = RopeScaling(
+    factor=float(divisors.max()),
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position=8192,
+  )
+  plain = np.asarray(rope_frequencies(head_dim, theta, None))
+  scaled = np.asarray(rope_frequencies(head_dim, theta, scaling))
+  if divisors.shape != plain.shape or not np.allclose(
+    plain / divisors, scaled, rtol=1e-4
+  ):
+    raise InputError(
+      f"{path}: tensor {_ROPE_FACTORS!r} is not Llama-3 RoPE scaling: use the "
+      "model's safetensors directory"
+    )
+  return scaling
+
+
+def tensor_source(
+  reader: gguf.GGUFReader, config: TransformerConfig, path: str
+) -> TensorSource:
+  """Offers the file under Hugging Face names, q and k rows un-permuted."""
+  tensors = {tensor.name: tensor for tensor in reader.tensors}
+  tensors.pop(_ROPE_FACTORS, None)
+  own_names = {_hf_name(name): name for name in tensors}
+  undo = _undo_permutation(reader, config)
+
+  def read(name: str) -> np.ndarray:
+    tensor = tensors[own_names[name]]
+    try:
+      array = gguf.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+      raise InputError(
+        f"{label(name)} has the unsupported type {tensor.tensor_type.name}: "
+        "use another quantization of the model"
+      ) from error
+    return undo(name, array)
+
+  def label(name: str) -> str:
+    own = own_names[name] if name in own_names else _gguf_name(name)
+    return f"{path}: tensor {own!r}"
+
+  return TensorSource(names=frozenset(own_names), read=read, label=label)
+
+
+def _undo_permutation(
+  reader: gguf.GGUFReader, config: TransformerConfig
+) -> Callable[[str, np.ndarray], np.ndarray]:
+  heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+  # llama.cpp rotates neighbours for "llama" alone; its converter permutes the
+  # rows of that architecture and leaves the Qwens as they are.
+  permuted = metadata(reader, "general.architecture") == "llama"
+
+  def undo(name: str, array: np.ndarray) -> np.ndarray:
+    projection = name.split(".")[-2]
+    if not permuted or projection not in heads:
+      return array
+    if array.shape[0] != heads[projection] * config.head_dim:
+      return array  # Of a wrong shape, which the caller reports.
+    return half_split_rows(array, heads[projection])
+
+  return undo
+
+
+def _hf_name(name: str) -> str:
+  match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+  if match and match[2] in _LAYER_NAMES:
+    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+  return _GLOBAL_NAMES.get(name, name)
+
+
+def _gguf_name(name: str) -> str:
+  for own, other in _GLOBAL_NAMES.items():
+    if name == other:
+      return own
+  match = re.fullmatch(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)", name)
+  own = {other: own for own, other in _LAYER_NAMES.items()}[match[2]]
+  return f"blk.{match[1]}.{own}.{match[3]}"

@@ -1,0 +1,137 @@
+"""`config.json` of Hugging Face to `TransformerConfig` and back."""
+
+import dataclasses
+from typing import Any
+
+from models.errors import InputError
+from models.layers import RopeScaling
+from models.transformer_config import TransformerConfig
+
+_FAMILIES = ("llama", "qwen2", "qwen3")
+_ARCHITECTURES = {
+  "llama": "LlamaForCausalLM",
+  "qwen2": "Qwen2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
+}
+# Keys whose other values this decoder does not compute, and what it does.
+_FIXED = {
+  "hidden_act": "silu",
+  "mlp_bias": False,
+  "use_sliding_window": False,
+}
+_SCALING_KEYS = {
+  "factor": "factor",
+  "low_freq_factor": "low_freq_factor",
+  "high_freq_factor": "high_freq_factor",
+  "original_max_position": "original_max_position_embeddings",
+}
+
+
+def from_hf(
+  hf: dict[str, Any], path: str, *, has_head: bool
+) -> TransformerConfig:
+  """Reads a Hugging Face config.
+
+  Args:
+    hf: the parsed `config.json`.
+    path: of that file, for messages.
+    has_head: whether the checkpoint holds `lm_head.weight`; decides about
+      tied embeddings where the config is silent.
+
+  Raises:
+    InputError: another family, an unsupported option or a missing key.
+  """
+  family = hf.get("model_type")
+  if family not in _FAMILIES:
+    raise InputError(
+      f"{path}: model_type {family!r} is not supported; "
+      f"use one of {', '.join(_FAMILIES)}"
+    )
+  fixed = _FIXED if family == "qwen2" else _FIXED | {"attention_bias": False}
+  for key, value in fixed.items():
+    if hf.get(key, value) != value:
+      raise InputError(
+        f"{path}: {key}={hf[key]!r} is not supported, only {value!r}: use "
+        "another checkpoint"
+      )
+
+  def need(key: str) -> Any:
+    if hf.get(key) is None:
+      raise InputError(f"{path}: {key} is missing: get the file again")
+    return hf[key]
+
+  num_heads = need("num_attention_heads")
+  # Transformers 5 gathers both in one entry, older versions keep them apart.
+  rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+  return TransformerConfig(
+    vocab_size=need("vocab_size"),
+    num_layers=need("num_hidden_layers"),
+    d_model=need("hidden_size"),
+    d_ff=need("intermediate_size"),
+    num_heads=num_heads,
+    num_kv_heads=hf.get("num_key_value_heads") or num_heads,
+    head_dim=hf.get("head_dim") or need("hidden_size") // num_heads,
+    rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta", 10000.0)),
+    rope_scaling=_rope_scaling(rope, path),
+    norm_eps=need("rms_norm_eps"),
+    tie_embeddings=hf.get("tie_word_embeddings", not has_head),
+    qkv_bias=family == "qwen2",
+    qk_norm=family == "qwen3",
+    max_position=need("max_position_embeddings"),
+  )
+
+
+def _rope_scaling(rope: dict[str, Any], path: str) -> RopeScaling | None:
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if kind == "default":
+    return None
+  if kind != "llama3" or any(k not in rope for k in _SCALING_KEYS.values()):
+    raise InputError(
+      f"{path}: RoPE scaling {kind!r} is not supported, only a whole 'llama3': "
+      "use another checkpoint"
+    )
+  return RopeScaling(**{own: rope[k] for own, k in _SCALING_KEYS.items()})
+
+
+def to_hf(config: TransformerConfig, dtype: str) -> dict[str, Any]:
+  """The `config.json` of `config`, as transformers 4 and 5 read it.
+
+  Args:
+    config: of the model.
+    dtype: of the weights, "float32" or "bfloat16".
+
+  Raises:
+    InputError: no Hugging Face family has both QKV biases and QK norms.
+  """
+  if config.qkv_bias and config.qk_norm:
+    raise InputError(
+      "config: qkv_bias and qk_norm together belong to no family of Hugging "
+      "Face: turn one off before the export"
+    )
+  family = "llama"
+  if config.qkv_bias:
+    family = "qwen2"
+  elif config.qk_norm:
+    family = "qwen3"
+  hf = {
+    "architectures": [_ARCHITECTURES[family]],
+    "model_type": family,
+    "vocab_size": config.vocab_size,
+    "num_hidden_layers": config.num_layers,
+    "hidden_size": config.d_model,
+    "intermediate_size": config.d_ff,
+    "num_attention_heads": config.num_heads,
+    "num_key_value_heads": config.num_kv_heads,
+    "head_dim": config.head_dim,
+    "rope_theta": config.rope_theta,
+    "rms_norm_eps": config.norm_eps,
+    "tie_word_embeddings": config.tie_embeddings,
+    "max_position_embeddings": config.max_position,
+    "hidden_act": "silu",
+    "torch_dtype": dtype,
+  }
+  if config.rope_scaling is not None:
+    values = dataclasses.asdict(config.rope_scaling)
+    scaling = {k: values[own] for own, k in _SCALING_KEYS.items()}
+    hf["rope_scaling"] = {"rope_type": "llama3"} | scaling
+  return hf

@@ -1,0 +1,172 @@
+"""Hugging Face tensor names, and the tree of `models.transformer` from them.
+
+Every reader of this package offers its file under Hugging Face names and
+layouts (kernels as (out, in)), so one function builds the parameters and one
+place knows the names.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import transformer
+from models.errors import InputError
+from models.transformer_config import TransformerConfig
+
+_LAYER = "model.layers.{}."
+_TEMPLATES = {
+  "embed.table": "model.embed_tokens.weight",
+  "layers.attn_norm.scale": _LAYER + "input_layernorm.weight",
+  "layers.attn.q_proj.kernel": _LAYER + "self_attn.q_proj.weight",
+  "layers.attn.q_proj.bias": _LAYER + "self_attn.q_proj.bias",
+  "layers.attn.k_proj.kernel": _LAYER + "self_attn.k_proj.weight",
+  "layers.attn.k_proj.bias": _LAYER + "self_attn.k_proj.bias",
+  "layers.attn.v_proj.kernel": _LAYER + "self_attn.v_proj.weight",
+  "layers.attn.v_proj.bias": _LAYER + "self_attn.v_proj.bias",
+  "layers.attn.o_proj.kernel": _LAYER + "self_attn.o_proj.weight",
+  "layers.attn.q_norm.scale": _LAYER + "self_attn.q_norm.weight",
+  "layers.attn.k_norm.scale": _LAYER + "self_attn.k_norm.weight",
+  "layers.mlp_norm.scale": _LAYER + "post_attention_layernorm.weight",
+  "layers.mlp.gate_proj.kernel": _LAYER + "mlp.gate_proj.weight",
+  "layers.mlp.up_proj.kernel": _LAYER + "mlp.up_proj.weight",
+  "layers.mlp.down_proj.kernel": _LAYER + "mlp.down_proj.weight",
+  "final_norm.scale": "model.norm.weight",
+  "lm_head.kernel": "lm_head.weight",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorSource:
+  """Tensors of a checkpoint, read one at a time.
+
+  Attributes:
+    names: Hugging Face names of all tensors it holds.
+    read: maps such a name to its array in the Hugging Face layout.
+    label: maps such a name to "file: tensor 'own name'", for messages.
+  """
+
+  names: frozenset[str]
+  read: Callable[[str], np.ndarray]
+  label: Callable[[str], str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+  """One parameter array and the tensors it is made of.
+
+  Attributes:
+    path: keys from the root of the tree.
+    shape: of the parameter, with the leading layer axis where it has one.
+    names: Hugging Face names; one a layer, or just one.
+    stacked: whether axis 0 counts layers.
+    transposed: whether the tensors are (out, in) and the parameter (in, out).
+  """
+
+  path: tuple[str, ...]
+  shape: tuple[int, ...]
+  names: tuple[str, ...]
+  stacked: bool
+  transposed: bool
+
+  @property
+  def tensor_shape(self) -> tuple[int, ...]:
+    """Shape of each tensor in the Hugging Face layout."""
+    shape = self.shape[1:] if self.stacked else self.shape
+    return shape[::-1] if self.transposed else shape
+
+
+def leaves(config: TransformerConfig) -> Iterator[Leaf]:
+  """Yields every parameter array that `config` calls for."""
+  tree = transformer.abstract_params(config)
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    path = tuple(key.key for key in keys)
+    template = _TEMPLATES[".".join(path)]
+    stacked = path[0] == "layers"
+    count = config.num_layers if stacked else 1
+    yield Leaf(
+      path=path,
+      shape=leaf.shape,
+      names=tuple(template.format(i) for i in range(count)),
+      stacked=stacked,
+      transposed=path[-1] == "kernel",
+    )
+
+
+def assemble(
+  config: TransformerConfig, source: TensorSource, dtype: jnp.dtype
+) -> transformer.Params:
+  """Builds the parameter tree; holds one parameter array at a time on host.
+
+  Raises:
+    InputError: a tensor is missing, unknown or of a wrong shape.
+  """
+  wanted = list(leaves(config))
+  expected = {name for leaf in wanted for name in leaf.names}
+  for name in sorted(expected - source.names):
+    raise InputError(
+      f"{source.label(name)} is missing; the file does not fit its config: "
+      "get it again, or correct the config"
+    )
+  for name in sorted(source.names - expected):
+    raise InputError(
+      f"{source.label(name)} is unknown to this decoder; it is of another "
+      "family or has adapters: use a plain Llama, Qwen2 or Qwen3 checkpoint"
+    )
+  params = {}
+  for leaf in wanted:
+    node = params
+    for key in leaf.path[:-1]:
+      node = node.setdefault(key, {})
+    node[leaf.path[-1]] = jnp.asarray(_stack(leaf, source, np.dtype(dtype)))
+  return params
+
+
+def _stack(leaf: Leaf, source: TensorSource, dtype: np.dtype) -> np.ndarray:
+  out = np.empty(leaf.shape, dtype)
+  rows = out if leaf.stacked else out[None]
+  for row, name in zip(rows, leaf.names, strict=True):
+    tensor = source.read(name)
+    if tensor.shape != leaf.tensor_shape:
+      raise InputError(
+        f"{source.label(name)} has shape {tensor.shape} where the config "
+        f"asks for {leaf.tensor_shape}: correct the config or get the file "
+        "again"
+      )
+    row[...] = tensor.T if leaf.transposed else tensor
+  return out
+
+
+def disassemble(
+  config: TransformerConfig, params: transformer.Params
+) -> dict[str, np.ndarray]:
+  """The inverse of `assemble`: contiguous tensors by Hugging Face name."""
+  tensors = {}
+  for leaf in leaves(config):
+    node = params
+    for key in leaf.path:
+      node = node[key]
+    array = np.asarray(node)
+    for name, tensor in zip(
+      leaf.names, array if leaf.stacked else array[None], strict=True
+    ):
+      tensors[name] = np.ascontiguousarray(
+        tensor.T if leaf.transposed else tensor
+      )
+  return tensors
+
+
+def half_split_rows(tensor: np.ndarray, num_heads: int) -> np.ndarray:
+  """Reorders query or key rows from interleaved RoPE to half-split RoPE.
+
+  llama.cpp and llama2.c rotate neighbouring rows (2i, 2i + 1) of a head,
+  Hugging Face rows (i, i + K/2).
+
+  Args:
+    tensor: (num_heads * K, ...), rows in interleaved order.
+    num_heads: heads along axis 0.
+  """
+  pairs = tensor.reshape(num_heads, -1, 2, *tensor.shape[1:])
+  return pairs.swapaxes(1, 2).reshape(tensor.shape)

@@ -1,0 +1,1 @@
+"""Methods of Frugax as pure functions: `core` is what they share."""

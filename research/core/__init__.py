@@ -1,0 +1,1 @@
+"""What every method shares: state, step, loop, checkpoints, metrics, plots."""

@@ -1,0 +1,239 @@
+"""Checkpoints: atomic, checked, and the only place that touches Orbax.
+
+A checkpoint is a folder `<step>` with the arrays as Orbax writes them
+(`state/`) and `manifest.json`: the tree with shapes and types, and a checksum
+of every file. It appears by one rename, so it is whole or absent. Checksums are
+our own because array data with a flipped bit loads without an error otherwise.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from models.errors import InputError
+from research.core.metrics import write_json
+
+Tree = Any
+
+_MANIFEST = "manifest.json"
+_STATE = "state"
+
+
+class Checkpointer:
+  """Keeps the newest `keep` checkpoints of a run in `directory`.
+
+  The directory is on a file system with atomic rename: a local disk, a mount.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, keep: int = 3):
+    self._directory = pathlib.Path(directory).absolute()
+    self._keep = keep
+
+  def steps(self) -> list[int]:
+    """Steps that have a checkpoint, oldest first; damaged ones included."""
+    if not self._directory.is_dir():
+      return []
+    names = [path.name for path in self._directory.iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+  def save(self, step: int, state: Tree) -> None:
+    """Writes `state` as checkpoint `step` and drops those beyond `keep`.
+
+    Args:
+      step: number of updates done.
+      state: pytree of arrays; typed keys are allowed.
+
+    Raises:
+      InputError: `step` exists with other content; it is left as it is.
+    """
+    target = self._directory / str(step)
+    content = _content_digest(state)
+    if target.exists():
+      if _manifest_or_empty(target).get("content") == content:
+        return
+      raise InputError(
+        f"checkpoint {target} exists with other content:"
+        " give another --workdir, or move it away"
+      )
+    temporary = self._directory / f"tmp-{step}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    ocp.save(temporary / _STATE, _to_arrays(state))
+    manifest = {
+      "step": step,
+      "leaves": _signature(state),
+      "content": content,
+      "files": _file_digests(temporary),
+    }
+    write_json(temporary / _MANIFEST, manifest)
+    temporary.rename(target)
+    for old in self.steps()[: -self._keep]:
+      shutil.rmtree(self._directory / str(old))
+
+  def restore_latest(self, abstract_state: Tree) -> tuple[int, Tree] | None:
+    """Loads the newest checkpoint that is whole and fits.
+
+    Each newer one that is not is told in a line on stderr and renamed to
+    `<step>.unusable`, so that the run can write that step again.
+
+    Args:
+      abstract_state: pytree of arrays or `jax.ShapeDtypeStruct`; the result has
+        its structure, shapes, types and shardings.
+
+    Returns:
+      `(step, state)`, or None when there is no checkpoint.
+
+    Raises:
+      InputError: there are checkpoints, and none can be used.
+    """
+    reasons = {}
+    for step in reversed(self.steps()):
+      path = self._directory / str(step)
+      try:
+        state = _load(path, abstract_state)
+      except _Unusable as error:
+        reasons[path] = str(error)
+        continue
+      for bad, reason in reasons.items():
+        aside = _free_name(bad)
+        bad.rename(aside)
+        print(
+          f"warning: checkpoint {bad}: {reason}; going on from step {step},"
+          f" the bad one is kept as {aside.name}",
+          file=sys.stderr,
+        )
+      return step, state
+    if reasons:
+      path, reason = next(iter(reasons.items()))
+      raise InputError(
+        f"no usable checkpoint in {self._directory} ({path.name}: {reason}):"
+        " give the flags it was made with, or another --workdir, or remove it"
+      )
+    return None
+
+
+class _Unusable(Exception):
+  """Why a checkpoint cannot be used, in a few words."""
+
+
+def _load(path: pathlib.Path, abstract_state: Tree) -> Tree:
+  """Checks and reads one checkpoint; raises `_Unusable`."""
+  manifest = _manifest_or_empty(path)
+  if not {"leaves", "files"} <= manifest.keys():
+    raise _Unusable(f"{_MANIFEST} is missing or damaged")
+  for name, digest in manifest["files"].items():
+    file = path / name
+    if not file.is_file():
+      raise _Unusable(f"file {name} is missing")
+    if _digest(file) != digest:
+      raise _Unusable(f"file {name} is damaged")
+  stored, wanted = manifest["leaves"], _signature(abstract_state)
+  for name in sorted(stored.keys() | wanted.keys()):
+    here, there = wanted.get(name, "absent"), stored.get(name, "absent")
+    if here != there:
+      raise _Unusable(f"{name} is {there} in it and {here} in this run")
+  try:
+    # Orbax leaves coroutines behind when a read fails; the failure itself is
+    # reported below.
+    with warnings.catch_warnings(action="ignore"):
+      arrays = ocp.load(path / _STATE, _to_abstract(abstract_state))
+  except Exception as error:
+    line = (str(error).splitlines() or [""])[0]
+    raise _Unusable(f"Orbax cannot read it ({line})") from error
+  return _from_arrays(arrays, abstract_state)
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _signature(tree: Tree) -> dict[str, str]:
+  """Name of each leaf -> its type and shape."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): (
+      f"{leaf.dtype}{list(leaf.shape)}"
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _to_arrays(tree: Tree) -> dict[str, jax.Array]:
+  """Leaves by number: plain arrays, no keys, none empty (Orbax refuses)."""
+  leaves = [
+    jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    for leaf in jax.tree.leaves(tree)
+  ]
+  return {f"{i:05d}": leaf for i, leaf in enumerate(leaves) if leaf.size}
+
+
+def _to_abstract(tree: Tree) -> dict[str, jax.ShapeDtypeStruct]:
+  """What `_to_arrays` would give for a tree of the same shapes and types."""
+  default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shardings = [
+    getattr(leaf, "sharding", None) or default for leaf in jax.tree.leaves(tree)
+  ]
+  arrays = jax.eval_shape(_to_arrays, tree)
+  return {
+    name: jax.ShapeDtypeStruct(
+      array.shape, array.dtype, sharding=shardings[int(name)]
+    )
+    for name, array in arrays.items()
+  }
+
+
+def _from_arrays(arrays: dict[str, Any], abstract_state: Tree) -> Tree:
+  """Inverse of `_to_arrays`."""
+  leaves, treedef = jax.tree.flatten(abstract_state)
+  restored = []
+  for index, leaf in enumerate(leaves):
+    array = arrays.get(f"{index:05d}")
+    if array is None:
+      array = jnp.zeros(leaf.shape, leaf.dtype)
+    elif _is_key(leaf):
+      # No public name leads from an abstract key to its generator.
+      array = jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name)
+    restored.append(array)
+  return jax.tree.unflatten(treedef, restored)
+
+
+def _content_digest(tree: Tree) -> str:
+  digest = hashlib.sha256(repr(_signature(tree)).encode())
+  for leaf in _to_arrays(tree).values():
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+def _digest(file: pathlib.Path) -> str:
+  with file.open("rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _file_digests(folder: pathlib.Path) -> dict[str, str]:
+  files = sorted(path for path in folder.rglob("*") if path.is_file())
+  return {str(file.relative_to(folder)): _digest(file) for file in files}
+
+
+def _manifest_or_empty(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    manifest = json.loads((path / _MANIFEST).read_text())
+  except (OSError, ValueError):
+    return {}
+  return manifest if isinstance(manifest, dict) else {}
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+  """`<path>.unusable`, with a number where that exists."""
+  candidate, number = path.with_name(f"{path.name}.unusable"), 1
+  while candidate.exists():
+    number += 1
+    candidate = path.with_name(f"{path.name}.unusable-{number}")
+  return candidate

@@ -1,0 +1,287 @@
+"""The one training loop. It knows nothing of any method.
+
+Everything a run does is a function of its flags: `batch_at(step)` is pure and
+the state holds the key, so a run that is killed and started again writes the
+same numbers as one that was left alone.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.errors import InputError
+from research.core import metrics as metrics_lib
+from research.core.checkpoint import Checkpointer
+from research.core.progress import Progress
+from research.core.state import TrainState
+
+Tree = Any
+
+_NEW_WORKDIR = "give the same flags, or another --workdir"
+
+
+class Stopped(Exception):
+  """A run ended early: one line, and the exit code for scripts."""
+
+  exit_code = 1
+
+
+class Interrupted(Stopped):
+  """Ctrl-C (exit code 130) or SIGTERM (143) ended the run."""
+
+  def __init__(self, message: str, exit_code: int):
+    super().__init__(message)
+    self.exit_code = exit_code
+
+
+class Diverged(Stopped):
+  """The loss or a parameter is not a finite number; exit code 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+  """Work between steps, such as an evaluation.
+
+  Attributes:
+    function: called with the state after an update; the numbers it returns (or
+      None) join that step's line of metrics. It must be a pure function of the
+      state, and keep no reference to it: the next step takes its memory.
+    every: updates between two calls; the last update has a call too.
+  """
+
+  function: Callable[[TrainState], Mapping[str, Any] | None]
+  every: int
+
+
+def run(
+  step_fn: Callable[..., tuple[TrainState, Mapping[str, Any]]],
+  state: TrainState,
+  batch_at: Callable[[int], Tree],
+  *,
+  num_steps: int,
+  workdir: str | pathlib.Path,
+  config: Mapping[str, Any],
+  checkpoint_every: int,
+  log_every: int,
+  hooks: Sequence[Hook] = (),
+  progress: bool = True,
+  progress_metrics: Sequence[str] = ("loss",),
+  frozen: Tree = None,
+  keep: int = 3,
+) -> TrainState:
+  """Trains to `num_steps` updates, from the newest checkpoint if there is one.
+
+  Writes to `workdir`: `flags.json`, `metrics.jsonl` (a line for every
+  `log_every`-th step, the last, and those with a hook; `step` is the number of
+  updates done before it), `tensorboard/` and `checkpoints/`. Lines hold the
+  metrics of their own step, not a mean since the line before: a run that goes
+  on from the middle could not know that mean. Time is under `step_seconds`,
+  which, like all keys of `metrics.TIMING_SUFFIXES`, differs from run to run.
+
+  Metrics are fetched one step late and the next batch is made by a thread, so
+  the device does not wait for the host.
+
+  Args:
+    step_fn: `(state, batch, frozen) -> (state, metrics)` from `state.jit_step`.
+    state: the state to start from; it stays valid.
+    batch_at: pure function, step -> batch; called from another thread.
+    num_steps: updates in all, those before a restart included.
+    workdir: folder of the run; made if absent.
+    config: flags that decide the numbers, as JSON values. A workdir takes no
+      other flags afterwards.
+    checkpoint_every: updates between checkpoints; the last is always saved.
+    log_every: updates between lines of metrics.
+    hooks: work between steps.
+    progress: show progress on stderr.
+    progress_metrics: names of the metrics it shows.
+    frozen: arrays that steps read and do not change.
+    keep: checkpoints kept.
+
+  Returns:
+    The state after `num_steps` updates.
+
+  Raises:
+    InputError: the workdir belongs to other flags, or cannot be used.
+    Interrupted: Ctrl-C or SIGTERM came; a checkpoint was saved, unless Ctrl-C
+      came twice.
+    Diverged: the metric "loss" or a parameter is NaN or infinite; the last
+      checkpoint is from before.
+  """
+  workdir = pathlib.Path(workdir)
+  _claim_workdir(workdir, config)
+  checkpointer = Checkpointer(workdir / "checkpoints", keep)
+  # A copy, because steps donate: the caller's arrays live on, and arrays that
+  # share memory would be donated twice.
+  state = jax.tree.map(jnp.copy, state)
+  restored = checkpointer.restore_latest(state)
+  if restored is not None:
+    state = restored[1]
+  start = int(state.step)
+  if start >= num_steps:
+    return state
+
+  with contextlib.ExitStack() as stack:
+    log = metrics_lib.MetricsLog(workdir, start)
+    stack.callback(log.close)
+    bar = Progress(num_steps, start, enabled=progress)
+    stack.callback(bar.close)
+    pool = stack.enter_context(futures.ThreadPoolExecutor(1))
+    signals = stack.enter_context(_caught_signals())
+    fetch = _Fetch(log, bar, log_every, num_steps, progress_metrics, workdir)
+
+    next_batch = pool.submit(batch_at, start)
+    for step in range(start, num_steps):
+      batch = next_batch.result()
+      done = step + 1
+      if done < num_steps:
+        next_batch = pool.submit(batch_at, done)
+      state, metrics = step_fn(state, batch, frozen)
+      fetch.put(step, metrics, _run_hooks(hooks, state, done, num_steps))
+      if signals or done == num_steps or done % checkpoint_every == 0:
+        fetch.flush()
+        # A finite loss does not say that the update after it was finite too.
+        if not _all_finite(state.params):
+          raise _diverged("a parameter is not finite", step, workdir)
+        checkpointer.save(done, state)
+      if signals and done < num_steps:
+        raise Interrupted(
+          f"stopped after step {done} of {num_steps}, saved in {workdir}:"
+          " the same command goes on",
+          128 + signals[0],
+        )
+  return state
+
+
+class _Fetch:
+  """Holds the newest metrics back until the step after them is under way."""
+
+  def __init__(self, log, bar, log_every, num_steps, shown, workdir):
+    self._log = log
+    self._bar = bar
+    self._log_every = log_every
+    self._num_steps = num_steps
+    self._shown = shown
+    self._workdir = workdir
+    self._held = None
+    self._logged_at = time.perf_counter()
+    self._steps_since = 0
+
+  def put(self, step: int, metrics: Mapping, extra: Mapping) -> None:
+    before, self._held = self._held, (step, metrics, extra)
+    if before is not None:
+      self._handle(*before)
+
+  def flush(self) -> None:
+    if self._held is not None:
+      self._handle(*self._held)
+    self._held = None
+
+  def _handle(self, step: int, metrics: Mapping, extra: Mapping) -> None:
+    metrics = jax.device_get(dict(metrics))
+    self._steps_since += 1
+    loss = metrics.get("loss")
+    diverged = loss is not None and not math.isfinite(loss)
+    last = step + 1 == self._num_steps
+    if diverged or last or extra or step % self._log_every == 0:
+      now = time.perf_counter()
+      seconds = (now - self._logged_at) / self._steps_since
+      self._log.write(step, {**metrics, **extra, "step_seconds": seconds})
+      self._logged_at, self._steps_since = now, 0
+    if diverged:
+      raise _diverged(f"the loss is {float(loss)}", step, self._workdir)
+    shown = {name: metrics[name] for name in self._shown if name in metrics}
+    self._bar.update(step + 1, shown)
+
+
+def _diverged(what: str, step: int, workdir: pathlib.Path) -> Diverged:
+  return Diverged(
+    f"{what} at step {step}: lower the learning rate and give another"
+    f" --workdir (the checkpoints in {workdir} are kept)"
+  )
+
+
+@jax.jit
+def _all_finite(tree: Tree) -> jax.Array:
+  leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+
+
+def _run_hooks(
+  hooks: Sequence[Hook], state: TrainState, done: int, num_steps: int
+) -> dict[str, Any]:
+  """Numbers of all hooks that are due after `done` updates."""
+  numbers = {}
+  for hook in hooks:
+    if done % hook.every == 0 or done == num_steps:
+      numbers.update(hook.function(state) or {})
+  return numbers
+
+
+def _claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Writes flags.json, or checks that it holds the same flags."""
+  path = workdir / "flags.json"
+  flags = json.loads(json.dumps(dict(config)))
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+      for name in ("metrics.jsonl", "checkpoints"):
+        if (workdir / name).exists():
+          raise InputError(
+            f"{workdir} holds {name} but no flags.json: give another --workdir"
+          )
+      metrics_lib.write_json(path, flags)
+      return
+    before = json.loads(path.read_text())
+  except OSError as error:
+    raise InputError(f"--workdir {workdir}: {error.strerror}") from error
+  except json.JSONDecodeError as error:
+    raise InputError(f"{path} is damaged: {_NEW_WORKDIR}") from error
+  for name in sorted(before.keys() | flags.keys()):
+    now, then = flags.get(name), before.get(name)
+    if now != then:
+      raise InputError(
+        f"--{name} is {now!r} but {workdir} was started with {then!r}:"
+        f" {_NEW_WORKDIR}"
+      )
+
+
+@contextlib.contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+  """Collects Ctrl-C and SIGTERM in a list, so that a step is never cut.
+
+  A second signal leaves at once. Only the main thread can do this; elsewhere
+  signals act as usual.
+  """
+  caught: list[int] = []
+  if threading.current_thread() is not threading.main_thread():
+    yield caught
+    return
+
+  def handler(number: int, _) -> None:
+    if caught:
+      raise Interrupted(
+        "left at once: the same command goes on from the last checkpoint",
+        128 + number,
+      )
+    caught.append(number)
+    print("\nsaving after this step; once more leaves now", file=sys.stderr)
+
+  names = (signal.SIGINT, signal.SIGTERM)
+  before = {name: signal.signal(name, handler) for name in names}
+  try:
+    yield caught
+  finally:
+    for name, previous in before.items():
+      signal.signal(name, previous)

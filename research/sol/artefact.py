@@ -1,0 +1,122 @@
+"""A trained policy as files: `policy.json` and `policy.safetensors`."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from models.errors import InputError
+from research.core import metrics as metrics_lib
+from research.sol.options import Options
+from research.sol.policy import InputStats
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Artefact:
+  """A trained policy and what it was trained for.
+
+  Attributes:
+    options: filled options of the run.
+    mode: the mode they came from.
+    model: name of the frozen LLM.
+    params: policy parameters.
+    stats: input statistics.
+    prices: (P,) prices of the calibration curve; empty without prices.
+    spent: (P,) mean cost at each price on training text.
+    coefficients: (10, 3) of the baseline "counterfactual regression", fitted
+      on the same text.
+  """
+
+  options: Options
+  mode: str
+  model: str
+  params: Tree
+  stats: InputStats
+  prices: np.ndarray
+  spent: np.ndarray
+  coefficients: np.ndarray
+
+
+def _flatten(tree: Tree, path: str = "") -> dict[str, np.ndarray]:
+  if not isinstance(tree, dict):
+    return {path: np.asarray(tree)}
+  flat = {}
+  for name, child in tree.items():
+    flat |= _flatten(child, f"{path}.{name}" if path else name)
+  return flat
+
+
+def _unflatten(flat: dict[str, np.ndarray]) -> Tree:
+  tree: Tree = {}
+  for path, value in flat.items():
+    *parents, name = path.split(".")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = jnp.asarray(value)
+  return tree
+
+
+def save(directory: pathlib.Path, artefact: Artefact) -> None:
+  """Writes both files; the JSON last, so that its presence means all."""
+  directory.mkdir(parents=True, exist_ok=True)
+  tensors = _flatten(
+    {
+      "params": artefact.params,
+      "stats": vars(artefact.stats),
+      "prices": artefact.prices,
+      "spent": artefact.spent,
+      "coefficients": artefact.coefficients,
+    }
+  )
+  safetensors.numpy.save_file(tensors, directory / "policy.safetensors")
+  metrics_lib.write_json(
+    directory / "policy.json",
+    {
+      "mode": artefact.mode,
+      "model": artefact.model,
+      "options": vars(artefact.options),
+    },
+  )
+
+
+def load(directory: pathlib.Path) -> Artefact:
+  """Reads what `save` wrote.
+
+  Raises:
+    InputError: a file is missing or damaged.
+  """
+  path = directory / "policy.json"
+  try:
+    meta = json.loads(path.read_text())
+    path = directory / "policy.safetensors"
+    tree = _unflatten(safetensors.numpy.load_file(path))
+    return Artefact(
+      options=Options(**meta["options"]),
+      mode=meta["mode"],
+      model=meta["model"],
+      params=tree["params"],
+      stats=InputStats(**tree["stats"]),
+      prices=np.asarray(tree["prices"]),
+      spent=np.asarray(tree["spent"]),
+      coefficients=np.asarray(tree["coefficients"]),
+    )
+  except FileNotFoundError as error:
+    raise InputError(
+      f"{path} is missing: train a policy there with train_sol.py first"
+    ) from error
+  except (
+    json.JSONDecodeError,
+    KeyError,
+    TypeError,
+    safetensors.SafetensorError,
+  ) as error:
+    raise InputError(
+      f"{path} is damaged ({error}): train the policy again"
+    ) from error

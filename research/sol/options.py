@@ -1,0 +1,253 @@
+"""All options of a SOL run as one frozen dataclass, with two named modes.
+
+Scripts make a flag of every field; a field that is None takes its value from
+the mode. `published` is the released method (arXiv 2605.10875 and its
+configs); `frugal` is Frugax's own.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+from models.errors import InputError
+from models.transformer_config import TransformerConfig
+from research.sol import actions
+from research.sol import cost
+from research.sol.learn import Method
+from research.sol.policy import PolicyConfig
+from research.sol.rollout import Setup
+from research.sol.windows import Layout
+
+
+def _option(text: str, **bounds: Any) -> Any:
+  """A field that a script turns into a flag."""
+  return dataclasses.field(
+    default=None, metadata={"text": text, "bounds": bounds}
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """Options of a run; every attribute is described by its metadata."""
+
+  preset: str | None = _option("action table, see research/sol/actions.py")
+  page_size: int | None = _option(
+    "tokens a key page; the preset's by default", lower=1, upper=256
+  )
+  sink: bool | None = _option("always keep the first and the current page")
+  prune: str | None = _option(
+    "MLP channels that rho drops", choices=("input", "intermediate")
+  )
+  context: int | None = _option(
+    "tokens before an episode; the preset's by default", lower=16, upper=131072
+  )
+  horizon: int | None = _option(
+    "steps of an episode; the preset's by default", lower=1, upper=1024
+  )
+  windows: int | None = _option("windows an update", lower=1, upper=4096)
+  episodes: int | None = _option("episodes a window", lower=1, upper=256)
+  group_size: int | None = _option(
+    "rollouts of an episode; the preset's by default", lower=2, upper=1024
+  )
+  updates: int | None = _option("GRPO updates", lower=0, upper=10**7)
+  learning_rate: float | None = _option("of GRPO", lower=0.0, upper=1.0)
+  schedule: str | None = _option(
+    "of the learning rate", choices=("constant", "cosine")
+  )
+  clip_norm: float | None = _option("of the gradient", lower=0.0, upper=1e6)
+  inner_epochs: int | None = _option(
+    "optimizer steps on each batch of rollouts", lower=1, upper=64
+  )
+  warm_updates: int | None = _option(
+    "supervised updates on counterfactual gains before GRPO",
+    lower=0,
+    upper=10**7,
+  )
+  warm_learning_rate: float | None = _option(
+    "of the warm start", lower=0.0, upper=1.0
+  )
+  budget: str | None = _option(
+    "what the policy is asked for: a price a unit of cost, or mean targets",
+    choices=("price", "targets"),
+  )
+  gamma: float | None = _option(
+    "discount of the reward to go", lower=0.0, upper=1.0
+  )
+  level: str | None = _option(
+    "group baseline at each step or for the episode",
+    choices=("process", "outcome"),
+  )
+  normalise: str | None = _option(
+    "of advantages within the group", choices=("center", "zscore")
+  )
+  whiten: bool | None = _option("whiten advantages over the batch")
+  credit: str | None = _option(
+    "reward to go, or with later actions' own effects taken out",
+    choices=("return", "residual"),
+  )
+  clip_low: float | None = _option(
+    "ratio clip below 1", lower=0.0, upper=1.0
+  )
+  clip_high: float | None = _option(
+    "ratio clip above 1", lower=0.0, upper=10.0
+  )
+  entropy_coef: float | None = _option(
+    "weight of the entropy bonus", lower=0.0, upper=10.0
+  )
+  kl_coef: float | None = _option(
+    "weight of the k3 divergence from the policy before GRPO",
+    lower=0.0,
+    upper=100.0,
+  )
+  temperature: float | None = _option(
+    "of the policy's softmax", lower=1e-4, upper=100.0
+  )
+  width: int | None = _option("of the policy", lower=8, upper=8192)
+  surprise: bool | None = _option(
+    "the policy sees surprise and entropy of the last tokens"
+  )
+  standardise: bool | None = _option(
+    "standardise the policy's inputs by training text"
+  )
+  cached_windows: int | None = _option(
+    "train on this many windows whose prefix is computed once and kept; 0 "
+    "takes fresh windows at every update",
+    lower=0,
+    upper=10**6,
+  )
+
+  def filled(self, mode: str) -> Self:
+    """Fills what is None from the mode, then from the preset.
+
+    Raises:
+      InputError: the mode or the preset is unknown.
+    """
+    if mode not in MODES:
+      raise InputError(f"mode={mode!r} is unknown: take one of {list(MODES)}")
+    given = {k: v for k, v in vars(self).items() if v is not None}
+    merged = MODES[mode] | given
+    table = actions.preset(merged["preset"])
+    published = {
+      "page_size": table.page_size,
+      "context": table.context,
+      "horizon": table.horizon,
+      "group_size": table.group_size,
+      "windows": table.batch_size,
+    }
+    return type(self)(**(published | merged))
+
+  def method(self, config: TransformerConfig, attention: str | None) -> Method:
+    """The method these (filled) options describe.
+
+    Args:
+      config: of the frozen LLM.
+      attention: implementation of its dense attention.
+
+    Raises:
+      InputError: options do not fit each other or the LLM.
+    """
+    table = actions.preset(self.preset)
+    layout = Layout(
+      context=self.context, horizon=self.horizon, episodes=self.episodes
+    )
+    layout.check(self.page_size)
+    if layout.length > config.max_position:
+      raise InputError(
+        f"context={self.context} with episodes={self.episodes} needs "
+        f"{layout.length} positions, the model has {config.max_position}: "
+        "take a shorter context"
+      )
+    if self.warm_updates and self.budget == "targets":
+      raise InputError(
+        "warm_updates needs budget=price: gains know no targets; set "
+        "warm_updates=0"
+      )
+    heads = 4 if self.width % 4 == 0 else 1
+    return Method(
+      setup=Setup(
+        config=config,
+        table=table,
+        horizon=self.horizon,
+        page_size=self.page_size,
+        keep_sink_and_current=self.sink,
+        prune=self.prune,
+        attention=attention,
+      ),
+      policy=PolicyConfig(
+        num_actions=table.size,
+        lm_width=config.d_model,
+        horizon=self.horizon,
+        costs=tuple(float(c) for c in cost.net_keep(table)),
+        head="gain" if self.budget == "price" else "published",
+        width=self.width,
+        num_heads=heads,
+        surprise=self.surprise,
+        temperature=self.temperature,
+      ),
+      layout=layout,
+      group_size=self.group_size,
+      budget=self.budget,
+      gamma=self.gamma,
+      level=self.level,
+      normalise=self.normalise,
+      whiten=self.whiten,
+      credit=self.credit,
+      clip_low=self.clip_low,
+      clip_high=self.clip_high,
+      entropy_coef=self.entropy_coef,
+      kl_coef=self.kl_coef,
+      inner_epochs=self.inner_epochs,
+      target_low=table.target_low,
+    )
+
+
+_COMMON: dict[str, Any] = {
+  "prune": "input",
+  "episodes": 1,
+  "clip_norm": 2.0,
+  "level": "process",
+  "normalise": "center",
+  "whiten": True,
+  "clip_low": 0.2,
+  "clip_high": 0.2,
+  "kl_coef": 0.0,
+  "gamma": 0.85,
+  "width": 512,
+  "cached_windows": 0,
+}
+
+MODES: dict[str, dict[str, Any]] = {
+  "published": _COMMON
+  | {
+    "preset": "J-FL",
+    "sink": False,
+    "updates": 10000,
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "inner_epochs": 1,
+    "warm_updates": 0,
+    "warm_learning_rate": 1e-3,
+    "budget": "targets",
+    "credit": "return",
+    "entropy_coef": 0.05,
+    "temperature": 1.3,
+    "surprise": False,
+    "standardise": False,
+  },
+  "frugal": _COMMON
+  | {
+    "preset": "S40",
+    "sink": True,
+    "updates": 1000,
+    "learning_rate": 3e-4,
+    "schedule": "cosine",
+    "inner_epochs": 2,
+    "warm_updates": 500,
+    "warm_learning_rate": 1e-3,
+    "budget": "price",
+    "credit": "residual",
+    "entropy_coef": 0.0,
+    "temperature": 0.1,
+    "surprise": True,
+    "standardise": True,
+  },
+}

@@ -1,0 +1,321 @@
+"""A whole training run: statistics, warm start, GRPO, calibration.
+
+Every stage is a pure function of the options, the text and the seed, and is
+kept in the workdir, so that a killed run goes on where it was.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.convert import Checkpoint
+from research.core import loop
+from research.core import mesh as mesh_lib
+from research.core import state as state_lib
+from research.core.state import TrainState
+from research.sol import artefact
+from research.sol import calibrate
+from research.sol import corpus
+from research.sol import counterfactual
+from research.sol import learn
+from research.sol import policy as policy_lib
+from research.sol import warm_start
+from research.sol import windows as windows_lib
+from research.sol.learn import Method
+from research.sol.options import Options
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """Everything a run needs besides its text.
+
+  Attributes:
+    options: filled options.
+    mode: the mode they came from.
+    checkpoint: the frozen LLM.
+    workdir: of the run.
+    flags: the flags that decide the numbers, for `flags.json`.
+    seed: of everything.
+    mesh: devices.
+    attention: implementation of dense attention.
+    calibration_windows: windows of the calibration curve.
+    ridge_windows: windows of the counterfactual regression.
+    checkpoint_every: updates.
+    log_every: updates.
+    progress: show a bar.
+  """
+
+  options: Options
+  mode: str
+  checkpoint: Checkpoint
+  workdir: pathlib.Path
+  flags: dict[str, Any]
+  seed: int = 0
+  mesh: jax.sharding.Mesh | None = None
+  attention: str | None = None
+  calibration_windows: int = 64
+  ridge_windows: int = 256
+  checkpoint_every: int = 100
+  log_every: int = 1
+  progress: bool = True
+
+  @functools.cached_property
+  def method(self) -> Method:
+    """The method of the options."""
+    return self.options.method(self.checkpoint.config, self.attention)
+
+
+def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
+  """Trains a policy and writes `workdir/policy.{json,safetensors}`.
+
+  Args:
+    run: the run.
+    tokens: (n,) int32; the last tenth is for calibration alone.
+    say: prints a line of progress.
+
+  Raises:
+    InputError: the text is too short, or the workdir is another run's.
+    loop.Stopped: interrupted or diverged.
+  """
+  method, options = run.method, run.options
+  train_tokens, held_tokens = corpus.split(tokens, 0.1)
+  mesh = run.mesh or mesh_lib.data_mesh()
+  frozen = {"lm": mesh_lib.replicate(mesh, run.checkpoint.params)}
+  batch_at = _batches(run, train_tokens)
+  frozen["prefixes"] = _prefix_cache(run, frozen, train_tokens, mesh, say)
+
+  say("measuring input statistics and mean gains")
+  first = batch_at(0)
+  key = jax.random.key(run.seed + 1)
+  frozen["stats"] = _stats(run, frozen, first, key)
+  params = policy_lib.init(method.policy, jax.random.key(run.seed))
+  frozen["log_price"] = jnp.zeros((2,))
+  if method.budget == "price":
+    gains = jax.jit(functools.partial(warm_start.mean_gain, method))(
+      frozen, first, key
+    )
+    params = warm_start.with_mean_gain(params, gains)
+    frozen["log_price"] = _wide_prices(method, np.asarray(gains))
+  share = policy_lib.num_params(params) / run.checkpoint.config.num_params
+  say(
+    f"policy: {policy_lib.num_params(params):,} parameters, "
+    f"{100 * share:.2f}% of the frozen model's"
+  )
+
+  if options.warm_updates:
+    say(f"warm start: {options.warm_updates} updates")
+    params = _stage(
+      run,
+      "warm_start",
+      warm_start.make_step,
+      options.warm_learning_rate,
+      options.warm_updates,
+      params,
+      batch_at,
+      frozen,
+      mesh,
+      ("loss", "correlation"),
+    )
+  frozen["reference"] = params if method.kl_coef else None
+  if method.budget == "price":
+    prices, spent = _curve(run, frozen, params, held_tokens)
+    coefficients = _ridge(run, frozen["lm"], train_tokens)
+    if options.warm_updates and options.updates:
+      _save(run, "warm_policy", params, frozen, prices, spent, coefficients)
+    frozen["log_price"] = _useful_prices(method, prices, spent)
+
+  if options.updates:
+    say(f"GRPO: {options.updates} updates")
+    params = _stage(
+      run,
+      "grpo",
+      learn.make_step,
+      options.learning_rate,
+      options.updates,
+      params,
+      # Fresh windows: the warm start saw the first ones.
+      lambda step: batch_at(step + options.warm_updates),
+      frozen,
+      mesh,
+      ("log_p", "cost") if method.budget == "price" else ("log_p", "penalty"),
+    )
+  say("calibrating")
+  prices = spent = np.zeros((0,), np.float32)
+  if method.budget == "price":
+    prices, spent = _curve(run, frozen, params, held_tokens)
+  coefficients = _ridge(run, frozen["lm"], train_tokens)
+  _save(run, "policy", params, frozen, prices, spent, coefficients)
+
+
+def _save(run, name, params, frozen, prices, spent, coefficients) -> None:
+  artefact.save(
+    run.workdir / name,
+    artefact.Artefact(
+      options=run.options,
+      mode=run.mode,
+      model=run.checkpoint.name,
+      params=jax.device_get(params),
+      stats=jax.device_get(frozen["stats"]),
+      prices=prices,
+      spent=spent,
+      coefficients=coefficients,
+    ),
+  )
+
+
+def _batches(run, tokens) -> Callable[[int], Tree]:
+  """Pure function from the step to windows (W, S') and their ids (W,)."""
+  method, options = run.method, run.options
+  cached = options.cached_windows
+  if cached:
+    pool = windows_lib.random_windows(
+      tokens, method.layout, cached, seed=run.seed, step=0
+    )
+
+  def batch_at(step: int) -> Tree:
+    ids = np.arange(options.windows, dtype=np.int32)
+    if not cached:
+      drawn = windows_lib.random_windows(
+        tokens, method.layout, options.windows, seed=run.seed, step=step
+      )
+      return {"tokens": drawn, "ids": ids}
+    # Every window once an epoch, in a new order each time.
+    per_epoch = max(cached // options.windows, 1)
+    epoch, at = divmod(step, per_epoch)
+    order = np.random.default_rng((run.seed, 1, epoch)).permutation(cached)
+    ids = np.resize(order, per_epoch * options.windows)
+    ids = ids[at * options.windows : (at + 1) * options.windows]
+    return {"tokens": pool[ids], "ids": ids.astype(np.int32)}
+
+  return batch_at
+
+
+def _prefix_cache(run, frozen, tokens, mesh, say):
+  """Dense prefixes of all cached windows, or None."""
+  method, cached = run.method, run.options.cached_windows
+  if not cached:
+    return None
+  say(f"reading {cached} windows once")
+  pool = windows_lib.random_windows(
+    tokens, method.layout, cached, seed=run.seed, step=0
+  )
+  length = method.layout.prefix + 1
+
+  @jax.jit
+  def build(lm, rows):
+    return method.setup.build_prefix(lm, rows, method.layout.context)
+
+  pieces = [
+    build(frozen["lm"], jnp.asarray(pool[i : i + 8, :length]))
+    for i in range(0, cached, 8)
+  ]
+  by_layer = {"k", "v", "page_min", "page_max"}
+  joined = {}
+  for name in vars(pieces[0]):
+    parts = [getattr(piece, name) for piece in pieces]
+    axis = 1 if name in by_layer else 0
+    joined[name] = None if parts[0] is None else jnp.concatenate(parts, axis)
+  return mesh_lib.replicate(mesh, type(pieces[0])(**joined))
+
+
+def _stats(run, frozen, batch, key) -> policy_lib.InputStats:
+  if not run.options.standardise:
+    return policy_lib.InputStats.identity(run.method.policy.lm_width)
+  measure = functools.partial(warm_start.measure_stats, run.method)
+  return jax.jit(measure)(frozen, batch, key)
+
+
+def _stage(
+  run, name, make, rate, updates, params, batch_at, frozen, mesh, shown
+) -> Tree:
+  """One training stage with its own checkpoints; returns its parameters."""
+  options, method = run.options, run.method
+  steps = updates * (method.inner_epochs if name == "grpo" else 1)
+  tx = learn.optimizer(
+    rate, steps, clip_norm=options.clip_norm, schedule=options.schedule
+  )
+  state: TrainState = state_lib.create_state(
+    params, tx, jax.random.key(run.seed + 2)
+  )
+  state = loop.run(
+    state_lib.jit_step(make(method, tx), mesh),
+    state,
+    batch_at,
+    num_steps=updates,
+    workdir=run.workdir / name,
+    config=run.flags,
+    checkpoint_every=run.checkpoint_every,
+    log_every=run.log_every,
+    progress=run.progress,
+    progress_metrics=shown,
+    frozen=frozen,
+  )
+  return state.params
+
+
+def _wide_prices(method: Method, gains: np.ndarray) -> jax.Array:
+  """Log-prices around the mean gain a unit of cost, a wide range."""
+  costs = np.asarray(method.policy.costs)
+  slope = max(float(gains.max()), 1e-3) / max(float(np.ptp(costs)), 1e-6)
+  return jnp.log(jnp.asarray([slope / 10, slope * 10], jnp.float32))
+
+
+def _useful_prices(
+  method: Method, prices: np.ndarray, spent: np.ndarray
+) -> jax.Array:
+  """Log-prices between which spending moves through 3% to 97% of its range."""
+  low, high = min(method.policy.costs), max(method.policy.costs)
+  ends = calibrate.knob_for(
+    [low + 0.97 * (high - low), low + 0.03 * (high - low)], prices, spent
+  )
+  return jnp.log(jnp.asarray(ends, jnp.float32))
+
+
+def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
+  """Prices (P,) and the mean cost (P,) that the greedy policy spends."""
+  method = run.method
+  low, high = np.asarray(frozen["log_price"], np.float64)
+  prices = np.exp(np.linspace(low - 0.5, high + 0.5, 12)).astype(np.float32)
+  windows = windows_lib.spread_windows(
+    tokens, method.layout, run.calibration_windows
+  )
+  played = calibrate.run_points(
+    method.setup,
+    frozen["lm"],
+    windows,
+    method.layout.starts(),
+    policy_lib.controller(method.policy, greedy=True),
+    (params, frozen["stats"]),
+    prices[:, None],
+    batch=run.options.windows,
+  )
+  costs = np.asarray(method.policy.costs)
+  return prices, costs[played.actions].mean((1, 2)).astype(np.float32)
+
+
+def _ridge(run, lm, tokens) -> np.ndarray:
+  """Coefficients of the baseline, kept in the workdir."""
+  path = run.workdir / "counterfactual_regression.npy"
+  if path.exists():
+    return np.load(path)
+  method, windows = run.method, run.options.windows
+  rounds = -(-run.ridge_windows // windows)
+  batches = (
+    windows_lib.random_windows(
+      tokens, method.layout, windows, seed=run.seed + 7, step=step
+    )
+    for step in range(rounds)
+  )
+  coefficients = counterfactual.fit_ridge(
+    method.setup, lm, batches, method.layout.starts(), seed=run.seed
+  )
+  np.save(path, coefficients)
+  return coefficients

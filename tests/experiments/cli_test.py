@@ -1,0 +1,167 @@
+"""Scripts' flags, one-line errors and result files, in processes of their own.
+
+A process a case, because absl's flags are global to one.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+'''Shows what a script shares.'''
+import os, signal
+import cli
+from models.errors import InputError
+STEPS = cli.integer("steps", 3, "how many steps", lower=1, upper=9)
+RATE = cli.number("rate", 0.5, "the rate", lower=0.0, upper=1.0)
+BUDGETS = cli.numbers("budgets", [0.3, 0.6], "the grid", lower=0.0, upper=1.0)
+PRESET = cli.choice("preset", "a2", "the preset", ["a2", "b3"])
+DO = cli.choice("do", "", "what", ["", "input", "bug", "stop", "deny"])
+
+def main(_):
+  if DO.value == "input":
+    raise InputError("model.gguf: is\\ntruncated")
+  if DO.value == "bug":
+    raise RuntimeError("a bug")
+  if DO.value == "stop":
+    os.kill(os.getpid(), signal.SIGINT)
+  if DO.value == "deny":
+    open("/proc/version/x")
+  print(STEPS.value, RATE.value, BUDGETS.value, PRESET.value)
+
+if __name__ == "__main__":
+  cli.run(main)
+"""
+
+
+def python(*arguments, **environment):
+  return subprocess.run(
+    [sys.executable, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+  )
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+  """The script beside the modules it needs alone: without flax it is quick."""
+  home = tmp_path_factory.mktemp("cli")
+  for name in ("experiments/cli.py", "experiments/artefacts.py"):
+    shutil.copy(ROOT / name, home)
+  (home / "models").mkdir()
+  shutil.copy(ROOT / "models" / "errors.py", home / "models")
+  path = home / "show.py"
+  path.write_text(SCRIPT)
+  return path
+
+
+def test_flags_and_flagfile_reach_main(script, tmp_path):
+  flagfile = tmp_path / "x.flags"
+  flagfile.write_text("# a comment\n--steps=4\n--budgets=0.25,1\n")
+  done = python(script, f"--flagfile={flagfile}", "--preset=b3")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == "4 0.5 [0.25, 1.0] b3\n"
+
+
+@pytest.mark.parametrize(
+  "argument, says",
+  [
+    ("--steps=0", "steps"),
+    ("--steps=many", "steps"),
+    ("--rate=nan", "rate"),
+    ("--rate=1.5", "rate"),
+    ("--budgets=0.3,2", "2.0 is not in [0, 1]"),
+    ("--budgets=", "budgets"),
+    ("--preset=c4", "<a2|b3>"),
+    ("--stepz=4", "Did you mean: steps"),
+    ("--flagfile=missing.flags", "missing.flags"),
+    ("stray", "unexpected argument 'stray'"),
+    ("--do=input", "model.gguf: is truncated"),
+    ("--do=deny", "/proc/version/x: Not a directory"),
+  ],
+)
+def test_a_mistake_is_one_line_and_exit_2(script, argument, says):
+  done = python(script, argument)
+  assert done.returncode == 2
+  assert done.stdout == ""
+  assert done.stderr.startswith("error: ") and says in done.stderr
+  assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_exit_130(script):
+  done = python(script, "--do=stop")
+  assert (done.returncode, done.stderr) == (130, "interrupted\n")
+  assert signal.SIGINT + 128 == 130
+
+
+def test_a_bug_shows_its_trace(script):
+  done = python(script, "--do=bug")
+  assert done.returncode == 1
+  assert "Traceback" in done.stderr and "a bug" in done.stderr
+
+
+def test_help_lists_the_scripts_flags_and_succeeds(script):
+  done = python(script, "--help")
+  assert done.returncode == 0
+  for name in ("steps", "rate", "budgets", "preset"):
+    assert f"--{name}" in done.stdout or f"--[no]{name}" in done.stdout
+
+
+def test_write_result(tmp_path):
+  path = tmp_path / "deep" / "result.json"
+  code = f"""
+    import cli, numpy as np
+    rows = [dict(metric="ppl", value=np.float32(1.5), low=float("nan"),
+                 seeds=np.arange(2))]
+    cli.write_result({str(path)!r}, [], "python x.py", 1.0)
+    cli.write_result({str(path)!r}, rows, "python x.py", 2.0, note="n")
+  """
+  paths = f"{ROOT / 'experiments'}{os.pathsep}{ROOT}"
+  done = python("-c", textwrap.dedent(code), PYTHONPATH=paths)
+  assert done.returncode == 0, done.stderr
+  found = json.loads(path.read_text())
+  assert found["command"] == "python x.py"
+  assert found["device"] == "cpu x1"
+  assert found["seconds"] == 2.0 and found["note"] == "n"
+  assert set(found["versions"]) >= {"python", "jax", "flax", "optax"}
+  assert found["rows"] == [
+    {"metric": "ppl", "value": 1.5, "low": None, "seeds": [0, 1]}
+  ]
+  assert [item.name for item in path.parent.iterdir()] == ["result.json"]
+
+
+def test_commit_marks_changed_code_but_not_changed_results(tmp_path):
+  git = ["git", "-c", "user.name=n", "-c", "user.email=e@x"]
+  home = tmp_path / "experiments"
+  (home / "results").mkdir(parents=True)
+  source = (ROOT / "experiments" / "artefacts.py").read_text()
+  (home / "artefacts.py").write_text(source)
+  (home / "results" / "a.json").write_text("1")
+
+  def commit(**environment):
+    code = "import artefacts; print(artefacts.commit())"
+    environment["PYTHONPATH"] = str(home)
+    return python("-c", code, **environment).stdout.strip()
+
+  outside = {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+  assert commit(**outside) == "None"
+  assert commit(FRUGAX_COMMIT="abc", **outside) == "abc"
+  for step in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "one"]):
+    subprocess.run([*git, *step], cwd=tmp_path, check=True)
+  head = commit()
+  assert len(head) == 40
+  (home / "results" / "a.json").write_text("2")
+  assert commit() == head
+  (home / "artefacts.py").write_text(source + "# changed\n")
+  assert commit() == f"{head}+dirty"

@@ -1,0 +1,196 @@
+import json
+import pathlib
+import time
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models as bpe_models
+from tokenizers import pre_tokenizers, processors
+
+from models import tokenizer
+from models.convert import Checkpoint, load
+from models.errors import InputError
+from models.text import load_text
+from models.transformer_config import TransformerConfig
+
+_TEXTS = (
+  "Once upon a time, there was a little boy named Ben.",
+  " two  spaces, a tab\t and\n\nlines \n",
+  "naïve “quotes” 日本語 ½ 1234 <0x0A> <s>",
+  "oooooooo ppppp llllll",
+  " ",
+  "",
+)
+
+
+def _checkpoint(path):
+  return Checkpoint(
+    config=TransformerConfig.tiny(), params={}, name="test", path=path
+  )
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  return load("tiny")
+
+
+def _greedy_encode(path, vocab_size, text):
+  """The encoder of llama2.c as published: merge the best pair, from scratch."""
+  tokens, scores = tokenizer._read_llama2c(path, vocab_size)
+  ids_of = {token: i for i, token in enumerate(tokens)}
+  ids = [ids_of[" "]] if text else []
+  for character in text:
+    if character in ids_of:
+      ids.append(ids_of[character])
+    else:
+      ids.extend(byte + 3 for byte in character.encode())
+  while True:
+    best, at, union = -np.inf, None, None
+    for i in range(len(ids) - 1):
+      merged = ids_of.get(tokens[ids[i]] + tokens[ids[i + 1]])
+      if merged is not None and scores[merged] > best:
+        best, at, union = scores[merged], i, merged
+    if at is None:
+      return ids
+    ids[at : at + 2] = [union]
+
+
+def test_llama2c_equals_the_greedy_definition(tiny):
+  path = tiny.path.parent / "tok512.bin"
+  encoder = tokenizer.load_tokenizer(tiny)
+  pieces = [*tokenizer._read_llama2c(path, 512)[0][259:], "é", "日", "\t"]
+  rng = np.random.default_rng(0)
+  random = ["".join(rng.choice(pieces, 60)) for _ in range(50)]
+  repeats = ["".join(rng.choice(list("lopt "), 50)) for _ in range(50)]
+  wikitext = load_text("wikitext2:valid")
+  slices = [wikitext[i : i + 150] for i in range(0, 300_000, 10_000)]
+  for text in (*_TEXTS, *random, *repeats, *slices):
+    ids = encoder.encode(text)
+    assert ids.tolist() == _greedy_encode(path, 512, text), text
+    assert encoder.decode(ids) == text
+
+
+def test_llama2c_properties(tiny):
+  encoder = tokenizer.load_tokenizer(tiny)
+  assert (encoder.vocab_size, encoder.bos_id) == (512, 1)
+  assert encoder.encode("Once").dtype == np.int32
+  assert encoder.encode("").shape == (0,)
+
+
+def test_a_long_text_takes_seconds(tiny):
+  encoder = tokenizer.load_tokenizer(tiny)
+  text = load_text("wikitext2:test")
+  start = time.process_time()
+  ids = encoder.encode(text)
+  assert time.process_time() - start < 20
+  assert encoder.decode(ids) == text
+
+
+def test_damaged_llama2c_tokenizers_name_the_file(tmp_path, tiny):
+  whole = (tiny.path.parent / "tok512.bin").read_bytes()
+  path = tmp_path / "tok512.bin"
+  for content in (None, whole[:3000], whole[:-1], b""):
+    if content is not None:
+      path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+      tokenizer.from_llama2c(path, 512)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def _bytes_to_unicode():
+  return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _write_gguf(path, pre="smollm", **fields):
+  tokens = ["<|end|>", *_bytes_to_unicode(), "12", "Ġa", "Ġ1", "he", "Ġhe"]
+  types = [gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokens) - 1)
+  writer = gguf.GGUFWriter(path, "llama")
+  writer.add_tokenizer_model("gpt2")
+  writer.add_tokenizer_pre(pre)
+  writer.add_token_list(tokens)
+  writer.add_token_types(types)
+  writer.add_token_merges(["1 2", "Ġ a", "Ġ 1", "h e", "Ġ he"])
+  for add, value in fields.items():
+    getattr(writer, add)(value)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return tokens
+
+
+def test_gguf_smollm(tmp_path):
+  path = tmp_path / "model.gguf"
+  tokens = _write_gguf(path)
+  encoder = tokenizer.load_tokenizer(_checkpoint(path))
+  assert (encoder.vocab_size, encoder.bos_id) == (len(tokens), None)
+  for text in _TEXTS:
+    assert encoder.decode(encoder.encode(text)) == text
+  # Digits stand alone, without the space before them, whatever merges there
+  # are.
+  ids = encoder.encode("he a 12 he")
+  assert [tokens[i] for i in ids] == ["he", "Ġa", "Ġ", "1", "2", "Ġhe"]
+  ids = encoder.encode("he<|end|>")
+  assert [tokens[i] for i in ids] == ["he", "<|end|>"]
+  assert encoder.decode(ids) == "he"
+
+
+def test_gguf_begin_token_only_where_the_model_wants_it(tmp_path):
+  path = tmp_path / "model.gguf"
+  _write_gguf(path, add_bos_token_id=0)
+  assert tokenizer.from_gguf(path).bos_id is None
+  _write_gguf(path, add_bos_token_id=0, add_add_bos_token=True)
+  assert tokenizer.from_gguf(path).bos_id == 0
+
+
+def test_unsupported_gguf_tokenizers_are_named(tmp_path):
+  path = tmp_path / "model.gguf"
+  _write_gguf(path, pre="dbrx")
+  with pytest.raises(InputError, match="dbrx.*tokenizer.json"):
+    tokenizer.load_tokenizer(_checkpoint(path))
+
+
+def _json_tokenizer(bos):
+  vocab = {token: i for i, token in enumerate(["<s>", *_bytes_to_unicode()])}
+  backend = tokenizers.Tokenizer(bpe_models.BPE(vocab=vocab, merges=[]))
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  backend.add_special_tokens(["<s>"])
+  if bos:
+    backend.post_processor = processors.TemplateProcessing(
+      single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+  return backend
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_tokenizer_json(bos, tmp_path):
+  _json_tokenizer(bos).save(str(tmp_path / "tokenizer.json"))
+  encoder = tokenizer.load_tokenizer(_checkpoint(tmp_path))
+  assert encoder.bos_id == (0 if bos else None)
+  assert encoder.vocab_size == 257
+  for text in _TEXTS[:2]:
+    ids = encoder.encode(text)
+    assert len(ids) == len(text.encode())
+    assert encoder.decode(ids) == text
+
+
+def test_tokenizer_json_beside_a_gguf_wins(tmp_path):
+  _write_gguf(tmp_path / "model.gguf", pre="dbrx")
+  _json_tokenizer(True).save(str(tmp_path / "tokenizer.json"))
+  encoder = tokenizer.load_tokenizer(_checkpoint(tmp_path / "model.gguf"))
+  assert encoder.vocab_size == 257
+
+
+def test_missing_or_damaged_tokenizer_json_is_named(tmp_path):
+  path: pathlib.Path = tmp_path / "tokenizer.json"
+  for content in (None, json.dumps({"model": 1}), "{"):
+    if content is not None:
+      path.write_text(content)
+    with pytest.raises(InputError) as caught:
+      tokenizer.load_tokenizer(_checkpoint(tmp_path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

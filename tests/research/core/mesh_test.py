@@ -1,0 +1,38 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from models.errors import InputError
+from research.core import mesh
+
+
+def test_the_mesh_has_one_auto_axis_named_data():
+  made = mesh.data_mesh(1)
+  assert made.axis_names == ("data",)
+  assert made.axis_types == (AxisType.Auto,)
+  assert made.size == 1
+  assert mesh.data_mesh().size == jax.device_count()
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**6])
+def test_an_impossible_number_of_devices_is_told(count):
+  with pytest.raises(InputError, match=f"{count} devices asked"):
+    mesh.data_mesh(count)
+
+
+def test_batches_are_split_and_trees_replicated():
+  made = mesh.data_mesh()
+  batch = {"x": np.arange(3 * made.size * 2).reshape(3 * made.size, 2)}
+  placed = mesh.shard_batch(made, batch)["x"]
+  assert placed.sharding == mesh.data_sharding(made)
+  assert {s.data.shape for s in placed.addressable_shards} == {(3, 2)}
+  np.testing.assert_array_equal(placed, batch["x"])
+  assert mesh.shard_batch(made, None) is None
+  tree = mesh.replicate(made, {"k": jax.random.key(0), "n": np.float32(2)})
+  assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
+
+
+def test_a_batch_without_a_leading_axis_is_told():
+  with pytest.raises(InputError, match=r"\['x'\] of shape \(\)"):
+    mesh.shard_batch(mesh.data_mesh(1), {"x": np.float32(1)})

@@ -1,0 +1,244 @@
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.sol import grpo, reward
+
+GOLDEN = json.loads(
+  pathlib.Path(__file__).with_name("golden_grpo.json").read_text()
+)
+INPUTS = {name: np.asarray(x) for name, x in GOLDEN["inputs"].items()}
+EXPECTED = GOLDEN["expected"]
+# As in the generator.
+LOSS = {
+  "clip_low": 0.2,
+  "clip_high": 0.28,
+  "entropy_coef": 0.05,
+  "kl_coef": 0.04,
+}
+
+
+def float32(name):
+  return jnp.asarray(INPUTS[name], jnp.float32)
+
+
+def golden_loss(logits=None, dtype=jnp.float32, rows=slice(None), **options):
+  logits = INPUTS["logits"] if logits is None else logits
+  chosen = np.asarray(EXPECTED["advantages"]["process center whiten"])
+  return grpo.policy_loss(
+    jnp.asarray(logits, dtype)[rows],
+    jnp.asarray(INPUTS["actions"])[rows],
+    jnp.asarray(INPUTS["old_logp"], dtype)[rows],
+    jnp.asarray(chosen, dtype)[rows],
+    ref_logp=jnp.asarray(INPUTS["ref_logp"], dtype)[rows],
+    mask=jnp.asarray(INPUTS["mask"])[rows],
+    **(LOSS | options),
+  )
+
+
+def sum_and_diagnostics(*args, **options):
+  loss, diagnostics = grpo.policy_loss(*args, **options)
+  return loss.sum, diagnostics
+
+
+def test_returns_and_penalty_match_golden():
+  returns = reward.returns_to_go(float32("rewards"), 0.85, INPUTS["mask"])
+  np.testing.assert_allclose(returns, EXPECTED["returns"], rtol=1e-6)
+  means = reward.episode_means(float32("spent"), jnp.asarray(INPUTS["mask"]))
+  gap = means - float32("targets")[:, None]
+  penalty = reward.dead_zone_penalty(gap)
+  np.testing.assert_allclose(penalty, EXPECTED["penalty"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["process", "outcome"])
+@pytest.mark.parametrize("normalise", ["center", "zscore", "leave_one_out"])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_advantages_match_golden(level, normalise, whiten):
+  with jax.enable_x64(True):
+    found = jax.jit(
+      lambda x: grpo.advantages(
+        x,
+        level=level,
+        normalise=normalise,
+        whiten=whiten,
+        mask=jnp.asarray(INPUTS["mask"]),
+      )
+    )(jnp.asarray(EXPECTED["score"]))
+  name = f"{level} {normalise}" + (" whiten" if whiten else "")
+  np.testing.assert_allclose(
+    found, EXPECTED["advantages"][name], rtol=1e-12, atol=1e-12
+  )
+
+
+def test_gdpo_matches_golden():
+  found = grpo.gdpo_advantages(
+    float32("streams"),
+    float32("stream_weights"),
+    mask=jnp.asarray(INPUTS["mask"]),
+  )
+  np.testing.assert_allclose(found, EXPECTED["gdpo"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_loss_and_diagnostics_match_golden(dual):
+  expected = GOLDEN["losses"]["dual" if dual else "plain"]
+  with jax.enable_x64(True):
+    loss, found = jax.jit(
+      lambda x: golden_loss(x, x.dtype, dual_clip=3.0 if dual else None)
+    )(jnp.asarray(INPUTS["logits"]))
+    np.testing.assert_allclose(loss.sum, expected["sum"], rtol=1e-12)
+    assert loss.denominator == expected["denominator"]
+    assert found.keys() == expected["diagnostics"].keys()
+    for name, value in expected["diagnostics"].items():
+      np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_float32_is_close_to_golden():
+  loss, _ = golden_loss(dual_clip=3.0)
+  expected = GOLDEN["losses"]["dual"]
+  np.testing.assert_allclose(loss.sum, expected["sum"], rtol=2e-6)
+
+
+def test_golden_reaches_every_branch():
+  plain, dual = GOLDEN["losses"]["plain"], GOLDEN["losses"]["dual"]
+  assert 0 < plain["diagnostics"]["clip_share"] < 1
+  assert plain["diagnostics"]["ratio_max"] == pytest.approx(np.exp(20))
+  assert plain["sum"] != dual["sum"]
+
+
+@pytest.mark.parametrize("dual", [None, 3.0])
+def test_gradient_against_finite_differences(dual):
+  with jax.enable_x64(True):
+    logits = jnp.asarray(INPUTS["logits"])
+    value = jax.jit(
+      lambda x: golden_loss(x, jnp.float64, dual_clip=dual)[0].mean()
+    )
+    gradient = jax.grad(value)(logits)
+    rng = np.random.default_rng(0)
+    # The step of the clipped log-ratio has no gradient and a huge value.
+    keep = np.ones(logits.shape)
+    keep[0, 0, 0] = 0
+    for _ in range(5):
+      direction = jnp.asarray(rng.normal(size=logits.shape) * keep)
+      ends = [value(logits + s * 1e-6 * direction) for s in (1, -1)]
+      quotient = (ends[0] - ends[1]) / 2e-6
+      found = jnp.vdot(gradient, direction)
+      # exp(20) inside the sum leaves 1e-16 * 5e8 / 1e-6 of noise.
+      tolerance = 1e-6 if dual else 1e-1
+      np.testing.assert_allclose(found, quotient, rtol=1e-6, atol=tolerance)
+
+
+def test_accumulation_over_batches_is_exact():
+  whole, _ = golden_loss(dual_clip=3.0)
+  parts = [golden_loss(rows=slice(b, b + 1), dual_clip=3.0)[0] for b in (0, 1)]
+  total = jax.tree.map(lambda *x: sum(x), *parts)
+  assert parts[0].denominator != parts[1].denominator
+  np.testing.assert_allclose(total.mean(), whole.mean(), rtol=1e-6)
+
+
+def test_on_policy_gradient_is_reinforce():
+  logits = float32("logits")
+  actions = jnp.asarray(INPUTS["actions"])
+
+  def picked(x):
+    log_probs = jax.nn.log_softmax(x)
+    return jnp.take_along_axis(log_probs, actions[..., None], axis=-1)[..., 0]
+
+  advantage = float32("rewards")
+  found = jax.grad(
+    lambda x: grpo.policy_loss(
+      x, actions, picked(logits), advantage, entropy_coef=0.0
+    )[0].mean()
+  )(logits)
+  expected = jax.grad(lambda x: -jnp.mean(picked(x) * advantage))(logits)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_clipped_steps_have_no_gradient():
+  logits = float32("logits")
+  actions = jnp.asarray(INPUTS["actions"])
+  logp = jnp.take_along_axis(
+    jax.nn.log_softmax(logits), actions[..., None], axis=-1
+  )[..., 0]
+  for shift, sign in ((-0.5, 1.0), (0.5, -1.0)):
+    gradient, diagnostics = jax.grad(
+      lambda x, old, a: sum_and_diagnostics(
+        x, actions, old, a, entropy_coef=0.0
+      ),
+      has_aux=True,
+    )(logits, logp + shift, jnp.full(actions.shape, sign))
+    np.testing.assert_array_equal(gradient, 0.0)
+    assert diagnostics["clip_share"] == 1.0
+
+
+def test_masked_and_forbidden_numbers_do_no_harm():
+  logits = float32("logits").at[..., 0].set(-jnp.inf)
+  actions = jnp.maximum(jnp.asarray(INPUTS["actions"]), 1).at[0, 0, 0].set(0)
+  mask = jnp.ones(actions.shape, bool).at[0, 0, 0].set(False)
+  old_logp = float32("old_logp").at[0, 0, 0].set(-jnp.inf)
+  advantage = float32("rewards").at[0, 0, 0].set(jnp.nan)
+  (total, diagnostics), gradient = jax.value_and_grad(
+    lambda x: sum_and_diagnostics(
+      x,
+      actions,
+      old_logp,
+      advantage,
+      mask=mask,
+      ref_logp=old_logp,
+      kl_coef=0.1,
+    ),
+    has_aux=True,
+  )(logits)
+  assert jnp.isfinite(total)
+  assert jnp.isfinite(gradient).all()
+  np.testing.assert_array_equal(gradient[0, 0, 0], 0.0)
+  assert all(jnp.isfinite(x) for x in diagnostics.values())
+
+
+def test_everything_masked_is_zero():
+  loss, diagnostics = grpo.policy_loss(
+    float32("logits"),
+    jnp.asarray(INPUTS["actions"]),
+    float32("old_logp"),
+    float32("rewards"),
+    mask=jnp.zeros((2, 4, 3), bool),
+  )
+  assert loss.sum == 0 and loss.denominator == 0 and loss.mean() == 0
+  assert diagnostics["advantage_nonzero"] == 0
+  advantage = grpo.advantages(float32("rewards"), mask=jnp.zeros((2, 4, 3)))
+  np.testing.assert_array_equal(advantage, 0.0)
+
+
+def test_equal_returns_give_no_advantage():
+  returns = jnp.full((3, 16, 4), -2.7)
+  for normalise in ("center", "zscore", "leave_one_out"):
+    found = grpo.advantages(returns, normalise=normalise, whiten=False)
+    np.testing.assert_allclose(found, 0.0, atol=1e-6)
+
+
+def test_advantages_carry_no_gradient():
+  gradient = jax.grad(lambda x: jnp.sum(jnp.square(grpo.advantages(x))))(
+    float32("rewards")
+  )
+  np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_unknown_switches_are_named():
+  with pytest.raises(ValueError, match="level='token'"):
+    grpo.advantages(float32("rewards"), level="token")
+  with pytest.raises(ValueError, match="normalise='rank'"):
+    grpo.advantages(float32("rewards"), normalise="rank")
+  with pytest.raises(ValueError, match="dual_clip"):
+    golden_loss(dual_clip=0.5)
+  with pytest.raises(ValueError, match="needs ref_logp"):
+    grpo.policy_loss(
+      float32("logits"),
+      jnp.asarray(INPUTS["actions"]),
+      float32("old_logp"),
+      float32("rewards"),
+      kl_coef=0.1,
+    )

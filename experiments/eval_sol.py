@@ -30,8 +30,11 @@ _ASKED = cli.numbers(
 )
 _THRESHOLDS = flags.DEFINE_list(
   "thresholds",
-  ["surprise", "entropy", "hidden drift", "counterfactual regression"],
+  ["surprise", "entropy", "hidden drift"],
   "threshold baselines; empty for none",
+)
+_REGRESSION = flags.DEFINE_bool(
+  "regression", True, "the counterfactual regression"
 )
 _POOL = cli.integer("random_pool", 32, "random schedules a budget", 0, 10000)
 _STATIC = flags.DEFINE_bool("static", True, "static points of the literature")
@@ -81,6 +84,7 @@ def main(_) -> None:
   plan = evaluation.Plan(
     asked=_ASKED.value,
     thresholds=_THRESHOLDS.value,
+    regression=_REGRESSION.value,
     random_pool=_POOL.value,
     static=_STATIC.value,
     window_batch=_BATCH.value,

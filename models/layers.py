@@ -8,10 +8,10 @@ the dtype of the activations; normalisation and rotation run in float32.
 import dataclasses
 import math
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

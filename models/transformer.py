@@ -10,14 +10,14 @@ around the MLP: methods that change what a token computes (`research/sol`)
 run this very module instead of a copy.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from models import layers
 from models.transformer_config import TransformerConfig

@@ -1,5 +1,6 @@
 """Progress of long work on stderr, for a terminal and for a log file."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -36,8 +37,14 @@ class Progress:
     self._start = self._last_line = time.monotonic()
     self._bar = None
     if enabled and sys.stderr.isatty():
+      # On a terminal that does not know its size tqdm alone shows nothing.
+      size = shutil.get_terminal_size()
       self._bar = tqdm.tqdm(
-        total=total, initial=initial, desc=label, dynamic_ncols=True
+        total=total,
+        initial=initial,
+        desc=label,
+        ncols=size.columns,
+        nrows=size.lines,
       )
 
   def update(self, done: int, shown: Mapping[str, Any] | None = None) -> None:

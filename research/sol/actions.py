@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.errors import InputError
 
@@ -102,6 +103,26 @@ class ActionTable:
       raise InputError(f"axis {axis!r} is none of {', '.join(AXES)}")
     return tuple(sorted(set(getattr(self, axis))))
 
+  def basis(self) -> np.ndarray:
+    """Returns features (A, F) float32 in which gains of actions are linear.
+
+    One indicator for each level of each axis, and the pairwise products of
+    what the axes leave out: an action that was never tried borrows from those
+    that share its levels.
+    """
+    columns = []
+    for axis in AXES:
+      values = np.asarray(getattr(self, axis))
+      columns += [values == level for level in self.levels(axis)]
+    left_out = [
+      1 - np.asarray(self.kappa),
+      1 - np.asarray(self.rho),
+      1 - np.asarray(self.bits) / FULL_BITS,
+    ]
+    for i, j in itertools.combinations(range(3), 2):
+      columns.append(left_out[i] * left_out[j])
+    return np.stack(columns, axis=1).astype(np.float32)
+
   def arrays(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns kappa, rho and bits as float32 arrays (A,)."""
     kappa, rho, bits = (
@@ -116,8 +137,9 @@ def preset(name: str) -> ActionTable:
   Published: the joint tables J-2L, J-3L and J-FL of Llama-3.2-1B, FL-R4, FL-R16
   and FL-R64 with other horizons, 3B, 8B and `reasoning`, and the single-axis
   tables: K10 for kappa of .1 or 1, S30 for rho of .3 or 1, Q5Q16 for 5 or 16
-  bits, and their like. J-INT is an option beyond them: bits from {4, 8, 16},
-  the formats that hardware multiplies.
+  bits, and their like. Options beyond them: S-FL, all published levels of rho
+  alone, and J-INT, with bits from {4, 8, 16}, the formats that hardware
+  multiplies.
 
   Raises:
     InputError: No table has that name; the line lists those that exist.
@@ -162,6 +184,7 @@ def _levels():
     tables[f"S{percent}"] = (one, rho, sixteen, pages_of_4)
   for low, high in ((5, 10), (5, 16), (6, 16)):
     tables[f"Q{low}Q{high}"] = (one, one, (low, high), pages_of_4)
+  tables["S-FL"] = (one, twentieths, sixteen, pages_of_4)
   kappa, rho, _, _ = tables["J-3L"]
   tables["J-INT"] = (kappa, rho, (4, 8, 16), {})
   return tables

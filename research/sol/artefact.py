@@ -29,7 +29,7 @@ class Artefact:
     stats: input statistics.
     prices: (P,) prices of the calibration curve; empty without prices.
     spent: (P,) mean cost at each price on training text.
-    coefficients: (10, 3) of the baseline "counterfactual regression", fitted
+    coefficients: (10, F) of the baseline "counterfactual regression", fitted
       on the same text.
   """
 

@@ -3,8 +3,8 @@
 Axis letters: W windows, E episodes, P points, R = P E rollouts.
 """
 
-from collections.abc import Callable, Sequence
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,8 @@ import numpy as np
 
 from models import transformer
 from research.sol import rollout as rollout_lib
-from research.sol.controllers import ThresholdGoal
-from research.sol.controllers import TwoLevels
-from research.sol.rollout import Controller
-from research.sol.rollout import Rollout
-from research.sol.rollout import Setup
+from research.sol.controllers import ThresholdGoal, TwoLevels
+from research.sol.rollout import Controller, Rollout, Setup
 
 Tree = Any
 
@@ -88,9 +85,7 @@ def run_points(
     return x.reshape(count, -1, *x.shape[3:])
 
   actions, log_p, extras = jax.tree.map(join, *pieces)
-  return Rollout(
-    actions=actions, log_p=log_p, observations=None, extras=extras
-  )
+  return Rollout(actions=actions, log_p=log_p, observations=None, extras=extras)
 
 
 def knob_for(
@@ -174,5 +169,3 @@ def bracket(
       doubled.append(one)
       shares.append(np.clip(share, 0, 1))
   return doubled, np.array(shares)
-
-

@@ -6,9 +6,9 @@ Axis letters: W windows, R rollouts, T steps, A actions; the three axes are
 kappa, rho and bits, in this order.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -176,22 +176,8 @@ def drift_score(params: Any, seen: Observation) -> jax.Array:
   return _same_on_all_axes(seen.drift)
 
 
-def regression_score(
-  coefficients: jax.Array, seen: Observation
-) -> jax.Array:
-  """Predicted gain of each axis' upper level, from the nine scalars.
-
-  Args:
-    coefficients: (10, 3), see `counterfactual.fit_ridge`; the last row is
-      the intercept.
-    seen: the observation.
-  """
-  return seen.scalars @ coefficients[:-1] + coefficients[-1][None, None]
-
-
 SCORES: dict[str, Score] = {
   "surprise": surprise_score,
   "entropy": entropy_score,
   "hidden drift": drift_score,
-  "counterfactual regression": regression_score,
 }

@@ -6,9 +6,9 @@ every episode starts from the dense prefix, which is the published refresh.
 All series of a batch of windows share its prefix.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,7 @@ import numpy as np
 from models import transformer
 from research.core import metrics as metrics_lib
 from research.sol import rollout as rollout_lib
-from research.sol.rollout import Controller
-from research.sol.rollout import Setup
+from research.sol.rollout import Controller, Setup
 from research.sol.windows import Cover
 
 Tree = Any
@@ -141,9 +140,7 @@ def _build_prefix(setup, params, tokens, first_start):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _scan(
-  setup, params, prefix, tokens, starts, controller, inner, goals, key
-):
+def _scan(setup, params, prefix, tokens, starts, controller, inner, goals, key):
   return rollout_lib.scan(
     setup, params, prefix, tokens, starts, controller, inner, goals, key
   )
@@ -151,9 +148,7 @@ def _scan(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _block(setup, params, prefix, tokens, starts, actions):
-  return rollout_lib.score_block(
-    setup, params, prefix, tokens, starts, actions
-  )
+  return rollout_lib.score_block(setup, params, prefix, tokens, starts, actions)
 
 
 def evaluate(
@@ -224,8 +219,7 @@ def evaluate(
           out[one.name][point].append(score)
         progress(int(weights.sum()) * len(points))
   return {
-    name: [_join(pieces) for pieces in points]
-    for name, points in out.items()
+    name: [_join(pieces) for pieces in points] for name, points in out.items()
   }
 
 
@@ -236,9 +230,7 @@ def _run(setup, params, prefix, tokens, part, one, points, rows):
   if isinstance(one, BlockSeries):
     actions = one.actions[points.start : points.stop, rows]
     actions = np.concatenate(list(actions), axis=1).astype(np.int32)
-    return _block(
-      setup, params, prefix, tokens, starts, jnp.asarray(actions)
-    )
+    return _block(setup, params, prefix, tokens, starts, jnp.asarray(actions))
   windows, episodes = part.starts.shape
 
   def spread(x):

@@ -8,24 +8,20 @@ thresholds are calibrated on training text, run slightly below and above, and
 mixed so that the net keep is the policy's.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from models import transformer
-from research.sol import actions
-from research.sol import calibrate
-from research.sol import controllers
+from research.sol import actions, calibrate, controllers, cost, counterfactual
 from research.sol import evaluate as evaluate_lib
 from research.sol import policy as policy_lib
 from research.sol.actions import ActionTable
 from research.sol.artefact import Artefact
 from research.sol.controllers import TwoLevels
-from research.sol.evaluate import BlockSeries
-from research.sol.evaluate import ScanSeries
-from research.sol.evaluate import Score
+from research.sol.evaluate import BlockSeries, ScanSeries, Score
 from research.sol.learn import Method
 from research.sol.windows import Cover
 
@@ -51,6 +47,7 @@ class Plan:
   Attributes:
     asked: net keep rates that the policy is asked for.
     thresholds: names of threshold baselines, of `controllers.SCORES`.
+    regression: run the counterfactual regression.
     random_pool: M random schedules a budget; 0 for none, 1 for one trial,
       more for the best of whole-set trials, the per-window best and the
       per-token oracle.
@@ -62,6 +59,7 @@ class Plan:
 
   asked: Sequence[float]
   thresholds: Sequence[str] = tuple(controllers.SCORES)
+  regression: bool = True
   random_pool: int = 32
   static: bool = True
   window_batch: int = 8
@@ -166,17 +164,21 @@ def compare(
 
   fixed = np.stack([controllers.round_robin(one, shape) for one in levels])
   series = [BlockSeries(name="fixed", actions=fixed.astype(np.int16))]
-  if plan.thresholds:
-    say("calibrating the thresholds on training text")
-    series += [
-      _threshold_series(method, lm, artefacts, name, levels, calibration, plan)
-      for name in plan.thresholds
-    ]
+  say("calibrating baselines on training text")
+  inner = next(iter(artefacts.values())).coefficients
+  asked = [score.net_keep for score in ours]
+  series += [
+    _threshold_series(method, lm, name, levels, calibration, plan)
+    for name in plan.thresholds
+  ]
+  if plan.regression:
+    series.append(
+      _regression_series(method, lm, inner, asked, calibration, plan)
+    )
   say("baselines")
   result = run("baselines", series)
-  baselines = {"fixed": result["fixed"]}
-  for name in plan.thresholds:
-    points = result[name]
+  baselines = {"fixed": result.pop("fixed")}
+  for name, points in result.items():
     baselines[name] = [
       evaluate_lib.at_net_keep(points[2 * i], points[2 * i + 1], one.net_keep)
       for i, one in enumerate(ours)
@@ -208,11 +210,10 @@ def _static_table(table: ActionTable) -> ActionTable:
 
 
 def _threshold_series(
-  method, lm, artefacts, name, levels, calibration, plan
+  method, lm, name, levels, calibration, plan
 ) -> ScanSeries:
   """A threshold baseline at two points around every budget."""
   controller = controllers.threshold_controller(controllers.SCORES[name])
-  inner = next(iter(artefacts.values())).coefficients
   doubled, shares = calibrate.bracket(levels, _BRACKET)
 
   def play(goal):
@@ -222,7 +223,7 @@ def _threshold_series(
       calibration,
       method.layout.starts(),
       controller,
-      inner,
+      None,
       goal,
       batch=plan.window_batch,
     )
@@ -232,8 +233,40 @@ def _threshold_series(
   lookup = np.stack([one.lookup for one in doubled])
   first = play(controllers.ThresholdGoal(everything, lookup))
   goal = calibrate.thresholds_for(play, doubled, shares, first[0])
+  return ScanSeries(name=name, controller=controller, params=None, goals=goal)
+
+
+def _regression_series(
+  method, lm, coefficients, asked, calibration, plan
+) -> ScanSeries:
+  """The counterfactual regression at two prices around every budget."""
+  table = method.setup.table
+  controller = counterfactual.controller(table)
+  costs = cost.net_keep(table)
+  prices = np.geomspace(0.01, 100.0, 24).astype(np.float32)
+  asked = np.asarray(asked)
+  asked = np.stack([asked - _BRACKET / 3, asked + _BRACKET / 3], 1).reshape(-1)
+  # A coarse curve over all prices, then a fine one where it is needed.
+  for _ in range(2):
+    played = calibrate.run_points(
+      method.setup,
+      lm,
+      calibration,
+      method.layout.starts(),
+      controller,
+      coefficients,
+      prices[:, None],
+      batch=plan.window_batch,
+    )
+    spent = costs[played.actions].mean((1, 2))
+    knobs = calibrate.knob_for(asked, prices, spent)
+    prices = np.geomspace(knobs.min() / 1.3, knobs.max() * 1.3, 24)
+    prices = prices.astype(np.float32)
   return ScanSeries(
-    name=name, controller=controller, params=inner, goals=goal
+    name="counterfactual regression",
+    controller=controller,
+    params=coefficients,
+    goals=knobs[:, None].astype(np.float32),
   )
 
 

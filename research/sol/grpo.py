@@ -235,8 +235,14 @@ def _within_group(returns, level, normalise, mask):
   if normalise == "none":
     return jnp.where(mask, returns, 0.0)
   size = jnp.sum(compared, axis=1, keepdims=True, dtype=returns.dtype)
-  total = jnp.sum(jnp.where(compared, returns, 0), axis=1, keepdims=True)
-  centred = jnp.where(compared, returns - total / jnp.maximum(size, 1), 0.0)
+  # Taken from the best first, equal returns give exactly zero: rounding noise
+  # of a group without variance must not be scaled up.
+  best = jnp.max(
+    returns, axis=1, keepdims=True, initial=-jnp.inf, where=compared
+  )
+  behind = jnp.where(compared, returns - best, 0.0)
+  total = jnp.sum(behind, axis=1, keepdims=True)
+  centred = jnp.where(compared, behind - total / jnp.maximum(size, 1), 0.0)
   if normalise == "leave_one_out":
     # R - (total - R) / (K - 1) = (R - mean) * K / (K - 1).
     centred = centred * size / jnp.maximum(size - 1, 1)

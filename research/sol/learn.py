@@ -12,8 +12,8 @@ spends an asked budget is read off training text afterwards
 (`research/sol/calibrate.py`).
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,17 +23,14 @@ import optax
 from models import transformer
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import credit
-from research.sol import grpo
+from research.sol import credit, grpo
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
 from research.sol import reward as reward_lib
 from research.sol import rollout as rollout_lib
-from research.sol.policy import InputStats
-from research.sol.policy import PolicyConfig
+from research.sol.policy import InputStats, PolicyConfig
 from research.sol.prefix import Prefix
-from research.sol.rollout import Rollout
-from research.sol.rollout import Setup
+from research.sol.rollout import Rollout, Setup
 from research.sol.windows import Layout
 
 Tree = Any
@@ -301,11 +298,7 @@ def full_observations(
 ):
   """The rollout's observations with embeddings, standardised."""
   model = transformer.bind(method.setup.config, frozen["lm"])
-  inputs, _ = prefix_lib.episode_tokens(
-    tokens, starts, method.layout.horizon
-  )
-  seen = dataclasses.replace(
-    rollout.observations, embed=model.embed(inputs)
-  )
+  inputs, _ = prefix_lib.episode_tokens(tokens, starts, method.layout.horizon)
+  seen = dataclasses.replace(rollout.observations, embed=model.embed(inputs))
   stats: InputStats = frozen["stats"]
   return stats.apply(seen)

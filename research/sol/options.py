@@ -11,7 +11,6 @@ from typing import Any, Self
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
 from research.sol import actions
-from research.sol import cost
 from research.sol.learn import Method
 from research.sol.policy import PolicyConfig
 from research.sol.rollout import Setup
@@ -84,12 +83,8 @@ class Options:
     "reward to go, or with later actions' own effects taken out",
     choices=("return", "residual"),
   )
-  clip_low: float | None = _option(
-    "ratio clip below 1", lower=0.0, upper=1.0
-  )
-  clip_high: float | None = _option(
-    "ratio clip above 1", lower=0.0, upper=10.0
-  )
+  clip_low: float | None = _option("ratio clip below 1", lower=0.0, upper=1.0)
+  clip_high: float | None = _option("ratio clip above 1", lower=0.0, upper=10.0)
   entropy_coef: float | None = _option(
     "weight of the entropy bonus", lower=0.0, upper=10.0
   )
@@ -173,10 +168,9 @@ class Options:
         attention=attention,
       ),
       policy=PolicyConfig(
-        num_actions=table.size,
+        table=table,
         lm_width=config.d_model,
         horizon=self.horizon,
-        costs=tuple(float(c) for c in cost.net_keep(table)),
         head="gain" if self.budget == "price" else "published",
         width=self.width,
         num_heads=heads,
@@ -235,7 +229,7 @@ MODES: dict[str, dict[str, Any]] = {
   },
   "frugal": _COMMON
   | {
-    "preset": "S40",
+    "preset": "J-FL",
     "sink": True,
     "updates": 1000,
     "learning_rate": 3e-4,

@@ -5,22 +5,25 @@ M width of the policy, G numbers in the goal.
 
 Two heads. "published" (SOL, arXiv 2605.10875): action logits plus a head
 conditioned on the budget targets. "gain": the network predicts the gain
-g(s, a) in nats of every action over the cheapest one, and the logits are
+g(s, a) in nats of every action, up to a constant, and the logits are
 (g(s, a) - price * cost(a)) / temperature: one network serves every price, and
 a regression of counterfactual gains (`research/sol/warm_start.py`) is a
-policy as it stands.
+policy as it stands. Gains are linear in a basis of the action table, so that
+1560 actions take 38 outputs.
 """
 
 import dataclasses
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from models import layers
-from research.sol import observation
+from research.sol import cost, observation
+from research.sol.actions import ActionTable
 from research.sol.observation import Observation
 from research.sol.rollout import Controller
 
@@ -32,23 +35,20 @@ class PolicyConfig:
   """Shape of the policy.
 
   Attributes:
-    num_actions: A.
+    table: the A actions.
     lm_width: D.
     horizon: T.
-    costs: (A,) scalar cost of each action, in [0, 1]; used by "gain".
     head: "published" or "gain".
     width: M.
     num_heads: attention heads; divides M.
     surprise: the nine scalars of `observation.SCALARS` are inputs (unseen by
       the published policy).
-    goal_size: G: 3 targets ("published") or 1 price ("gain").
     temperature: of the softmax; 1.3 as published, nats for "gain".
   """
 
-  num_actions: int
+  table: ActionTable
   lm_width: int
   horizon: int
-  costs: tuple[float, ...]
   head: str = "gain"
   width: int = 512
   num_heads: int = 4
@@ -57,8 +57,18 @@ class PolicyConfig:
 
   @property
   def goal_size(self) -> int:
-    """Numbers in the goal."""
+    """G: 3 targets ("published") or 1 price ("gain")."""
     return 1 if self.head == "gain" else 3
+
+  @property
+  def num_actions(self) -> int:
+    """A."""
+    return self.table.size
+
+  @property
+  def costs(self) -> np.ndarray:
+    """(A,) float32, what a price is charged for: the net keep rate."""
+    return cost.net_keep(self.table).astype(np.float32)
 
 
 class _Mlp(nnx.Module):
@@ -111,16 +121,18 @@ class Policy(nnx.Module):
     self.mlp_norm = _LayerNorm(c.width)
     self.mlp = _Mlp((c.width, 4 * c.width, c.width), rngs=rngs)
     self.final_norm = _LayerNorm(c.width)
-    self.head = linear(c.width, c.num_actions)
     if c.head == "gain":
+      features = c.table.basis().shape[1]
+      self.head = linear(c.width, features)
       self.head.kernel[...] = jnp.zeros_like(self.head.kernel[...])
       self.shortcut = (
-        linear(len(observation.SCALARS), c.num_actions) if c.surprise else None
+        linear(len(observation.SCALARS), features) if c.surprise else None
       )
       if self.shortcut is not None:
         zeros = jnp.zeros_like(self.shortcut.kernel[...])
         self.shortcut.kernel[...] = zeros
     else:
+      self.head = linear(c.width, c.num_actions)
       self.goal_head = _Mlp((3, 32, c.num_actions), rngs=rngs)
 
   def inputs(self, seen: Observation, goal: jax.Array) -> jax.Array:
@@ -154,10 +166,9 @@ class Policy(nnx.Module):
       return (raw + self.goal_head(goal)) / c.temperature, None
     if self.shortcut is not None:
       raw = raw + self.shortcut(seen.scalars)
-    # Costs are constants of the config; one broadcast keeps ranks explicit.
-    costs = jnp.asarray(c.costs, jnp.float32)
-    costs = costs.reshape((1,) * (goal.ndim - 1) + (-1,))
-    return (raw - goal * costs) / c.temperature, raw
+    gains = raw @ c.table.basis().T
+    costs = c.costs.reshape((1,) * (goal.ndim - 1) + (-1,))
+    return (gains - goal * costs) / c.temperature, gains
 
   def __call__(
     self, seen: Observation, goal: jax.Array

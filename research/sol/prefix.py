@@ -17,9 +17,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+import ops
 from models import transformer
 from models.transformer_config import TransformerConfig
-import ops
 
 # Tokens over which the running mean of the surprise is taken.
 MEAN_SPAN = 32

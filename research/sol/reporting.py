@@ -1,27 +1,22 @@
 """From trained policies to a report: preparation, rows, plot, Markdown."""
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from models.convert import Checkpoint
-from research.core import plots
-from research.core import report
+from research.core import plots, report
 from research.core.progress import Progress
-from research.sol import artefact
-from research.sol import corpus
-from research.sol import cost
-from research.sol import evaluation
+from research.sol import artefact, corpus, cost, evaluation
 from research.sol import policy as policy_lib
 from research.sol import windows as windows_lib
 from research.sol.artefact import Artefact
 from research.sol.evaluation import Comparison
 from research.sol.learn import Method
-from research.sol.windows import Cover
-from research.sol.windows import Layout
+from research.sol.windows import Cover, Layout
 
 # Episodes of a calibration window; thresholds need many windows, not these.
 _CALIBRATION_EPISODES = 4

@@ -13,16 +13,16 @@ Source of the actions' semantics: SOL (arXiv 2605.10875) and Quest
 options beyond them.
 """
 
-from collections.abc import Callable
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+import ops
 from models import transformer
 from models.transformer_config import TransformerConfig
-import ops
 from research.sol import observation
 from research.sol import prefix as prefix_lib
 from research.sol.actions import ActionTable

@@ -4,10 +4,10 @@ Every stage is a pure function of the options, the text and the seed, and is
 kept in the workdir, so that a killed run goes on where it was.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,13 +19,15 @@ from research.core import loop
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import artefact
-from research.sol import calibrate
-from research.sol import corpus
-from research.sol import counterfactual
-from research.sol import learn
+from research.sol import (
+  artefact,
+  calibrate,
+  corpus,
+  counterfactual,
+  learn,
+  warm_start,
+)
 from research.sol import policy as policy_lib
-from research.sol import warm_start
 from research.sol import windows as windows_lib
 from research.sol.learn import Method
 from research.sol.options import Options
@@ -99,10 +101,8 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   params = policy_lib.init(method.policy, jax.random.key(run.seed))
   frozen["log_price"] = jnp.zeros((2,))
   if method.budget == "price":
-    gains = jax.jit(functools.partial(warm_start.mean_gain, method))(
-      frozen, first, key
-    )
-    params = warm_start.with_mean_gain(params, gains)
+    start = functools.partial(warm_start.with_mean_gain, method)
+    params, gains = jax.jit(start)(params, frozen, first, key)
     frozen["log_price"] = _wide_prices(method, np.asarray(gains))
   share = policy_lib.num_params(params) / run.checkpoint.config.num_params
   say(
@@ -315,7 +315,12 @@ def _ridge(run, lm, tokens) -> np.ndarray:
     for step in range(rounds)
   )
   coefficients = counterfactual.fit_ridge(
-    method.setup, lm, batches, method.layout.starts(), seed=run.seed
+    method.setup,
+    lm,
+    batches,
+    method.layout.starts(),
+    schedules=method.group_size,
+    seed=run.seed,
   )
   np.save(path, coefficients)
   return coefficients

@@ -9,7 +9,6 @@ any price it is then a policy.
 """
 
 from collections.abc import Callable
-import dataclasses
 from typing import Any
 
 import jax
@@ -18,8 +17,7 @@ import optax
 
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import credit
-from research.sol import learn
+from research.sol import credit, learn
 from research.sol import policy as policy_lib
 from research.sol import reward as reward_lib
 from research.sol import rollout as rollout_lib
@@ -28,9 +26,7 @@ from research.sol.learn import Method
 Tree = Any
 
 
-def random_actions(
-  method: Method, windows: int, key: jax.Array
-) -> jax.Array:
+def random_actions(method: Method, windows: int, key: jax.Array) -> jax.Array:
   """Schedules (W, R, T), drawn independently at every step.
 
   All schedules of an episode share one tilt towards dear or cheap actions, so
@@ -94,9 +90,7 @@ def make_step(
       scale = scale * jnp.sqrt(jnp.mean(jnp.square(target)) + 1e-12)
       return error, {"correlation": covariance / scale}
 
-    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
-    )
+    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     metrics = aux | {
       "loss": loss,
       "log_p": jnp.mean(rollout.log_p),
@@ -107,9 +101,7 @@ def make_step(
   return step
 
 
-def centred_gain(
-  method: Method, rollout: rollout_lib.Rollout
-) -> jax.Array:
+def centred_gain(method: Method, rollout: rollout_lib.Rollout) -> jax.Array:
   """Reward to go (W E, K, T), centred over the K schedules."""
   rewards = learn.grouped(method, rollout.log_p)
   if method.credit == "residual":
@@ -136,27 +128,30 @@ def measure_stats(
   )
 
 
-def mean_gain(
-  method: Method, frozen: Tree, batch: Tree, key: jax.Array
-) -> jax.Array:
-  """Mean gain (A,) of each action under random schedules, in nats.
+def with_mean_gain(
+  method: Method, params: Tree, frozen: Tree, batch: Tree, key: jax.Array
+) -> tuple[Tree, jax.Array]:
+  """Starts the gain head at the mean gains under random schedules.
 
-  Least squares of the centred reward to go on the taken action's (kappa, rho,
-  bits / 16), read back at every action: A may exceed the sample.
+  Args:
+    method: the method.
+    params: random policy parameters.
+    frozen: see `learn.make_step`.
+    batch: windows to measure on.
+    key: of the schedules.
+
+  Returns:
+    The parameters, and the mean gain of every action (A,) in nats above the
+    least.
   """
   rollout = score_random(method, frozen, batch, key)
-  costs = rollout_lib.action_costs(method.setup.table)
-  features = learn.grouped(method, costs[rollout.actions])
+  basis = jnp.asarray(method.setup.table.basis())
+  features = learn.grouped(method, basis[rollout.actions])
   features = features - jnp.mean(features, axis=1, keepdims=True)
-  x = features.reshape(-1, 3)
+  x = features.reshape(-1, basis.shape[1])
   y = centred_gain(method, rollout).reshape(-1)
-  ridge = 1e-6 * x.shape[0] * jnp.eye(3)
-  slope = jnp.linalg.solve(x.T @ x + ridge, x.T @ y)
-  gains = costs @ slope
-  return gains - jnp.min(gains)
-
-
-def with_mean_gain(params: Tree, gains: jax.Array) -> Tree:
-  """Policy parameters whose gain head starts at the mean gains (A,)."""
-  head = dict(params["head"]) | {"bias": gains.astype(jnp.float32)}
-  return dict(params) | {"head": head}
+  ridge = 1e-3 * x.shape[0] * jnp.eye(basis.shape[1])
+  weights = jnp.linalg.solve(x.T @ x + ridge, x.T @ y)
+  gains = basis @ weights
+  head = dict(params["head"]) | {"bias": weights}
+  return dict(params) | {"head": head}, gains - jnp.min(gains)

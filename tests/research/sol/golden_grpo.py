@@ -143,8 +143,6 @@ def main():
     old = log_softmax(list(logits[i] + rng.normal(0, 0.5, A)))
     reference = log_softmax(list(logits[i] + rng.normal(0, 0.5, A)))
     old_logp[i], ref_logp[i] = old[actions[i]], reference[actions[i]]
-  # One step where the old policy found its action all but impossible.
-  old_logp[0, 0, 0] = -40.0
 
   masked_rewards = rewards * mask
   returns = returns_to_go(masked_rewards)
@@ -160,6 +158,8 @@ def main():
   for stream, weight in zip(streams, stream_weights):
     summed += weight * relative(stream, "process", "zscore", mask)
   chosen = advantages["process center whiten"]
+  # Where the advantage is lowest, the old policy found its action impossible.
+  old_logp[np.unravel_index(np.argmin(chosen), chosen.shape)] = -40.0
   inputs = {
     "rewards": rewards,
     "spent": spent,

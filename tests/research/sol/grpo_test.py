@@ -107,29 +107,24 @@ def test_golden_reaches_every_branch():
   plain, dual = GOLDEN["losses"]["plain"], GOLDEN["losses"]["dual"]
   assert 0 < plain["diagnostics"]["clip_share"] < 1
   assert plain["diagnostics"]["ratio_max"] == pytest.approx(np.exp(20))
-  assert plain["sum"] != dual["sum"]
+  assert plain["sum"] > 1e8 and abs(dual["sum"]) < 100
 
 
-@pytest.mark.parametrize("dual", [None, 3.0])
-def test_gradient_against_finite_differences(dual):
+def test_gradient_against_finite_differences():
   with jax.enable_x64(True):
     logits = jnp.asarray(INPUTS["logits"])
     value = jax.jit(
-      lambda x: golden_loss(x, jnp.float64, dual_clip=dual)[0].mean()
+      lambda x: golden_loss(x, jnp.float64, dual_clip=3.0)[0].mean()
     )
     gradient = jax.grad(value)(logits)
     rng = np.random.default_rng(0)
-    # The step of the clipped log-ratio has no gradient and a huge value.
-    keep = np.ones(logits.shape)
-    keep[0, 0, 0] = 0
     for _ in range(5):
-      direction = jnp.asarray(rng.normal(size=logits.shape) * keep)
+      direction = rng.normal(size=logits.shape)
       ends = [value(logits + s * 1e-6 * direction) for s in (1, -1)]
       quotient = (ends[0] - ends[1]) / 2e-6
-      found = jnp.vdot(gradient, direction)
-      # exp(20) inside the sum leaves 1e-16 * 5e8 / 1e-6 of noise.
-      tolerance = 1e-6 if dual else 1e-1
-      np.testing.assert_allclose(found, quotient, rtol=1e-6, atol=tolerance)
+      np.testing.assert_allclose(
+        jnp.vdot(gradient, jnp.asarray(direction)), quotient, rtol=1e-7
+      )
 
 
 def test_accumulation_over_batches_is_exact():
@@ -217,7 +212,7 @@ def test_equal_returns_give_no_advantage():
   returns = jnp.full((3, 16, 4), -2.7)
   for normalise in ("center", "zscore", "leave_one_out"):
     found = grpo.advantages(returns, normalise=normalise, whiten=False)
-    np.testing.assert_allclose(found, 0.0, atol=1e-6)
+    np.testing.assert_array_equal(found, 0.0)
 
 
 def test_advantages_carry_no_gradient():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from artefacts import command as command
 from artefacts import write_result as write_result
@@ -123,6 +123,9 @@ def run(main: Callable[[list[str]], Any]) -> None:
   """
 
   def guarded(argv: list[str]) -> Any:
+    if not flags.FLAGS["verbosity"].present:
+      # Libraries tell every file they write at INFO; users asked for a bar.
+      logging.set_verbosity(logging.WARNING)
     try:
       return main(argv)
     except InputError as error:

@@ -46,6 +46,7 @@ _PRECISION = cli.choice(
   ("highest", "tensorfloat32", "default"),
 )
 _DEVICES = cli.integer("devices", None, "use only so many devices", 1)
+_GAINS = cli.integer("gain_batches", 8, "batches to measure mean gains on", 1)
 _CALIBRATION = cli.integer(
   "calibration_windows", 64, "windows of the calibration curve", 1
 )
@@ -108,6 +109,7 @@ def main(_) -> None:
     seed=_SEED.value,
     mesh=mesh.data_mesh(_DEVICES.value),
     attention=_ATTENTION.value,
+    gain_batches=_GAINS.value,
     calibration_windows=_CALIBRATION.value,
     ridge_windows=_RIDGE.value,
     checkpoint_every=_CHECKPOINT.value,

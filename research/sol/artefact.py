@@ -29,6 +29,8 @@ class Artefact:
     stats: input statistics.
     prices: (P,) prices of the calibration curve; empty without prices.
     spent: (P,) mean cost at each price on training text.
+    gains: (A,) mean gain of each action in nats; empty without prices.
+    scalar_stats: (2, 9) mean and scale of the scalars on training text.
     coefficients: (10, F) of the baseline "counterfactual regression", fitted
       on the same text.
   """
@@ -40,6 +42,8 @@ class Artefact:
   stats: InputStats
   prices: np.ndarray
   spent: np.ndarray
+  gains: np.ndarray
+  scalar_stats: np.ndarray
   coefficients: np.ndarray
 
 
@@ -72,6 +76,8 @@ def save(directory: pathlib.Path, artefact: Artefact) -> None:
       "stats": vars(artefact.stats),
       "prices": artefact.prices,
       "spent": artefact.spent,
+      "gains": artefact.gains,
+      "scalar_stats": artefact.scalar_stats,
       "coefficients": artefact.coefficients,
     }
   )
@@ -105,6 +111,8 @@ def load(directory: pathlib.Path) -> Artefact:
       stats=InputStats(**tree["stats"]),
       prices=np.asarray(tree["prices"]),
       spent=np.asarray(tree["spent"]),
+      gains=np.asarray(tree["gains"]),
+      scalar_stats=np.asarray(tree["scalar_stats"]),
       coefficients=np.asarray(tree["coefficients"]),
     )
   except FileNotFoundError as error:

@@ -11,13 +11,14 @@ features of an action (`ActionTable.basis`), X = 10 scalars and a constant.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from models import transformer
+from research.sol import behaviour as behaviour_lib
 from research.sol import cost, credit
 from research.sol import rollout as rollout_lib
 from research.sol.actions import ActionTable
@@ -25,12 +26,26 @@ from research.sol.rollout import Controller, Setup
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _sums(setup, params, tokens, starts, schedules, gamma, key, scale):
-  """Normal equations of one batch: Z'Z (FX, FX) and Z'y (FX,)."""
+def _sums(
+  setup, params, tokens, starts, schedules, gamma, around, key, scalar_stats
+):
+  """Normal equations of one batch: Z'Z (FX, FX) and Z'y (FX,).
+
+  Every group is weighted by its inverse variance, as in the warm start.
+  """
   windows, episodes = starts.shape
   horizon = setup.horizon
-  shape = (windows, episodes * schedules, horizon)
-  actions = jax.random.randint(key, shape, 0, setup.table.size)
+  gains, (low, high) = around
+  price_key, draw_key = jax.random.split(key)
+  price = jax.random.uniform(price_key, (windows, episodes))
+  price = jnp.repeat(jnp.exp(low + (high - low) * price), schedules, axis=1)
+  actions = behaviour_lib.draw(
+    cost.net_keep(setup.table).astype(np.float32),
+    gains,
+    price,
+    horizon,
+    draw_key,
+  )
   prefix = setup.build_prefix(params, tokens[:, : tokens.shape[1] - horizon], 2)
   result = rollout_lib.score_block(
     setup,
@@ -44,17 +59,21 @@ def _sums(setup, params, tokens, starts, schedules, gamma, key, scale):
   group = lambda x: x.reshape(-1, schedules, *x.shape[2:])
   centre = lambda x: x - jnp.mean(x, axis=1, keepdims=True)
   costs = rollout_lib.action_costs(setup.table)
-  returns = credit.residual_to_go(
-    group(result.log_p), group(costs[actions]), gamma
+  y = centre(
+    credit.residual_to_go(group(result.log_p), group(costs[actions]), gamma)
   )
-  x = _with_constant(result.observations.scalars) * scale[None, None, None]
+  weight = 1.0 / (jnp.mean(jnp.square(y), axis=1, keepdims=True) + 1e-3)
+  mean, scale = (row[None, None, None] for row in scalar_stats)
+  x = _with_constant((result.observations.scalars - mean) / scale)
   features = jnp.asarray(setup.table.basis())[actions]
   z = centre(group(features[..., :, None] * x[..., None, :]))
+  z = z * jnp.sqrt(weight)[..., None, None]
   z = z.reshape(-1, features.shape[-1] * x.shape[-1])
-  y = centre(returns).reshape(-1)
+  y = (y * jnp.sqrt(weight)).reshape(-1)
   highest = jax.lax.Precision.HIGHEST
-  return jnp.matmul(z.T, z, precision=highest), jnp.matmul(
-    z.T, y, precision=highest
+  return (
+    jnp.matmul(z.T, z, precision=highest),
+    jnp.matmul(z.T, y, precision=highest),
   )
 
 
@@ -68,29 +87,37 @@ def fit_ridge(
   batches: Iterable[np.ndarray],
   starts: np.ndarray,
   *,
+  behaviour: tuple[jax.Array, jax.Array],
+  scalar_stats: jax.Array,
   schedules: int = 32,
   gamma: float = 1.0,
-  ridge: float = 1e-3,
+  ridges: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
   seed: int = 0,
 ) -> np.ndarray:
   """Fits the gains of all actions on the nine scalars.
 
+  The ridge penalty is the one that predicts every fourth batch best from the
+  others; the fit is then made on all.
+
   Args:
     setup: the set-up.
     params: of the frozen LLM.
-    batches: token windows (W, S').
+    batches: token windows (W, S'), at least two of them.
     starts: (E,) first tokens of the episodes.
+    behaviour: mean gains (A,) and log-prices (2,) that schedules are drawn
+      around, see `behaviour.draw`; the same as those of the warm start.
+    scalar_stats: (2, 9) mean and scale of the scalars.
     schedules: random schedules of an episode.
     gamma: discount of later tokens' share of the gain.
-    ridge: penalty a sample, on features of unit scale.
+    ridges: penalties a sample, on features of unit scale, to choose from.
     seed: of the schedules.
 
   Returns:
-    (10, F) float32 coefficients on raw scalars, the last row the intercept.
+    (10, F) float32 coefficients on standardised scalars and a constant.
   """
   features = setup.table.basis().shape[1]
-  scale = np.array([1 / 3, 1 / 3, 1 / 3, 1 / 3, 0.1, 1, 0.02, 0.01, 0.5, 1])
-  xx, xy, count = 0.0, 0.0, 0
+  sums = [[0.0, 0.0], [0.0, 0.0]]
+  counts = [0, 0]
   for number, tokens in enumerate(batches):
     key = jax.random.fold_in(jax.random.key(seed), number)
     tiled = jnp.asarray(np.tile(starts, (len(tokens), 1)).astype(np.int32))
@@ -101,27 +128,49 @@ def fit_ridge(
       tiled,
       schedules,
       gamma,
+      behaviour,
       key,
-      jnp.asarray(scale, jnp.float32),
+      scalar_stats,
     )
-    xx = xx + np.asarray(part[0], np.float64)
-    xy = xy + np.asarray(part[1], np.float64)
-    count += tiled.size * schedules * setup.horizon
-  weights = np.linalg.solve(xx + ridge * count * np.eye(len(xy)), xy)
-  weights = weights.reshape(features, scale.size).T * scale[:, None]
-  return weights.astype(np.float32)
+    held = int(number % 4 == 1)
+    sums[held] = [
+      total + np.asarray(x, np.float64)
+      for total, x in zip(sums[held], part, strict=True)
+    ]
+    counts[held] += tiled.size * schedules * setup.horizon
+  scalars = scalar_stats.shape[1] + 1
+  # Mean gains (the constant's columns) are what the others shrink towards.
+  penalty = np.ones((features, scalars))
+  penalty[:, -1] = 1e-2
+  penalty = np.diag(penalty.reshape(-1))
+
+  def solve(xx, xy, count, ridge):
+    return np.linalg.solve(xx + ridge * count * penalty, xy)
+
+  def held_out_loss(ridge):
+    w = solve(*sums[0], counts[0], ridge)
+    xx, xy = sums[1]
+    return w @ xx @ w - 2 * w @ xy
+
+  ridge = min(ridges, key=held_out_loss)
+  both = [a + b for a, b in zip(*sums, strict=True)]
+  weights = solve(*both, sum(counts), ridge)
+  return weights.reshape(features, scalars).T.astype(np.float32)
 
 
 @functools.lru_cache(maxsize=16)
 def controller(table: ActionTable) -> Controller:
   """Largest predicted gain less price times net keep.
 
-  Its parameters are the coefficients (10, F), its goal the price (W, R, 1).
+  Its parameters are the coefficients (10, F) and the scalars' mean and scale
+  (2, 9), its goal the price (W, R, 1).
   """
 
-  def act(coefficients, goal, carry, seen, key):
+  def act(params, goal, carry, seen, key):
     del key
-    gains = _with_constant(seen.scalars) @ coefficients @ table.basis().T
+    coefficients, (mean, scale) = params
+    x = _with_constant((seen.scalars - mean[None, None]) / scale[None, None])
+    gains = x @ coefficients @ table.basis().T
     costs = cost.net_keep(table).astype(np.float32)
     value = gains - goal * costs[None, None]
     return jnp.argmax(value, axis=-1).astype(jnp.int32), carry, ()

@@ -70,7 +70,8 @@ class Score:
 
   Attributes:
     nll: (W, E) nats.
-    spent: (W, E, 3) sums of (kappa, rho, bits / 16).
+    spent: (W, E, 3 + C) sums of (kappa, rho, bits / 16) and of C further
+      costs.
     tokens: (W, E) numbers of scored tokens.
     own: (W, E, T) log-likelihood of every token, or None.
   """
@@ -83,7 +84,12 @@ class Score:
   @property
   def means(self) -> np.ndarray:
     """Mean (kappa, rho, bits / 16) a token (3,)."""
-    return self.spent.sum((0, 1)) / self.tokens.sum()
+    return self.spent[..., :3].sum((0, 1)) / self.tokens.sum()
+
+  @property
+  def further(self) -> np.ndarray:
+    """Mean of the further costs a token (C,)."""
+    return self.spent[..., 3:].sum((0, 1)) / self.tokens.sum()
 
   @property
   def net_keep(self) -> float:
@@ -160,6 +166,7 @@ def evaluate(
   window_batch: int,
   max_rows: int = 4096,
   keep_tokens: bool = False,
+  further_costs: np.ndarray | None = None,
   progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, list[Score]]:
   """Scores all series on a cover.
@@ -172,20 +179,19 @@ def evaluate(
     window_batch: windows whose prefix is alive at a time.
     max_rows: rollouts (windows x episodes x points) of one call.
     keep_tokens: keep every token's log-likelihood.
+    further_costs: (A, C) costs of each action to sum up too.
     progress: called with the number of tokens that were just scored, counted
       once a series and point.
 
   Returns:
     A list of P scores for each series' name.
   """
-  table = np.asarray(
-    [
-      (k, r, b / 16)
-      for k, r, b in zip(
-        setup.table.kappa, setup.table.rho, setup.table.bits, strict=True
-      )
-    ]
+  table = np.stack(
+    [setup.table.kappa, setup.table.rho, np.asarray(setup.table.bits) / 16],
+    axis=1,
   )
+  if further_costs is not None:
+    table = np.concatenate([table, further_costs], axis=1)
   out = {one.name: [[] for _ in range(one.points)] for one in series}
   episodes = cover.starts.shape[1]
   window_batch = min(window_batch, cover.num_windows)

@@ -9,6 +9,7 @@ mixed so that the net keep is the policy's.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from models import transformer
 from research.sol import actions, calibrate, controllers, cost, counterfactual
 from research.sol import evaluate as evaluate_lib
 from research.sol import policy as policy_lib
+from research.sol import static as static_lib
+from research.sol import windows as windows_lib
 from research.sol.actions import ActionTable
 from research.sol.artefact import Artefact
 from research.sol.controllers import TwoLevels
@@ -29,15 +32,6 @@ Tree = Any
 
 # Half width, in share of upper levels, of the two points around a budget.
 _BRACKET = 0.01
-# Single static actions that the literature reports (kappa, rho, bits).
-STATIC_POINTS = {
-  "Quest@50": (0.5, 1.0, 16.0),
-  "Quest@30": (0.3, 1.0, 16.0),
-  "TEAL@60": (1.0, 0.6, 16.0),
-  "TEAL@80": (1.0, 0.8, 16.0),
-  "ZeroQuant-5bit": (1.0, 1.0, 5.0),
-  "ZeroQuant-8bit": (1.0, 1.0, 8.0),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +134,7 @@ def compare(
       window_batch=plan.window_batch,
       max_rows=plan.max_rows,
       keep_tokens=own,
+      further_costs=further_costs(method, setup.table),
       progress=progress(label, total),
     )
 
@@ -165,7 +160,7 @@ def compare(
   fixed = np.stack([controllers.round_robin(one, shape) for one in levels])
   series = [BlockSeries(name="fixed", actions=fixed.astype(np.int16))]
   say("calibrating baselines on training text")
-  inner = next(iter(artefacts.values())).coefficients
+  first_artefact = next(iter(artefacts.values()))
   asked = [score.net_keep for score in ours]
   series += [
     _threshold_series(method, lm, name, levels, calibration, plan)
@@ -173,11 +168,24 @@ def compare(
   ]
   if plan.regression:
     series.append(
-      _regression_series(method, lm, inner, asked, calibration, plan)
+      _regression_series(method, lm, first_artefact, asked, calibration, plan)
     )
+  series.append(
+    static_lib.best_static(
+      setup,
+      lm,
+      windows_lib.whole(calibration, method.layout),
+      first_artefact.gains,
+      asked,
+      shape,
+      window_batch=plan.window_batch,
+      max_rows=plan.max_rows,
+    )
+  )
   say("baselines")
   result = run("baselines", series)
   baselines = {"fixed": result.pop("fixed")}
+  baselines["best static"] = result.pop("best static")
   for name, points in result.items():
     baselines[name] = [
       evaluate_lib.at_net_keep(points[2 * i], points[2 * i + 1], one.net_keep)
@@ -190,7 +198,10 @@ def compare(
   static = {}
   if plan.static:
     say("static points of the literature")
-    table = _static_table(setup.table)
+    kappa, rho, bits = zip(*static_lib.POINTS.values(), strict=True)
+    table = dataclasses.replace(
+      setup.table, name="static points", kappa=kappa, rho=rho, bits=bits
+    )
     each = np.arange(table.size, dtype=np.int16)[:, None, None, None]
     actions = np.broadcast_to(each, (table.size, *shape))
     points = run(
@@ -198,15 +209,36 @@ def compare(
       [BlockSeries(name="static", actions=actions)],
       setup=dataclasses.replace(setup, table=table),
     )["static"]
-    static = dict(zip(STATIC_POINTS, points, strict=True))
+    static = dict(zip(static_lib.POINTS, points, strict=True))
   return Comparison(dense, policies, baselines, oracles, static, trials)
 
 
-def _static_table(table: ActionTable) -> ActionTable:
-  kappa, rho, bits = zip(*STATIC_POINTS.values(), strict=True)
-  return dataclasses.replace(
-    table, name="static points", kappa=kappa, rho=rho, bits=bits
-  )
+def further_costs(
+  method: Method, table: ActionTable, policy_params: int = 0
+) -> np.ndarray:
+  """FLOPs and bytes of a decode step, as shares of the dense one: (A, 2).
+
+  At the middle of an episode after the context. Bits save neither here, see
+  `cost`.
+  """
+  context = method.layout.context + method.layout.horizon / 2
+  columns = []
+  for function in (cost.flops_per_token, cost.bytes_per_token):
+    count = functools.partial(
+      function,
+      method.setup.config,
+      context=context,
+      page_size=method.setup.page_size,
+      prune=method.setup.prune,
+    )
+    step = count(
+      np.asarray(table.kappa),
+      np.asarray(table.rho),
+      np.asarray(table.bits),
+      policy_params=policy_params,
+    )
+    columns.append(step / count(1.0, 1.0, 16.0))
+  return np.stack(columns, axis=1)
 
 
 def _threshold_series(
@@ -237,13 +269,14 @@ def _threshold_series(
 
 
 def _regression_series(
-  method, lm, coefficients, asked, calibration, plan
+  method, lm, artefact, asked, calibration, plan
 ) -> ScanSeries:
   """The counterfactual regression at two prices around every budget."""
   table = method.setup.table
   controller = counterfactual.controller(table)
+  params = (artefact.coefficients, artefact.scalar_stats)
   costs = cost.net_keep(table)
-  prices = np.geomspace(0.01, 100.0, 24).astype(np.float32)
+  prices = np.geomspace(1e-3, 100.0, 32).astype(np.float32)
   asked = np.asarray(asked)
   asked = np.stack([asked - _BRACKET / 3, asked + _BRACKET / 3], 1).reshape(-1)
   # A coarse curve over all prices, then a fine one where it is needed.
@@ -254,7 +287,7 @@ def _regression_series(
       calibration,
       method.layout.starts(),
       controller,
-      coefficients,
+      params,
       prices[:, None],
       batch=plan.window_batch,
     )
@@ -265,7 +298,7 @@ def _regression_series(
   return ScanSeries(
     name="counterfactual regression",
     controller=controller,
-    params=coefficients,
+    params=params,
     goals=knobs[:, None].astype(np.float32),
   )
 
@@ -356,7 +389,7 @@ def rows(
   comparison: Comparison,
   *,
   asked: Sequence[float],
-  costs: Callable[[np.ndarray], dict[str, float]],
+  policy_share: Sequence[float],
   common: dict[str, Any],
 ) -> list[dict[str, Any]]:
   """Result rows, one per method and budget, and one per static point.
@@ -364,7 +397,7 @@ def rows(
   Args:
     comparison: the scores.
     asked: net keep rates that were asked.
-    costs: means (3,) -> further cost columns, such as FLOPs and bytes.
+    policy_share: the policy's own FLOPs and bytes as shares of a dense step.
     common: columns of every row (system, model, data, seeds, ...).
   """
   out = []
@@ -399,7 +432,9 @@ def rows(
         "policy_minus_method_low": low,
         "policy_minus_method_high": high,
       }
-    out.append(row | costs(score.means))
+    own = np.asarray(policy_share) if role == "ours" else np.zeros(2)
+    flops, moved = score.further + own
+    out.append(row | {"flops": float(flops), "bytes": float(moved)})
 
   add("reference", "dense", comparison.dense)
   for name, scores in comparison.policies.items():

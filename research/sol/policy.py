@@ -6,8 +6,8 @@ M width of the policy, G numbers in the goal.
 Two heads. "published" (SOL, arXiv 2605.10875): action logits plus a head
 conditioned on the budget targets. "gain": the network predicts the gain
 g(s, a) in nats of every action, up to a constant, and the logits are
-(g(s, a) - price * cost(a)) / temperature: one network serves every price, and
-a regression of counterfactual gains (`research/sol/warm_start.py`) is a
+(g(s, a) / price - cost(a)) / temperature: one network serves every price and
+explores as widely at each, and a regression of counterfactual gains (`research/sol/warm_start.py`) is a
 policy as it stands. Gains are linear in a basis of the action table, so that
 1560 actions take 38 outputs.
 """
@@ -43,7 +43,8 @@ class PolicyConfig:
     num_heads: attention heads; divides M.
     surprise: the nine scalars of `observation.SCALARS` are inputs (unseen by
       the published policy).
-    temperature: of the softmax; 1.3 as published, nats for "gain".
+    temperature: of the softmax; 1.3 as published, in units of cost for
+      "gain".
   """
 
   table: ActionTable
@@ -53,7 +54,7 @@ class PolicyConfig:
   width: int = 512
   num_heads: int = 4
   surprise: bool = True
-  temperature: float = 0.1
+  temperature: float = 0.05
 
   @property
   def goal_size(self) -> int:
@@ -168,7 +169,7 @@ class Policy(nnx.Module):
       raw = raw + self.shortcut(seen.scalars)
     gains = raw @ c.table.basis().T
     costs = c.costs.reshape((1,) * (goal.ndim - 1) + (-1,))
-    return (gains - goal * costs) / c.temperature, gains
+    return (gains / goal - costs) / c.temperature, gains
 
   def __call__(
     self, seen: Observation, goal: jax.Array

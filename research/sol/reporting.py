@@ -10,7 +10,7 @@ import numpy as np
 from models.convert import Checkpoint
 from research.core import plots, report
 from research.core.progress import Progress
-from research.sol import artefact, corpus, cost, evaluation
+from research.sol import artefact, corpus, evaluation
 from research.sol import policy as policy_lib
 from research.sol import windows as windows_lib
 from research.sol.artefact import Artefact
@@ -107,37 +107,22 @@ def rows(
   """Result rows with the honest costs beside the net keep rate.
 
   `flops` and `bytes` are shares of the dense decode step at the trained
-  context, the policy's own included where it decides.
+  context, the policy's own included in its rows. The refresh is in none.
   """
-  config, context = checkpoint.config, method.layout.context
-  kwargs = {
-    "page_size": method.setup.page_size,
-    "prune": method.setup.prune,
-  }
-  dense = [
-    function(config, 1.0, 1.0, 16.0, context, **kwargs)
-    for function in (cost.flops_per_token, cost.bytes_per_token)
-  ]
-
-  def costs(means: np.ndarray) -> dict[str, float]:
-    kappa, rho, bits = means[0], means[1], means[2] * 16
-    flops = cost.flops_per_token(config, kappa, rho, bits, context, **kwargs)
-    moved = cost.bytes_per_token(config, kappa, rho, bits, context, **kwargs)
-    return {
-      "flops": float(flops / dense[0]),
-      "bytes": float(moved / dense[1]),
-    }
-
+  params = policy_lib.num_params(ours.params)
+  table = method.setup.table
+  share = evaluation.further_costs(method, table, params)
+  share = share[0] - evaluation.further_costs(method, table)[0]
   return evaluation.rows(
     comparison,
     asked=asked,
-    costs=costs,
+    policy_share=share,
     common={
       "system": "SOL",
       "model": checkpoint.name,
       "data": text,
       "preset": ours.options.preset,
-      "policy_params": policy_lib.num_params(ours.params),
+      "policy_params": params,
       "seeds": [seed],
     },
   )

@@ -48,6 +48,7 @@ class Run:
     seed: of everything.
     mesh: devices.
     attention: implementation of dense attention.
+    gain_batches: batches from which mean gains are measured.
     calibration_windows: windows of the calibration curve.
     ridge_windows: windows of the counterfactual regression.
     checkpoint_every: updates.
@@ -63,6 +64,7 @@ class Run:
   seed: int = 0
   mesh: jax.sharding.Mesh | None = None
   attention: str | None = None
+  gain_batches: int = 8
   calibration_windows: int = 64
   ridge_windows: int = 256
   checkpoint_every: int = 100
@@ -97,18 +99,42 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   say("measuring input statistics and mean gains")
   first = batch_at(0)
   key = jax.random.key(run.seed + 1)
-  frozen["stats"] = _stats(run, frozen, first, key)
+  measure = functools.partial(warm_start.measure_stats, method)
+  measured = jax.jit(measure)(frozen, first, key)
+  frozen["stats"] = measured
+  if not options.standardise:
+    frozen["stats"] = policy_lib.InputStats.identity(method.policy.lm_width)
   params = policy_lib.init(method.policy, jax.random.key(run.seed))
   frozen["log_price"] = jnp.zeros((2,))
+  weights, gains = warm_start.mean_gains(
+    method, frozen, (batch_at(i) for i in range(run.gain_batches)), key
+  )
   if method.budget == "price":
-    start = functools.partial(warm_start.with_mean_gain, method)
-    params, gains = jax.jit(start)(params, frozen, first, key)
-    frozen["log_price"] = _wide_prices(method, np.asarray(gains))
+    params = warm_start.with_mean_gain(params, weights)
+  frozen["gains"] = jnp.asarray(gains)
+  frozen["log_price"] = _wide_prices(method, gains)
   share = policy_lib.num_params(params) / run.checkpoint.config.num_params
   say(
     f"policy: {policy_lib.num_params(params):,} parameters, "
     f"{100 * share:.2f}% of the frozen model's"
   )
+
+  def save(name, params, prices, spent, coefficients):
+    artefact.save(
+      run.workdir / name,
+      artefact.Artefact(
+        options=options,
+        mode=run.mode,
+        model=run.checkpoint.name,
+        params=jax.device_get(params),
+        stats=jax.device_get(frozen["stats"]),
+        prices=prices,
+        spent=spent,
+        gains=gains,
+        scalar_stats=np.asarray(measured.scalars),
+        coefficients=coefficients,
+      ),
+    )
 
   if options.warm_updates:
     say(f"warm start: {options.warm_updates} updates")
@@ -127,9 +153,9 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   frozen["reference"] = params if method.kl_coef else None
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
-    coefficients = _ridge(run, frozen["lm"], train_tokens)
+    coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
     if options.warm_updates and options.updates:
-      _save(run, "warm_policy", params, frozen, prices, spent, coefficients)
+      save("warm_policy", params, prices, spent, coefficients)
     frozen["log_price"] = _useful_prices(method, prices, spent)
 
   if options.updates:
@@ -151,24 +177,8 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   prices = spent = np.zeros((0,), np.float32)
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
-  coefficients = _ridge(run, frozen["lm"], train_tokens)
-  _save(run, "policy", params, frozen, prices, spent, coefficients)
-
-
-def _save(run, name, params, frozen, prices, spent, coefficients) -> None:
-  artefact.save(
-    run.workdir / name,
-    artefact.Artefact(
-      options=run.options,
-      mode=run.mode,
-      model=run.checkpoint.name,
-      params=jax.device_get(params),
-      stats=jax.device_get(frozen["stats"]),
-      prices=prices,
-      spent=spent,
-      coefficients=coefficients,
-    ),
-  )
+  coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
+  save("policy", params, prices, spent, coefficients)
 
 
 def _batches(run, tokens) -> Callable[[int], Tree]:
@@ -226,13 +236,6 @@ def _prefix_cache(run, frozen, tokens, mesh, say):
   return mesh_lib.replicate(mesh, type(pieces[0])(**joined))
 
 
-def _stats(run, frozen, batch, key) -> policy_lib.InputStats:
-  if not run.options.standardise:
-    return policy_lib.InputStats.identity(run.method.policy.lm_width)
-  measure = functools.partial(warm_start.measure_stats, run.method)
-  return jax.jit(measure)(frozen, batch, key)
-
-
 def _stage(
   run, name, make, rate, updates, params, batch_at, frozen, mesh, shown
 ) -> Tree:
@@ -265,7 +268,7 @@ def _wide_prices(method: Method, gains: np.ndarray) -> jax.Array:
   """Log-prices around the mean gain a unit of cost, a wide range."""
   costs = np.asarray(method.policy.costs)
   slope = max(float(gains.max()), 1e-3) / max(float(np.ptp(costs)), 1e-6)
-  return jnp.log(jnp.asarray([slope / 10, slope * 10], jnp.float32))
+  return jnp.log(jnp.asarray([slope / 300, slope * 3], jnp.float32))
 
 
 def _useful_prices(
@@ -301,7 +304,7 @@ def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
   return prices, costs[played.actions].mean((1, 2)).astype(np.float32)
 
 
-def _ridge(run, lm, tokens) -> np.ndarray:
+def _ridge(run, frozen, scalar_stats, tokens) -> np.ndarray:
   """Coefficients of the baseline, kept in the workdir."""
   path = run.workdir / "counterfactual_regression.npy"
   if path.exists():
@@ -316,9 +319,11 @@ def _ridge(run, lm, tokens) -> np.ndarray:
   )
   coefficients = counterfactual.fit_ridge(
     method.setup,
-    lm,
+    frozen["lm"],
     batches,
     method.layout.starts(),
+    behaviour=(frozen["gains"], frozen["log_price"]),
+    scalar_stats=scalar_stats,
     schedules=method.group_size,
     seed=run.seed,
   )

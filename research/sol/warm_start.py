@@ -8,16 +8,18 @@ tokens. The gain head is fitted to it, centred alike, by squared error; with
 any price it is then a policy.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import credit, learn
+from research.sol import behaviour, credit, learn
 from research.sol import policy as policy_lib
 from research.sol import reward as reward_lib
 from research.sol import rollout as rollout_lib
@@ -26,38 +28,35 @@ from research.sol.learn import Method
 Tree = Any
 
 
-def random_actions(method: Method, windows: int, key: jax.Array) -> jax.Array:
-  """Schedules (W, R, T), drawn independently at every step.
-
-  All schedules of an episode share one tilt towards dear or cheap actions, so
-  that all budgets are seen; within the group, actions of different steps stay
-  independent, so that no gain is credited to its neighbours.
-  """
-  tilt_key, draw_key = jax.random.split(key)
-  costs = jnp.asarray(method.policy.costs)
-  spread = jnp.maximum(jnp.std(costs), 1e-6)
-  costs = (costs - jnp.mean(costs)) / spread
-  tilt = jax.random.normal(tilt_key, (windows, method.layout.episodes))
-  tilt = jnp.repeat(tilt, method.group_size, axis=1)
-  logits = tilt[..., None] * costs[None, None]
-  shape = (method.layout.horizon, *tilt.shape)
-  draws = jax.random.categorical(draw_key, logits[None], axis=-1, shape=shape)
-  return jnp.moveaxis(draws, 0, -1).astype(jnp.int32)
-
-
 def score_random(
-  method: Method, frozen: Tree, batch: Tree, key: jax.Array
+  method: Method, frozen: Tree, batch: Tree, goal: jax.Array, key: jax.Array
 ) -> rollout_lib.Rollout:
-  """Scores random schedules of a batch, with observations."""
+  """Scores random schedules of a batch, with observations.
+
+  Args:
+    method: the method.
+    frozen: see `learn.make_step`; where it holds "gains" (A,), schedules are
+      drawn around the goal's price, else uniformly.
+    batch: windows.
+    goal: (W, R, 1) prices.
+    key: of the schedules.
+  """
   tokens = batch["tokens"]
   starts = learn.starts_of(method, tokens.shape[0])
+  actions = behaviour.draw(
+    method.policy.costs,
+    frozen.get("gains"),
+    goal[..., 0],
+    method.layout.horizon,
+    key,
+  )
   return rollout_lib.score_block(
     method.setup,
     frozen["lm"],
     learn.prefix_of(method, frozen, batch),
     tokens,
     starts,
-    random_actions(method, tokens.shape[0], key),
+    actions,
     record=True,
   )
 
@@ -70,13 +69,14 @@ def make_step(
   def step(state, batch, frozen):
     score_key, goal_key = jax.random.split(state_lib.step_key(state))
     tokens = batch["tokens"]
-    rollout = score_random(method, frozen, batch, score_key)
-    starts = learn.starts_of(method, tokens.shape[0])
-    seen = learn.full_observations(method, frozen, tokens, starts, rollout)
     goal = learn.draw_goals(
       method, frozen["log_price"], tokens.shape[0], goal_key
     )
+    rollout = score_random(method, frozen, batch, goal, score_key)
+    starts = learn.starts_of(method, tokens.shape[0])
+    seen = learn.full_observations(method, frozen, tokens, starts, rollout)
     target = centred_gain(method, rollout)
+    weight = group_weights(target)
     actions = learn.grouped(method, rollout.actions)
 
     def loss_fn(params):
@@ -84,10 +84,11 @@ def make_step(
       gains = learn.grouped(method, model(seen, goal)[1])
       taken = jnp.take_along_axis(gains, actions[..., None], axis=-1)[..., 0]
       taken = taken - jnp.mean(taken, axis=1, keepdims=True)
-      error = jnp.mean(jnp.square(taken - target))
-      covariance = jnp.mean(taken * target)
-      scale = jnp.sqrt(jnp.mean(jnp.square(taken)) + 1e-12)
-      scale = scale * jnp.sqrt(jnp.mean(jnp.square(target)) + 1e-12)
+      mean = lambda x: jnp.mean(weight * x)
+      error = mean(jnp.square(taken - target))
+      covariance = mean(taken * target)
+      scale = jnp.sqrt(mean(jnp.square(taken)) + 1e-12)
+      scale = scale * jnp.sqrt(mean(jnp.square(target)) + 1e-12)
       return error, {"correlation": covariance / scale}
 
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -99,6 +100,16 @@ def make_step(
     return state_lib.apply_gradients(state, grads, tx), metrics
 
   return step
+
+
+def group_weights(target: jax.Array) -> jax.Array:
+  """Inverse variances (B, 1, T) of centred gains (B, K, T) of each group.
+
+  Gains at low prices are small and so is their noise: weighted, they count as
+  much as those at high prices.
+  """
+  variance = jnp.mean(jnp.square(target), axis=1, keepdims=True)
+  return 1.0 / (variance + 1e-3)
 
 
 def centred_gain(method: Method, rollout: rollout_lib.Rollout) -> jax.Array:
@@ -114,6 +125,12 @@ def centred_gain(method: Method, rollout: rollout_lib.Rollout) -> jax.Array:
   return returns - jnp.mean(returns, axis=1, keepdims=True)
 
 
+def _no_goal(method: Method, batch: Tree) -> jax.Array:
+  """Prices of 1 (W, R, 1), where no price is asked for."""
+  rollouts = method.layout.episodes * method.group_size
+  return jnp.ones((batch["tokens"].shape[0], rollouts, 1))
+
+
 def measure_stats(
   method: Method, frozen: Tree, batch: Tree, key: jax.Array
 ) -> policy_lib.InputStats:
@@ -121,37 +138,58 @@ def measure_stats(
   identity = policy_lib.InputStats.identity(method.policy.lm_width)
   frozen = dict(frozen) | {"stats": identity}
   tokens = batch["tokens"]
-  rollout = score_random(method, frozen, batch, key)
+  rollout = score_random(method, frozen, batch, _no_goal(method, batch), key)
   starts = learn.starts_of(method, tokens.shape[0])
   return policy_lib.InputStats.measure(
     learn.full_observations(method, frozen, tokens, starts, rollout)
   )
 
 
-def with_mean_gain(
-  method: Method, params: Tree, frozen: Tree, batch: Tree, key: jax.Array
-) -> tuple[Tree, jax.Array]:
-  """Starts the gain head at the mean gains under random schedules.
+def gain_sums(
+  method: Method, frozen: Tree, batch: Tree, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Normal equations of mean gains in the action basis: (F, F) and (F,).
 
   Args:
     method: the method.
-    params: random policy parameters.
     frozen: see `learn.make_step`.
-    batch: windows to measure on.
+    batch: windows.
     key: of the schedules.
-
-  Returns:
-    The parameters, and the mean gain of every action (A,) in nats above the
-    least.
   """
-  rollout = score_random(method, frozen, batch, key)
+  rollout = score_random(method, frozen, batch, _no_goal(method, batch), key)
   basis = jnp.asarray(method.setup.table.basis())
   features = learn.grouped(method, basis[rollout.actions])
   features = features - jnp.mean(features, axis=1, keepdims=True)
   x = features.reshape(-1, basis.shape[1])
   y = centred_gain(method, rollout).reshape(-1)
-  ridge = 1e-3 * x.shape[0] * jnp.eye(basis.shape[1])
-  weights = jnp.linalg.solve(x.T @ x + ridge, x.T @ y)
-  gains = basis @ weights
-  head = dict(params["head"]) | {"bias": weights}
-  return dict(params) | {"head": head}, gains - jnp.min(gains)
+  highest = jax.lax.Precision.HIGHEST
+  return jnp.matmul(x.T, x, precision=highest), jnp.matmul(
+    x.T, y, precision=highest
+  )
+
+
+def mean_gains(
+  method: Method, frozen: Tree, batches: Iterable[Tree], key: jax.Array
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean gain of actions under uniform schedules.
+
+  Returns:
+    Weights (F,) in the action basis, and gains (A,) in nats above the least.
+  """
+  sums = jax.jit(functools.partial(gain_sums, method))
+  xx, xy = 0.0, 0.0
+  for number, batch in enumerate(batches):
+    part = sums(frozen, batch, jax.random.fold_in(key, number))
+    xx = xx + np.asarray(part[0], np.float64)
+    xy = xy + np.asarray(part[1], np.float64)
+  ridge = 1e-3 * np.trace(xx) / len(xy)
+  weights = np.linalg.solve(xx + ridge * np.eye(len(xy)), xy)
+  weights = weights.astype(np.float32)
+  gains = method.setup.table.basis() @ weights
+  return weights, gains - gains.min()
+
+
+def with_mean_gain(params: Tree, weights: np.ndarray) -> Tree:
+  """Policy parameters whose gain head starts at mean gains `weights` (F,)."""
+  head = dict(params["head"]) | {"bias": jnp.asarray(weights)}
+  return dict(params) | {"head": head}

@@ -117,6 +117,13 @@ class Cover:
     return len(self.tokens)
 
 
+def whole(windows: np.ndarray, layout: Layout) -> Cover:
+  """All episodes of given windows (W, S'), every token scored."""
+  starts = np.tile(layout.starts(), (len(windows), 1))
+  weights = np.ones((*starts.shape, layout.horizon), np.float32)
+  return Cover(windows, starts, weights)
+
+
 def cover(tokens: np.ndarray, layout: Layout) -> Cover:
   """Cuts a whole text into windows whose episodes score each token once.
 

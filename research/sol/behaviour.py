@@ -1,0 +1,45 @@
+"""Random schedules to learn gains from.
+
+Axis letters: W windows, R rollouts, T steps, A actions.
+
+Uniform schedules spend most of their steps in damage that no policy would
+choose, and the gains that matter drown in it. Once mean gains are known,
+schedules are drawn around what each price would buy: close enough to the
+budgets in question, random enough to compare all neighbouring actions.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# In units of cost: neighbouring levels differ by less, at every price.
+TEMPERATURE = 0.1
+
+
+def draw(
+  costs: np.ndarray,
+  gains: jax.Array | None,
+  price: jax.Array,
+  horizon: int,
+  key: jax.Array,
+) -> jax.Array:
+  """Schedules (W, R, T) int32, independent from step to step.
+
+  Within a group of rollouts of one price, actions of different steps are
+  independent, so that no gain is credited to its neighbours.
+
+  Args:
+    costs: (A,) cost of each action.
+    gains: (A,) mean gain of each action in nats, or None for uniform draws.
+    price: (W, R) nats a unit of cost.
+    horizon: T.
+    key: randomness.
+  """
+  if gains is None:
+    shape = (*price.shape, horizon)
+    return jax.random.randint(key, shape, 0, costs.size)
+  value = gains[None, None] / price[..., None] - costs[None, None]
+  logits = value / TEMPERATURE
+  shape = (horizon, *price.shape)
+  draws = jax.random.categorical(key, logits[None], axis=-1, shape=shape)
+  return jnp.moveaxis(draws, 0, -1).astype(jnp.int32)

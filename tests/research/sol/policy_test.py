@@ -1,0 +1,245 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.transformer_config import TransformerConfig
+from research.sol import actions, cost, observation, policy
+from research.sol.observation import Observation
+from research.sol.policy import InputStats, PolicyConfig
+
+TABLE = actions.preset("J-3L")
+WINDOWS, ROLLOUTS, HORIZON, WIDTH = 2, 3, 6, 10
+HEADS = ("gain", "published")
+
+
+def config(head, **changes):
+  settings = {
+    "table": TABLE,
+    "lm_width": WIDTH,
+    "horizon": HORIZON,
+    "head": head,
+    "width": 16,
+    "num_heads": 2,
+    "temperature": 0.7,
+  }
+  return PolicyConfig(**(settings | changes))
+
+
+def noisy_params(shape):
+  """No weight is zero, as some are at the start."""
+  params = policy.init(shape, jax.random.key(0))
+  leaves, tree = jax.tree.flatten(params)
+  generator = np.random.default_rng(1)
+  leaves = [
+    leaf + jnp.asarray(0.1 * generator.normal(size=leaf.shape), jnp.float32)
+    for leaf in leaves
+  ]
+  return jax.tree.unflatten(tree, leaves)
+
+
+@pytest.fixture(scope="module")
+def seen():
+  generator = np.random.default_rng(0)
+  shape = (WINDOWS, ROLLOUTS, HORIZON)
+  make = lambda *tail: jnp.asarray(
+    generator.normal(size=(*shape, *tail)), jnp.float32
+  )
+  previous = generator.integers(0, TABLE.size, shape).astype(np.int32)
+  previous[..., 0] = TABLE.size
+  steps = np.broadcast_to(np.arange(HORIZON, dtype=np.int32), shape)
+  return Observation(
+    hidden=make(WIDTH),
+    embed=make(WIDTH),
+    scalars=make(len(observation.SCALARS)),
+    drift=make(),
+    previous=jnp.asarray(previous),
+    spent=jnp.abs(make(3)),
+    step=jnp.asarray(steps),
+  )
+
+
+def goal_of(shape, seed=0):
+  generator = np.random.default_rng(seed)
+  size = (WINDOWS, ROLLOUTS, shape.goal_size)
+  return jnp.asarray(generator.uniform(0.3, 1, size), jnp.float32)
+
+
+def run_whole(shape, params, seen, goal):
+  return jax.jit(
+    lambda params, seen, goal: policy.bind(shape, params)(seen, goal)
+  )(params, seen, goal)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_step_by_step_equals_whole_episodes(head, seen):
+  shape = config(head)
+  params, goal = noisy_params(shape), goal_of(shape)
+  whole, _ = run_whole(shape, params, seen, goal)
+  assert whole.shape == (WINDOWS, ROLLOUTS, HORIZON, TABLE.size)
+
+  @jax.jit
+  def step(params, seen, goal, cache):
+    return policy.bind(shape, params).step(seen, goal, cache)
+
+  cache = policy.controller(shape, greedy=True).start(None, goal)
+  for t in range(HORIZON):
+    now = jax.tree.map(lambda x: x[:, :, t], seen)
+    logits, cache = step(params, now, goal, cache)
+    np.testing.assert_allclose(logits, whole[:, :, t], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_sees_the_past_and_not_the_future(head, seen):
+  shape = config(head)
+  params, goal = noisy_params(shape), goal_of(shape)
+  later = dataclasses.replace(seen, hidden=seen.hidden.at[:, :, 3].add(1.0))
+  one, _ = run_whole(shape, params, seen, goal)
+  other, _ = run_whole(shape, params, later, goal)
+  changed = np.abs(one - other).max((0, 1, 3))
+  np.testing.assert_array_equal(changed[:3], 0)
+  assert (changed[3:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_input_is_used(head, seen):
+  shape = config(head)
+  params, goal = noisy_params(shape), goal_of(shape)
+  base, _ = run_whole(shape, params, seen, goal)
+  for name in ("hidden", "embed", "scalars", "spent"):
+    other = dataclasses.replace(seen, **{name: getattr(seen, name) + 0.5})
+    assert np.any(run_whole(shape, params, other, goal)[0] != base), name
+  # The drift is for a baseline alone.
+  other = dataclasses.replace(seen, drift=seen.drift + 1)
+  np.testing.assert_array_equal(run_whole(shape, params, other, goal)[0], base)
+  # Nothing was spent before the first step, whatever stands there.
+  other = dataclasses.replace(seen, spent=seen.spent.at[:, :, 0].add(1.0))
+  np.testing.assert_array_equal(run_whole(shape, params, other, goal)[0], base)
+
+
+def test_the_published_policy_is_blind_to_surprise(seen):
+  shape = config("published", surprise=False)
+  params, goal = noisy_params(shape), goal_of(shape)
+  other = dataclasses.replace(seen, scalars=seen.scalars + 1)
+  one, gains = run_whole(shape, params, seen, goal)
+  np.testing.assert_array_equal(run_whole(shape, params, other, goal)[0], one)
+  assert gains is None
+
+
+def test_gains_are_linear_in_the_basis_and_logits_are_their_value(seen):
+  shape = config("gain")
+  params, goal = noisy_params(shape), goal_of(shape)
+  logits, gains = run_whole(shape, params, seen, goal)
+  basis = np.float64(TABLE.basis())
+  flat = np.float64(gains).reshape(-1, TABLE.size).T
+  weights = np.linalg.lstsq(basis, flat, rcond=None)[0]
+  np.testing.assert_allclose(basis @ weights, flat, atol=1e-5)
+  value = gains - np.asarray(goal)[:, :, None] * cost.net_keep(TABLE)
+  np.testing.assert_allclose(logits, value / 0.7, rtol=1e-4, atol=1e-5)
+  assert np.ptp(gains, axis=-1).min() > 1e-2
+
+
+def test_a_new_gain_head_knows_nothing_and_a_price_decides(seen):
+  shape = config("gain")
+  params, goal = policy.init(shape, jax.random.key(0)), goal_of(shape)
+  logits, gains = run_whole(shape, params, seen, goal)
+  np.testing.assert_array_equal(gains, 0)
+  assert (logits.argmax(-1) == cost.net_keep(TABLE).argmin()).all()
+
+
+def test_a_higher_price_never_spends_more_at_the_same_gains(seen):
+  shape = config("gain")
+  model = policy.bind(shape, noisy_params(shape))
+  generator = np.random.default_rng(2)
+  size = (*seen.step.shape, 16)
+  x = jnp.asarray(generator.normal(size=size), jnp.float32)
+  spent, best = [], []
+  for price in (0.0, 0.1, 0.5, 2.0, 10.0, 1000.0):
+    goal = jnp.full((*seen.step.shape, 1), price)
+    logits, _ = model.heads(x, seen, goal)
+    share = np.float64(jax.nn.softmax(logits))
+    spent.append(share @ np.float64(cost.net_keep(TABLE)))
+    best.append(cost.net_keep(TABLE)[logits.argmax(-1)])
+  assert (np.diff(spent, axis=0) <= 1e-6).all()
+  assert (np.diff(best, axis=0) <= 1e-6).all()
+  np.testing.assert_allclose(spent[-1], cost.net_keep(TABLE).min(), atol=1e-4)
+  assert best[0].max() > best[-1].max()
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_the_controller_acts_as_the_policy_says(greedy, seen):
+  shape = config("gain", temperature=0.1)
+  params, goal = noisy_params(shape), goal_of(shape)
+  stats = InputStats.measure(seen)
+  whole, _ = run_whole(shape, params, stats.apply(seen), goal)
+  log_probs = np.asarray(jax.nn.log_softmax(whole))
+  controller = policy.controller(shape, greedy=greedy)
+  assert controller is policy.controller(shape, greedy=greedy)
+  act = jax.jit(controller.act)
+  carry = controller.start(None, goal)
+  taken = []
+  for t in range(HORIZON):
+    now = jax.tree.map(lambda x: x[:, :, t], seen)
+    key = jax.random.key(t)
+    action, carry, log_p = act((params, stats), goal, carry, now, key)
+    assert action.dtype == jnp.int32
+    expected = np.take_along_axis(
+      log_probs[:, :, t], np.asarray(action)[..., None], -1
+    )
+    np.testing.assert_allclose(log_p, expected[..., 0], rtol=1e-4, atol=1e-3)
+    taken.append(action)
+  best = whole.argmax(-1)
+  assert np.all(best == np.stack(taken, 2)) == greedy
+
+
+def test_standardised_inputs_have_mean_0_and_deviation_1(seen):
+  found = InputStats.measure(seen).apply(seen)
+  for name in ("hidden", "embed", "scalars"):
+    values = np.asarray(getattr(found, name))
+    values = values.reshape(-1, values.shape[-1])
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(values.std(0), 1, atol=1e-3)
+  untouched = InputStats.identity(WIDTH).apply(seen)
+  chex.assert_trees_all_equal(untouched, seen)
+
+
+def test_the_published_size():
+  """Some 6.2 million on Llama-3.2-1B; that has a value head of 0.3 to 0.5."""
+  lm = TransformerConfig.llama3_2_1b()
+  shape = PolicyConfig(
+    table=actions.preset("J-FL"),
+    lm_width=lm.d_model,
+    horizon=16,
+    head="published",
+    surprise=False,
+  )
+  params = jax.eval_shape(lambda: policy.init(shape, jax.random.key(0)))
+  linear = lambda a, b: a * b + b
+  expected = (
+    linear(8, 64)
+    + 1561 * 32
+    + linear(2 * 2048 + 64 + 32, 512)
+    + 16 * 512
+    + linear(512, 3 * 512)
+    + linear(512, 512)
+    + linear(512, 2048)
+    + linear(2048, 512)
+    + linear(512, 1560)
+    + linear(3, 32)
+    + linear(32, 1560)
+    + 2 * (64 + 3 * 512)
+  )
+  assert policy.num_params(params) == expected
+  assert 0.004 < expected / lm.num_params < 0.0055
+
+
+def test_1560_actions_take_38_outputs():
+  shape = PolicyConfig(
+    table=actions.preset("J-FL"), lm_width=32, horizon=16, width=8
+  )
+  params = jax.eval_shape(lambda: policy.init(shape, jax.random.key(0)))
+  assert params["head"]["kernel"].shape == (8, 38)
+  assert params["shortcut"]["kernel"].shape == (9, 38)

@@ -123,6 +123,7 @@ def load(directory: pathlib.Path) -> Artefact:
     json.JSONDecodeError,
     KeyError,
     TypeError,
+    UnicodeDecodeError,
     safetensors.SafetensorError,
   ) as error:
     raise InputError(

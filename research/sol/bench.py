@@ -1,102 +1,103 @@
 """How fast the rollouts and updates of SOL run, against what the machine can.
 
-Axis letters: W windows, R rollouts of a window, T steps, S prefix tokens.
-
 Every operation has a floor: its phases run one after the other, and a phase
 takes at least its floating-point operations over the matmul rate, and at least
-its bytes over the copy bandwidth. Both ceilings are measured in the same run.
-Operations are those of `research/sol/cost.py` for the dense action: a rollout
-masks what an action drops and saves nothing, and the selection itself is
-counted as free. Bytes are weights and cache, read once a phase for all rows;
-activations and logits are counted as free. The bandwidth is that of main
-memory: a model that stays in a processor's cache can beat its floor.
+its bytes over the copy bandwidth; both ceilings are measured in the same run.
+A rollout is one phase a decode step, since a step cannot begin before the last
+one ended. Source: the roofline model (Williams, Waterman and Patterson 2009).
 
-A roofline (Williams et al. 2009) with one phase a decode step, since a step
-cannot begin before the last one ended.
+The bandwidth is that of main memory: a model that stays in a processor's cache
+can beat its floor. The matmul rate is that of the frozen model's dtype; the
+policy is float32 whatever that is.
 """
 
 import dataclasses
-import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from models import convert, transformer
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
-from research.core import state as state_lib
-from research.sol import actions, cost, learn, warm_start
-from research.sol import policy as policy_lib
-from research.sol import prefix as prefix_lib
-from research.sol import rollout as rollout_lib
-from research.sol.actions import ActionTable
+from research.sol.bench_ops import Bench, Op
 from research.sol.learn import Method
 from research.sol.options import Options
-from research.sol.policy import InputStats
-from research.sol.rollout import Controller, Setup
 
-Params = transformer.Params
-# Rows of the token table that stay where the head is taken out.
-_FEW_TOKENS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-  """Work that no other work of the operation overlaps.
-
-  Attributes:
-    flops: of matrix products.
-    bytes: of weights and cache, read or written.
-  """
-
-  flops: float
-  bytes: float
+PRECISIONS = ("highest", "tensorfloat32", "default")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Op:
-  """Something to time.
+class Plan:
+  """What to time; sizes that are None are small on a CPU.
 
   Attributes:
-    name: of the row.
-    run: a jitted function.
-    inputs: draws fresh arguments for one call.
-    tokens: that a call handles.
-    phases: of its floor.
-    shape: for the row.
-    differentiates: it has a backward pass.
+    model: see `load`.
+    preset: of the action table.
+    dtype: of the frozen model.
+    precision: of float32 matrix products.
+    context: tokens before an episode; 64 or 512.
+    horizon: T.
+    windows: W; 1 or 8.
+    group_size: rollouts of a window; 4 or 32.
+    breakdown: scans that leave parts out, too; False or True.
+    only: names of rows, or none for all.
+    repeats: calls of a row at most.
   """
 
-  name: str
-  run: Callable[..., Any]
-  inputs: Callable[[], tuple]
-  tokens: int
-  phases: tuple[Phase, ...]
-  shape: str
-  differentiates: bool = False
+  model: str
+  preset: str
+  dtype: str
+  precision: str
+  context: int | None = None
+  horizon: int = 16
+  windows: int | None = None
+  group_size: int | None = None
+  breakdown: bool | None = None
+  only: Sequence[str] = ()
+  repeats: int = 20
+
+  def filled(self) -> "Plan":
+    """Chooses what is None for the device that computes."""
+    small = {"context": 64, "windows": 1, "group_size": 4, "breakdown": False}
+    large = {"context": 512, "windows": 8, "group_size": 32, "breakdown": True}
+    fitting = small if jax.default_backend() == "cpu" else large
+    given = {k: v for k, v in vars(self).items() if v is not None}
+    return Plan(**(fitting | given))
 
 
-@dataclasses.dataclass(frozen=True)
-class Ceilings:
-  """What the machine can: FLOP/s of a matrix product, bytes/s of a copy."""
+def pair(
+  dtypes: Sequence[str], precisions: Sequence[str]
+) -> list[tuple[str, str]]:
+  """Pairs a precision with each dtype; where one is single, it serves all.
 
-  flops: float
-  bytes: float
-
-  def floor(self, op: Op) -> float:
-    """Seconds that `op` takes at least."""
-    return sum(
-      max(phase.flops / self.flops, phase.bytes / self.bytes)
-      for phase in op.phases
+  Raises:
+    InputError: a name is unknown, or the lengths differ.
+  """
+  for name, values, valid in (
+    ("dtype", dtypes, DTYPES),
+    ("matmul_precision", precisions, PRECISIONS),
+  ):
+    for value in values or ("",):
+      if value not in valid:
+        raise InputError(f"{name}={value!r}: take from {', '.join(valid)}")
+  most = max(len(dtypes), len(precisions))
+  if {len(dtypes), len(precisions)} - {1, most}:
+    raise InputError(
+      f"{len(dtypes)} values of dtype do not pair with {len(precisions)} of "
+      "matmul_precision: give one for all, or as many"
     )
+  repeat = lambda values: [*values] * (most // len(values))
+  return list(zip(repeat(dtypes), repeat(precisions)))
 
 
-def load(source: str, dtype: str) -> tuple[TransformerConfig, Params]:
+def load(
+  source: str, dtype: str
+) -> tuple[TransformerConfig, transformer.Params]:
   """Reads a model onto the device, or draws one.
 
   Args:
@@ -126,13 +127,114 @@ def load(source: str, dtype: str) -> tuple[TransformerConfig, Params]:
   return config, draw(jax.random.key(0))
 
 
-def method_of(config: TransformerConfig, **given: Any) -> Method:
-  """The frugal method with the options `given`.
+def run(
+  plan: Plan, seconds: float, say: Callable[[str], None]
+) -> tuple[list[dict], list[str]]:
+  """Times one setting, and prints a table.
+
+  Args:
+    plan: what to time.
+    seconds: after so many no further row begins.
+    say: prints a line.
+
+  Returns:
+    One row an operation, and the names of those that were not timed.
 
   Raises:
-    InputError: options do not fit each other or the model.
+    InputError: model, preset, sizes or rows do not exist or fit.
   """
-  return Options(**given).filled("frugal").method(config, None)
+  began = time.perf_counter()
+  plan = plan.filled()
+  with jax.default_matmul_precision(plan.precision):
+    sizes = ("preset", "context", "horizon", "windows", "group_size")
+    options = Options(**{name: getattr(plan, name) for name in sizes})
+    options = options.filled("frugal")
+    config, params = load(plan.model, plan.dtype)
+    method = options.method(config, None)
+    operations = _operations(plan, Bench(method, params, plan.windows))
+    on_cpu = jax.default_backend() == "cpu"
+    size, copied = (1024, 1 << 27) if on_cpu else (8192, 1 << 31)
+    ceilings = measure_ceilings(plan.dtype, size, copied)
+    setting = {
+      "model": plan.model,
+      "preset": plan.preset,
+      "dtype": plan.dtype,
+      "matmul_precision": plan.precision,
+      "matmul_tflops": ceilings.flops / 1e12,
+      "copy_gb_per_s": ceilings.bytes / 1e9,
+    }
+    say(" ".join(f"{k}={_short(v)}" for k, v in setting.items()))
+    say(_line(dict.fromkeys(_COLUMNS)))
+    rows, skipped = [], []
+    # About half of the time goes to compilation.
+    share = seconds / len(operations) / 2
+    for name, build in operations.items():
+      if time.perf_counter() - began > seconds:
+        skipped.append(name)
+        continue
+      timed = row(build(), ceilings, repeats=plan.repeats, seconds=share)
+      rows.append(setting | timed)
+      say(_line(timed))
+  layer = microseconds_per_layer(rows, method)
+  if layer is not None:
+    say(f"one layer of one step: {layer:.1f} us")
+  if skipped:
+    say(f"out of time, not timed: {', '.join(skipped)}")
+  return rows, skipped
+
+
+def _operations(plan: Plan, bench: Bench) -> dict[str, Callable[[], Op]]:
+  found = bench.operations()
+  if plan.breakdown:
+    found |= bench.breakdown()
+  for name in plan.only:
+    if name not in found:
+      raise InputError(f"only={name}: take from {', '.join(found)}")
+  return {k: v for k, v in found.items() if not plan.only or k in plan.only}
+
+
+def _short(value: Any) -> str:
+  return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# Column to its format; the first number is its width.
+_COLUMNS = {
+  "op": "<26",
+  "ms": ">10,.2f",
+  "tokens_per_second": ">18,.0f",
+  "floor_ms": ">10,.3f",
+  "share": ">8.1%",
+  "matmul_share": ">13.1%",
+  "gflop": ">11,.2f",
+  "compiles": ">9",
+}
+
+
+def _line(cells: dict[str, Any]) -> str:
+  """One row of the table; a cell that is None is its column's name."""
+  line = []
+  for name, form in _COLUMNS.items():
+    if cells[name] is None:
+      form = form.split(".")[0].rstrip(",")
+      line.append(f"{name:{form}}")
+    else:
+      line.append(f"{cells[name]:{form}}")
+  return "".join(line).rstrip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+  """What the machine can: FLOP/s of a matrix product, bytes/s of a copy."""
+
+  flops: float
+  bytes: float
+
+  def floor(self, op: Op) -> float:
+    """Seconds that `op` takes at least."""
+    return sum(
+      max(phase.flops / self.flops, phase.bytes / self.bytes)
+      for phase in op.phases
+    )
 
 
 def seconds_of(
@@ -206,313 +308,6 @@ def row(op: Op, ceilings: Ceilings, *, repeats: int, seconds: float) -> dict:
     "gflop": flops / 1e9,
     "compiles": op.run._cache_size(),
   }
-
-
-@functools.lru_cache(maxsize=64)
-def uniform_controller(num_actions: int) -> Controller:
-  """Draws every action uniformly; neither parameters nor goal."""
-
-  def act(params, goal, carry, seen, key):
-    del params, goal
-    action = jax.random.randint(key, seen.step.shape, 0, num_actions)
-    return action, carry, None
-
-  return Controller(start=lambda params, goal: (), act=act)
-
-
-@functools.lru_cache(maxsize=64)
-def _builder(setup: Setup, first: int, stats: bool) -> Callable[..., Any]:
-  """Jitted (params, tokens) -> prefix, with statistics from `first` on."""
-
-  def build(params, tokens):
-    built = setup.build_prefix(params, tokens, first)
-    if stats:
-      return built
-    # What nobody asks for is not computed.
-    return dataclasses.replace(built, surprise=None, entropy=None)
-
-  return jax.jit(build)
-
-
-class Bench:
-  """The operations of one method on one model, with random tokens."""
-
-  def __init__(
-    self, method: Method, params: Params, windows: int, *, seed: int = 0
-  ):
-    """Takes `params` of the frozen LLM and W = `windows`."""
-    self.method = method
-    self.params = params
-    self.windows = windows
-    self._seed = np.random.SeedSequence(seed)
-    self._init = jax.jit(functools.partial(policy_lib.init, method.policy))
-
-  def operations(self) -> Iterator[Op]:
-    """Prefill, rollouts, and whole updates."""
-    m = self.method
-    length = m.layout.prefix
-    for name, stats in (("prefill", False), ("prefill+stats", True)):
-      yield Op(
-        name=name,
-        run=_builder(m.setup, 0, stats),
-        inputs=lambda: (self.params, self._tokens(m.setup)[:, : length + 1]),
-        tokens=self.windows * length,
-        phases=(self._prefill_work(length if stats else 0),),
-        shape=f"W{self.windows} S{length}",
-      )
-    uniform = uniform_controller(m.setup.table.size)
-    yield self._scan("scan/uniform", m.setup, self.params, uniform)
-    yield self._policy_scan()
-    yield self._block()
-    yield self._update("warm_update", warm_start.make_step, 1)
-    yield self._update("grpo_update", learn.make_step, m.inner_epochs)
-
-  def breakdown(self) -> Iterator[Op]:
-    """Scans that leave parts out, so that differences tell what parts cost.
-
-    Each axis of the actions alone; then no axis, without the head, and of
-    that one layer only, or a prefix of one page only.
-    """
-    setup = self.method.setup
-    tables = {"dense": ActionTable.product("dense", (1.0,), (1.0,), (16,))}
-    # The rest of their set-up (pages, horizon) stays this method's.
-    tables |= {name: actions.preset(name) for name in ("S-FL", "K10", "Q5Q16")}
-    scan = lambda name, setup, params, length=None: self._scan(
-      f"scan/{name}",
-      setup,
-      params,
-      uniform_controller(setup.table.size),
-      length,
-    )
-    for name, table in tables.items():
-      yield scan(name, dataclasses.replace(setup, table=table), self.params)
-    params = _headless(self.params)
-    config = dataclasses.replace(setup.config, vocab_size=_FEW_TOKENS)
-    setup = dataclasses.replace(setup, table=tables["dense"], config=config)
-    yield scan("dense/headless", setup, params)
-    page = max(setup.page_size, 2)
-    yield scan("dense/headless/one_page", setup, params, page)
-    config = dataclasses.replace(config, num_layers=1)
-    params = dict(params) | {
-      "layers": jax.tree.map(lambda x: x[:1], params["layers"])
-    }
-    setup = dataclasses.replace(setup, config=config)
-    yield scan("dense/headless/one_layer", setup, params)
-
-  # Arguments.
-
-  def _key(self) -> jax.Array:
-    (child,) = self._seed.spawn(1)
-    return jax.random.key(child.generate_state(1)[0])
-
-  def _tokens(self, setup: Setup, length: int | None = None) -> jax.Array:
-    """Random tokens (W, S + T + 1)."""
-    length = self.method.layout.prefix if length is None else length
-    shape = (self.windows, length + setup.horizon + 1)
-    return jax.random.randint(self._key(), shape, 0, setup.config.vocab_size)
-
-  def _starts(self, length: int | None = None) -> jax.Array:
-    starts = learn.starts_of(self.method, self.windows)
-    return starts if length is None else jnp.full_like(starts, length)
-
-  def _rollouts(self) -> int:
-    return self.method.layout.episodes * self.method.group_size
-
-  def _goal(self) -> jax.Array:
-    log_price = jnp.log(jnp.asarray([0.1, 10.0]))
-    return learn.draw_goals(self.method, log_price, self.windows, self._key())
-
-  def _policy(self) -> Any:
-    return self._init(self._key())
-
-  def _stats(self) -> InputStats:
-    return InputStats.identity(self.method.policy.lm_width)
-
-  # Operations.
-
-  def _scan(self, name, setup, params, controller, length=None) -> Op:
-    length = self.method.layout.prefix if length is None else length
-    build = _builder(setup, length, True)
-
-    def inputs():
-      tokens = self._tokens(setup, length)
-      built = build(params, tokens[:, : length + 1])
-      starts = self._starts(length)
-      return params, built, tokens, starts, None, None, self._key()
-
-    return self._scan_op(name, setup, controller, inputs, length, 0)
-
-  def _policy_scan(self) -> Op:
-    m, policy, stats = self.method, self._policy(), self._stats()
-    controller = policy_lib.controller(m.policy, greedy=False)
-    plain = self._scan("", m.setup, self.params, controller).inputs
-
-    def inputs():
-      params, built, tokens, starts, _, _, key = plain()
-      own = (policy, stats)
-      return params, built, tokens, starts, own, self._goal(), key
-
-    size = policy_lib.num_params(policy)
-    length = m.layout.prefix
-    return self._scan_op(
-      "scan/policy", m.setup, controller, inputs, length, size
-    )
-
-  def _scan_op(self, name, setup, controller, inputs, length, size) -> Op:
-    def run(params, built, tokens, starts, own, goal, key):
-      return rollout_lib.scan(
-        setup, params, built, tokens, starts, controller, own, goal, key
-      )
-
-    return Op(
-      name=name,
-      run=jax.jit(run),
-      inputs=inputs,
-      tokens=self._episode_tokens(),
-      phases=self._scan_work(setup.config, length, size),
-      shape=self._shape(length),
-    )
-
-  def _block(self) -> Op:
-    m = self.method
-    setup, length = m.setup, m.layout.prefix
-    build = _builder(setup, length, True)
-    shape = (self.windows, self._rollouts(), setup.horizon)
-
-    def inputs():
-      tokens = self._tokens(setup)
-      built = build(self.params, tokens[:, : length + 1])
-      drawn = jax.random.randint(self._key(), shape, 0, setup.table.size)
-      return self.params, built, tokens, self._starts(), drawn
-
-    return Op(
-      name="block",
-      run=jax.jit(functools.partial(rollout_lib.score_block, setup)),
-      inputs=inputs,
-      tokens=self._episode_tokens(),
-      phases=self._block_work(),
-      shape=self._shape(length),
-    )
-
-  def _update(self, name, make_step, epochs) -> Op:
-    m = self.method
-    updates = 1000 * epochs
-    tx = learn.optimizer(1e-4, updates, clip_norm=2.0, schedule="constant")
-    policy = self._policy()
-    frozen = {
-      "lm": self.params,
-      "stats": self._stats(),
-      "log_price": jnp.log(jnp.asarray([0.1, 10.0])),
-      "gains": jnp.asarray(m.policy.costs),
-      "reference": policy,
-    }
-    ids = jnp.arange(self.windows, dtype=jnp.int32)
-    create = jax.jit(lambda params, k: state_lib.create_state(params, tx, k))
-
-    def inputs():
-      # The state is drawn anew as well: the step consumes it.
-      state = create(self._policy(), self._key())
-      tokens = jax.random.randint(
-        self._key(),
-        (self.windows, m.layout.length),
-        0,
-        m.setup.config.vocab_size,
-      )
-      return state, {"tokens": tokens, "ids": ids}, frozen
-
-    size = policy_lib.num_params(policy)
-    scored = m.layout.prefix - max(m.layout.context - prefix_lib.MEAN_SPAN, 0)
-    rollout = (
-      self._block_work()
-      if make_step is warm_start.make_step
-      else self._scan_work(m.setup.config, m.layout.prefix, size)
-    )
-    # Forward and twice as much backward; parameters and two moments, each
-    # read and written in float32.
-    epoch = Phase(6.0 * size * self._episode_tokens(), 6.0 * 4 * size)
-    return Op(
-      name=name,
-      run=jax.jit(make_step(m, tx), donate_argnums=0),
-      inputs=inputs,
-      tokens=self._episode_tokens(),
-      phases=(self._prefill_work(scored), *rollout, *([epoch] * epochs)),
-      shape=self._shape(m.layout.prefix),
-      differentiates=True,
-    )
-
-  # Work.
-
-  def _episode_tokens(self) -> int:
-    return self.windows * self._rollouts() * self.method.layout.horizon
-
-  def _shape(self, length: int) -> str:
-    return (
-      f"W{self.windows} R{self._rollouts()} "
-      f"T{self.method.layout.horizon} S{length}"
-    )
-
-  def _bytes(self) -> int:
-    return jax.tree.leaves(self.params)[0].dtype.itemsize
-
-  def _prefill_work(self, scored: int) -> Phase:
-    """Windows read densely, `scored` positions of each with the head."""
-    c, size = self.method.setup.config, self._bytes()
-    refresh = lambda tokens: cost.refresh_cost(
-      c, 0, tokens, weight_bytes=size, kv_bytes=size
-    )
-    one, weights = refresh(self.method.layout.prefix), refresh(0).bytes
-    head = c.vocab_size * c.d_model
-    read = weights + self.windows * (one.bytes - weights)
-    return Phase(
-      self.windows * (one.flops + 2.0 * head * scored),
-      read + size * head * (scored > 0),
-    )
-
-  def _step_work(self, c, length, step, policy_size) -> Phase:
-    """One token of every rollout: weights are read once, prefixes once."""
-    size = self._bytes()
-    page_size = self.method.setup.page_size
-    read = lambda context: float(
-      cost.bytes_per_token(
-        *(c, 1, 1, 16, context),
-        page_size=page_size,
-        weight_bytes=size,
-        kv_bytes=size,
-      )
-    )
-    weights = read(0)
-    rows = self.windows * self._rollouts()
-    flops = cost.flops_per_token(
-      *(c, 1, 1, 16, length + step + 1),
-      page_size=page_size,
-      policy_params=policy_size,
-    )
-    cached = self.windows * (read(length) - weights)
-    cached += rows * (read(step + 1) - weights)
-    return Phase(rows * float(flops), weights + cached + 4 * policy_size)
-
-  def _scan_work(
-    self, config: TransformerConfig, length: int, policy_size: int
-  ) -> tuple[Phase, ...]:
-    return tuple(
-      self._step_work(config, length, step, policy_size)
-      for step in range(self.method.layout.horizon)
-    )
-
-  def _block_work(self) -> tuple[Phase, ...]:
-    """The steps' operations, but weights and cache read only once."""
-    c, length = self.method.setup.config, self.method.layout.prefix
-    steps = self._scan_work(c, length, 0)
-    return (Phase(sum(step.flops for step in steps), steps[-1].bytes),)
-
-
-def _headless(params: Params) -> Params:
-  """Parameters with a vocabulary so small that the head costs nothing."""
-  few = dict(params)
-  few["embed"] = {"table": params["embed"]["table"][:_FEW_TOKENS]}
-  if "lm_head" in params:
-    few["lm_head"] = {"kernel": params["lm_head"]["kernel"][:, :_FEW_TOKENS]}
-  return few
 
 
 def microseconds_per_layer(rows: list[dict], method: Method) -> float | None:

@@ -31,6 +31,8 @@ def load_tokens(
   Raises:
     InputError: a text is unknown or unreadable.
   """
+  if not names:
+    raise InputError("there is no text: name at least one")
   pieces = []
   tokenizer = None
   for name in names:
@@ -46,9 +48,11 @@ def load_tokens(
 def _sampled(name: str, checkpoint: Checkpoint) -> np.ndarray:
   try:
     seed, count = (int(x) for x in name.removeprefix(_SAMPLES).split(":"))
+    if count < 1:
+      raise ValueError(count)
   except ValueError as error:
     raise InputError(
-      f"{name!r} is no text: write samples:SEED:N with two integers"
+      f"{name!r} is no text: write samples:SEED:N with two integers, N > 0"
     ) from error
   length = min(256, checkpoint.config.max_position)
   prompt = jnp.ones((_BATCH, 1), jnp.int32)

@@ -89,6 +89,7 @@ def fit_ridge(
   *,
   behaviour: tuple[jax.Array, jax.Array],
   scalar_stats: jax.Array,
+  prior: np.ndarray,
   schedules: int = 32,
   gamma: float = 1.0,
   ridges: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
@@ -107,6 +108,8 @@ def fit_ridge(
     behaviour: mean gains (A,) and log-prices (2,) that schedules are drawn
       around, see `behaviour.draw`; the same as those of the warm start.
     scalar_stats: (2, 9) mean and scale of the scalars.
+    prior: (F,) mean gains in the action basis, which the constant's
+      coefficients shrink towards; all others shrink towards zero.
     schedules: random schedules of an episode.
     gamma: discount of later tokens' share of the gain.
     ridges: penalties a sample, on features of unit scale, to choose from.
@@ -139,13 +142,13 @@ def fit_ridge(
     ]
     counts[held] += tiled.size * schedules * setup.horizon
   scalars = scalar_stats.shape[1] + 1
-  # Mean gains (the constant's columns) are what the others shrink towards.
-  penalty = np.ones((features, scalars))
-  penalty[:, -1] = 1e-2
-  penalty = np.diag(penalty.reshape(-1))
+  start = np.zeros((features, scalars))
+  start[:, -1] = prior
+  start = start.reshape(-1)
 
   def solve(xx, xy, count, ridge):
-    return np.linalg.solve(xx + ridge * count * penalty, xy)
+    penalty = ridge * count * np.eye(start.size)
+    return start + np.linalg.solve(xx + penalty, xy - xx @ start)
 
   def held_out_loss(ridge):
     w = solve(*sums[0], counts[0], ridge)

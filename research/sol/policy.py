@@ -7,9 +7,9 @@ Two heads. "published" (SOL, arXiv 2605.10875): action logits plus a head
 conditioned on the budget targets. "gain": the network predicts the gain
 g(s, a) in nats of every action, up to a constant, and the logits are
 (g(s, a) / price - cost(a)) / temperature: one network serves every price and
-explores as widely at each, and a regression of counterfactual gains (`research/sol/warm_start.py`) is a
-policy as it stands. Gains are linear in a basis of the action table, so that
-1560 actions take 38 outputs.
+explores as widely at each, and a regression of counterfactual gains
+(`research/sol/warm_start.py`) is a policy as it stands. Gains are linear in a
+basis of the action table, so that 1560 actions take 38 outputs.
 """
 
 import dataclasses

@@ -153,7 +153,7 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   frozen["reference"] = params if method.kl_coef else None
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
-    coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
+    coefficients = _ridge(run, frozen, measured.scalars, weights, train_tokens)
     if options.warm_updates and options.updates:
       save("warm_policy", params, prices, spent, coefficients)
     frozen["log_price"] = _useful_prices(method, prices, spent)
@@ -177,7 +177,7 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   prices = spent = np.zeros((0,), np.float32)
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
-  coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
+  coefficients = _ridge(run, frozen, measured.scalars, weights, train_tokens)
   save("policy", params, prices, spent, coefficients)
 
 
@@ -304,13 +304,13 @@ def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
   return prices, costs[played.actions].mean((1, 2)).astype(np.float32)
 
 
-def _ridge(run, frozen, scalar_stats, tokens) -> np.ndarray:
+def _ridge(run, frozen, scalar_stats, prior, tokens) -> np.ndarray:
   """Coefficients of the baseline, kept in the workdir."""
   path = run.workdir / "counterfactual_regression.npy"
   if path.exists():
     return np.load(path)
   method, windows = run.method, run.options.windows
-  rounds = -(-run.ridge_windows // windows)
+  rounds = max(-(-run.ridge_windows // windows), 2)
   batches = (
     windows_lib.random_windows(
       tokens, method.layout, windows, seed=run.seed + 7, step=step
@@ -324,6 +324,7 @@ def _ridge(run, frozen, scalar_stats, tokens) -> np.ndarray:
     method.layout.starts(),
     behaviour=(frozen["gains"], frozen["log_price"]),
     scalar_stats=scalar_stats,
+    prior=prior,
     schedules=method.group_size,
     seed=run.seed,
   )

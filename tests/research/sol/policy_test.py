@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -10,6 +11,7 @@ from models.transformer_config import TransformerConfig
 from research.sol import actions, cost, observation, policy
 from research.sol.observation import Observation
 from research.sol.policy import InputStats, PolicyConfig
+from tests.research.sol import toy
 
 TABLE = actions.preset("J-3L")
 WINDOWS, ROLLOUTS, HORIZON, WIDTH = 2, 3, 6, 10
@@ -68,10 +70,9 @@ def goal_of(shape, seed=0):
   return jnp.asarray(generator.uniform(0.3, 1, size), jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def run_whole(shape, params, seen, goal):
-  return jax.jit(
-    lambda params, seen, goal: policy.bind(shape, params)(seen, goal)
-  )(params, seen, goal)
+  return policy.bind(shape, params)(seen, goal)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -137,8 +138,8 @@ def test_gains_are_linear_in_the_basis_and_logits_are_their_value(seen):
   flat = np.float64(gains).reshape(-1, TABLE.size).T
   weights = np.linalg.lstsq(basis, flat, rcond=None)[0]
   np.testing.assert_allclose(basis @ weights, flat, atol=1e-5)
-  value = gains - np.asarray(goal)[:, :, None] * cost.net_keep(TABLE)
-  np.testing.assert_allclose(logits, value / 0.7, rtol=1e-4, atol=1e-5)
+  value = np.asarray(gains) / np.asarray(goal)[:, :, None] - cost.net_keep(TABLE)
+  np.testing.assert_allclose(logits, value / 0.7, rtol=1e-4, atol=1e-4)
   assert np.ptp(gains, axis=-1).min() > 1e-2
 
 
@@ -152,26 +153,39 @@ def test_a_new_gain_head_knows_nothing_and_a_price_decides(seen):
 
 def test_a_higher_price_never_spends_more_at_the_same_gains(seen):
   shape = config("gain")
-  model = policy.bind(shape, noisy_params(shape))
-  generator = np.random.default_rng(2)
-  size = (*seen.step.shape, 16)
-  x = jnp.asarray(generator.normal(size=size), jnp.float32)
-  spent, best = [], []
-  for price in (0.0, 0.1, 0.5, 2.0, 10.0, 1000.0):
-    goal = jnp.full((*seen.step.shape, 1), price)
-    logits, _ = model.heads(x, seen, goal)
-    share = np.float64(jax.nn.softmax(logits))
-    spent.append(share @ np.float64(cost.net_keep(TABLE)))
-    best.append(cost.net_keep(TABLE)[logits.argmax(-1)])
-  assert (np.diff(spent, axis=0) <= 1e-6).all()
+  params = noisy_params(shape)
+  costs = np.float64(cost.net_keep(TABLE))
+
+  def spending(model):
+    generator = np.random.default_rng(2)
+    size = (*seen.step.shape, 16)
+    x = jnp.asarray(generator.normal(size=size), jnp.float32)
+    mean, best = [], []
+    for price in (1e-3, 0.1, 0.5, 2.0, 10.0, 1000.0):
+      goal = jnp.full((*seen.step.shape, 1), price)
+      logits, _ = model.heads(x, seen, goal)
+      mean.append(np.float64(jax.nn.softmax(logits)) @ costs)
+      best.append(costs[logits.argmax(-1)])
+    return np.array(mean), np.array(best)
+
+  # The best action of any gains is never dearer at a higher price.
+  _, best = spending(policy.bind(shape, params))
   assert (np.diff(best, axis=0) <= 1e-6).all()
-  np.testing.assert_allclose(spent[-1], cost.net_keep(TABLE).min(), atol=1e-4)
-  assert best[0].max() > best[-1].max()
+  assert best[0].max() > best[-1].max() == costs.min()
+  # Nor is the mean of the sampled ones, where dearer actions gain more.
+  weights = np.zeros(TABLE.basis().shape[1], np.float32)
+  weights[:9] = np.tile([0.0, 0.3, 0.5], 3)
+  params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
+  params["shortcut"] = jax.tree.map(jnp.zeros_like, params["shortcut"])
+  params["head"]["bias"] = jnp.asarray(weights)
+  mean, _ = spending(policy.bind(shape, params))
+  assert (np.diff(mean, axis=0) < 0).all()
+  np.testing.assert_allclose(mean[0], 1, atol=1e-4)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_the_controller_acts_as_the_policy_says(greedy, seen):
-  shape = config("gain", temperature=0.1)
+  shape = config("gain")
   params, goal = noisy_params(shape), goal_of(shape)
   stats = InputStats.measure(seen)
   whole, _ = run_whole(shape, params, stats.apply(seen), goal)

@@ -38,7 +38,7 @@ def dense_prefix(setup, lm, tokens):
   )
 
 
-@functools.partial(toy.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def jitted_block(setup, lm, tokens, starts, actions):
   prefix = dense_prefix(setup, lm, tokens)
   return rollout.score_block(
@@ -46,7 +46,7 @@ def jitted_block(setup, lm, tokens, starts, actions):
   )
 
 
-@functools.partial(toy.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def jitted_scan(setup, lm, tokens, starts, actions):
   return rollout.scan(
     setup,
@@ -137,7 +137,7 @@ def test_a_shared_prefix_equals_a_window_of_its_own(tokens, starts, actions):
   start = toy.CONTEXT
   own = slice(0, REPEATS)  # of window 0, where the first episodes are first
 
-  @toy.jit
+  @jax.jit
   def alone(lm, tokens, starts, actions):
     prefix = setup.build_prefix(lm, tokens[:, : start + 1], start)
     return rollout.score_block(
@@ -182,7 +182,7 @@ def test_a_rollout_is_traced_once(tokens, starts):
 
   controller = Controller(start=lambda params, goal: (), act=act)
 
-  @toy.jit
+  @jax.jit
   @chex.assert_max_traces(n=1)
   def run(lm, tokens, starts, goal, key):
     prefix = dense_prefix(setup, lm, tokens)

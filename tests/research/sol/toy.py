@@ -19,12 +19,6 @@ TABLE = ActionTable.product("toy", (0.3, 1.0), (0.5, 1.0), (5, 16))
 LAYOUT = Layout(context=CONTEXT, horizon=HORIZON, episodes=3)
 
 
-# Compiling takes longer than running at these sizes.
-jit = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
-
 @functools.cache
 def lm():
   """Random weights; a large token table makes the predictions differ."""

@@ -1,0 +1,72 @@
+import lzma
+
+import numpy as np
+import pytest
+
+from models.convert import load
+from models.errors import InputError
+from research.sol import corpus
+
+STORY = 256
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  return load("tiny")
+
+
+@pytest.fixture(scope="module")
+def samples(tiny):
+  return corpus.load_tokens(["samples:3:1024"], tiny)
+
+
+def stories(tokens):
+  return {tuple(row) for row in tokens.reshape(-1, STORY)}
+
+
+def test_samples_are_a_function_of_their_seed(tiny, samples):
+  assert samples.shape == (1024,) and samples.dtype == np.int32
+  assert 0 <= samples.min() and samples.max() < tiny.config.vocab_size
+  again = corpus.load_tokens(["samples:3:600"], tiny)
+  np.testing.assert_array_equal(again, samples[:600])
+
+
+def test_seeds_share_no_story(tiny, samples):
+  other = corpus.load_tokens(["samples:4:1024"], tiny)
+  assert len(stories(samples)) == len(stories(other)) == 4
+  assert not stories(samples) & stories(other)
+
+
+def test_texts_follow_each_other(tiny, samples, tmp_path):
+  path = tmp_path / "a.txt.xz"
+  path.write_bytes(lzma.compress(b"Once upon a time there was a cat."))
+  alone = corpus.load_tokens([str(path)], tiny)
+  both = corpus.load_tokens([str(path), "samples:3:1024"], tiny)
+  np.testing.assert_array_equal(both, np.concatenate([alone, samples]))
+  cut = corpus.load_tokens([str(path)], tiny, max_tokens=5)
+  np.testing.assert_array_equal(cut, alone[:5])
+
+
+@pytest.mark.parametrize(
+  "name", ["samples:3", "samples:a:9", "samples:1:2:3", "samples:1:0"]
+)
+def test_a_bad_name_says_how_to_write_it(tiny, name):
+  with pytest.raises(InputError, match="samples:SEED:N"):
+    corpus.load_tokens([name], tiny)
+
+
+def test_no_text_is_told(tiny):
+  with pytest.raises(InputError, match="no text"):
+    corpus.load_tokens([], tiny)
+
+
+def test_a_missing_text_is_named(tiny):
+  with pytest.raises(InputError, match="nowhere.txt"):
+    corpus.load_tokens(["nowhere.txt"], tiny)
+
+
+def test_split_keeps_every_token_once():
+  tokens = np.arange(105)
+  first, last = corpus.split(tokens, 0.1)
+  np.testing.assert_array_equal(np.concatenate([first, last]), tokens)
+  assert len(last) == 11

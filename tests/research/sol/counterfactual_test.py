@@ -1,0 +1,174 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.sol import actions, cost, counterfactual
+from research.sol.observation import SCALARS, Observation
+from research.sol.rollout import Rollout
+
+TABLE = actions.preset("J-2L")
+HORIZON = 4
+STATS = np.stack(
+  [np.linspace(-1, 1, len(SCALARS)), np.linspace(0.5, 2, len(SCALARS))]
+).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoModel:
+  """Stands where a set-up does; the rollouts are planted."""
+
+  table: actions.ActionTable
+  horizon: int
+  noise: float
+
+  def build_prefix(self, params, tokens, first_start):
+    assert tokens.shape[1] == first_start + 4
+    return None
+
+
+def planted():
+  """Coefficients (10, F), on standardised scalars and a constant."""
+  features = TABLE.basis().shape[1]
+  return np.random.default_rng(0).normal(size=(10, features))
+
+
+def standardised(scalars):
+  x = (np.asarray(scalars) - STATS[0]) / STATS[1]
+  return np.concatenate([x, np.ones_like(x[..., :1])], axis=-1)
+
+
+def gains_of(scalars, coefficients):
+  """(..., A), of which only differences between actions matter."""
+  gains = standardised(scalars) @ coefficients @ np.float64(TABLE.basis()).T
+  return gains - gains.mean(-1, keepdims=True)
+
+
+@pytest.fixture
+def plant(monkeypatch):
+  """Steps earn their planted gain, a text's own likelihood, and noise."""
+
+  def score_block(setup, params, prefix, tokens, starts, played, *, record):
+    assert record
+    shape = (played.shape[0], 1, HORIZON, len(SCALARS))
+    key = jax.random.fold_in(jax.random.key(7), tokens[0, 0])
+    scalar_key, own_key, noise_key = jax.random.split(key, 3)
+    scalars = STATS[0][None, None, None] + STATS[1][
+      None, None, None
+    ] * jax.random.normal(scalar_key, shape)
+    scalars = jnp.broadcast_to(scalars, (*played.shape, len(SCALARS)))
+    x = (scalars - STATS[0][None, None, None]) / STATS[1][None, None, None]
+    x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+    basis = jnp.asarray(TABLE.basis())[played]
+    weights = jnp.asarray(planted(), jnp.float32)
+    gain = jnp.einsum("wrtx,xf,wrtf->wrt", x, weights, basis)
+    own = jax.random.normal(own_key, (played.shape[0], 1, HORIZON))
+    noise = setup.noise * jax.random.normal(noise_key, played.shape)
+    empty = jnp.zeros(played.shape)
+    seen = Observation(
+      hidden=empty,
+      embed=None,
+      scalars=scalars,
+      drift=empty,
+      previous=empty,
+      spent=empty,
+      step=empty,
+    )
+    return Rollout(
+      actions=played,
+      log_p=gain + own + noise,
+      observations=seen,
+      extras=None,
+    )
+
+  monkeypatch.setattr(counterfactual.rollout_lib, "score_block", score_block)
+
+
+def fit(noise, batches, gains=None, **options):
+  options.setdefault("prior", np.zeros(TABLE.basis().shape[1]))
+  windows = [np.full((4, 2 + HORIZON + HORIZON), i) for i in range(batches)]
+  return counterfactual.fit_ridge(
+    NoModel(TABLE, HORIZON, noise),
+    None,
+    windows,
+    np.array([2, 2]),
+    behaviour=(gains, jnp.log(jnp.array([0.5, 2.0]))),
+    scalar_stats=jnp.asarray(STATS),
+    schedules=16,
+    **options,
+  )
+
+
+def relative_error(coefficients):
+  scalars = STATS[0] + STATS[1] * np.random.default_rng(5).normal(
+    size=(500, len(SCALARS))
+  )
+  expected = gains_of(scalars, planted())
+  found = gains_of(scalars, coefficients)
+  return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def test_planted_gains_are_found(plant):
+  found = fit(0.0, 4, gamma=0.0, ridges=(1e-7,))
+  assert found.shape == (10, TABLE.basis().shape[1])
+  assert found.dtype == np.float32
+  assert relative_error(found) < 1e-3
+
+
+def test_planted_gains_are_found_in_noise_and_later_rewards(plant):
+  # Schedules around mean gains, as in training.
+  gains = jnp.zeros(TABLE.size)
+  few, many = (fit(1.0, n, gains, gamma=1.0) for n in (2, 16))
+  print(relative_error(many), relative_error(few)); assert 0
+
+
+def test_noise_alone_is_shrunk_towards_the_prior(plant):
+  """The penalty is chosen on batches that were held out."""
+  prior = np.arange(TABLE.basis().shape[1], dtype=np.float32)
+  options = {"gamma": 0.0, "prior": prior}
+  found = fit(300.0, 4, **options)
+  strict = fit(300.0, 4, ridges=(1.0,), **options)
+  loose = fit(300.0, 4, ridges=(1e-3,), **options)
+  np.testing.assert_array_equal(found, strict)
+  start = np.zeros_like(found)
+  start[-1] = prior
+  assert np.linalg.norm(strict - start) < np.linalg.norm(loose - start)
+  np.testing.assert_allclose(strict, start, atol=0.2)
+
+
+def test_the_fit_is_a_function_of_its_seed(plant):
+  one, again, other = (fit(1.0, 2, gamma=0.0, seed=s) for s in (1, 1, 2))
+  np.testing.assert_array_equal(one, again)
+  assert np.any(one != other)
+
+
+def test_the_controller_takes_the_largest_gain_less_price():
+  controller = counterfactual.controller(TABLE)
+  assert controller is counterfactual.controller(TABLE)
+  coefficients = planted().astype(np.float32)
+  generator = np.random.default_rng(3)
+  scalars = generator.normal(size=(3, 4, len(SCALARS))).astype(np.float32)
+  empty = jnp.zeros((3, 4))
+  seen = Observation(
+    hidden=empty,
+    embed=empty,
+    scalars=jnp.asarray(scalars),
+    drift=empty,
+    previous=empty,
+    spent=empty,
+    step=empty,
+  )
+  price = jnp.asarray(generator.uniform(0, 9, (3, 4, 1)), jnp.float32)
+  params = (coefficients, jnp.asarray(STATS))
+  carry = controller.start(params, price)
+  found, _, _ = controller.act(
+    params, price, carry, seen, jax.random.key(0)
+  )
+  value = gains_of(scalars, planted())
+  value = value - np.asarray(price) * cost.net_keep(TABLE)
+  np.testing.assert_array_equal(found, value.argmax(-1))
+  assert found.dtype == jnp.int32 and len(np.unique(found)) > 1
+  cheap, _, _ = controller.act(params, 1e4 + price, carry, seen, None)
+  assert (cheap == cost.net_keep(TABLE).argmin()).all()

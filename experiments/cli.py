@@ -118,8 +118,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
   """Parses the flags and runs `main(argv)`; a user's mistake is one line.
 
   Exits with 2 for a bad flag, an `InputError`, a place that cannot be written
-  or a platform that is not here, and with 130 for Ctrl-C. Any other exception
-  is a bug and shows.
+  or a platform that is not here, with 130 for Ctrl-C, and with the `exit_code`
+  of an exception that has one (`loop.Stopped`). All others are bugs and show.
   """
 
   def guarded(argv: list[str]) -> Any:
@@ -134,10 +134,13 @@ def run(main: Callable[[list[str]], Any]) -> None:
       if errno.errorcode.get(error.errno) not in _DENIED:
         raise
       return _fail(f"{error.filename}: {error.strerror}")
-    except RuntimeError as error:
-      if "Unable to initialize backend" not in str(error):
+    except Exception as error:
+      if "Unable to initialize backend" in str(error):
+        return _fail(f"{error}; python launch/doctor.py shows what is here")
+      if not hasattr(error, "exit_code"):
         raise
-      return _fail(f"{error}; python launch/doctor.py shows what is here")
+      print(" ".join(str(error).split()), file=sys.stderr)
+      sys.exit(error.exit_code)
 
   try:
     app.run(guarded, flags_parser=_parse)

@@ -68,6 +68,7 @@ def main(_) -> None:
   import jax.numpy as jnp
 
   from models import convert
+  from research.core import progress
   from research.sol import corpus, evaluation, reporting
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
@@ -113,7 +114,7 @@ def main(_) -> None:
     calibration,
     plan,
     lambda line: print(line, flush=True),
-    reporting.progress,
+    progress.counter,
   )
   rows = reporting.rows(
     comparison, method, checkpoint, ours, plan.asked, _TEXT.value, _SEED.value

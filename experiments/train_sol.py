@@ -46,7 +46,9 @@ _PRECISION = cli.choice(
   ("highest", "tensorfloat32", "default"),
 )
 _DEVICES = cli.integer("devices", None, "use only so many devices", 1)
-_GAINS = cli.integer("gain_batches", 8, "batches to measure mean gains on", 1)
+_DAMAGE = cli.integer(
+  "damage_windows", 128, "windows on which the damage of levels is measured", 1
+)
 _CALIBRATION = cli.integer(
   "calibration_windows", 64, "windows of the calibration curve", 1
 )
@@ -109,7 +111,7 @@ def main(_) -> None:
     seed=_SEED.value,
     mesh=mesh.data_mesh(_DEVICES.value),
     attention=_ATTENTION.value,
-    gain_batches=_GAINS.value,
+    damage_windows=_DAMAGE.value,
     calibration_windows=_CALIBRATION.value,
     ridge_windows=_RIDGE.value,
     checkpoint_every=_CHECKPOINT.value,

@@ -120,7 +120,7 @@ def run(
       checkpoint is from before.
   """
   workdir = pathlib.Path(workdir)
-  _claim_workdir(workdir, config)
+  claim_workdir(workdir, config)
   checkpointer = Checkpointer(workdir / "checkpoints", keep)
   # A copy, because steps donate: the caller's arrays live on, and arrays that
   # share memory would be donated twice.
@@ -229,8 +229,12 @@ def _run_hooks(
   return numbers
 
 
-def _claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Writes flags.json, or checks that it holds the same flags."""
+def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Writes `workdir/flags.json`, or checks that it holds the same flags.
+
+  Raises:
+    InputError: it holds others, or the folder cannot be used.
+  """
   path = workdir / "flags.json"
   flags = json.loads(json.dumps(dict(config)))
   try:

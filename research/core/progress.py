@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tqdm
@@ -68,3 +68,20 @@ class Progress:
     """Ends the bar; later messages begin on a line of their own."""
     if self._bar is not None:
       self._bar.close()
+
+
+def counter(
+  label: str, total: int, enabled: bool = True
+) -> Callable[[int], None]:
+  """A bar that is told how much more is done; it closes at `total`."""
+  bar = Progress(total, label=label, enabled=enabled)
+  done = 0
+
+  def advance(more: int) -> None:
+    nonlocal done
+    done += more
+    bar.update(done)
+    if done >= total:
+      bar.close()
+
+  return advance

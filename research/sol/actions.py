@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from models.errors import InputError
 
@@ -102,26 +101,6 @@ class ActionTable:
     if axis not in AXES:
       raise InputError(f"axis {axis!r} is none of {', '.join(AXES)}")
     return tuple(sorted(set(getattr(self, axis))))
-
-  def basis(self) -> np.ndarray:
-    """Returns features (A, F) float32 in which gains of actions are linear.
-
-    One indicator for each level of each axis, and the pairwise products of
-    what the axes leave out: an action that was never tried borrows from those
-    that share its levels.
-    """
-    columns = []
-    for axis in AXES:
-      values = np.asarray(getattr(self, axis))
-      columns += [values == level for level in self.levels(axis)]
-    left_out = [
-      1 - np.asarray(self.kappa),
-      1 - np.asarray(self.rho),
-      1 - np.asarray(self.bits) / FULL_BITS,
-    ]
-    for i, j in itertools.combinations(range(3), 2):
-      columns.append(left_out[i] * left_out[j])
-    return np.stack(columns, axis=1).astype(np.float32)
 
   def arrays(self) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns kappa, rho and bits as float32 arrays (A,)."""

@@ -29,9 +29,8 @@ class Artefact:
     stats: input statistics.
     prices: (P,) prices of the calibration curve; empty without prices.
     spent: (P,) mean cost at each price on training text.
-    gains: (A,) mean gain of each action in nats; empty without prices.
     scalar_stats: (2, 9) mean and scale of the scalars on training text.
-    coefficients: (10, F) of the baseline "counterfactual regression", fitted
+    coefficients: (10, 3) of the baseline "counterfactual regression", fitted
       on the same text.
   """
 
@@ -42,7 +41,6 @@ class Artefact:
   stats: InputStats
   prices: np.ndarray
   spent: np.ndarray
-  gains: np.ndarray
   scalar_stats: np.ndarray
   coefficients: np.ndarray
 
@@ -76,7 +74,6 @@ def save(directory: pathlib.Path, artefact: Artefact) -> None:
       "stats": vars(artefact.stats),
       "prices": artefact.prices,
       "spent": artefact.spent,
-      "gains": artefact.gains,
       "scalar_stats": artefact.scalar_stats,
       "coefficients": artefact.coefficients,
     }
@@ -111,7 +108,6 @@ def load(directory: pathlib.Path) -> Artefact:
       stats=InputStats(**tree["stats"]),
       prices=np.asarray(tree["prices"]),
       spent=np.asarray(tree["spent"]),
-      gains=np.asarray(tree["gains"]),
       scalar_stats=np.asarray(tree["scalar_stats"]),
       coefficients=np.asarray(tree["coefficients"]),
     )

@@ -18,7 +18,7 @@ TEMPERATURE = 0.1
 
 def draw(
   costs: np.ndarray,
-  gains: jax.Array | None,
+  gains: jax.Array,
   price: jax.Array,
   horizon: int,
   key: jax.Array,
@@ -30,14 +30,11 @@ def draw(
 
   Args:
     costs: (A,) cost of each action.
-    gains: (A,) mean gain of each action in nats, or None for uniform draws.
+    gains: (A,) mean gain of each action in nats.
     price: (W, R) nats a unit of cost.
     horizon: T.
     key: randomness.
   """
-  if gains is None:
-    shape = (*price.shape, horizon)
-    return jax.random.randint(key, shape, 0, costs.size)
   value = gains[None, None] / price[..., None] - costs[None, None]
   logits = value / TEMPERATURE
   shape = (horizon, *price.shape)

@@ -197,7 +197,9 @@ class Bench:
     return self._init(self._key())
 
   def _stats(self) -> InputStats:
-    return InputStats.identity(self.method.policy.lm_width)
+    # What an action leaves out stands for what it costs.
+    damage = 1.0 - rollout_lib.action_costs(self.method.setup.table)
+    return InputStats.identity(self.method.policy.lm_width, damage)
 
   # Operations.
 
@@ -280,12 +282,12 @@ class Bench:
     m = self.method
     updates = 1000 * epochs
     tx = learn.optimizer(1e-4, updates, clip_norm=2.0, schedule="constant")
-    policy = self._policy()
+    policy, stats = self._policy(), self._stats()
     frozen = {
       "lm": self.params,
-      "stats": self._stats(),
+      "stats": stats,
+      "damage": stats.damage,
       "log_price": jnp.log(jnp.asarray([0.1, 10.0])),
-      "gains": jnp.asarray(m.policy.costs),
       "reference": policy,
     }
     ids = jnp.arange(self.windows, dtype=jnp.int32)

@@ -2,12 +2,17 @@
 
 Training windows are scored under random schedules; the gain of an action at a
 token, its own-step effect and what it does to later tokens, is regressed on
-nine scalars that are free at decode time. At a price, the action with the
-largest predicted gain less its cost is taken. No reinforcement learning, no
-network, no hidden state. With two actions it is a threshold.
+nine scalars that are free at decode time:
 
-Axis letters: W windows, E episodes, K schedules, T steps, A actions, F basis
-features of an action (`ActionTable.basis`), X = 10 scalars and a constant.
+  gain(a, x) = -sum_axis damage(a, axis) * (w_axis . x)
+
+with the mean damage of levels (`research/sol/damage.py`) and x the standardised
+scalars and a constant. At a price, the action with the largest predicted gain
+less its cost is taken. No reinforcement learning, no network, no hidden state.
+With two levels it is a threshold.
+
+Axis letters: W windows, E episodes, K schedules, T steps, A actions, X = 10
+scalars and a constant.
 """
 
 import functools
@@ -20,6 +25,7 @@ import numpy as np
 from models import transformer
 from research.sol import behaviour as behaviour_lib
 from research.sol import cost, credit
+from research.sol import damage as damage_lib
 from research.sol import rollout as rollout_lib
 from research.sol.actions import ActionTable
 from research.sol.rollout import Controller, Setup
@@ -27,21 +33,30 @@ from research.sol.rollout import Controller, Setup
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _sums(
-  setup, params, tokens, starts, schedules, gamma, around, key, scalar_stats
+  setup,
+  params,
+  tokens,
+  starts,
+  schedules,
+  gamma,
+  damage,
+  log_price,
+  key,
+  scalar_stats,
 ):
-  """Normal equations of one batch: Z'Z (FX, FX) and Z'y (FX,).
+  """Normal equations of one batch: Z'Z (3X, 3X) and Z'y (3X,).
 
   Every group is weighted by its inverse variance, as in the warm start.
   """
   windows, episodes = starts.shape
   horizon = setup.horizon
-  gains, (low, high) = around
+  low, high = log_price
   price_key, draw_key = jax.random.split(key)
   price = jax.random.uniform(price_key, (windows, episodes))
   price = jnp.repeat(jnp.exp(low + (high - low) * price), schedules, axis=1)
   actions = behaviour_lib.draw(
     cost.net_keep(setup.table).astype(np.float32),
-    gains,
+    damage_lib.mean_gains(damage),
     price,
     horizon,
     draw_key,
@@ -65,7 +80,7 @@ def _sums(
   weight = 1.0 / (jnp.mean(jnp.square(y), axis=1, keepdims=True) + 1e-3)
   mean, scale = (row[None, None, None] for row in scalar_stats)
   x = _with_constant((result.observations.scalars - mean) / scale)
-  features = jnp.asarray(setup.table.basis())[actions]
+  features = -damage[actions]
   z = centre(group(features[..., :, None] * x[..., None, :]))
   z = z * jnp.sqrt(weight)[..., None, None]
   z = z.reshape(-1, features.shape[-1] * x.shape[-1])
@@ -87,12 +102,12 @@ def fit_ridge(
   batches: Iterable[np.ndarray],
   starts: np.ndarray,
   *,
-  behaviour: tuple[jax.Array, jax.Array],
+  damage: jax.Array,
+  log_price: jax.Array,
   scalar_stats: jax.Array,
-  prior: np.ndarray,
   schedules: int = 32,
   gamma: float = 1.0,
-  ridges: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
+  ridges: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
   seed: int = 0,
 ) -> np.ndarray:
   """Fits the gains of all actions on the nine scalars.
@@ -105,20 +120,19 @@ def fit_ridge(
     params: of the frozen LLM.
     batches: token windows (W, S'), at least two of them.
     starts: (E,) first tokens of the episodes.
-    behaviour: mean gains (A,) and log-prices (2,) that schedules are drawn
-      around, see `behaviour.draw`; the same as those of the warm start.
+    damage: (A, 3) mean damage of actions, see `damage.measure`.
+    log_price: (2,) range of prices that schedules are drawn around, as in
+      the warm start.
     scalar_stats: (2, 9) mean and scale of the scalars.
-    prior: (F,) mean gains in the action basis, which the constant's
-      coefficients shrink towards; all others shrink towards zero.
     schedules: random schedules of an episode.
     gamma: discount of later tokens' share of the gain.
     ridges: penalties a sample, on features of unit scale, to choose from.
     seed: of the schedules.
 
   Returns:
-    (10, F) float32 coefficients on standardised scalars and a constant.
+    (10, 3) float32 coefficients of each axis' sensitivity on standardised
+    scalars and a constant.
   """
-  features = setup.table.basis().shape[1]
   sums = [[0.0, 0.0], [0.0, 0.0]]
   counts = [0, 0]
   for number, tokens in enumerate(batches):
@@ -131,7 +145,8 @@ def fit_ridge(
       tiled,
       schedules,
       gamma,
-      behaviour,
+      damage,
+      log_price,
       key,
       scalar_stats,
     )
@@ -142,8 +157,9 @@ def fit_ridge(
     ]
     counts[held] += tiled.size * schedules * setup.horizon
   scalars = scalar_stats.shape[1] + 1
-  start = np.zeros((features, scalars))
-  start[:, -1] = prior
+  # The constant shrinks towards the mean damage, all else towards zero.
+  start = np.zeros((3, scalars))
+  start[:, -1] = 1.0
   start = start.reshape(-1)
 
   def solve(xx, xy, count, ridge):
@@ -158,22 +174,26 @@ def fit_ridge(
   ridge = min(ridges, key=held_out_loss)
   both = [a + b for a, b in zip(*sums, strict=True)]
   weights = solve(*both, sum(counts), ridge)
-  return weights.reshape(features, scalars).T.astype(np.float32)
+  return weights.reshape(3, scalars).T.astype(np.float32)
 
 
 @functools.lru_cache(maxsize=16)
 def controller(table: ActionTable) -> Controller:
   """Largest predicted gain less price times net keep.
 
-  Its parameters are the coefficients (10, F) and the scalars' mean and scale
-  (2, 9), its goal the price (W, R, 1).
+  Its parameters are the coefficients (10, 3), the scalars' mean and scale
+  (2, 9) and the damage (A, 3), its goal the price (W, R, 1).
   """
 
   def act(params, goal, carry, seen, key):
     del key
-    coefficients, (mean, scale) = params
+    coefficients, (mean, scale), damage = params
     x = _with_constant((seen.scalars - mean[None, None]) / scale[None, None])
-    gains = x @ coefficients @ table.basis().T
+    # No token gains from less compute, whatever the line says out there.
+    sensitivity = jnp.maximum(x @ coefficients, 0.02)
+    gains = -jnp.matmul(
+      sensitivity, damage.T, precision=jax.lax.Precision.HIGHEST
+    )
     costs = cost.net_keep(table).astype(np.float32)
     value = gains - goal * costs[None, None]
     return jnp.argmax(value, axis=-1).astype(jnp.int32), carry, ()

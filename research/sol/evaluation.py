@@ -17,6 +17,7 @@ import numpy as np
 
 from models import transformer
 from research.sol import actions, calibrate, controllers, cost, counterfactual
+from research.sol import damage as damage_lib
 from research.sol import evaluate as evaluate_lib
 from research.sol import policy as policy_lib
 from research.sol import static as static_lib
@@ -175,7 +176,7 @@ def compare(
       setup,
       lm,
       windows_lib.whole(calibration, method.layout),
-      first_artefact.gains,
+      damage_lib.mean_gains(np.asarray(first_artefact.stats.damage)),
       asked,
       shape,
       window_batch=plan.window_batch,
@@ -274,7 +275,11 @@ def _regression_series(
   """The counterfactual regression at two prices around every budget."""
   table = method.setup.table
   controller = counterfactual.controller(table)
-  params = (artefact.coefficients, artefact.scalar_stats)
+  params = (
+    artefact.coefficients,
+    artefact.scalar_stats,
+    np.asarray(artefact.stats.damage),
+  )
   costs = cost.net_keep(table)
   prices = np.geomspace(1e-3, 100.0, 32).astype(np.float32)
   asked = np.asarray(asked)

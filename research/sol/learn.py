@@ -242,12 +242,12 @@ def make_step(
 
     def loss_fn(params):
       model = policy_lib.bind(method.policy, params)
-      logits = grouped(method, model(seen, goal)[0])
+      logits = grouped(method, model(seen, goal, frozen["stats"].damage)[0])
       reference = None
       if method.kl_coef:
         frozen_model = policy_lib.bind(method.policy, frozen["reference"])
         reference = jax.nn.log_softmax(
-          grouped(method, frozen_model(seen, goal)[0])
+          grouped(method, frozen_model(seen, goal, frozen["stats"].damage)[0])
         )
         reference = jnp.take_along_axis(
           reference, grouped(method, rollout.actions)[..., None], axis=-1

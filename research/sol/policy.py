@@ -4,12 +4,14 @@ Axis letters: W windows, R rollouts, T steps, D width of the LLM, A actions,
 M width of the policy, G numbers in the goal.
 
 Two heads. "published" (SOL, arXiv 2605.10875): action logits plus a head
-conditioned on the budget targets. "gain": the network predicts the gain
-g(s, a) in nats of every action, up to a constant, and the logits are
-(g(s, a) / price - cost(a)) / temperature: one network serves every price and
-explores as widely at each, and a regression of counterfactual gains
-(`research/sol/warm_start.py`) is a policy as it stands. Gains are linear in a
-basis of the action table, so that 1560 actions take 38 outputs.
+conditioned on the budget targets. "gain": the network predicts how sensitive
+a token is on each axis, u(s), on a logarithmic scale; an action costs
+damage(a) . exp(u(s)) nats, where damage(a) is what its levels cost on average
+(`research/sol/damage.py`), and the logits are
+(-damage(a) . exp(u(s)) / price - cost(a)) / temperature. One network serves
+every price and every table, at u = 0 it is the best static action, and a
+regression of counterfactual gains (`research/sol/warm_start.py`) makes it a
+policy without reinforcement learning.
 """
 
 import dataclasses
@@ -123,11 +125,10 @@ class Policy(nnx.Module):
     self.mlp = _Mlp((c.width, 4 * c.width, c.width), rngs=rngs)
     self.final_norm = _LayerNorm(c.width)
     if c.head == "gain":
-      features = c.table.basis().shape[1]
-      self.head = linear(c.width, features)
+      self.head = linear(c.width, 3)
       self.head.kernel[...] = jnp.zeros_like(self.head.kernel[...])
       self.shortcut = (
-        linear(len(observation.SCALARS), features) if c.surprise else None
+        linear(len(observation.SCALARS), 3) if c.surprise else None
       )
       if self.shortcut is not None:
         zeros = jnp.zeros_like(self.shortcut.kernel[...])
@@ -159,7 +160,13 @@ class Policy(nnx.Module):
     x = jnp.concatenate([seen.hidden, seen.embed, mixed, action], axis=-1)
     return self.mix(x) + self.positions[...][seen.step]
 
-  def heads(self, x: jax.Array, seen: Observation, goal: jax.Array):
+  def heads(
+    self,
+    x: jax.Array,
+    seen: Observation,
+    goal: jax.Array,
+    damage: jax.Array,
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Logits (..., A) and gains (..., A) or None, from (..., M)."""
     c = self.config
     raw = self.head(self.final_norm(x))
@@ -167,18 +174,23 @@ class Policy(nnx.Module):
       return (raw + self.goal_head(goal)) / c.temperature, None
     if self.shortcut is not None:
       raw = raw + self.shortcut(seen.scalars)
-    gains = raw @ c.table.basis().T
+    # Bounded to a factor of 20: exp of a stray input must not decide alone.
+    sensitivity = jnp.exp(3.0 * jnp.tanh(raw / 3.0))
+    gains = -jnp.matmul(
+      sensitivity, damage.T, precision=jax.lax.Precision.HIGHEST
+    )
     costs = c.costs.reshape((1,) * (goal.ndim - 1) + (-1,))
     return (gains / goal - costs) / c.temperature, gains
 
   def __call__(
-    self, seen: Observation, goal: jax.Array
+    self, seen: Observation, goal: jax.Array, damage: jax.Array
   ) -> tuple[jax.Array, jax.Array | None]:
     """Logits and gains (W, R, T, A) of whole episodes.
 
     Args:
       seen: (W, R, T, ...), standardised.
       goal: (W, R, G).
+      damage: (A, 3), see `damage.measure`; "gain" alone reads it.
     """
     goal = jnp.broadcast_to(goal[:, :, None], (*seen.step.shape, goal.shape[2]))
     x = self.inputs(seen, goal)
@@ -186,12 +198,13 @@ class Policy(nnx.Module):
     q, k, v = self._project(x.reshape(-1, *shape[2:]))
     mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     x = self._finish(x, mixed.reshape(shape))
-    return self.heads(x, seen, goal)
+    return self.heads(x, seen, goal, damage)
 
   def step(
     self,
     seen: Observation,
     goal: jax.Array,
+    damage: jax.Array,
     cache: tuple[jax.Array, jax.Array],
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Logits (W, R, A) of one step, and the cache with its keys and values.
@@ -199,6 +212,7 @@ class Policy(nnx.Module):
     Args:
       seen: (W, R, ...), standardised; all rollouts at the same step.
       goal: (W, R, G).
+      damage: (A, 3).
       cache: keys and values (W, R, T, heads, M / heads).
     """
     x = self.inputs(seen, goal)
@@ -214,7 +228,7 @@ class Policy(nnx.Module):
       flat(q), flat(cache[0]), flat(cache[1]), mask=visible
     )
     x = self._finish(x, mixed.reshape(x.shape))
-    return self.heads(x, seen, goal)[0], cache
+    return self.heads(x, seen, goal, damage)[0], cache
 
   def _project(self, x):
     """q, k, v (..., T, heads, M / heads) of (..., T, M)."""
@@ -256,30 +270,35 @@ def num_params(params: Params) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputStats:
-  """Means and scales that standardise the policy's inputs.
+  """What the policy knows from training text before it learns.
+
+  Means and scales that standardise its inputs, and the damage of actions.
 
   Attributes:
     hidden: (2, D) mean and standard deviation.
     embed: (2, D).
     scalars: (2, 9).
+    damage: (A, 3) mean damage of each action's levels, in nats.
   """
 
   hidden: jax.Array
   embed: jax.Array
   scalars: jax.Array
+  damage: jax.Array
 
   @classmethod
-  def identity(cls, width: int) -> "InputStats":
+  def identity(cls, width: int, damage: jax.Array) -> "InputStats":
     """Leaves the inputs as they are (published)."""
     one = lambda n: jnp.stack([jnp.zeros((n,)), jnp.ones((n,))])
     return cls(
       hidden=one(width),
       embed=one(width),
       scalars=one(len(observation.SCALARS)),
+      damage=damage,
     )
 
   @classmethod
-  def measure(cls, seen: Observation) -> "InputStats":
+  def measure(cls, seen: Observation, damage: jax.Array) -> "InputStats":
     """Statistics of the observations (..., D), over all leading axes."""
 
     def one(x):
@@ -290,6 +309,7 @@ class InputStats:
       hidden=one(seen.hidden),
       embed=one(seen.embed),
       scalars=one(seen.scalars),
+      damage=damage,
     )
 
   def apply(self, seen: Observation) -> Observation:
@@ -328,7 +348,7 @@ def controller(config: PolicyConfig, *, greedy: bool) -> Controller:
   def act(params_and_stats, goal, cache, seen, key):
     params, stats = params_and_stats
     model = bind(config, params)
-    logits, cache = model.step(stats.apply(seen), goal, cache)
+    logits, cache = model.step(stats.apply(seen), goal, stats.damage, cache)
     if greedy:
       action = jnp.argmax(logits, axis=-1)
     else:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from models.convert import Checkpoint
 from research.core import plots, report
-from research.core.progress import Progress
 from research.sol import artefact, corpus, evaluation
 from research.sol import policy as policy_lib
 from research.sol import windows as windows_lib
@@ -78,21 +77,6 @@ def prepare(
     held, method.layout, calibration_windows
   )
   return method, cover, calibration
-
-
-def progress(label: str, total: int) -> Callable[[int], None]:
-  """A bar over scored tokens."""
-  bar = Progress(total, label=label)
-  done = 0
-
-  def advance(tokens: int) -> None:
-    nonlocal done
-    done += tokens
-    bar.update(done)
-    if done >= total:
-      bar.close()
-
-  return advance
 
 
 def rows(

@@ -17,6 +17,7 @@ import numpy as np
 from models.convert import Checkpoint
 from research.core import loop
 from research.core import mesh as mesh_lib
+from research.core import progress as progress_lib
 from research.core import state as state_lib
 from research.core.state import TrainState
 from research.sol import (
@@ -27,6 +28,7 @@ from research.sol import (
   learn,
   warm_start,
 )
+from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import windows as windows_lib
 from research.sol.learn import Method
@@ -48,7 +50,7 @@ class Run:
     seed: of everything.
     mesh: devices.
     attention: implementation of dense attention.
-    gain_batches: batches from which mean gains are measured.
+    damage_windows: windows on which the damage of levels is measured.
     calibration_windows: windows of the calibration curve.
     ridge_windows: windows of the counterfactual regression.
     checkpoint_every: updates.
@@ -64,7 +66,7 @@ class Run:
   seed: int = 0
   mesh: jax.sharding.Mesh | None = None
   attention: str | None = None
-  gain_batches: int = 8
+  damage_windows: int = 128
   calibration_windows: int = 64
   ridge_windows: int = 256
   checkpoint_every: int = 100
@@ -90,29 +92,27 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
     loop.Stopped: interrupted or diverged.
   """
   method, options = run.method, run.options
+  loop.claim_workdir(run.workdir, run.flags)
   train_tokens, held_tokens = corpus.split(tokens, 0.1)
   mesh = run.mesh or mesh_lib.data_mesh()
   frozen = {"lm": mesh_lib.replicate(mesh, run.checkpoint.params)}
   batch_at = _batches(run, train_tokens)
   frozen["prefixes"] = _prefix_cache(run, frozen, train_tokens, mesh, say)
 
-  say("measuring input statistics and mean gains")
-  first = batch_at(0)
-  key = jax.random.key(run.seed + 1)
+  say("measuring the damage of every level")
+  damage = _damage(run, frozen["lm"], train_tokens)
+  frozen["damage"] = jnp.asarray(damage)
+  frozen["log_price"] = jnp.asarray(
+    damage_lib.log_prices(method.setup.table, damage)
+  )
   measure = functools.partial(warm_start.measure_stats, method)
-  measured = jax.jit(measure)(frozen, first, key)
+  measured = jax.jit(measure)(frozen, batch_at(0), jax.random.key(run.seed + 1))
   frozen["stats"] = measured
   if not options.standardise:
-    frozen["stats"] = policy_lib.InputStats.identity(method.policy.lm_width)
+    frozen["stats"] = policy_lib.InputStats.identity(
+      method.policy.lm_width, frozen["damage"]
+    )
   params = policy_lib.init(method.policy, jax.random.key(run.seed))
-  frozen["log_price"] = jnp.zeros((2,))
-  weights, gains = warm_start.mean_gains(
-    method, frozen, (batch_at(i) for i in range(run.gain_batches)), key
-  )
-  if method.budget == "price":
-    params = warm_start.with_mean_gain(params, weights)
-  frozen["gains"] = jnp.asarray(gains)
-  frozen["log_price"] = _wide_prices(method, gains)
   share = policy_lib.num_params(params) / run.checkpoint.config.num_params
   say(
     f"policy: {policy_lib.num_params(params):,} parameters, "
@@ -130,7 +130,6 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
         stats=jax.device_get(frozen["stats"]),
         prices=prices,
         spent=spent,
-        gains=gains,
         scalar_stats=np.asarray(measured.scalars),
         coefficients=coefficients,
       ),
@@ -153,10 +152,9 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   frozen["reference"] = params if method.kl_coef else None
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
-    coefficients = _ridge(run, frozen, measured.scalars, weights, train_tokens)
+    coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
     if options.warm_updates and options.updates:
       save("warm_policy", params, prices, spent, coefficients)
-    frozen["log_price"] = _useful_prices(method, prices, spent)
 
   if options.updates:
     say(f"GRPO: {options.updates} updates")
@@ -177,7 +175,7 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   prices = spent = np.zeros((0,), np.float32)
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
-  coefficients = _ridge(run, frozen, measured.scalars, weights, train_tokens)
+  coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
   save("policy", params, prices, spent, coefficients)
 
 
@@ -264,29 +262,34 @@ def _stage(
   return state.params
 
 
-def _wide_prices(method: Method, gains: np.ndarray) -> jax.Array:
-  """Log-prices around the mean gain a unit of cost, a wide range."""
-  costs = np.asarray(method.policy.costs)
-  slope = max(float(gains.max()), 1e-3) / max(float(np.ptp(costs)), 1e-6)
-  return jnp.log(jnp.asarray([slope / 300, slope * 3], jnp.float32))
-
-
-def _useful_prices(
-  method: Method, prices: np.ndarray, spent: np.ndarray
-) -> jax.Array:
-  """Log-prices between which spending moves through 3% to 97% of its range."""
-  low, high = min(method.policy.costs), max(method.policy.costs)
-  ends = calibrate.knob_for(
-    [low + 0.97 * (high - low), low + 0.03 * (high - low)], prices, spent
+def _damage(run, lm, tokens) -> np.ndarray:
+  """Mean damage (A, 3) on training text, kept in the workdir."""
+  path = run.workdir / "damage.npy"
+  if path.exists():
+    return np.load(path)
+  method, windows = run.method, run.options.windows
+  text = windows_lib.random_windows(
+    tokens, method.layout, run.damage_windows, seed=run.seed + 8, step=0
   )
-  return jnp.log(jnp.asarray(ends, jnp.float32))
+  text = windows_lib.whole(text, method.layout)
+  levels = damage_lib.moves(method.setup.table)
+  total = int(text.weights.sum()) * (1 + len(levels))
+  damage = damage_lib.measure(
+    method.setup,
+    lm,
+    text,
+    window_batch=windows,
+    progress=progress_lib.counter("levels", total, run.progress),
+  )
+  np.save(path, damage)
+  return damage
 
 
 def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
   """Prices (P,) and the mean cost (P,) that the greedy policy spends."""
   method = run.method
   low, high = np.asarray(frozen["log_price"], np.float64)
-  prices = np.exp(np.linspace(low - 0.5, high + 0.5, 12)).astype(np.float32)
+  prices = np.exp(np.linspace(low - 0.3, high + 0.3, 16)).astype(np.float32)
   windows = windows_lib.spread_windows(
     tokens, method.layout, run.calibration_windows
   )
@@ -304,7 +307,7 @@ def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
   return prices, costs[played.actions].mean((1, 2)).astype(np.float32)
 
 
-def _ridge(run, frozen, scalar_stats, prior, tokens) -> np.ndarray:
+def _ridge(run, frozen, scalar_stats, tokens) -> np.ndarray:
   """Coefficients of the baseline, kept in the workdir."""
   path = run.workdir / "counterfactual_regression.npy"
   if path.exists():
@@ -322,9 +325,9 @@ def _ridge(run, frozen, scalar_stats, prior, tokens) -> np.ndarray:
     frozen["lm"],
     batches,
     method.layout.starts(),
-    behaviour=(frozen["gains"], frozen["log_price"]),
+    damage=frozen["damage"],
+    log_price=frozen["log_price"],
     scalar_stats=scalar_stats,
-    prior=prior,
     schedules=method.group_size,
     seed=run.seed,
   )

@@ -8,18 +8,17 @@ tokens. The gain head is fitted to it, centred alike, by squared error; with
 any price it is then a policy.
 """
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from research.core import state as state_lib
 from research.core.state import TrainState
 from research.sol import behaviour, credit, learn
+from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import reward as reward_lib
 from research.sol import rollout as rollout_lib
@@ -35,8 +34,8 @@ def score_random(
 
   Args:
     method: the method.
-    frozen: see `learn.make_step`; where it holds "gains" (A,), schedules are
-      drawn around the goal's price, else uniformly.
+    frozen: see `learn.make_step`; "damage" (A, 3) is what schedules are
+      drawn around.
     batch: windows.
     goal: (W, R, 1) prices.
     key: of the schedules.
@@ -45,7 +44,7 @@ def score_random(
   starts = learn.starts_of(method, tokens.shape[0])
   actions = behaviour.draw(
     method.policy.costs,
-    frozen.get("gains"),
+    damage_lib.mean_gains(frozen["damage"]),
     goal[..., 0],
     method.layout.horizon,
     key,
@@ -81,7 +80,9 @@ def make_step(
 
     def loss_fn(params):
       model = policy_lib.bind(method.policy, params)
-      gains = learn.grouped(method, model(seen, goal)[1])
+      gains = learn.grouped(
+        method, model(seen, goal, frozen["stats"].damage)[1]
+      )
       taken = jnp.take_along_axis(gains, actions[..., None], axis=-1)[..., 0]
       taken = taken - jnp.mean(taken, axis=1, keepdims=True)
       mean = lambda x: jnp.mean(weight * x)
@@ -125,71 +126,19 @@ def centred_gain(method: Method, rollout: rollout_lib.Rollout) -> jax.Array:
   return returns - jnp.mean(returns, axis=1, keepdims=True)
 
 
-def _no_goal(method: Method, batch: Tree) -> jax.Array:
-  """Prices of 1 (W, R, 1), where no price is asked for."""
-  rollouts = method.layout.episodes * method.group_size
-  return jnp.ones((batch["tokens"].shape[0], rollouts, 1))
-
-
 def measure_stats(
   method: Method, frozen: Tree, batch: Tree, key: jax.Array
 ) -> policy_lib.InputStats:
   """Input statistics under random schedules of one batch."""
-  identity = policy_lib.InputStats.identity(method.policy.lm_width)
+  damage = frozen["damage"]
+  identity = policy_lib.InputStats.identity(method.policy.lm_width, damage)
   frozen = dict(frozen) | {"stats": identity}
   tokens = batch["tokens"]
-  rollout = score_random(method, frozen, batch, _no_goal(method, batch), key)
+  goal = learn.draw_goals(method, frozen["log_price"], tokens.shape[0], key)
+  if method.budget == "targets":
+    goal = jnp.ones_like(goal[..., :1])
+  rollout = score_random(method, frozen, batch, goal, key)
   starts = learn.starts_of(method, tokens.shape[0])
   return policy_lib.InputStats.measure(
-    learn.full_observations(method, frozen, tokens, starts, rollout)
+    learn.full_observations(method, frozen, tokens, starts, rollout), damage
   )
-
-
-def gain_sums(
-  method: Method, frozen: Tree, batch: Tree, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Normal equations of mean gains in the action basis: (F, F) and (F,).
-
-  Args:
-    method: the method.
-    frozen: see `learn.make_step`.
-    batch: windows.
-    key: of the schedules.
-  """
-  rollout = score_random(method, frozen, batch, _no_goal(method, batch), key)
-  basis = jnp.asarray(method.setup.table.basis())
-  features = learn.grouped(method, basis[rollout.actions])
-  features = features - jnp.mean(features, axis=1, keepdims=True)
-  x = features.reshape(-1, basis.shape[1])
-  y = centred_gain(method, rollout).reshape(-1)
-  highest = jax.lax.Precision.HIGHEST
-  return jnp.matmul(x.T, x, precision=highest), jnp.matmul(
-    x.T, y, precision=highest
-  )
-
-
-def mean_gains(
-  method: Method, frozen: Tree, batches: Iterable[Tree], key: jax.Array
-) -> tuple[np.ndarray, np.ndarray]:
-  """Mean gain of actions under uniform schedules.
-
-  Returns:
-    Weights (F,) in the action basis, and gains (A,) in nats above the least.
-  """
-  sums = jax.jit(functools.partial(gain_sums, method))
-  xx, xy = 0.0, 0.0
-  for number, batch in enumerate(batches):
-    part = sums(frozen, batch, jax.random.fold_in(key, number))
-    xx = xx + np.asarray(part[0], np.float64)
-    xy = xy + np.asarray(part[1], np.float64)
-  ridge = 1e-3 * np.trace(xx) / len(xy)
-  weights = np.linalg.solve(xx + ridge * np.eye(len(xy)), xy)
-  weights = weights.astype(np.float32)
-  gains = method.setup.table.basis() @ weights
-  return weights, gains - gains.min()
-
-
-def with_mean_gain(params: Tree, weights: np.ndarray) -> Tree:
-  """Policy parameters whose gain head starts at mean gains `weights` (F,)."""
-  head = dict(params["head"]) | {"bias": jnp.asarray(weights)}
-  return dict(params) | {"head": head}

@@ -11,7 +11,6 @@ from models.transformer_config import TransformerConfig
 from research.sol import actions, cost, observation, policy
 from research.sol.observation import Observation
 from research.sol.policy import InputStats, PolicyConfig
-from tests.research.sol import toy
 
 TABLE = actions.preset("J-3L")
 WINDOWS, ROLLOUTS, HORIZON, WIDTH = 2, 3, 6, 10

@@ -1,0 +1,124 @@
+"""What each level of each axis costs in nats, measured on training text.
+
+Per-token gains are tiny against their noise, but they have a shape in common:
+what a level costs a token is what it costs on average, times how sensitive the
+token is. The average is measured here, exactly and once, by static schedules
+that move one axis; learning is left with three sensitivities a token.
+
+Axis letters: W windows, E episodes, T steps, A actions.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from models import transformer
+from research.sol import cost
+from research.sol import evaluate as evaluate_lib
+from research.sol.actions import AXES, FULL_BITS, ActionTable
+from research.sol.evaluate import BlockSeries
+from research.sol.rollout import Setup
+from research.sol.windows import Cover
+
+_FULL = {"kappa": 1.0, "rho": 1.0, "bits": FULL_BITS}
+# Damage, in nats a token, below which a budget is not worth a price.
+_NEGLIGIBLE = 0.01
+
+
+def moves(table: ActionTable) -> list[tuple[str, float]]:
+  """Every axis and level of a table that is less than full."""
+  return [
+    (axis, level)
+    for axis in AXES
+    for level in table.levels(axis)
+    if level != _FULL[axis]
+  ]
+
+
+def measure(
+  setup: Setup,
+  params: transformer.Params,
+  text: Cover,
+  *,
+  window_batch: int,
+  max_rows: int = 4096,
+  progress: Callable[[int], None] = lambda tokens: None,
+) -> np.ndarray:
+  """Mean damage (A, 3) of the level that each action has on each axis.
+
+  Each level is played alone on all tokens of `text`, the other axes full. The
+  curve over the levels of an axis is made falling and convex (its lower hull),
+  zero at full.
+
+  Args:
+    setup: the set-up.
+    params: of the frozen LLM.
+    text: training text.
+    window_batch: windows alive at a time.
+    max_rows: rollouts of one call.
+    progress: called with the number of tokens just scored.
+  """
+  moved = moves(setup.table)
+  played = [_FULL] + [_FULL | {axis: level} for axis, level in moved]
+  table = dataclasses.replace(
+    setup.table,
+    name="levels",
+    **{axis: tuple(one[axis] for one in played) for axis in AXES},
+  )
+  number = np.arange(table.size, dtype=np.int16)[:, None, None, None]
+  actions = np.broadcast_to(number, (table.size, *text.weights.shape))
+  scores = evaluate_lib.evaluate(
+    dataclasses.replace(setup, table=table),
+    params,
+    text,
+    [BlockSeries(name="levels", actions=actions)],
+    window_batch=window_batch,
+    max_rows=max_rows,
+    progress=progress,
+  )["levels"]
+  extra = np.array([score.mean_nll for score in scores])
+  extra = np.maximum(extra - extra[0], 0.0)[1:]
+  columns = []
+  for axis in AXES:
+    own = [i for i, (name, _) in enumerate(moved) if name == axis]
+    levels = np.array([moved[i][1] for i in own] + [_FULL[axis]])
+    curve = convex(levels, np.append(extra[own], 0.0))
+    at = np.searchsorted(levels, getattr(setup.table, axis))
+    columns.append(curve[at])
+  return np.stack(columns, axis=1).astype(np.float32)
+
+
+def convex(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Lower convex hull of the points (n,), x rising, read at every x."""
+  kept: list[int] = []
+  for i in range(len(x)):
+    while len(kept) > 1:
+      a, b = kept[-2], kept[-1]
+      if (y[b] - y[a]) * (x[i] - x[a]) < (y[i] - y[a]) * (x[b] - x[a]):
+        break
+      kept.pop()
+    kept.append(i)
+  return np.interp(x, x[kept], y[kept])
+
+
+def mean_gains(damage: np.ndarray) -> np.ndarray:
+  """Gains (A,) in nats above the worst action, from `measure`."""
+  total = damage.sum(axis=1)
+  return total.max() - total
+
+
+def log_prices(table: ActionTable, damage: np.ndarray) -> np.ndarray:
+  """Logarithms (2,) of the lowest and highest price worth learning.
+
+  At the lowest, the best static action does negligible damage; at the highest,
+  it is within 3% of the cheapest.
+  """
+  costs = cost.net_keep(table)
+  total = damage.sum(axis=1)
+  prices = np.geomspace(1e-4, 1e3, 400)
+  choice = np.argmin(total[None] / prices[:, None] + costs[None], axis=1)
+  low = prices[np.argmax(total[choice] >= min(_NEGLIGIBLE, total.max() / 2))]
+  floor = costs.min() + 0.03 * np.ptp(costs)
+  high = prices[np.argmax(costs[choice] <= floor)]
+  return np.log([low, max(high, 2 * low)]).astype(np.float32)

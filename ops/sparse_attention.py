@@ -189,6 +189,17 @@ def _suffix_scores(q, suffix_k, slots, page_size):
   # Padding lies after every query, so no page that holds it counts as full.
   padded = jnp.pad(suffix_k, padding)
   paged = padded.reshape(b, r, -1, page_size, n, d)
+  if t == 1:
+    # A decode step needs no running bounds: far fewer kernels.
+    slot = jnp.arange(padded.shape[2]).reshape(-1, page_size)
+    seen = (slot <= slots[0])[None, None, :, :, None, None]
+    low = jnp.min(jnp.where(seen, paged, jnp.inf), axis=3)
+    high = jnp.max(jnp.where(seen, paged, -jnp.inf), axis=3)
+    # Pages ahead of the query are never valid; their bounds must be finite.
+    started = (slot[:, 0] <= slots[0])[None, None, :, None, None]
+    return page_scores(
+      q, jnp.where(started, low, 0), jnp.where(started, high, 0)
+    )
   running = [
     function(paged, axis=3).reshape(padded.shape)
     for function in (lax.cummin, lax.cummax)

@@ -7,7 +7,7 @@ from jax import lax
 _INT_OF_SIZE = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 # Above this many comparisons the quadratic rank count loses to the radix
 # search on a GPU.
-_MAX_RANK_COMPARISONS = 1 << 26
+_MAX_RANK_COMPARISONS = 1 << 27
 _RADIX_BITS = 4
 
 

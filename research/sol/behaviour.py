@@ -35,8 +35,32 @@ def draw(
     horizon: T.
     key: randomness.
   """
-  value = gains[None, None] / price[..., None] - costs[None, None]
-  logits = value / TEMPERATURE
+  logits = _logits(costs, gains, price)
   shape = (horizon, *price.shape)
   draws = jax.random.categorical(key, logits[None], axis=-1, shape=shape)
   return jnp.moveaxis(draws, 0, -1).astype(jnp.int32)
+
+
+def gain_scale(
+  costs: np.ndarray, gains: jax.Array, price: jax.Array
+) -> jax.Array:
+  """Standard deviation of mean gains that `draw` tries at a price: (W, R).
+
+  Signal and noise of a token's gain both grow with it, so its square weighs
+  prices against each other. It knows the price and not the outcome: weights
+  that look at a group's own variance forget the sensitive tokens.
+
+  Args:
+    costs: (A,) cost of each action.
+    gains: (A,) mean gain of each action in nats.
+    price: (W, R) nats a unit of cost.
+  """
+  chance = jax.nn.softmax(_logits(costs, gains, price), axis=-1)
+  mean = jnp.sum(chance * gains[None, None], axis=-1, keepdims=True)
+  variance = jnp.sum(chance * jnp.square(gains[None, None] - mean), axis=-1)
+  return jnp.sqrt(variance + 1e-3)
+
+
+def _logits(costs, gains, price):
+  value = gains[None, None] / price[..., None] - costs[None, None]
+  return value / TEMPERATURE

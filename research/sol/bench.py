@@ -279,13 +279,13 @@ def measure_ceilings(dtype: jnp.dtype, size: int, copied: int) -> Ceilings:
     )
   )
   product = seconds_of(
-    jax.jit(jnp.matmul), lambda: draw(next(keys)), repeats=20, seconds=1
+    jax.jit(jnp.matmul), lambda: draw(next(keys)), repeats=20, seconds=0.5
   )
   fill = jax.jit(lambda key: (jax.random.bits(key, (copied // 4,)),))
   # Flipping a bit, for a plain copy would be optimised away; in place, or
   # the time would be that of new pages.
   flip = jax.jit(lambda x: x ^ 1, donate_argnums=0)
-  copy = seconds_of(flip, lambda: fill(next(keys)), repeats=20, seconds=1)
+  copy = seconds_of(flip, lambda: fill(next(keys)), repeats=20, seconds=0.5)
   return Ceilings(flops=2 * size**3 / product, bytes=2 * copied / copy)
 
 

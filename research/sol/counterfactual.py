@@ -46,7 +46,7 @@ def _sums(
 ):
   """Normal equations of one batch: Z'Z (3X, 3X) and Z'y (3X,).
 
-  Every group is weighted by its inverse variance, as in the warm start.
+  Groups are weighted by their price, as in the warm start.
   """
   windows, episodes = starts.shape
   horizon = setup.horizon
@@ -77,7 +77,12 @@ def _sums(
   y = centre(
     credit.residual_to_go(group(result.log_p), group(costs[actions]), gamma)
   )
-  weight = 1.0 / (jnp.mean(jnp.square(y), axis=1, keepdims=True) + 1e-3)
+  spread = behaviour_lib.gain_scale(
+    cost.net_keep(setup.table).astype(np.float32),
+    damage_lib.mean_gains(damage),
+    price,
+  )
+  weight = group(spread)[..., None] ** -2
   mean, scale = (row[None, None, None] for row in scalar_stats)
   x = _with_constant((result.observations.scalars - mean) / scale)
   features = -damage[actions]

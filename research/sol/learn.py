@@ -23,7 +23,8 @@ import optax
 from models import transformer
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import credit, grpo
+from research.sol import behaviour, credit, grpo
+from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
 from research.sol import reward as reward_lib
@@ -164,7 +165,7 @@ def grouped(method: Method, values: jax.Array) -> jax.Array:
 
 
 def advantages_of(
-  method: Method, rollout: Rollout, goal: jax.Array
+  method: Method, rollout: Rollout, goal: jax.Array, damage: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Advantages (W E, K, T) and what they are made of.
 
@@ -172,6 +173,7 @@ def advantages_of(
     method: the method.
     rollout: (W, R, T) actions and log-likelihoods.
     goal: (W, R, G).
+    damage: (A, 3) mean damage of actions.
   """
   spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
   spent = grouped(method, spent)
@@ -196,6 +198,12 @@ def advantages_of(
     metrics["penalty"] = jnp.mean(penalty)
     for i, axis in enumerate(("kappa", "rho", "bits")):
       metrics[f"gap_{axis}"] = jnp.mean(jnp.abs(gap[..., i]))
+  if method.budget == "price":
+    # Low prices move small damages: without this only high ones would count.
+    scale = behaviour.gain_scale(
+      method.policy.costs, damage_lib.mean_gains(damage), goal[..., 0]
+    )
+    returns = returns / grouped(method, scale)[..., None]
   advantages = grpo.advantages(
     returns,
     level=method.level,
@@ -238,7 +246,9 @@ def make_step(
       record=True,
     )
     seen = full_observations(method, frozen, tokens, starts, rollout)
-    advantages, metrics = advantages_of(method, rollout, goal)
+    advantages, metrics = advantages_of(
+      method, rollout, goal, frozen["stats"].damage
+    )
 
     def loss_fn(params):
       model = policy_lib.bind(method.policy, params)

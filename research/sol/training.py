@@ -94,6 +94,9 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   method, options = run.method, run.options
   loop.claim_workdir(run.workdir, run.flags)
   train_tokens, held_tokens = corpus.split(tokens, 0.1)
+  if method.budget == "price":
+    # Too short a text is told now, and not when calibration needs it.
+    windows_lib.spread_windows(held_tokens, method.layout, 1)
   mesh = run.mesh or mesh_lib.data_mesh()
   frozen = {"lm": mesh_lib.replicate(mesh, run.checkpoint.params)}
   batch_at = _batches(run, train_tokens)
@@ -331,5 +334,8 @@ def _ridge(run, frozen, scalar_stats, tokens) -> np.ndarray:
     schedules=method.group_size,
     seed=run.seed,
   )
-  np.save(path, coefficients)
+  # By one rename: a run that is killed here must not leave half a file.
+  temporary = path.with_suffix(".tmp.npy")
+  np.save(temporary, coefficients)
+  temporary.replace(path)
   return coefficients

@@ -75,7 +75,12 @@ def make_step(
     starts = learn.starts_of(method, tokens.shape[0])
     seen = learn.full_observations(method, frozen, tokens, starts, rollout)
     target = centred_gain(method, rollout)
-    weight = group_weights(target)
+    scale = behaviour.gain_scale(
+      method.policy.costs,
+      damage_lib.mean_gains(frozen["damage"]),
+      goal[..., 0],
+    )
+    weight = learn.grouped(method, scale)[..., None] ** -2
     actions = learn.grouped(method, rollout.actions)
 
     def loss_fn(params):
@@ -88,9 +93,8 @@ def make_step(
       mean = lambda x: jnp.mean(weight * x)
       error = mean(jnp.square(taken - target))
       covariance = mean(taken * target)
-      scale = jnp.sqrt(mean(jnp.square(taken)) + 1e-12)
-      scale = scale * jnp.sqrt(mean(jnp.square(target)) + 1e-12)
-      return error, {"correlation": covariance / scale}
+      norms = mean(jnp.square(taken)) * mean(jnp.square(target))
+      return error, {"correlation": covariance * jax.lax.rsqrt(norms + 1e-12)}
 
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     metrics = aux | {
@@ -101,16 +105,6 @@ def make_step(
     return state_lib.apply_gradients(state, grads, tx), metrics
 
   return step
-
-
-def group_weights(target: jax.Array) -> jax.Array:
-  """Inverse variances (B, 1, T) of centred gains (B, K, T) of each group.
-
-  Gains at low prices are small and so is their noise: weighted, they count as
-  much as those at high prices.
-  """
-  variance = jnp.mean(jnp.square(target), axis=1, keepdims=True)
-  return 1.0 / (variance + 1e-3)
 
 
 def centred_gain(method: Method, rollout: rollout_lib.Rollout) -> jax.Array:

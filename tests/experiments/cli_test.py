@@ -25,7 +25,10 @@ STEPS = cli.integer("steps", 3, "how many steps", lower=1, upper=9)
 RATE = cli.number("rate", 0.5, "the rate", lower=0.0, upper=1.0)
 BUDGETS = cli.numbers("budgets", [0.3, 0.6], "the grid", lower=0.0, upper=1.0)
 PRESET = cli.choice("preset", "a2", "the preset", ["a2", "b3"])
-DO = cli.choice("do", "", "what", ["", "input", "bug", "stop", "deny"])
+DO = cli.choice("do", "", "what", ["", "input", "bug", "stop", "deny", "end"])
+
+class Ended(Exception):
+  exit_code = 143
 
 def main(_):
   if DO.value == "input":
@@ -34,6 +37,8 @@ def main(_):
     raise RuntimeError("a bug")
   if DO.value == "stop":
     os.kill(os.getpid(), signal.SIGINT)
+  if DO.value == "end":
+    raise Ended("saved in x:\\nthe same command goes on")
   if DO.value == "deny":
     open("/proc/version/x")
   print(STEPS.value, RATE.value, BUDGETS.value, PRESET.value)
@@ -103,6 +108,12 @@ def test_ctrl_c_is_one_line_and_exit_130(script):
   done = python(script, "--do=stop")
   assert (done.returncode, done.stderr) == (130, "interrupted\n")
   assert signal.SIGINT + 128 == 130
+
+
+def test_a_run_that_ended_early_is_one_line_and_its_own_exit_code(script):
+  done = python(script, "--do=end")
+  assert done.returncode == 143
+  assert done.stderr == "saved in x: the same command goes on\n"
 
 
 def test_a_bug_shows_its_trace(script):

@@ -15,7 +15,7 @@ from models.text import load_text
 from research.core import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-UPDATES = 24
+UPDATES = 20
 TRAIN = [
   "experiments/train_sol.py",
   "--flagfile=experiments/flagfiles/sol_tiny.flags",
@@ -38,6 +38,7 @@ EVAL = [
   "--calibration_windows=4",
   "--random_pool=2",
   "--asked=0.9,0.95",
+  "--thresholds=surprise",
 ]
 
 
@@ -135,22 +136,9 @@ def test_a_run_writes_its_workdir(undisturbed):
   assert flags["model"] == "tiny"
 
 
-def test_killed_in_training_it_ends_the_same(home, undisturbed):
-  workdir = home / "killed"
-  code, _ = stop(home, workdir, signal.SIGKILL, after=6)
-  assert code == -signal.SIGKILL
-  assert 6 <= len(lines_of(workdir)) < UPDATES
-  assert not (workdir / "policy").exists()
-  code, _, err = run(home, TRAIN, *train_flags(home, workdir))
-  assert code == 0, err
-  assert_same(workdir, undisturbed)
-
-
-def test_interrupted_with_a_corrupt_checkpoint_it_ends_the_same(
-  home, undisturbed
-):
-  """Ctrl-C saves; when that is damaged, the one before is as good."""
-  workdir = home / "interrupted"
+def test_stopped_damaged_and_killed_it_ends_the_same(home, undisturbed):
+  """Ctrl-C saves; when that is damaged, the checkpoint before it will do."""
+  workdir = home / "disturbed"
   code, err = stop(home, workdir, signal.SIGINT, after=6)
   assert code == 130
   assert "the same command goes on" in err.splitlines()[-1]
@@ -159,17 +147,23 @@ def test_interrupted_with_a_corrupt_checkpoint_it_ends_the_same(
   *_, before, newest = sorted(int(p.name) for p in checkpoints.iterdir())
   # All that was done is saved.
   assert newest == len(lines_of(workdir)) < UPDATES
-  files = [p for p in (checkpoints / str(newest) / "state").rglob("*")]
+  files = (checkpoints / str(newest) / "state").rglob("*")
   largest = max((p for p in files if p.is_file()), key=os.path.getsize)
   data = bytearray(largest.read_bytes())
   data[len(data) // 2] ^= 1
   largest.write_bytes(data)
-  code, _, err = run(home, TRAIN, *train_flags(home, workdir))
-  assert code == 0, err
+
+  code, err = stop(home, workdir, signal.SIGKILL, after=newest + 3)
+  assert code == -signal.SIGKILL
   (warning,) = [s for s in err.splitlines() if s.startswith("warning:")]
   assert str(checkpoints / str(newest)) in warning and "damaged" in warning
   assert f"going on from step {before}" in warning
   assert (checkpoints / f"{newest}.unusable").is_dir()
+  assert newest < len(lines_of(workdir)) < UPDATES
+  assert not (workdir / "policy").exists()
+
+  code, _, err = run(home, TRAIN, *train_flags(home, workdir))
+  assert code == 0, err
   assert_same(workdir, undisturbed)
 
 
@@ -203,11 +197,13 @@ def test_an_evaluation_writes_what_it_found(home, undisturbed):
     assert row["tokens"] == found["rows"][0]["tokens"]
   by_role = {}
   for row in found["rows"]:
-    by_role.setdefault(row["role"], {}).setdefault(row["method"], []).append(row)
+    by_role.setdefault(row["role"], {}).setdefault(row["method"], []).append(
+      row
+    )
   assert by_role["reference"]["dense"][0]["budget"] == pytest.approx(1)
   assert by_role["reference"]["dense"][0]["value"] > 1
   assert {"SOL policy", "warm start only"} == set(by_role["ours"])
-  assert {"fixed", "random", "surprise", "entropy", "hidden drift"} <= set(
+  assert {"fixed", "random", "surprise", "best static"} <= set(
     by_role["baseline"]
   )
   assert "counterfactual regression" in by_role["baseline"]
@@ -216,9 +212,9 @@ def test_an_evaluation_writes_what_it_found(home, undisturbed):
   policy = by_role["ours"]["SOL policy"]
   assert [row["asked"] for row in policy] == [0.9, 0.95]
   # Baselines are matched to what the policy spent.
-  for name in ("fixed", "surprise", "counterfactual regression"):
-    for one, other in zip(policy, by_role["baseline"][name], strict=True):
-      assert other["budget"] == pytest.approx(one["budget"], abs=2e-3)
+  for one, other in zip(policy, by_role["baseline"]["fixed"], strict=True):
+    # The pattern also runs over tokens that another window scores.
+    assert other["budget"] == pytest.approx(one["budget"], abs=0.01)
   picture = (workdir / "pareto.png").read_bytes()
   assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
   report = (workdir / "report.md").read_text()
@@ -238,9 +234,8 @@ def test_an_evaluation_writes_what_it_found(home, undisturbed):
   ],
 )
 def test_a_mistake_is_one_line_and_exit_2(home, script, arguments, says):
-  code, _, err = run(
-    home, script, f"--workdir={home / 'mistake'}", *arguments
-  )
+  given = f"--workdir={home / 'mistake'}", f"--text={home / 'text.txt'}"
+  code, _, err = run(home, script, *given, *arguments)
   assert code == 2, err
   (line,) = [s for s in err.splitlines() if s.startswith("error: ")]
   assert "Traceback" not in err
@@ -250,9 +245,7 @@ def test_a_mistake_is_one_line_and_exit_2(home, script, arguments, says):
 
 
 def test_a_workdir_takes_no_other_flags(home, undisturbed):
-  before = {
-    p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()
-  }
+  before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
   code, _, err = run(
     home, TRAIN, *train_flags(home, undisturbed), "--gamma=0.5"
   )

@@ -23,12 +23,16 @@ def trained():
     mode="frugal",
     model="toy",
     params=policy.init(method.policy, jax.random.key(0)),
-    stats=InputStats(hidden=draw(2, 32), embed=draw(2, 32), scalars=draw(2, 9)),
+    stats=InputStats(
+      hidden=draw(2, 32),
+      embed=draw(2, 32),
+      scalars=draw(2, 9),
+      damage=draw(8, 3),
+    ),
     prices=draw(5),
     spent=draw(5),
-    gains=draw(8),
     scalar_stats=draw(2, 9),
-    coefficients=draw(10, 9),
+    coefficients=draw(10, 3),
   )
 
 
@@ -53,9 +57,7 @@ def test_what_is_saved_comes_back(trained, tmp_path):
 
 def test_a_policy_without_prices_comes_back(trained, tmp_path):
   none = np.zeros((0,), np.float32)
-  artefact.save(
-    tmp_path, dataclasses.replace(trained, prices=none, spent=none)
-  )
+  artefact.save(tmp_path, dataclasses.replace(trained, prices=none, spent=none))
   found = artefact.load(tmp_path)
   assert found.prices.shape == found.spent.shape == (0,)
 

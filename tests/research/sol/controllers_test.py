@@ -8,9 +8,7 @@ from research.sol.controllers import ThresholdGoal, TwoLevels
 from research.sol.observation import SCALARS, Observation
 
 TABLE = actions.preset("J-3L")
-COSTS = np.stack(
-  [TABLE.kappa, TABLE.rho, np.asarray(TABLE.bits) / 16], axis=-1
-)
+COSTS = np.stack([TABLE.kappa, TABLE.rho, np.asarray(TABLE.bits) / 16], axis=-1)
 MEANS = [(0.37, 0.9, 0.4), (0.6, 0.4, 1.0), (0.101, 0.999, 7 / 16)]
 
 
@@ -136,9 +134,7 @@ def test_a_threshold_raises_its_axis_where_the_score_reaches_it(name):
   )
   controller = controllers.threshold_controller(controllers.SCORES[name])
   carry = controller.start(None, goal)
-  action, _, scores = controller.act(
-    None, goal, carry, seen, jax.random.key(0)
-  )
+  action, _, scores = controller.act(None, goal, carry, seen, jax.random.key(0))
   source = {
     "surprise": seen.scalars[..., SCALARS.index("surprise")],
     "entropy": seen.scalars[..., SCALARS.index("entropy")],

@@ -11,6 +11,13 @@ from research.sol.rollout import Rollout
 
 TABLE = actions.preset("J-2L")
 HORIZON = 4
+# By hand: no arrays of jax while tests are collected.
+DAMAGE = np.float32(
+  [
+    [0.5 * (k < 1), 2.0 * (r < 1), 1.0 * (b < 16)]
+    for k, r, b in zip(TABLE.kappa, TABLE.rho, TABLE.bits)
+  ]
+)
 STATS = np.stack(
   [np.linspace(-1, 1, len(SCALARS)), np.linspace(0.5, 2, len(SCALARS))]
 ).astype(np.float32)
@@ -30,9 +37,10 @@ class NoModel:
 
 
 def planted():
-  """Coefficients (10, F), on standardised scalars and a constant."""
-  features = TABLE.basis().shape[1]
-  return np.random.default_rng(0).normal(size=(10, features))
+  """Sensitivities (10, 3), on standardised scalars and a constant."""
+  weights = np.random.default_rng(0).normal(size=(10, 3)) * 0.3
+  weights[-1] += 2
+  return weights
 
 
 def standardised(scalars):
@@ -41,9 +49,8 @@ def standardised(scalars):
 
 
 def gains_of(scalars, coefficients):
-  """(..., A), of which only differences between actions matter."""
-  gains = standardised(scalars) @ coefficients @ np.float64(TABLE.basis()).T
-  return gains - gains.mean(-1, keepdims=True)
+  """(..., A) in nats."""
+  return -standardised(scalars) @ coefficients @ np.float64(DAMAGE).T
 
 
 @pytest.fixture
@@ -61,9 +68,9 @@ def plant(monkeypatch):
     scalars = jnp.broadcast_to(scalars, (*played.shape, len(SCALARS)))
     x = (scalars - STATS[0][None, None, None]) / STATS[1][None, None, None]
     x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-    basis = jnp.asarray(TABLE.basis())[played]
+    features = -jnp.asarray(DAMAGE)[played]
     weights = jnp.asarray(planted(), jnp.float32)
-    gain = jnp.einsum("wrtx,xf,wrtf->wrt", x, weights, basis)
+    gain = jnp.einsum("wrtx,xf,wrtf->wrt", x, weights, features)
     own = jax.random.normal(own_key, (played.shape[0], 1, HORIZON))
     noise = setup.noise * jax.random.normal(noise_key, played.shape)
     empty = jnp.zeros(played.shape)
@@ -86,15 +93,15 @@ def plant(monkeypatch):
   monkeypatch.setattr(counterfactual.rollout_lib, "score_block", score_block)
 
 
-def fit(noise, batches, gains=None, **options):
-  options.setdefault("prior", np.zeros(TABLE.basis().shape[1]))
+def fit(noise, batches, **options):
   windows = [np.full((4, 2 + HORIZON + HORIZON), i) for i in range(batches)]
   return counterfactual.fit_ridge(
     NoModel(TABLE, HORIZON, noise),
     None,
     windows,
     np.array([2, 2]),
-    behaviour=(gains, jnp.log(jnp.array([0.5, 2.0]))),
+    damage=jnp.asarray(DAMAGE),
+    log_price=jnp.log(jnp.array([5.0, 20.0])),
     scalar_stats=jnp.asarray(STATS),
     schedules=16,
     **options,
@@ -112,30 +119,27 @@ def relative_error(coefficients):
 
 def test_planted_gains_are_found(plant):
   found = fit(0.0, 4, gamma=0.0, ridges=(1e-7,))
-  assert found.shape == (10, TABLE.basis().shape[1])
+  assert found.shape == (10, 3)
   assert found.dtype == np.float32
   assert relative_error(found) < 1e-3
 
 
 def test_planted_gains_are_found_in_noise_and_later_rewards(plant):
-  # Schedules around mean gains, as in training.
-  gains = jnp.zeros(TABLE.size)
-  few, many = (fit(1.0, n, gains, gamma=1.0) for n in (2, 16))
-  print(relative_error(many), relative_error(few)); assert 0
+  few, many = (fit(1.0, n, gamma=1.0) for n in (2, 16))
+  assert relative_error(many) < 0.15
+  assert relative_error(many) < relative_error(few)
 
 
-def test_noise_alone_is_shrunk_towards_the_prior(plant):
+def test_noise_alone_is_shrunk_towards_the_mean_damage(plant):
   """The penalty is chosen on batches that were held out."""
-  prior = np.arange(TABLE.basis().shape[1], dtype=np.float32)
-  options = {"gamma": 0.0, "prior": prior}
-  found = fit(300.0, 4, **options)
-  strict = fit(300.0, 4, ridges=(1.0,), **options)
-  loose = fit(300.0, 4, ridges=(1e-3,), **options)
+  found = fit(30.0, 4, gamma=0.0, ridges=(1e-9, 1000.0))
+  strict = fit(30.0, 4, gamma=0.0, ridges=(1000.0,))
+  loose = fit(30.0, 4, gamma=0.0, ridges=(1e-9,))
   np.testing.assert_array_equal(found, strict)
   start = np.zeros_like(found)
-  start[-1] = prior
+  start[-1] = 1
   assert np.linalg.norm(strict - start) < np.linalg.norm(loose - start)
-  np.testing.assert_allclose(strict, start, atol=0.2)
+  np.testing.assert_allclose(strict, start, atol=0.05)
 
 
 def test_the_fit_is_a_function_of_its_seed(plant):
@@ -148,6 +152,7 @@ def test_the_controller_takes_the_largest_gain_less_price():
   controller = counterfactual.controller(TABLE)
   assert controller is counterfactual.controller(TABLE)
   coefficients = planted().astype(np.float32)
+  coefficients[-1] -= 2  # Sensitivities of both signs.
   generator = np.random.default_rng(3)
   scalars = generator.normal(size=(3, 4, len(SCALARS))).astype(np.float32)
   empty = jnp.zeros((3, 4))
@@ -161,14 +166,16 @@ def test_the_controller_takes_the_largest_gain_less_price():
     step=empty,
   )
   price = jnp.asarray(generator.uniform(0, 9, (3, 4, 1)), jnp.float32)
-  params = (coefficients, jnp.asarray(STATS))
+  params = (coefficients, jnp.asarray(STATS), jnp.asarray(DAMAGE))
   carry = controller.start(params, price)
-  found, _, _ = controller.act(
-    params, price, carry, seen, jax.random.key(0)
-  )
-  value = gains_of(scalars, planted())
+  found, _, _ = controller.act(params, price, carry, seen, jax.random.key(0))
+  # No token gains from less compute.
+  sensitivity = np.maximum(standardised(scalars) @ coefficients, 0.02)
+  value = -sensitivity @ np.float64(DAMAGE).T
   value = value - np.asarray(price) * cost.net_keep(TABLE)
   np.testing.assert_array_equal(found, value.argmax(-1))
   assert found.dtype == jnp.int32 and len(np.unique(found)) > 1
   cheap, _, _ = controller.act(params, 1e4 + price, carry, seen, None)
   assert (cheap == cost.net_keep(TABLE).argmin()).all()
+  free, _, _ = controller.act(params, 0 * price, carry, seen, None)
+  assert (free == TABLE.full_index).all()

@@ -102,9 +102,7 @@ def test_a_schedule_is_scored_as_it_stands(cover, schedules, scores):
   def direct(lm, tokens, starts, actions):
     length = int(cover.starts.max()) + 1
     prefix = setup.build_prefix(lm, tokens[:, :length], toy.HORIZON)
-    return rollout.score_block(
-      setup, lm, prefix, tokens, starts, actions
-    ).log_p
+    return rollout.score_block(setup, lm, prefix, tokens, starts, actions).log_p
 
   log_p = np.asarray(
     direct(

@@ -8,7 +8,16 @@ import pytest
 
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
-from research.sol import credit, grpo, learn, policy, reward, rollout
+from research.sol import (
+  behaviour,
+  credit,
+  grpo,
+  learn,
+  policy,
+  reward,
+  rollout,
+)
+from research.sol.damage import mean_gains
 from research.sol.policy import InputStats
 from research.sol.rollout import Rollout
 from tests.research.sol import toy
@@ -26,9 +35,11 @@ def batch_at(method, step):
 
 
 def frozen_of(method):
+  damage = toy.damage(method.setup.table)
   return {
     "lm": toy.lm(),
-    "stats": InputStats.identity(toy.CONFIG.d_model),
+    "damage": damage,
+    "stats": InputStats.identity(toy.CONFIG.d_model, damage),
     "log_price": jnp.asarray(LOG_PRICE),
     "prefixes": None,
     "reference": None,
@@ -122,17 +133,23 @@ def random_rollout(method, seed=0):
 
 
 def test_advantages_with_prices():
-  method = toy.method("frugal", whiten=False, normalise="center")
+  method = toy.method("frugal", whiten=False, gamma=0.85)
   played = random_rollout(method)
   goal = learn.draw_goals(
     method, jnp.asarray(LOG_PRICE), WINDOWS, jax.random.key(0)
   )
-  found, metrics = learn.advantages_of(method, played, goal)
+  damage = toy.damage(method.setup.table)
+  found, metrics = learn.advantages_of(method, played, goal, damage)
   costs = np.asarray(method.policy.costs)[np.asarray(played.actions)]
   rewards = np.asarray(played.log_p) - np.asarray(goal) * costs
   group = lambda x: jnp.asarray(x).reshape(-1, 4, *x.shape[2:])
   spent = rollout.action_costs(method.setup.table)[played.actions]
   returns = credit.residual_to_go(group(rewards), group(spent), 0.85)
+  # Prices are compared in units of what they move.
+  scale = behaviour.gain_scale(
+    method.policy.costs, mean_gains(damage), goal[..., 0]
+  )
+  returns = returns / group(scale)[..., None]
   np.testing.assert_allclose(
     found, grpo.advantages(returns, whiten=False), rtol=1e-4, atol=1e-5
   )
@@ -148,7 +165,8 @@ def test_advantages_with_targets():
   goal = learn.draw_goals(
     method, jnp.asarray(LOG_PRICE), WINDOWS, jax.random.key(0)
   )
-  found, metrics = learn.advantages_of(method, played, goal)
+  damage = toy.damage(method.setup.table)
+  found, metrics = learn.advantages_of(method, played, goal, damage)
   spent = rollout.action_costs(method.setup.table)[played.actions]
   gap = np.asarray(spent).mean(2) - np.asarray(goal)
   penalty = reward.dead_zone_penalty(jnp.asarray(gap))
@@ -164,9 +182,7 @@ def test_advantages_with_targets():
 def test_goals_are_shared_by_a_group_and_stay_in_range(mode):
   method = toy.method(mode)
   goal = np.asarray(
-    learn.draw_goals(
-      method, jnp.asarray(LOG_PRICE), 50, jax.random.key(3)
-    )
+    learn.draw_goals(method, jnp.asarray(LOG_PRICE), 50, jax.random.key(3))
   )
   size = 1 if mode == "frugal" else 3
   groups = goal.reshape(50, 2, 4, size)
@@ -195,9 +211,7 @@ def test_starts_stand_side_by_side():
 def test_a_cached_prefix_is_the_computed_one():
   method = toy.method("frugal")
   pool = toy.windows(6, layout=method.layout)
-  build = jax.jit(
-    functools.partial(learn.prefix_of, method, {"lm": toy.lm()})
-  )
+  build = jax.jit(functools.partial(learn.prefix_of, method, {"lm": toy.lm()}))
   everything = build({"tokens": pool})
   ids = np.array([4, 0, 5])
   cached = learn.prefix_of(

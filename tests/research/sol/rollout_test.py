@@ -33,9 +33,7 @@ def actions(starts):
 
 
 def dense_prefix(setup, lm, tokens):
-  return setup.build_prefix(
-    lm, tokens[:, : toy.LAYOUT.prefix + 1], toy.CONTEXT
-  )
+  return setup.build_prefix(lm, tokens[:, : toy.LAYOUT.prefix + 1], toy.CONTEXT)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -46,6 +46,12 @@ def windows(count, seed=0, layout=LAYOUT):
   return jnp.asarray(text(count * layout.length, seed).reshape(count, -1))
 
 
+def damage(table):
+  """(A, 3): what each action leaves out."""
+  kept = np.stack([table.kappa, table.rho, np.asarray(table.bits) / 16], -1)
+  return jnp.asarray((1 - kept) ** 2, jnp.float32)
+
+
 def method(mode, **changes):
   """The method of a mode, shrunk."""
   settings = {

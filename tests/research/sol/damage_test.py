@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from research.sol import actions, cost, damage
+from research.sol import windows as windows_lib
+from tests.research.sol import toy
+
+TABLE = actions.preset("J-3L")
+
+
+def left_out(table):
+  kept = np.stack([table.kappa, table.rho, np.asarray(table.bits) / 16], -1)
+  return (1 - kept) ** 2
+
+
+def test_every_level_below_full_is_moved():
+  assert damage.moves(TABLE) == [
+    ("kappa", 0.1),
+    ("kappa", 0.6),
+    ("rho", 0.4),
+    ("rho", 0.8),
+    ("bits", 5.0),
+    ("bits", 7.0),
+  ]
+  assert damage.moves(actions.preset("K10")) == [("kappa", 0.1)]
+
+
+def test_a_hull_is_convex_and_below_the_points():
+  generator = np.random.default_rng(0)
+  x = np.sort(generator.uniform(size=30))
+  y = (1 - x) ** 2 + 0.1 * generator.uniform(size=30)
+  found = damage.convex(x, y)
+  assert (found <= y + 1e-12).all()
+  slopes = np.diff(found) / np.diff(x)
+  assert (np.diff(slopes) >= -1e-9).all()
+  np.testing.assert_allclose(found[[0, -1]], y[[0, -1]])
+  np.testing.assert_allclose(damage.convex(x, x**2), x**2)
+  np.testing.assert_array_equal(damage.convex(x[:1], y[:1]), y[:1])
+
+
+def test_gains_are_damage_that_is_avoided():
+  gains = damage.mean_gains(left_out(TABLE))
+  assert gains.min() == 0 and gains.argmax() == TABLE.full_index
+  np.testing.assert_allclose(
+    gains.max() - gains, left_out(TABLE).sum(1), atol=1e-12
+  )
+
+
+def test_prices_span_what_is_worth_learning():
+  total = left_out(TABLE).sum(1)
+  costs = cost.net_keep(TABLE)
+  low, high = np.exp(damage.log_prices(TABLE, left_out(TABLE)))
+  assert low < high
+  best = lambda price: np.argmin(total / price + costs)
+  assert total[best(low / 1.1)] < 0.01 <= total[best(low * 1.1)]
+  assert costs[best(high * 1.1)] <= costs.min() + 0.03 * np.ptp(costs)
+  assert costs[best(high / 1.1)] > costs.min() + 0.03 * np.ptp(costs)
+
+
+def test_levels_are_measured_alone():
+  layout = windows_lib.Layout(context=16, horizon=8, episodes=2)
+  text = windows_lib.whole(np.asarray(toy.windows(3, layout=layout)), layout)
+  table = actions.preset("J-2L")
+  found = damage.measure(toy.setup(table=table), toy.lm(), text, window_batch=2)
+  assert found.shape == (8, 3) and found.dtype == np.float32
+  assert (found >= 0).all()
+  np.testing.assert_array_equal(found[table.full_index], 0)
+  # An action's damage on an axis is that of its level there.
+  for axis, name in enumerate(actions.AXES):
+    for level in table.levels(name):
+      same = np.asarray(getattr(table, name)) == level
+      assert np.ptp(found[same, axis]) == 0
+  assert found.max() > 1e-3
+
+
+@pytest.mark.parametrize("preset", ["K10", "S40", "Q5Q16", "J-2L"])
+def test_prices_exist_for_every_kind_of_table(preset):
+  table = actions.preset(preset)
+  low, high = damage.log_prices(table, left_out(table))
+  assert np.isfinite([low, high]).all() and low < high
+  low, high = damage.log_prices(table, np.zeros((table.size, 3)))
+  assert np.isfinite([low, high]).all() and low < high

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.convert import Checkpoint
-from research.core import loop
+from research.core import loop, metrics, plots
 from research.core import mesh as mesh_lib
 from research.core import progress as progress_lib
 from research.core import state as state_lib
@@ -180,6 +180,19 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
     prices, spent = _curve(run, frozen, params, held_tokens)
   coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
   save("policy", params, prices, spent, coefficients)
+  _plot(run)
+
+
+def _plot(run) -> None:
+  """Curves of each stage as `<stage>.png`."""
+  for stage in ("warm_start", "grpo"):
+    path = run.workdir / stage / "metrics.jsonl"
+    if path.exists():
+      plots.curves_plot(
+        run.workdir / f"{stage}.png",
+        metrics.read_jsonl(path),
+        title=f"{run.checkpoint.name}, {run.options.preset}: {stage}",
+      )
 
 
 def _batches(run, tokens) -> Callable[[int], Tree]:

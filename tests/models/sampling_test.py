@@ -10,6 +10,17 @@ CONFIG = TransformerConfig.tiny(vocab_size=6)
 LENGTH = 9
 
 
+forward = jax.jit(transformer.forward, static_argnums=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+  """At these sizes it is what the tests wait for."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def params():
   params = transformer.init(CONFIG, jax.random.key(0))
@@ -39,7 +50,7 @@ def test_the_prompt_stands_first_and_keys_decide(params, prompt):
 
 def test_at_a_low_temperature_every_token_is_the_likeliest(params, prompt):
   found = draw(params, prompt, temperature=1e-4)
-  logits = transformer.forward(CONFIG, params, found)
+  logits = forward(CONFIG, params, found)
   best = np.asarray(logits.argmax(-1))
   np.testing.assert_array_equal(found[:, 3:], best[:, 2:-1])
 
@@ -51,7 +62,7 @@ def test_samples_follow_the_models_distribution(params):
   found = np.asarray(found)
 
   def chance(tokens):
-    logits = transformer.forward(CONFIG, params, jnp.asarray([tokens]))
+    logits = forward(CONFIG, params, jnp.asarray([tokens]))
     return np.asarray(jax.nn.softmax(logits[0, -1]))
 
   def share(values):

@@ -149,8 +149,9 @@ def test_the_scale_of_a_price_is_the_spread_of_what_it_tries():
   many = jnp.repeat(price, 3000, axis=0)
   tried = behaviour.draw(costs, gains, many, 4, jax.random.key(0))
   expected = np.asarray(gains)[np.asarray(tried)].std((0, 2))
-  np.testing.assert_allclose(found, np.hypot(expected, 0.01), rtol=0.05)
-  assert found[0] < found[1]
+  # A price that leaves no choice has a floor, the others hardly feel it.
+  np.testing.assert_allclose(found[1:], expected[1:], rtol=0.05)
+  assert expected[0] < found[0] < found[1]
 
 
 def test_dear_actions_are_the_costly_ones(method):

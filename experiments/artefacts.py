@@ -17,11 +17,15 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def command() -> str:
-  """Returns this run's command line as one would type it."""
+  """Returns this run's command line as one would type it.
+
+  Without --result: it is a place on one machine, and changes no number.
+  """
   script = Path(sys.argv[0]).resolve()
   if script.is_relative_to(_ROOT):
     script = script.relative_to(_ROOT)
-  return shlex.join(["python", str(script), *sys.argv[1:]])
+  kept = [word for word in sys.argv[1:] if not word.startswith("--result=")]
+  return shlex.join(["python", str(script), *kept])
 
 
 def _git(*arguments: str) -> str | None:

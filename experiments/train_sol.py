@@ -93,6 +93,7 @@ def main(_) -> None:
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   print(f"reading {_MODEL.value}", flush=True)
   checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
+  options.method(checkpoint.config, _ATTENTION.value)  # or one line, at once
   tokens = corpus.load_tokens(_TEXT.value, checkpoint)
   print(f"{len(tokens):,} tokens of training text", flush=True)
   run = training.Run(
@@ -107,6 +108,9 @@ def main(_) -> None:
       "seed": _SEED.value,
       "dtype": _DTYPE.value,
       "matmul_precision": _PRECISION.value,
+      "damage_windows": _DAMAGE.value,
+      "calibration_windows": _CALIBRATION.value,
+      "ridge_windows": _RIDGE.value,
     },
     seed=_SEED.value,
     mesh=mesh.data_mesh(_DEVICES.value),

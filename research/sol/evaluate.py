@@ -125,7 +125,9 @@ def at_net_keep(low: Score, high: Score, net_keep: float) -> Score:
   width = high.net_keep - low.net_keep
   if abs(width) < 1e-6:
     return low
-  return mix(low, high, (net_keep - low.net_keep) / width)
+  share = (net_keep - low.net_keep) / width
+  # Far beyond the two points, a line says nothing.
+  return mix(low, high, float(np.clip(share, -1.0, 2.0)))
 
 
 def paired_difference(

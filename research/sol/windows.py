@@ -146,7 +146,9 @@ def cover(tokens: np.ndarray, layout: Layout) -> Cover:
     offsets.append(room)
   starts = [layout.starts()] * len(offsets)
   # The head of the text: the first window once more, with early starts.
-  early = np.arange(layout.horizon, layout.context, layout.horizon)
+  # An episode looks two tokens back.
+  first = max(layout.horizon, 2)
+  early = np.arange(first, layout.context, layout.horizon)
   while early.size:
     part, early = early[: layout.episodes], early[layout.episodes :]
     fill = layout.episodes - part.size

@@ -194,8 +194,10 @@ def controller(table: ActionTable) -> Controller:
     del key
     coefficients, (mean, scale), damage = params
     x = _with_constant((seen.scalars - mean[None, None]) / scale[None, None])
-    # No token gains from less compute, whatever the line says out there.
-    sensitivity = jnp.maximum(x @ coefficients, 0.02)
+    # The line, but for large steps: no token gains from less compute.
+    mean_of_axis = jnp.maximum(coefficients[-1], 0.1)[None, None]
+    step = jnp.clip(x @ coefficients / mean_of_axis - 1.0, -3.0, 3.0)
+    sensitivity = mean_of_axis * jnp.exp(step)
     gains = -jnp.matmul(
       sensitivity, damage.T, precision=jax.lax.Precision.HIGHEST
     )

@@ -281,7 +281,7 @@ def _regression_series(
     np.asarray(artefact.stats.damage),
   )
   costs = cost.net_keep(table)
-  prices = np.geomspace(1e-3, 100.0, 32).astype(np.float32)
+  prices = np.geomspace(1e-3, 100.0, 16).astype(np.float32)
   asked = np.asarray(asked)
   asked = np.stack([asked - _BRACKET / 3, asked + _BRACKET / 3], 1).reshape(-1)
   # A coarse curve over all prices, then a fine one where it is needed.
@@ -298,7 +298,7 @@ def _regression_series(
     )
     spent = costs[played.actions].mean((1, 2))
     knobs = calibrate.knob_for(asked, prices, spent)
-    prices = np.geomspace(knobs.min() / 1.3, knobs.max() * 1.3, 24)
+    prices = np.geomspace(knobs.min() / 1.3, knobs.max() * 1.3, 12)
     prices = prices.astype(np.float32)
   return ScanSeries(
     name="counterfactual regression",

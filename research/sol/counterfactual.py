@@ -7,9 +7,11 @@ nine scalars that are free at decode time:
   gain(a, x) = -sum_axis damage(a, axis) * (w_axis . x)
 
 with the mean damage of levels (`research/sol/damage.py`) and x the standardised
-scalars and a constant. At a price, the action with the largest predicted gain
-less its cost is taken. No reinforcement learning, no network, no hidden state.
-With two levels it is a threshold.
+scalars and a constant. When it plays, the line is bent to an exponential of the
+same value and slope at the mean token, so that no sensitivity is negative. At a
+price, the action with the largest predicted gain less its cost is taken. No
+reinforcement learning, no network, no hidden state. With two levels it is a
+threshold.
 
 Axis letters: W windows, E episodes, K schedules, T steps, A actions, X = 10
 scalars and a constant.

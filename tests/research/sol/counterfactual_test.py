@@ -170,7 +170,9 @@ def test_the_controller_takes_the_largest_gain_less_price():
   carry = controller.start(params, price)
   found, _, _ = controller.act(params, price, carry, seen, jax.random.key(0))
   # No token gains from less compute.
-  sensitivity = np.maximum(standardised(scalars) @ coefficients, 0.02)
+  mean = np.maximum(coefficients[-1], 0.1)
+  line = standardised(scalars) @ coefficients
+  sensitivity = mean * np.exp(np.clip(line / mean - 1, -3, 3))
   value = -sensitivity @ np.float64(DAMAGE).T
   value = value - np.asarray(price) * cost.net_keep(TABLE)
   np.testing.assert_array_equal(found, value.argmax(-1))

@@ -24,6 +24,8 @@ from research.sol.windows import Cover
 _FULL = {"kappa": 1.0, "rho": 1.0, "bits": FULL_BITS}
 # Damage, in nats a token, below which a budget is not worth a price.
 _NEGLIGIBLE = 0.01
+# Factor between the middle price and each end, at least.
+_SPREAD = 4.0
 
 
 def moves(table: ActionTable) -> list[tuple[str, float]]:
@@ -121,4 +123,7 @@ def log_prices(table: ActionTable, damage: np.ndarray) -> np.ndarray:
   low = prices[np.argmax(total[choice] >= min(_NEGLIGIBLE, total.max() / 2))]
   floor = costs.min() + 0.03 * np.ptp(costs)
   high = prices[np.argmax(costs[choice] <= floor)]
-  return np.log([low, max(high, 2 * low)]).astype(np.float32)
+  # Tokens differ by such factors, even where all static budgets share a price.
+  middle = np.sqrt(low * high)
+  ends = [min(low, middle / _SPREAD), max(high, middle * _SPREAD)]
+  return np.log(ends).astype(np.float32)

@@ -52,7 +52,20 @@ def test_prices_span_what_is_worth_learning():
   low, high = np.exp(damage.log_prices(TABLE, left_out(TABLE)))
   assert low < high
   best = lambda price: np.argmin(total / price + costs)
-  assert total[best(low / 1.1)] < 0.01 <= total[best(low * 1.1)]
+  assert total[best(low)] < 0.01
+  assert costs[best(high)] <= costs.min() + 0.03 * np.ptp(costs)
+  # All static budgets switch at nearly one price: tokens must not.
+  assert high / low >= 15.9
+
+
+def test_prices_of_many_levels_are_not_wider_than_needed():
+  table = actions.preset("S-FL")
+  loss = np.zeros((table.size, 3))
+  loss[:, 1] = np.exp(-12 * (np.array(table.rho) - 0.4)) - np.exp(-12 * 0.6)
+  costs = cost.net_keep(table)
+  low, high = np.exp(damage.log_prices(table, loss))
+  best = lambda price: np.argmin(loss[:, 1] / price + costs)
+  assert loss[best(low / 1.1), 1] < 0.01 <= loss[best(low * 1.1), 1]
   assert costs[best(high * 1.1)] <= costs.min() + 0.03 * np.ptp(costs)
   assert costs[best(high / 1.1)] > costs.min() + 0.03 * np.ptp(costs)
 

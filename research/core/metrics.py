@@ -87,8 +87,12 @@ class MetricsLog:
     if path.exists():
       _truncate(path, first_step)
     self._stream = path.open("a")
+    # The writer names its file by the second: a run started again at once
+    # would write over the events before it.
     self._events = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=first_step
+      str(workdir / "tensorboard"),
+      purge_step=first_step,
+      filename_suffix=f".{time.time_ns()}",
     )
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:

@@ -106,6 +106,16 @@ def main(_) -> None:
     f"{int(cover.weights.sum()):,} tokens in {cover.num_windows} windows",
     flush=True,
   )
+
+  def keep(comparison):
+    rows = reporting.rows(
+      comparison, method, checkpoint, ours, plan.asked, _TEXT.value, _SEED.value
+    )
+    seconds = time.perf_counter() - began
+    for path in filter(None, (workdir / "eval.json", _RESULT.value)):
+      cli.write_result(path, rows, cli.command(), seconds)
+    return rows
+
   comparison = evaluation.compare(
     method,
     checkpoint.params,
@@ -115,14 +125,9 @@ def main(_) -> None:
     plan,
     lambda line: print(line, flush=True),
     progress.counter,
+    keep,
   )
-  rows = reporting.rows(
-    comparison, method, checkpoint, ours, plan.asked, _TEXT.value, _SEED.value
-  )
-  seconds = time.perf_counter() - began
-  for path in filter(None, (workdir / "eval.json", _RESULT.value)):
-    cli.write_result(path, rows, cli.command(), seconds)
-  reporting.write(workdir, rows, checkpoint.name, _TEXT.value)
+  reporting.write(workdir, keep(comparison), checkpoint.name, _TEXT.value)
 
 
 if __name__ == "__main__":

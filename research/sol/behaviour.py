@@ -41,6 +41,21 @@ def draw(
   return jnp.moveaxis(draws, 0, -1).astype(jnp.int32)
 
 
+def mean_damage(
+  costs: np.ndarray, gains: jax.Array, price: jax.Array
+) -> jax.Array:
+  """Mean damage in nats of what `draw` draws at a price: (W, R).
+
+  Args:
+    costs: (A,) cost of each action.
+    gains: (A,) mean gain of each action in nats; the best one does no damage.
+    price: (W, R) nats a unit of cost.
+  """
+  chance = jax.nn.softmax(_logits(costs, gains, price), axis=-1)
+  damage = jnp.max(gains) - gains
+  return jnp.sum(chance * damage[None, None], axis=-1)
+
+
 def gain_scale(
   costs: np.ndarray, gains: jax.Array, price: jax.Array
 ) -> jax.Array:

@@ -1,20 +1,19 @@
-"""The baseline to beat: a ridge regression of counterfactual gains.
+"""The baseline to beat: a regression of counterfactual gains on few scalars.
 
 Training windows are scored under random schedules; the gain of an action at a
 token, its own-step effect and what it does to later tokens, is regressed on
 nine scalars that are free at decode time:
 
-  gain(a, x) = -sum_axis damage(a, axis) * (w_axis . x)
+  gain(a, x) = -sum_axis damage(a, axis) * sensitivity(w_axis . x)
 
-with the mean damage of levels (`research/sol/damage.py`) and x the standardised
-scalars and a constant. When it plays, the line is bent to an exponential of the
-same value and slope at the mean token, so that no sensitivity is negative. At a
-price, the action with the largest predicted gain less its cost is taken. No
-reinforcement learning, no network, no hidden state. With two levels it is a
-threshold.
+with the mean damage of levels and the sensitivity of `research/sol/damage.py`
+and x the standardised scalars and a constant: least squares, or on divergences
+their gamma deviance, with a ridge. At a price, the action with the largest
+predicted gain less its cost is taken. No reinforcement learning, no network, no
+hidden state. With two levels it is a threshold.
 
 Axis letters: W windows, E episodes, K schedules, T steps, A actions, X = 10
-scalars and a constant.
+scalars and a constant, n = W E groups.
 """
 
 import functools
@@ -23,6 +22,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 from models import transformer
 from research.sol import behaviour as behaviour_lib
@@ -33,22 +33,25 @@ from research.sol.actions import ActionTable
 from research.sol.rollout import Controller, Setup
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _sums(
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _samples(
   setup,
   params,
   tokens,
   starts,
   schedules,
   gamma,
+  reward,
   damage,
   log_price,
   key,
   scalar_stats,
 ):
-  """Normal equations of one batch: Z'Z (3X, 3X) and Z'y (3X,).
+  """What a batch teaches, each (n, K, T, ...).
 
-  Groups are weighted by their price, as in the warm start.
+  Divergences, damages (3), scalars (X), and the mean damage of the schedules
+  (n, K, 1). With labels, instead of divergences gains, centred over the group
+  and weighted by their price, as in the warm start.
   """
   windows, episodes = starts.shape
   horizon = setup.horizon
@@ -56,14 +59,13 @@ def _sums(
   price_key, draw_key = jax.random.split(key)
   price = jax.random.uniform(price_key, (windows, episodes))
   price = jnp.repeat(jnp.exp(low + (high - low) * price), schedules, axis=1)
-  actions = behaviour_lib.draw(
-    cost.net_keep(setup.table).astype(np.float32),
-    damage_lib.mean_gains(damage),
-    price,
-    horizon,
-    draw_key,
-  )
+  net_keep = cost.net_keep(setup.table).astype(np.float32)
+  mean_gains = damage_lib.mean_gains(damage)
+  actions = behaviour_lib.draw(net_keep, mean_gains, price, horizon, draw_key)
   prefix = setup.build_prefix(params, tokens[:, : tokens.shape[1] - horizon], 2)
+  dense = None
+  if reward == "divergence":
+    dense = rollout_lib.dense_hidden(setup, params, prefix, tokens, starts)
   result = rollout_lib.score_block(
     setup,
     params,
@@ -72,35 +74,43 @@ def _sums(
     jnp.repeat(starts, schedules, axis=1),
     actions,
     record=True,
+    dense=dense,
   )
   group = lambda x: x.reshape(-1, schedules, *x.shape[2:])
-  centre = lambda x: x - jnp.mean(x, axis=1, keepdims=True)
-  costs = rollout_lib.action_costs(setup.table)
-  y = centre(
-    credit.residual_to_go(group(result.log_p), group(costs[actions]), gamma)
-  )
-  spread = behaviour_lib.gain_scale(
-    cost.net_keep(setup.table).astype(np.float32),
-    damage_lib.mean_gains(damage),
-    price,
-  )
-  weight = group(spread)[..., None] ** -2
   mean, scale = (row[None, None, None] for row in scalar_stats)
-  x = _with_constant((result.observations.scalars - mean) / scale)
-  features = -damage[actions]
-  z = centre(group(features[..., :, None] * x[..., None, :]))
-  z = z * jnp.sqrt(weight)[..., None, None]
-  z = z.reshape(-1, features.shape[-1] * x.shape[-1])
-  y = (y * jnp.sqrt(weight)).reshape(-1)
-  highest = jax.lax.Precision.HIGHEST
-  return (
-    jnp.matmul(z.T, z, precision=highest),
-    jnp.matmul(z.T, y, precision=highest),
+  x = group(_with_constant((result.observations.scalars - mean) / scale))
+  damages = group(damage[actions])
+  drawn = behaviour_lib.mean_damage(net_keep, mean_gains, price)
+  drawn = group(drawn)[..., None]
+  if reward == "divergence":
+    return group(result.divergence), damages, x, drawn
+  costs = rollout_lib.action_costs(setup.table)
+  gains = credit.residual_to_go(
+    group(result.log_p), group(costs[actions]), gamma
   )
+  gains = gains - jnp.mean(gains, axis=1, keepdims=True)
+  spread = behaviour_lib.gain_scale(net_keep, mean_gains, price)
+  root = 1.0 / group(spread)[..., None]
+  return gains * root, damages * root[..., None], x, drawn
 
 
 def _with_constant(scalars: jax.Array) -> jax.Array:
   return jnp.concatenate([scalars, jnp.ones_like(scalars[..., :1])], axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss_and_slope(reward, weights, gains, damages, x, drawn):
+  """Loss of weights (X, 3), see `_samples`, and its gradient."""
+
+  def loss(w):
+    raw = jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST)
+    own = jnp.sum(damages * damage_lib.sensitivity(raw), axis=-1)
+    if reward == "divergence":
+      return damage_lib.divergence_loss(gains, own, drawn)
+    gain = jnp.mean(own, axis=1, keepdims=True) - own
+    return jnp.mean(jnp.square(gain - gains))
+
+  return jax.value_and_grad(loss)(weights)
 
 
 def fit_ridge(
@@ -114,10 +124,11 @@ def fit_ridge(
   scalar_stats: jax.Array,
   schedules: int = 32,
   gamma: float = 1.0,
-  ridges: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+  reward: str = "label",
+  ridges: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
   seed: int = 0,
 ) -> np.ndarray:
-  """Fits the gains of all actions on the nine scalars.
+  """Fits the sensitivities of all axes on the nine scalars.
 
   The ridge penalty is the one that predicts every fourth batch best from the
   others; the fit is then made on all.
@@ -133,55 +144,66 @@ def fit_ridge(
     scalar_stats: (2, 9) mean and scale of the scalars.
     schedules: random schedules of an episode.
     gamma: discount of later tokens' share of the gain.
-    ridges: penalties a sample, on features of unit scale, to choose from.
+    reward: "label" or "divergence", see `learn.Method`.
+    ridges: penalties of squared coefficients to choose from, relative to the
+      mean squared gain with labels.
     seed: of the schedules.
 
   Returns:
     (10, 3) float32 coefficients of each axis' sensitivity on standardised
-    scalars and a constant.
+    scalars and a constant; zero is the mean damage for every token.
   """
-  sums = [[0.0, 0.0], [0.0, 0.0]]
-  counts = [0, 0]
+  parts = [[], []]
   for number, tokens in enumerate(batches):
     key = jax.random.fold_in(jax.random.key(seed), number)
     tiled = jnp.asarray(np.tile(starts, (len(tokens), 1)).astype(np.int32))
-    part = _sums(
+    sample = _samples(
       setup,
       params,
       jnp.asarray(tokens),
       tiled,
       schedules,
       gamma,
+      reward,
       damage,
       log_price,
       key,
       scalar_stats,
     )
-    held = int(number % 4 == 1)
-    sums[held] = [
-      total + np.asarray(x, np.float64)
-      for total, x in zip(sums[held], part, strict=True)
-    ]
-    counts[held] += tiled.size * schedules * setup.horizon
-  scalars = scalar_stats.shape[1] + 1
-  # The constant shrinks towards the mean damage, all else towards zero.
-  start = np.zeros((3, scalars))
-  start[:, -1] = 1.0
-  start = start.reshape(-1)
+    parts[int(number % 4 == 1)].append(sample)
+  join = lambda x: jax.tree.map(lambda *y: jnp.concatenate(y), *x)
+  fitted, held = join(parts[0]), join(parts[1])
+  shape = (scalar_stats.shape[1] + 1, damage.shape[1])
 
-  def solve(xx, xy, count, ridge):
-    penalty = ridge * count * np.eye(start.size)
-    return start + np.linalg.solve(xx + penalty, xy - xx @ start)
+  def solve(data, ridge, start):
+    penalty = ridge
+    if reward == "label":
+      penalty *= float(jnp.mean(jnp.square(data[0])))
 
-  def held_out_loss(ridge):
-    w = solve(*sums[0], counts[0], ridge)
-    xx, xy = sums[1]
-    return w @ xx @ w - 2 * w @ xy
+    def objective(flat):
+      guess = jnp.asarray(flat.reshape(shape), jnp.float32)
+      loss, slope = _loss_and_slope(reward, guess, *data)
+      slope = np.asarray(slope, np.float64).reshape(-1)
+      return (
+        float(loss) + penalty * flat @ flat,
+        slope + 2 * penalty * flat,
+      )
 
-  ridge = min(ridges, key=held_out_loss)
-  both = [a + b for a, b in zip(*sums, strict=True)]
-  weights = solve(*both, sum(counts), ridge)
-  return weights.reshape(3, scalars).T.astype(np.float32)
+    found = scipy.optimize.minimize(
+      objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 60}
+    )
+    return found.x
+
+  # From strict to loose, each from where the last one ended.
+  weights, losses = np.zeros(shape).reshape(-1), {}
+  for ridge in sorted(ridges, reverse=True):
+    weights = solve(fitted, ridge, weights)
+    guess = jnp.asarray(weights.reshape(shape), jnp.float32)
+    losses[ridge] = float(_loss_and_slope(reward, guess, *held)[0])
+  best = min(losses, key=losses.get)
+  both = join([fitted, held])
+  weights = solve(both, best, np.zeros(shape).reshape(-1))
+  return weights.reshape(shape).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=16)
@@ -196,13 +218,10 @@ def controller(table: ActionTable) -> Controller:
     del key
     coefficients, (mean, scale), damage = params
     x = _with_constant((seen.scalars - mean[None, None]) / scale[None, None])
-    # The line, but for large steps: no token gains from less compute.
-    mean_of_axis = jnp.maximum(coefficients[-1], 0.1)[None, None]
-    step = jnp.clip(x @ coefficients / mean_of_axis - 1.0, -3.0, 3.0)
-    sensitivity = mean_of_axis * jnp.exp(step)
-    gains = -jnp.matmul(
-      sensitivity, damage.T, precision=jax.lax.Precision.HIGHEST
-    )
+    highest = jax.lax.Precision.HIGHEST
+    raw = jnp.matmul(x, coefficients, precision=highest)
+    sensitivity = damage_lib.sensitivity(raw)
+    gains = -jnp.matmul(sensitivity, damage.T, precision=highest)
     costs = cost.net_keep(table).astype(np.float32)
     value = gains - goal * costs[None, None]
     return jnp.argmax(value, axis=-1).astype(jnp.int32), carry, ()

@@ -11,6 +11,8 @@ Axis letters: W windows, E episodes, T steps, A actions.
 import dataclasses
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from models import transformer
@@ -24,8 +26,38 @@ from research.sol.windows import Cover
 _FULL = {"kappa": 1.0, "rho": 1.0, "bits": FULL_BITS}
 # Damage, in nats a token, below which a budget is not worth a price.
 _NEGLIGIBLE = 0.01
+# Share of their mean damage that earlier tokens' actions do to this one.
+_INHERITED = 0.13
 # Factor between the middle price and each end, at least.
 _SPREAD = 4.0
+
+
+def sensitivity(raw: jax.Array) -> jax.Array:
+  """How much more than the mean a token is damaged: exp, within [1/20, 20].
+
+  Bounded, since exp of one stray input must not decide alone.
+  """
+  return jnp.exp(3.0 * jnp.tanh(raw / 3.0))
+
+
+def divergence_loss(
+  divergence: jax.Array, own: jax.Array, behaviour: jax.Array
+) -> jax.Array:
+  """Mean gamma deviance of divergences from what is predicted of them.
+
+  A token's divergence is a mean times a factor that spreads over several orders
+  of magnitude, and squared errors would follow a few tokens. The gamma
+  deviance is the efficient estimator of means under such noise, and weighs all
+  tokens and all prices alike.
+
+  Args:
+    divergence: (..., T) of the dense model's predictions, in nats.
+    own: (..., T) predicted for the token's own action.
+    behaviour: mean damage of the schedules' actions, which broadcasts to
+      (..., T): what earlier tokens leave behind is a share of it.
+  """
+  mean = own + _INHERITED * behaviour + 1e-4
+  return jnp.mean(divergence / mean + jnp.log(mean))
 
 
 def moves(table: ActionTable) -> list[tuple[str, float]]:
@@ -45,6 +77,7 @@ def measure(
   *,
   window_batch: int,
   max_rows: int = 4096,
+  divergence: bool = False,
   progress: Callable[[int], None] = lambda tokens: None,
 ) -> np.ndarray:
   """Mean damage (A, 3) of the level that each action has on each axis.
@@ -59,6 +92,8 @@ def measure(
     text: training text.
     window_batch: windows alive at a time.
     max_rows: rollouts of one call.
+    divergence: measure it as divergence from the dense model (KL) instead of on
+      the true tokens: less noise, the same mean where the model is calibrated.
     progress: called with the number of tokens just scored.
   """
   moved = moves(setup.table)
@@ -77,6 +112,7 @@ def measure(
     [BlockSeries(name="levels", actions=actions)],
     window_batch=window_batch,
     max_rows=max_rows,
+    divergence=divergence,
     progress=progress,
   )["levels"]
   extra = np.array([score.mean_nll for score in scores])

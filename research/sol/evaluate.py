@@ -154,9 +154,18 @@ def _scan(setup, params, prefix, tokens, starts, controller, inner, goals, key):
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _block(setup, params, prefix, tokens, starts, actions):
-  return rollout_lib.score_block(setup, params, prefix, tokens, starts, actions)
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _block(setup, params, prefix, tokens, starts, actions, divergence):
+  count = actions.shape[1] // starts.shape[1]
+  dense = None
+  if divergence:
+    # The dense model reads every episode once, whatever the number of points.
+    dense = rollout_lib.dense_hidden(setup, params, prefix, tokens, starts)
+    dense = jnp.tile(dense, (1, count, 1, 1))
+  starts = jnp.tile(starts, (1, count))
+  return rollout_lib.score_block(
+    setup, params, prefix, tokens, starts, actions, dense=dense
+  )
 
 
 def evaluate(
@@ -168,6 +177,7 @@ def evaluate(
   window_batch: int,
   max_rows: int = 4096,
   keep_tokens: bool = False,
+  divergence: bool = False,
   further_costs: np.ndarray | None = None,
   progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, list[Score]]:
@@ -181,6 +191,8 @@ def evaluate(
     window_batch: windows whose prefix is alive at a time.
     max_rows: rollouts (windows x episodes x points) of one call.
     keep_tokens: keep every token's log-likelihood.
+    divergence: score the divergence from the dense model (KL) instead of the
+      true tokens' nll; for schedules alone.
     further_costs: (A, C) costs of each action to sum up too.
     progress: called with the number of tokens that were just scored, counted
       once a series and point.
@@ -213,10 +225,12 @@ def evaluate(
       step = max(max_rows // (window_batch * episodes), 1)
       for first in range(0, one.points, step):
         points = range(first, min(first + step, one.points))
-        result = _run(setup, params, prefix, tokens, part, one, points, rows)
+        result = _run(
+          setup, params, prefix, tokens, part, one, points, rows, divergence
+        )
         for i, point in enumerate(points):
           own = slice(i * episodes, (i + 1) * episodes)
-          log_p = np.asarray(result.log_p[:, own], np.float64)
+          log_p = np.asarray(result.rewards[:, own], np.float64)
           actions = np.asarray(result.actions[:, own])
           score = Score(
             nll=-(log_p * weights).sum(-1)[real],
@@ -231,15 +245,22 @@ def evaluate(
   }
 
 
-def _run(setup, params, prefix, tokens, part, one, points, rows):
+def _run(setup, params, prefix, tokens, part, one, points, rows, divergence):
   """One series at some of its points: rollouts (W, len(points) E, T)."""
-  count = len(points)
-  starts = jnp.asarray(np.tile(part.starts, (1, count)))
   if isinstance(one, BlockSeries):
     actions = one.actions[points.start : points.stop, rows]
     actions = np.concatenate(list(actions), axis=1).astype(np.int32)
-    return _block(setup, params, prefix, tokens, starts, jnp.asarray(actions))
+    return _block(
+      setup,
+      params,
+      prefix,
+      tokens,
+      jnp.asarray(part.starts),
+      jnp.asarray(actions),
+      divergence,
+    )
   windows, episodes = part.starts.shape
+  starts = jnp.asarray(np.tile(part.starts, (1, len(points))))
 
   def spread(x):
     x = jnp.asarray(x)[points.start : points.stop]

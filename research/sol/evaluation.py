@@ -109,6 +109,7 @@ def compare(
   plan: Plan,
   say: Callable[[str], None],
   progress: Callable[[str, int], Callable[[int], None]],
+  keep: Callable[[Comparison], None] = lambda comparison: None,
 ) -> Comparison:
   """Runs the comparison.
 
@@ -121,6 +122,8 @@ def compare(
     plan: what to compare.
     say: prints a line.
     progress: (label, total tokens) -> callback with tokens just scored.
+    keep: called after every part with what there is, so that a run that is cut
+      loses one part at most.
   """
   setup = method.setup
   scored = int(cover.weights.sum())
@@ -155,6 +158,8 @@ def compare(
   result = run("policy", first)
   dense = result.pop("dense")[0]
   policies = result
+  found = Comparison(dense, policies, {}, {}, {}, [])
+  keep(found)
   ours = next(iter(policies.values()))
   levels = [TwoLevels.around(setup.table, score.means) for score in ours]
 
@@ -181,22 +186,23 @@ def compare(
       shape,
       window_batch=plan.window_batch,
       max_rows=plan.max_rows,
+      divergence=method.reward == "divergence",
     )
   )
   say("baselines")
   result = run("baselines", series)
-  baselines = {"fixed": result.pop("fixed")}
-  baselines["best static"] = result.pop("best static")
+  for name in ("fixed", "best static"):
+    found.baselines[name] = result.pop(name)
   for name, points in result.items():
-    baselines[name] = [
+    found.baselines[name] = [
       evaluate_lib.at_net_keep(points[2 * i], points[2 * i + 1], one.net_keep)
       for i, one in enumerate(ours)
     ]
-  oracles, trials = {}, []
+  keep(found)
   if plan.random_pool:
     say("random schedules")
-    _random(run, levels, shape, plan, baselines, oracles, trials)
-  static = {}
+    _random(run, levels, shape, plan, found)
+    keep(found)
   if plan.static:
     say("static points of the literature")
     kappa, rho, bits = zip(*static_lib.POINTS.values(), strict=True)
@@ -210,8 +216,9 @@ def compare(
       [BlockSeries(name="static", actions=actions)],
       setup=dataclasses.replace(setup, table=table),
     )["static"]
-    static = dict(zip(static_lib.POINTS, points, strict=True))
-  return Comparison(dense, policies, baselines, oracles, static, trials)
+    found.static.update(zip(static_lib.POINTS, points, strict=True))
+    keep(found)
+  return found
 
 
 def further_costs(
@@ -308,7 +315,7 @@ def _regression_series(
   )
 
 
-def _random(run, levels, shape, plan, baselines, oracles, trials) -> None:
+def _random(run, levels, shape, plan, found) -> None:
   """Random schedules: one, the best whole-set trials, and two oracles."""
   pool_size = plan.random_pool
   one, best_30, best_500, per_window = [], [], [], []
@@ -335,20 +342,20 @@ def _random(run, levels, shape, plan, baselines, oracles, trials) -> None:
     totals = np.array(
       [np.take_along_axis(nll, d[None], 0).sum() for d in draws]
     )
-    trials.append(totals / scores[0].tokens.sum())
+    found.trials.append(totals / scores[0].tokens.sum())
     for count, out in ((30, best_30), (500, best_500)):
       best = draws[totals[:count].argmin()]
       out.append(_chosen(scores[0], nll, spent, best))
     per_window.append(_chosen(scores[0], nll, spent, nll.argmin(0)))
     own = np.stack([score.own for score in scores])
     oracle_actions.append(_oracle_schedule(level, pool, own))
-  baselines["random"] = one
+  found.baselines["random"] = one
   if pool_size < 2:
     return
-  baselines["random, best of 30"] = best_30
-  baselines["random, best of 500"] = best_500
-  oracles[f"per-window best of {pool_size}"] = per_window
-  oracles["per-token oracle"] = run(
+  found.baselines["random, best of 30"] = best_30
+  found.baselines["random, best of 500"] = best_500
+  found.oracles[f"per-window best of {pool_size}"] = per_window
+  found.oracles["per-token oracle"] = run(
     "oracle",
     [BlockSeries(name="oracle", actions=np.stack(oracle_actions))],
   )["oracle"]

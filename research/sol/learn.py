@@ -46,6 +46,8 @@ class Method:
     policy: shape of the policy.
     layout: windows and their episodes.
     group_size: K.
+    reward: of a step: "label", the true token's log-likelihood (published), or
+      "divergence", minus that of the dense model's prediction from this one.
     budget: "price" or "targets".
     gamma: discount of the reward to go.
     level: "process" (a group baseline at each step) or "outcome".
@@ -68,6 +70,7 @@ class Method:
   policy: PolicyConfig
   layout: Layout
   group_size: int
+  reward: str = "label"
   budget: str = "price"
   gamma: float = 0.85
   level: str = "process"
@@ -144,6 +147,17 @@ def starts_of(method: Method, windows: int) -> jax.Array:
   )
 
 
+def dense_of(
+  method: Method, lm: Tree, prefix: Prefix, tokens: jax.Array
+) -> jax.Array | None:
+  """What divergences are taken from (W, E, T, D), or None for labels."""
+  if method.reward == "label":
+    return None
+  starts = jnp.asarray(method.layout.starts())
+  starts = jnp.broadcast_to(starts[None], (tokens.shape[0], starts.size))
+  return rollout_lib.dense_hidden(method.setup, lm, prefix, tokens, starts)
+
+
 def draw_goals(
   method: Method, log_price: jax.Array, windows: int, key: jax.Array
 ) -> jax.Array:
@@ -171,13 +185,13 @@ def advantages_of(
 
   Args:
     method: the method.
-    rollout: (W, R, T) actions and log-likelihoods.
+    rollout: (W, R, T) actions and rewards.
     goal: (W, R, G).
     damage: (A, 3) mean damage of actions.
   """
   spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
   spent = grouped(method, spent)
-  rewards = grouped(method, rollout.log_p)
+  rewards = grouped(method, rollout.rewards)
   metrics = {}
   if method.budget == "price":
     costs = jnp.asarray(method.policy.costs)[rollout.actions]
@@ -244,6 +258,7 @@ def make_step(
       goal,
       roll_key,
       record=True,
+      dense=dense_of(method, frozen["lm"], prefix, tokens),
     )
     seen = full_observations(method, frozen, tokens, starts, rollout)
     advantages, metrics = advantages_of(

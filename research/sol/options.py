@@ -71,6 +71,11 @@ class Options:
   gamma: float | None = _option(
     "discount of the reward to go", lower=0.0, upper=1.0
   )
+  reward: str | None = _option(
+    "of a step: the true token's log-likelihood, or minus the divergence from "
+    "the dense model's prediction, which has far less noise",
+    choices=("label", "divergence"),
+  )
   level: str | None = _option(
     "group baseline at each step or for the episode",
     choices=("process", "outcome"),
@@ -179,6 +184,7 @@ class Options:
       ),
       layout=layout,
       group_size=self.group_size,
+      reward=self.reward,
       budget=self.budget,
       gamma=self.gamma,
       level=self.level,
@@ -221,6 +227,7 @@ MODES: dict[str, dict[str, Any]] = {
     "warm_updates": 0,
     "warm_learning_rate": 1e-3,
     "budget": "targets",
+    "reward": "label",
     "credit": "return",
     "entropy_coef": 0.05,
     "temperature": 1.3,
@@ -238,8 +245,9 @@ MODES: dict[str, dict[str, Any]] = {
     "warm_updates": 500,
     "warm_learning_rate": 1e-3,
     "budget": "price",
+    "reward": "divergence",
     "credit": "residual",
-    "gamma": 1.0,
+    "gamma": 0.7,
     "entropy_coef": 0.0,
     "temperature": 0.05,
     "surprise": True,

@@ -25,6 +25,7 @@ from flax import nnx
 
 from models import layers
 from research.sol import cost, observation
+from research.sol import damage as damage_lib
 from research.sol.actions import ActionTable
 from research.sol.observation import Observation
 from research.sol.rollout import Controller
@@ -174,10 +175,10 @@ class Policy(nnx.Module):
       return (raw + self.goal_head(goal)) / c.temperature, None
     if self.shortcut is not None:
       raw = raw + self.shortcut(seen.scalars)
-    # Bounded to a factor of 20: exp of a stray input must not decide alone.
-    sensitivity = jnp.exp(3.0 * jnp.tanh(raw / 3.0))
     gains = -jnp.matmul(
-      sensitivity, damage.T, precision=jax.lax.Precision.HIGHEST
+      damage_lib.sensitivity(raw),
+      damage.T,
+      precision=jax.lax.Precision.HIGHEST,
     )
     costs = c.costs.reshape((1,) * (goal.ndim - 1) + (-1,))
     return (gains / goal - costs) / c.temperature, gains

@@ -51,19 +51,45 @@ class Prefix:
   entropy: jax.Array
 
 
-def token_stats(
-  logits: jax.Array, targets: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Log-likelihood of `targets` (...) and entropy of `logits` (..., V).
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenStats:
+  """What the logits say of the next token, in nats, float32, (...).
 
-  Both in nats, float32, (...).
+  Attributes:
+    log_p: log-likelihood of the true token.
+    entropy: of the logits.
+    divergence: of the dense model's distribution from this one (KL), or None
+      where no dense model was asked.
+  """
+
+  log_p: jax.Array
+  entropy: jax.Array
+  divergence: jax.Array | None = None
+
+
+def token_stats(
+  logits: jax.Array, targets: jax.Array, dense: jax.Array | None = None
+) -> TokenStats:
+  """Statistics of `logits` (..., V) for the true tokens `targets` (...).
+
+  Args:
+    logits: (..., V).
+    targets: (...).
+    dense: the dense model's logits, which broadcast to `logits`, or None.
   """
   log_z = jax.nn.logsumexp(logits, axis=-1)
   picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   # H = log Z - E[logit]: one pass, no array of log-probabilities is kept.
   centred = logits - log_z[..., None]
   entropy = -jnp.sum(jnp.exp(centred) * centred, axis=-1)
-  return picked - log_z, entropy
+  divergence = None
+  if dense is not None:
+    dense = jax.nn.log_softmax(dense, axis=-1)
+    divergence = jnp.sum(jnp.exp(dense) * (dense - centred), axis=-1)
+  return TokenStats(
+    log_p=picked - log_z, entropy=entropy, divergence=divergence
+  )
 
 
 def build(
@@ -107,9 +133,10 @@ def build(
     transformer.causal_attend(attention),
   )
   first = max(first_start - MEAN_SPAN, 0)
-  surprise, entropy = stats_in_chunks(
-    model, hidden[:, first:], targets[:, first:], chunk
+  stats = stats_in_chunks(
+    model, hidden[:, first:, None], targets[:, first:, None], chunk
   )
+  surprise, entropy = -stats.log_p[:, :, 0], stats.entropy[:, :, 0]
   fill = ((0, 0), (first, 0))
   page_min = page_max = None
   if page_size is not None:
@@ -130,36 +157,37 @@ def stats_in_chunks(
   hidden: jax.Array,
   targets: jax.Array,
   chunk: int,
-) -> tuple[jax.Array, jax.Array]:
-  """Surprise and entropy (W, n) without (W, n, V) logits at once.
+  dense: jax.Array | None = None,
+) -> TokenStats:
+  """Statistics (W, n, K) without (W, n, K, V) logits at once.
 
   Args:
     model: the frozen LLM.
-    hidden: (W, n, D) hidden states.
-    targets: (W, n) tokens that follow them.
-    chunk: positions whose logits (W, chunk, V) are alive at a time.
+    hidden: (W, n, K, D) hidden states, K of each place in the text.
+    targets: (W, n, K) tokens that follow them.
+    chunk: hidden states of a window whose logits are alive at a time.
+    dense: (W, n, D) hidden states of the dense model, or None.
   """
-  windows, length, width = hidden.shape
-  chunk = min(chunk, length)
+  length, per_place = hidden.shape[1:3]
+  chunk = min(max(chunk // per_place, 1), length)
   pad = -length % chunk
-  hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
-  targets = jnp.pad(targets, ((0, 0), (0, pad)))
-  pieces = (length + pad) // chunk
+
+  def cut(x):
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
 
   def one(piece):
-    h, y = piece
-    log_p, entropy = token_stats(model.logits(h), y)
-    return -log_p, entropy
+    h, y, d = piece
+    beside = None if d is None else model.logits(d)[:, :, None]
+    return token_stats(model.logits(h), y, beside)
 
-  surprise, entropy = jax.lax.map(
-    one,
-    (
-      hidden.reshape(windows, pieces, chunk, width).swapaxes(0, 1),
-      targets.reshape(windows, pieces, chunk).swapaxes(0, 1),
-    ),
-  )
-  join = lambda x: x.swapaxes(0, 1).reshape(windows, -1)[:, :length]
-  return join(surprise), join(entropy)
+  def join(x):
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, per_place)[:, :length]
+
+  pieces = jax.tree.map(cut, (hidden, targets, dense))
+  return jax.tree.map(join, jax.lax.map(one, pieces))
 
 
 def at_starts(values: jax.Array, starts: jax.Array) -> jax.Array:

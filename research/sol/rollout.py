@@ -98,12 +98,20 @@ class Rollout:
     observations: what the controller saw (W, R, T, ...), or None; `embed` is
       left out as None, since the tokens give it.
     extras: what the controller recorded, (W, R, T, ...).
+    divergence: (W, R, T) of the dense model's predictions from these (KL), in
+      nats, or None.
   """
 
   actions: jax.Array
   log_p: jax.Array
   observations: Observation | None
   extras: Any
+  divergence: jax.Array | None = None
+
+  @property
+  def rewards(self) -> jax.Array:
+    """(W, R, T) nats: minus the divergence where it is known, else log_p."""
+    return self.log_p if self.divergence is None else -self.divergence
 
 
 @jax.tree_util.register_dataclass
@@ -234,10 +242,64 @@ def _forward(
   )
 
 
+def _step_stats(model, hidden, targets, dense):
+  """Statistics (W, R) of hidden (W, R, D); dense (W, E, D) or None."""
+  logits = model.logits(hidden)
+  if dense is None:
+    return prefix_lib.token_stats(logits, targets)
+  group = lambda x: x.reshape(*dense.shape[:2], -1, *x.shape[2:])
+  stats = prefix_lib.token_stats(
+    group(logits), group(targets), model.logits(dense)[:, :, None]
+  )
+  return jax.tree.map(lambda x: x.reshape(targets.shape), stats)
+
+
+def _block_stats(model, hidden, targets, dense, chunk):
+  """Statistics (W, R, T) of (W, R, T, D); dense (W, E, T, D) or None."""
+  windows, rollouts, horizon = targets.shape
+  episodes = rollouts if dense is None else dense.shape[1]
+
+  def by_place(x):
+    x = x.reshape(windows, episodes, -1, *x.shape[2:]).swapaxes(2, 3)
+    return x.reshape(windows, episodes * horizon, -1, *x.shape[4:])
+
+  if dense is not None:
+    dense = dense.reshape(windows, episodes * horizon, -1)
+  stats = prefix_lib.stats_in_chunks(
+    model, by_place(hidden), by_place(targets), chunk, dense
+  )
+
+  def by_rollout(x):
+    x = x.reshape(windows, episodes, horizon, -1).swapaxes(2, 3)
+    return x.reshape(targets.shape)
+
+  return jax.tree.map(by_rollout, stats)
+
+
 def action_costs(table: ActionTable) -> jax.Array:
   """(A, 3) of (kappa, rho, bits / 16)."""
   kappa, rho, bits = table.arrays()
   return jnp.stack([kappa, rho, bits / 16.0], axis=-1)
+
+
+def dense_hidden(
+  setup: Setup,
+  params: transformer.Params,
+  prefix: Prefix,
+  tokens: jax.Array,
+  starts: jax.Array,
+) -> jax.Array:
+  """What the dense model's episodes end in: (W, E, T, D), for `starts` (W, E).
+
+  The `dense` of `scan` and `score_block`, whose R = E K rollouts lie side by
+  side, K of every episode; they then measure the divergence from it. For a
+  calibrated model the divergence is what an action does to the log-likelihood
+  of the true token in the mean, without the noise of which token it was.
+  """
+  inputs, _ = prefix_lib.episode_tokens(tokens, starts, setup.horizon)
+  full = jnp.full(inputs.shape, setup.table.full_index, jnp.int32)
+  model = transformer.bind(setup.config, params)
+  return _forward(model, setup, prefix, inputs, starts, full)[0]
 
 
 def scan(
@@ -252,6 +314,7 @@ def scan(
   key: jax.Array,
   *,
   record: bool = False,
+  dense: jax.Array | None = None,
 ) -> Rollout:
   """Runs the controller for T steps.
 
@@ -267,6 +330,7 @@ def scan(
     goal: its goal, a pytree with leading axes (W, R).
     key: randomness of the controller.
     record: keep the observations.
+    dense: (W, E, T, D) of `dense_hidden`, or None.
 
   Returns:
     The rollout.
@@ -286,7 +350,7 @@ def scan(
 
   def step(carry, per_step):
     suffix, signals, previous, spent_sum, inner = carry
-    t, token, target, step_key = per_step
+    t, token, target, dense_now, step_key = per_step
     seen = _observe(
       signals,
       model.embed(token),
@@ -312,16 +376,16 @@ def scan(
       for old, x in zip(suffix, new, strict=True)
     )
     hidden = hidden[:, :, 0]
-    log_p, entropy = prefix_lib.token_stats(model.logits(hidden), target)
+    stats = _step_stats(model, hidden, target, dense_now)
     carry = (
       suffix,
-      _advance(signals, hidden, -log_p, entropy),
+      _advance(signals, hidden, -stats.log_p, stats.entropy),
       action,
       spent_sum + costs[action],
       inner,
     )
     kept = dataclasses.replace(seen, embed=None) if record else None
-    return carry, (action, log_p, kept, extras)
+    return carry, (action, stats.log_p, stats.divergence, kept, extras)
 
   start = (
     (empty, empty),
@@ -334,13 +398,20 @@ def scan(
     jnp.arange(horizon, dtype=jnp.int32),
     jnp.moveaxis(inputs, -1, 0),
     jnp.moveaxis(targets, -1, 0),
+    None if dense is None else jnp.moveaxis(dense, 2, 0),
     jax.random.split(key, horizon),
   )
   _, outputs = jax.lax.scan(step, start, over_steps)
-  actions, log_p, seen, extras = jax.tree.map(
+  actions, log_p, divergence, seen, extras = jax.tree.map(
     lambda x: jnp.moveaxis(x, 0, 2), outputs
   )
-  return Rollout(actions=actions, log_p=log_p, observations=seen, extras=extras)
+  return Rollout(
+    actions=actions,
+    log_p=log_p,
+    divergence=divergence,
+    observations=seen,
+    extras=extras,
+  )
 
 
 def score_block(
@@ -352,6 +423,7 @@ def score_block(
   actions: jax.Array,
   *,
   record: bool = False,
+  dense: jax.Array | None = None,
   chunk: int = 256,
 ) -> Rollout:
   """Scores schedules `actions` (W, R, T) that are fixed in advance.
@@ -364,21 +436,26 @@ def score_block(
   windows, _, horizon = actions.shape
   inputs, targets = prefix_lib.episode_tokens(tokens, starts, horizon)
   hidden, _ = _forward(model, setup, prefix, inputs, starts, actions)
-  surprise, entropy = prefix_lib.stats_in_chunks(
-    model,
-    hidden.reshape(windows, -1, hidden.shape[-1]),
-    targets.reshape(windows, -1),
-    chunk,
-  )
-  surprise = surprise.reshape(targets.shape)
-  entropy = entropy.reshape(targets.shape)
+  stats = _block_stats(model, hidden, targets, dense, chunk)
   seen = None
   if record:
     seen = _observe_block(
-      setup, model, prefix, starts, inputs, actions, hidden, surprise, entropy
+      setup,
+      model,
+      prefix,
+      starts,
+      inputs,
+      actions,
+      hidden,
+      -stats.log_p,
+      stats.entropy,
     )
   return Rollout(
-    actions=actions, log_p=-surprise, observations=seen, extras=None
+    actions=actions,
+    log_p=stats.log_p,
+    divergence=stats.divergence,
+    observations=seen,
+    extras=None,
   )
 
 

@@ -91,6 +91,7 @@ def best_static(
   *,
   window_batch: int,
   max_rows: int,
+  divergence: bool = False,
   most: int = 128,
 ) -> BlockSeries:
   """The best static schedules for `asked` net keep rates, by training text.
@@ -104,6 +105,8 @@ def best_static(
     shape: (W, E, T) of the text to play on.
     window_batch: windows alive at a time.
     max_rows: rollouts of one call.
+    divergence: compare candidates by their divergence from the dense model,
+      which has less noise than the true tokens.
     most: candidates to score.
   """
   tried = candidates(setup.table, gains, most)
@@ -118,6 +121,7 @@ def best_static(
     [BlockSeries(name="candidates", actions=actions)],
     window_batch=window_batch,
     max_rows=max_rows,
+    divergence=divergence,
   )["candidates"]
   costs = cost.net_keep(setup.table)[tried]
   corners = hull(costs, np.array([score.mean_nll for score in scores]))

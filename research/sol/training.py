@@ -295,6 +295,7 @@ def _damage(run, lm, tokens) -> np.ndarray:
     lm,
     text,
     window_batch=windows,
+    divergence=method.reward == "divergence",
     progress=progress_lib.counter("levels", total, run.progress),
   )
   np.save(path, damage)
@@ -345,6 +346,8 @@ def _ridge(run, frozen, scalar_stats, tokens) -> np.ndarray:
     log_price=frozen["log_price"],
     scalar_stats=scalar_stats,
     schedules=method.group_size,
+    gamma=method.gamma,
+    reward=method.reward,
     seed=run.seed,
   )
   # By one rename: a run that is killed here must not leave half a file.

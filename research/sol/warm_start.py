@@ -2,10 +2,12 @@
 
 Axis letters: W windows, E episodes, K schedules of an episode, T steps, A
 actions. Each episode is scored under K random schedules in one block forward.
-The reward to go of a token, centred over the K schedules, is the counterfactual
-gain of the action it got there: its own-step gain and what it does to later
-tokens. The gain head is fitted to it, centred alike, by squared error; with
-any price it is then a policy.
+With rewards from labels, the reward to go of a token, centred over the K
+schedules, is the counterfactual gain of the action it got there: its own-step
+gain and what it does to later tokens. The gain head is fitted to it, centred
+alike, by squared error. With divergences, which are a token's damage with
+far less noise, the head is fitted to those of the own step by their gamma
+deviance. With any price it is then a policy.
 """
 
 from collections.abc import Callable
@@ -42,6 +44,7 @@ def score_random(
   """
   tokens = batch["tokens"]
   starts = learn.starts_of(method, tokens.shape[0])
+  prefix = learn.prefix_of(method, frozen, batch)
   actions = behaviour.draw(
     method.policy.costs,
     damage_lib.mean_gains(frozen["damage"]),
@@ -52,11 +55,12 @@ def score_random(
   return rollout_lib.score_block(
     method.setup,
     frozen["lm"],
-    learn.prefix_of(method, frozen, batch),
+    prefix,
     tokens,
     starts,
     actions,
     record=True,
+    dense=learn.dense_of(method, frozen["lm"], prefix, tokens),
   )
 
 
@@ -75,23 +79,28 @@ def make_step(
     starts = learn.starts_of(method, tokens.shape[0])
     seen = learn.full_observations(method, frozen, tokens, starts, rollout)
     target = centred_gain(method, rollout)
-    scale = behaviour.gain_scale(
+    drawn = (
       method.policy.costs,
       damage_lib.mean_gains(frozen["damage"]),
       goal[..., 0],
     )
+    scale = behaviour.gain_scale(*drawn)
     weight = learn.grouped(method, scale)[..., None] ** -2
-    actions = learn.grouped(method, rollout.actions)
+    played = rollout.actions[..., None]
 
     def loss_fn(params):
       model = policy_lib.bind(method.policy, params)
-      gains = learn.grouped(
-        method, model(seen, goal, frozen["stats"].damage)[1]
-      )
-      taken = jnp.take_along_axis(gains, actions[..., None], axis=-1)[..., 0]
+      gains = model(seen, goal, frozen["stats"].damage)[1]
+      own = jnp.take_along_axis(gains, played, axis=-1)[..., 0]
+      taken = learn.grouped(method, own)
       taken = taken - jnp.mean(taken, axis=1, keepdims=True)
       mean = lambda x: jnp.mean(weight * x)
-      error = mean(jnp.square(taken - target))
+      if method.reward == "divergence":
+        error = damage_lib.divergence_loss(
+          rollout.divergence, -own, behaviour.mean_damage(*drawn)[..., None]
+        )
+      else:
+        error = mean(jnp.square(taken - target))
       covariance = mean(taken * target)
       norms = mean(jnp.square(taken)) * mean(jnp.square(target))
       return error, {"correlation": covariance * jax.lax.rsqrt(norms + 1e-12)}
@@ -109,7 +118,7 @@ def make_step(
 
 def centred_gain(method: Method, rollout: rollout_lib.Rollout) -> jax.Array:
   """Reward to go (W E, K, T), centred over the K schedules."""
-  rewards = learn.grouped(method, rollout.log_p)
+  rewards = learn.grouped(method, rollout.rewards)
   if method.credit == "residual":
     spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
     returns = credit.residual_to_go(

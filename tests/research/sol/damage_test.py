@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,6 +85,37 @@ def test_levels_are_measured_alone():
       same = np.asarray(getattr(table, name)) == level
       assert np.ptp(found[same, axis]) == 0
   assert found.max() > 1e-3
+  # On a random model labels are noise, and the divergence is not.
+  other = damage.measure(
+    toy.setup(table=table), toy.lm(), text, window_batch=2, divergence=True
+  )
+  assert (other >= 0).all() and other.max() > 1e-3
+  assert np.any(other != found)
+
+
+def test_the_best_prediction_of_divergences_is_their_mean():
+  """Whatever the noise: it multiplies, and spreads over orders of magnitude."""
+  generator = np.random.default_rng(0)
+  mean = generator.uniform(0.01, 2.0, (100, 400))
+  noise = np.exp(1.5 * generator.normal(size=mean.shape) - 1.5**2 / 2)
+  found = lambda factor: float(
+    damage.divergence_loss(
+      jnp.asarray(mean * noise), jnp.asarray(factor * mean), jnp.zeros(())
+    )
+  )
+  factors = np.linspace(0.7, 1.4, 36)
+  best = factors[np.argmin([found(factor) for factor in factors])]
+  assert best == pytest.approx(1.0, abs=0.06)
+  # What is inherited is not the token's own.
+  alone, helped = (
+    float(
+      damage.divergence_loss(
+        jnp.full((9,), 0.13), jnp.zeros((9,)), jnp.full((9,), x)
+      )
+    )
+    for x in (0.0, 1.0)
+  )
+  assert helped < alone
 
 
 @pytest.mark.parametrize("preset", ["K10", "S40", "Q5Q16", "J-2L"])

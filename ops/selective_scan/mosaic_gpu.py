@@ -1,0 +1,219 @@
+"""The selective scan on Hopper GPUs: supports, config and gradients.
+
+The kernels are in `mosaic_gpu_forward` and `mosaic_gpu_backward`. The forward
+kernel saves a state every few tokens, from which the backward kernel finds the
+others again; the bias, softplus, skip, gate, padding and resets are fused.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ops import dispatch
+from ops.selective_scan import mosaic_gpu_tile as tiles
+from ops.selective_scan.mosaic_gpu_backward import BackwardConfig, backward
+from ops.selective_scan.mosaic_gpu_forward import ForwardConfig, forward
+
+RESET, PADDING = 1, 2
+SIZES = (8, 16, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How both kernels are cut.
+
+  The saved states take 4 N / backward.tile bytes a channel and token.
+  """
+
+  forward: ForwardConfig = ForwardConfig()
+  backward: BackwardConfig = BackwardConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+  dt_softplus: bool
+  config: Config
+
+
+def supports(
+  x=None, dt=None, A=None, B=None, C=None, *rest, **options
+) -> str | None:
+  """Returns why the kernels do not run on these arrays here, or None."""
+  if reason := dispatch.needs_hopper():
+    return reason
+  return None if x is None else unsupported_shapes(x, dt, A, B, C, *rest)
+
+
+def unsupported_shapes(x, dt, A, B, C, *rest) -> str | None:
+  """Returns what about shapes and dtypes the kernels cannot do, or None."""
+  z = rest[1] if len(rest) > 1 else None
+  for name, array in {"x": x, "dt": dt, "B": B, "C": C, "z": z}.items():
+    if array is not None and array.dtype not in (jnp.bfloat16, jnp.float32):
+      return f"{name} is {array.dtype}, not bfloat16 or float32"
+  size = A.shape[1]
+  if size not in SIZES:
+    return f"{size} states a channel, not one of {SIZES}"
+  multiple = max(32, tiles.slab_rows(size))
+  if (per_group := x.shape[-1] // B.shape[2]) % multiple:
+    return f"{per_group} channels a group are not a multiple of {multiple}"
+  return None
+
+
+def choose_config(
+  batch: int, channels: int, groups: int, size: int, processors: int = 132
+) -> Config:
+  """Returns the config for a shape on a GPU of so many multiprocessors.
+
+  By counts of machine instructions a token, 64 channels take 1.95 times (82 to
+  42) those of 32 forward and 1.9 times (256 to 135) backward. So forward blocks
+  are wide where the busiest multiprocessor then has less to do; backward ones
+  are narrow, since of wide ones only two fit on a multiprocessor.
+  """
+  if tiles.slab_rows(size) > 32:
+    return Config(
+      ForwardConfig(channels=64, tile=16),
+      BackwardConfig(channels=64, unroll=4, flush=4),
+    )
+  busiest = lambda width: -(-batch * channels // (width * processors))
+  divides = channels // groups % 64 == 0
+  if divides and 1.95 * busiest(64) < busiest(32):
+    return Config(forward=ForwardConfig(channels=64, tile=16))
+  return Config()
+
+
+def selective_scan(
+  x,
+  dt,
+  A,
+  B,
+  C,
+  D,
+  z,
+  dt_bias,
+  initial_state,
+  marks,
+  *,
+  dt_softplus,
+  config=None,
+):
+  """Returns (y, final state); arguments as in `api.selective_scan`.
+
+  Args:
+    x: (B, L, D).
+    dt: (B, L, D).
+    A: (D, N).
+    B: (B, L, G, N).
+    C: (B, L, G, N).
+    D: (D,) or None.
+    z: (B, L, D) or None.
+    dt_bias: (D,) or None.
+    initial_state: (B, D, N) or None.
+    marks: (B, L) int32 or None: 1 where the state is reset in front of a token,
+      2 where a token is padding and all its values are zero, else 0.
+    dt_softplus: Whether softplus is applied to dt + dt_bias.
+    config: A `Config`, by default that of the shape.
+
+  Returns:
+    y (B, L, D) in x's dtype and the state (B, D, N), float32. Exponentials are
+    the hardware's, good to 2e-7, and products run in float32. Backward, dB and
+    dC take (D / channels, B, L, N) float32 each until summed over blocks.
+  """
+  batch, _, channels = x.shape
+  config = config or choose_config(batch, channels, B.shape[2], A.shape[1])
+  given = {
+    "x": x,
+    "dt": dt,
+    "A": A,
+    "B": B,
+    "C": C,
+    "z": z,
+    "D": D,
+    "dt_bias": dt_bias,
+    "state": initial_state,
+  }
+  given = {name: a for name, a in given.items() if a is not None}
+  return _scan(_Options(dt_softplus, config), given, marks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(options, given, marks):
+  y, final = _run_forward(options, given, marks, save_every=None)
+  return y[:, : given["x"].shape[1]], final
+
+
+def _scan_forward(options, given, marks):
+  every = options.config.backward.tile
+  y, final, states = _run_forward(options, given, marks, save_every=every)
+  return (y[:, : given["x"].shape[1]], final), (given, marks, states)
+
+
+def _run_forward(options, given, marks, save_every):
+  return forward(
+    _operands(options.config, given, marks),
+    config=options.config.forward,
+    dt_softplus=options.dt_softplus,
+    save_every=save_every,
+  )
+
+
+def _scan_backward(options, residuals, cotangents):
+  given, marks, states = residuals
+  dy, dfinal = cotangents
+  operands = _operands(options.config, given, marks)
+  operands.pop("state", None)
+  operands["dy"] = _pad(dy, operands["x"].shape[1])
+  operands["dfinal"] = dfinal.astype(jnp.float32)
+  operands["states"] = states
+  found = backward(
+    operands,
+    config=options.config.backward,
+    dt_softplus=options.dt_softplus,
+  )
+  groups = given["B"].shape[2]
+  gradients = {}
+  for name, like in given.items():
+    value = found["d" + name]
+    if name in ("B", "C"):
+      value = value.reshape(groups, -1, *value.shape[1:])
+      value = jnp.moveaxis(jnp.sum(value, axis=1), 0, 2)
+    elif name in ("A", "D", "dt_bias"):
+      value = jnp.sum(value, axis=0)
+    if name in ("x", "dt", "B", "C", "z"):
+      value = value[:, : like.shape[1]]
+    gradients[name] = value.astype(like.dtype)
+  return gradients, None
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _operands(config, given, marks):
+  """Returns the kernels' operands, L filled up with padding to whole tiles."""
+  batch, length = given["x"].shape[:2]
+  tile = math.lcm(config.forward.tile, config.backward.tile)
+  whole = -(-length // tile) * tile
+  if marks is None and whole > length:
+    marks = jnp.zeros((batch, length), jnp.int32)
+  operands = dict(given)
+  for name in ("x", "dt", "B", "C", "z"):
+    if name in given:
+      operands[name] = _pad(given[name], whole)
+  for name in ("A", "D", "dt_bias", "state"):
+    if name in given:
+      operands[name] = given[name].astype(jnp.float32)
+  operands["A"] = operands["A"] * tiles.LOG2E
+  if marks is not None:
+    marks = _pad(marks, whole, PADDING)
+    exponents = jnp.where(marks == RESET, tiles.RESET_EXPONENT, 0.0)
+    live = jnp.where(marks == PADDING, 0.0, 1.0)
+    operands["marks"] = jnp.stack([exponents, live], axis=1)
+  return operands
+
+
+def _pad(array, length, fill=0):
+  padding = [(0, 0)] * array.ndim
+  padding[1] = (0, length - array.shape[1])
+  return jnp.pad(array, padding, constant_values=fill)

@@ -1,0 +1,181 @@
+"""What the forward and backward GPU kernels of the selective scan share.
+
+One warpgroup, 128 threads, holds a few slabs of `rows` channels and walks
+through the tokens of one row of the batch. A slab's state is (rows, N) float32,
+four neighbouring states a thread. Arrays of tokens are (tile, channels), four
+neighbouring channels a thread, and pass between the two layouts through shared
+memory.
+"""
+
+import dataclasses
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+# Added to the exponent of a decay in front of which the state is reset.
+RESET_EXPONENT = -1e30
+
+# Least relative error of 2^f on [-0.5, 0.5] (2e-7) and of log1p(u) / u on
+# [0, 1] (2e-7), float32 coefficients from the highest power down.
+_EXP2 = (
+  0.001327647129073739,
+  0.009675540961325169,
+  0.05550713092088699,
+  0.24022120237350464,
+  0.6931469440460205,
+  1.0000001192092896,
+)
+_LOG1P = (
+  0.005232691299170256,
+  -0.029505226761102676,
+  0.07822593301534653,
+  -0.13663244247436523,
+  0.19106006622314453,
+  -0.2484298199415207,
+  0.3331909775733948,
+  -0.4999949336051941,
+  0.9999999403953552,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Sizes and register layouts of the part of a problem one block holds.
+
+  Attributes:
+    size: States a channel, N.
+    channels: Channels of the block, 32 or 64, a multiple of `rows`.
+    tile: Tokens that lie in shared memory at a time.
+  """
+
+  size: int
+  channels: int
+  tile: int
+
+  @property
+  def rows(self) -> int:
+    """Channels of a slab: with four states each, 128 threads hold it."""
+    return slab_rows(self.size)
+
+  @property
+  def slabs(self) -> int:
+    """Slabs of the block."""
+    return self.channels // self.rows
+
+  @property
+  def states(self) -> plgpu.Layout:
+    """The layout of a slab's states, (rows, N)."""
+    return quads(self.size)
+
+  @property
+  def tokens(self) -> plgpu.Layout:
+    """The layout of arrays of tokens, (tile, channels)."""
+    return quads(self.channels)
+
+  def slab(self, index: int) -> pl.Slice:
+    """The channels of a slab inside of the block."""
+    return pl.ds(index * self.rows, self.rows)
+
+  def over_states(self, ref) -> jax.Array:
+    """Loads a slab's values, (rows,), and repeats them over the states."""
+    values = load(ref, self.states.reduce(1))
+    return _repeat(values, 0, (self.rows, self.size), self.states)
+
+  def over_rows(self, ref) -> jax.Array:
+    """Loads a token's B or C, (N,), and repeats it over a slab's channels."""
+    values = load(ref, self.states.reduce(0))
+    return _repeat(values, 1, (self.rows, self.size), self.states)
+
+  def over_tokens(self, ref) -> jax.Array:
+    """Loads the channels' values, (channels,), and repeats them."""
+    values = load(ref, self.tokens.reduce(0))
+    return _repeat(values, 1, (self.tile, self.channels), self.tokens)
+
+  def over_channels(self, ref) -> jax.Array:
+    """Loads the tokens' values, (tile,), and repeats them over channels."""
+    values = load(ref, self.tokens.reduce(1))
+    return _repeat(values, 0, (self.tile, self.channels), self.tokens)
+
+  def load_tokens(self, ref) -> jax.Array:
+    """Loads (tile, channels) as float32."""
+    return load(ref, self.tokens).astype(jnp.float32)
+
+  def widen(self, source, target):
+    """Copies the tile's B or C, (tile, N), from any dtype to float32."""
+    vector = min(4, self.tile * self.size // 128)
+    shape = (self.tile, self.size)
+    layout = plgpu.Layout.WG_STRIDED(shape, vec_size=vector)
+    target[...] = load(source, layout).astype(jnp.float32)
+
+
+def slab_rows(size: int) -> int:
+  """Returns how many channels of N states 128 threads of four states hold."""
+  return 512 // size
+
+
+def quads(width: int) -> plgpu.Layout:
+  """Lays out rows of 8, 16, 32 or 64 values, four neighbours a thread."""
+  tiling = plgpu.Tiling(((512 // width, width), (128 // width, width), (4,)))
+  return plgpu.Layout.TILED(tiling, (-5,), (-3, -2), -1)
+
+
+def load(ref, layout) -> jax.Array:
+  """Loads a reference into registers of a layout."""
+  return plgpu.load(ref, layout=layout, optimized=False)
+
+
+def _repeat(values, axis, shape, layout):
+  return plgpu.layout_cast(lax.broadcast_in_dim(values, shape, (axis,)), layout)
+
+
+def compiler_params() -> plgpu.CompilerParams:
+  """Returns what both kernels are compiled with."""
+  # Every layout is given, and the search of the warpgroup semantics for layouts
+  # takes minutes where tokens are unrolled.
+  return plgpu.CompilerParams(
+    approx_math=True,
+    unsafe_no_auto_barriers=True,
+    lowering_semantics=plgpu.LoweringSemantics.Lane,
+  )
+
+
+def exp2(x: jax.Array, polynomial: bool = False) -> jax.Array:
+  """2^x for x <= 0.
+
+  The special function units take eight cycles for a warp's 32 values. As a
+  `polynomial` it takes about ten instructions of the four times wider float
+  units (as in FlashAttention-4), and what
+  is below 2^-126 comes out as about that.
+  """
+  if not polynomial:
+    return jnp.exp2(x)
+  x = jnp.maximum(x, -126.0)
+  # Adding 1.5 * 2^23 leaves the rounded x in the lowest bits.
+  shifted = x + 12582912.0
+  fraction = x - (shifted - 12582912.0)
+  bits = lax.bitcast_convert_type(_horner(_EXP2, fraction), jnp.int32)
+  exponent = lax.bitcast_convert_type(shifted, jnp.int32) << 23
+  return lax.bitcast_convert_type(bits + exponent, jnp.float32)
+
+
+def softplus(v: jax.Array) -> jax.Array:
+  """log(1 + exp(v)), as accurate where it is tiny."""
+  u = jnp.exp2(jnp.abs(v) * -LOG2E)
+  return jnp.maximum(v, 0.0) + u * _horner(_LOG1P, u)
+
+
+def sigmoid(v: jax.Array) -> jax.Array:
+  """1 / (1 + exp(-v))."""
+  return 1.0 / (1.0 + jnp.exp2(v * -LOG2E))
+
+
+def _horner(coefficients, x):
+  value = jnp.full_like(x, coefficients[0])
+  for coefficient in coefficients[1:]:
+    value = value * x + coefficient
+  return value

@@ -1,0 +1,205 @@
+"""The Mosaic GPU `ssd` for Hopper: bfloat16, TMA loads and wgmma products.
+
+Per chunk of 64 tokens a head moves x and y (2 * 8 KB; B and C come from the L2
+cache) and multiplies 1.8 million pairs (N = 128), 900 cycles of the matrix
+units of a multiprocessor: memory and matrix units would take about as long.
+
+- Forward: one kernel; the state never leaves registers in float32. A row whose
+  heads are too few to fill the device is cut into segments, whose states come
+  from a pass over x and B alone (`segment_starts`).
+- Backward: two passes write the states before each chunk and the gradients of
+  the states after each chunk in bfloat16; then all chunks are independent, and
+  one kernel gives every gradient, summing those of B and C over a block's heads
+  in registers.
+
+Decays are cumulative within a chunk, so their differences carry the rounding
+of a float32 sum: at most 64 * 128, an error of 5e-4, below the bfloat16
+rounding of the products. Resets need no mask: they are decays that underflow.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+
+from ops import dispatch
+from ops.ssd import (
+  mosaic_gpu_backward,
+  mosaic_gpu_forward,
+  mosaic_gpu_states,
+)
+from ops.ssd.mosaic_gpu_tiles import CHANNELS, CHUNK, STATE_SIZES
+
+LOG2E = float(np.log2(np.e))
+# Multiprocessors of an H100 or H200.
+PROCESSORS = 132
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How the kernels are launched.
+
+  Attributes:
+    heads: Heads of a thread block in the scans: 1, 2 or 3, a divisor of the
+      heads of a group.
+    stages: Chunks in flight from memory in the scans.
+    segments: Pieces that a row is cut into, at most its chunks.
+    splits: Thread blocks that share the heads of a group in the gradients of a
+      chunk.
+    gradient_stages: Heads in flight from memory in the gradients of a chunk.
+    barriers: Whether the compiler puts a barrier around every use of shared
+      memory, or only those that the kernels ask for stand.
+  """
+
+  heads: int = 2
+  stages: int = 3
+  segments: int = 1
+  splits: int = 1
+  gradient_stages: int = 2
+  barriers: bool = True
+
+  def compiler_params(self) -> plgpu.CompilerParams:
+    return plgpu.CompilerParams(
+      approx_math=True, unsafe_no_auto_barriers=not self.barriers
+    )
+
+
+def configure(batch: int, length: int, heads: int, groups: int) -> Config:
+  """Returns the Config for shapes; pure."""
+  chunks = -(-length // CHUNK)
+  per_group = heads // groups
+  together = 1 if per_group % 2 else 2
+  blocks = batch * heads // together
+
+  def cost(segments):
+    # In chunks, one after the other. The states of segments cost a pass, about
+    # half of that for the outputs, and launches and sums worth some chunks.
+    steps = -(-blocks * segments // PROCESSORS) * -(-chunks // segments)
+    return steps if segments == 1 else 1.5 * steps + 16 + 2 * segments
+
+  def fits(segments):
+    return (segments - 1) * -(-chunks // segments) < chunks
+
+  segments = min(filter(fits, range(1, min(16, chunks) + 1)), key=cost)
+  splits = 1
+  while 2 * batch * chunks * groups * splits <= PROCESSORS:
+    if per_group % (2 * splits):
+      break
+    splits *= 2
+  return Config(heads=together, segments=segments, splits=splits)
+
+
+def supports(x=None, B=None, *, chunk_size=None, **unused) -> str | None:
+  """Returns None where `forward` runs on these arguments, else why not."""
+  del unused
+  reason = dispatch.needs_hopper()
+  if reason:
+    return reason
+  capability = dispatch.compute_capability()
+  if capability[0] != dispatch.HOPPER[0]:
+    return f"needs Hopper's wgmma, this GPU has {capability[0]}.{capability[1]}"
+  return None if x is None else unfit(x, B, chunk_size)
+
+
+def unfit(x, B, chunk_size=None) -> str | None:
+  """Returns None if the kernels take these shapes and dtypes, else why not."""
+  if x.dtype != jnp.bfloat16:
+    return f"needs bfloat16, x is {x.dtype}"
+  if x.shape[3] % CHANNELS:
+    return f"needs heads of a multiple of {CHANNELS}, x is {x.shape}"
+  if B.shape[3] not in STATE_SIZES:
+    sizes = " or ".join(map(str, STATE_SIZES))
+    return f"needs a state size of {sizes}, B is {B.shape}"
+  if chunk_size not in (None, CHUNK):
+    return f"runs in chunks of {CHUNK}, chunk_size is {chunk_size}"
+  return None
+
+
+def forward(
+  x, log_decay, dt, B, C, initial_state, D, z, *,
+  chunk_size=None, interpret=False, config=None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+  """Implements `ssd` on Hopper; arguments as in `ops.ssd.api.apply`.
+
+  The skip is fused, the gate is plain JAX. `interpret` is False or
+  `InterpretGPUParams`; `config` is by default that of `configure`.
+  """
+  if reason := unfit(x, B, chunk_size):
+    raise ValueError(f"ssd: the Mosaic GPU kernel {reason}")
+  b, length, h, p = x.shape
+  g, n = B.shape[2:]
+  wide = p // CHANNELS
+  config = config or configure(b, length, h * wide, g)
+
+  def whole_chunks(v):
+    padding = [(0, 0), (0, -length % CHUNK)] + [(0, 0)] * (v.ndim - 2)
+    return jnp.pad(v, padding) if length % CHUNK else v
+
+  narrow = (b, h * wide, CHANNELS, n)
+  y, state = scan(
+    config,
+    interpret,
+    whole_chunks(x).reshape(b, -1, h * wide, CHANNELS),
+    whole_chunks(jnp.repeat(log_decay, wide, axis=2)),
+    whole_chunks(jnp.repeat(dt, wide, axis=2)),
+    whole_chunks(B),
+    whole_chunks(C),
+    None if initial_state is None else initial_state.reshape(narrow),
+    None if D is None else D.reshape(h * wide, CHANNELS),
+  )
+  y = y.reshape(b, -1, h, p)[:, :length]
+  if z is not None:
+    gate = jax.nn.silu(z.astype(jnp.float32))
+    y = (y.astype(jnp.float32) * gate).astype(x.dtype)
+  return y, state.reshape(b, h, p, n)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def scan(config, interpret, x, log_decay, dt, B, C, initial, D):
+  """Returns y and the last state of whole chunks, heads of CHANNELS."""
+  return _scan(config, interpret, x, log_decay, dt, B, C, initial, D)[0]
+
+
+def _scan(config, interpret, x, log_decay, dt, B, C, initial, D):
+  decays = chunk_decays(log_decay, dt)
+  starts = None if initial is None else initial[:, None]
+  if config.segments > 1:
+    starts, _ = mosaic_gpu_states.segment_starts(
+      x, B, decays, initial, config=config, interpret=interpret
+    )
+  results = mosaic_gpu_forward.scan(
+    x, decays, B, C, starts, D, config=config, interpret=interpret
+  )
+  return results, (x, log_decay, dt, B, C, initial, D)
+
+
+def _pull(config, interpret, residuals, cotangents):
+  x, log_decay, dt, B, C, initial, D = residuals
+  return mosaic_gpu_backward.gradients(
+    x, chunk_decays(log_decay, dt), dt, B, C, initial, D, *cotangents,
+    config=config, interpret=interpret,
+  )  # fmt: skip
+
+
+scan.defvjp(_scan, _pull)
+
+
+def chunk_decays(log_decay, dt) -> jax.Array:
+  """Returns what a chunk needs of its decays, (B, L / CHUNK, H, 4, CHUNK).
+
+  They are the log decay from the start of the chunk to each token, cum; cum -
+  log dt, so that exp(cum_I - it_J) has dt_J in it; dt; and cum once more, since
+  one place of shared memory cannot be loaded in two layouts. Logs have base 2.
+  """
+  b, _, h = log_decay.shape
+  chunked = lambda v: v.reshape(b, -1, CHUNK, h)
+  # On a GPU a product with a triangle is faster than a cumulative sum.
+  upper = jnp.triu(jnp.full((CHUNK, CHUNK), LOG2E, jnp.float32))
+  cum = jnp.einsum(
+    "bcqh,qk->bchk", chunked(log_decay), upper, precision="highest"
+  )
+  dt = jnp.swapaxes(chunked(dt), 2, 3)
+  return jnp.stack([cum, cum - jnp.log2(dt), dt, cum], axis=3)

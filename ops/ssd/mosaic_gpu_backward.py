@@ -1,0 +1,304 @@
+"""Gradients of `ssd` on Hopper: two walks over the states, then all chunks.
+
+Letters: I and J tokens of a chunk, P channels of a head, N state size.
+"""
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from ops.ssd import mosaic_gpu_states
+from ops.ssd import mosaic_gpu_tiles as tiles
+from ops.ssd.mosaic_gpu_tiles import CHUNK, COLUMN, ROW
+
+
+def gradients(
+  x, decays, dt, B, C, initial, D, dy, dstate, *, config, interpret
+) -> tuple:
+  """Returns the gradients of x, log_decay, dt, B, C, initial and D.
+
+  With E_IJ = (C_I . B_J) exp(cum_I - cum_J) dt_J (dy_I . x_J), the part of the
+  loss that goes from token J to token I, the gradient of a log decay k of a
+  chunk is the sum of the E_IJ with I >= k > J, of the paths from the state
+  before the chunk to I >= k, of those from J < k to the state after it, and of
+  those that cross the chunk.
+  """
+  walk = lambda u, v, start, reverse: mosaic_gpu_states.scan(
+    u, v, decays, start, reverse=reverse, config=config, interpret=interpret
+  )
+  states, _ = walk(x, B, initial, False)
+  dstates, dinitial = walk(dy, C, dstate, True)
+  dx, dB, dC, sums = chunk_gradients(
+    x, dy, decays, B, C, states, dstates, D, config=config, interpret=interpret
+  )
+  into_I, across, ddt_J, within_J, out_J = jnp.moveaxis(sums, 3, 0)
+  lower = jnp.tril(jnp.ones((CHUNK, CHUNK), jnp.float32))
+  matmul = lambda v, w: jnp.einsum("bchq,qk->bckh", v, w, precision="highest")
+  dlog_decay = (
+    matmul(into_I - within_J, lower)
+    + matmul(out_J, 1 - lower)
+    + across.sum(-1)[:, :, None]
+  )
+  dD = None
+  if D is not None:
+    # A product with batch axes here would not become one reduction.
+    dD = (x.astype(jnp.float32) * dy.astype(jnp.float32)).sum((0, 1))
+  return (
+    dx,
+    dlog_decay.reshape(dt.shape),
+    jnp.swapaxes(ddt_J, 2, 3).reshape(dt.shape),
+    dB.sum(0).astype(B.dtype),
+    dC.sum(0).astype(C.dtype),
+    None if initial is None else dinitial,
+    dD,
+  )
+
+
+def chunk_gradients(
+  x, dy, decays, B, C, states, dstates, D, *, config, interpret
+) -> tuple[jax.Array, ...]:
+  """Returns dx, dB, dC and the sums that the gradients of decays are made of.
+
+  A thread block takes one chunk of a row and its share of a group's heads, one
+  after the other. Its first warpgroup gathers what reaches a token I, its
+  second what leaves a token J; a third one loads.
+
+  Args:
+    x: (B, L, H, P) bfloat16.
+    dy: Like x.
+    decays: (B, L / CHUNK, H, 4, CHUNK), see `mosaic_gpu.chunk_decays`.
+    B: (B, L, G, N).
+    C: (B, L, G, N).
+    states: State before each chunk, (B, L / CHUNK, H, P, N) bfloat16.
+    dstates: Gradient of the state after each chunk, like states.
+    D: (H, P) float32, or None.
+    config: A `mosaic_gpu.Config`.
+    interpret: False, or the parameters of the interpreter.
+
+  Returns:
+    (like x, (splits, B, L, G, N) float32, the same, (B, L / CHUNK, H, 5, CHUNK)
+    float32). The five are, for each token, what comes into it from before;
+    for each channel, what crosses the chunk; for each token, the gradient of
+    dt, what goes to later tokens of the chunk, and what goes out of it.
+  """
+  b, length, h, p = x.shape
+  g, n = B.shape[2:]
+  stages = config.gradient_stages
+  steps = h // g // config.splits
+
+  def kernel(x_ref, dy_ref, decays_ref, B_ref, C_ref, S_ref, R_ref, *rest, **s):
+    D_ref, rest = (None, rest) if D is None else (rest[0], rest[1:])
+    dx_ref, dB_ref, dC_ref, sums_ref = rest
+    worker = lax.axis_index("worker")
+    row = lax.axis_index("row")
+    chunk = lax.axis_index("chunk")
+    group = lax.div(lax.axis_index("part"), jnp.int32(config.splits))
+    split = lax.rem(lax.axis_index("part"), jnp.int32(config.splits))
+    first = lax.axis_index("part") * steps
+    tokens = pl.ds(chunk * CHUNK, CHUNK)
+
+    def fetch(i, slot):
+      head = first + i
+      loaded = s["loaded"].at[slot]
+      for ref, name in ((x_ref, "x"), (dy_ref, "dy")):
+        plgpu.copy_gmem_to_smem(
+          ref.at[row, tokens, head], s[name].at[slot], loaded
+        )
+      for ref, name in ((S_ref, "S"), (R_ref, "R"), (decays_ref, "decays")):
+        plgpu.copy_gmem_to_smem(
+          ref.at[row, chunk, head], s[name].at[slot], loaded
+        )
+      if D is not None:
+        plgpu.copy_gmem_to_smem(D_ref.at[head], s["D"].at[slot], loaded)
+
+    def store_sums(name, head, lines, *vectors):
+      for k, vector in enumerate(vectors):
+        s[name][k] = vector
+      plgpu.commit_smem()
+      plgpu.copy_smem_to_gmem(s[name], sums_ref.at[row, chunk, head, lines])
+
+    def dot(a_s, b_s):
+      """a b^T of two tiles that stay."""
+
+      def body(add, read):
+        add(0, a_s, b_s.T)
+        return read(0, 0)
+
+      return tiles.products(((CHUNK, CHUNK),), body, interpret)
+
+    def gather():
+      """dC, summed over heads."""
+      plgpu.barrier_wait(s["shared"])
+      scores_IJ = dot(s["C"], s["B"])
+      i_IJ, j_IJ = tiles.token_ids()
+
+      def step(i, dC_IN):
+        slot = lax.rem(i, jnp.int32(stages))
+        plgpu.barrier_wait(s["loaded"].at[slot])
+        x_s, dy_s, S_s, R_s = (s[k].at[slot] for k in ("x", "dy", "S", "R"))
+        cum_I = plgpu.load(s["decays"].at[slot, 0], layout=ROW)
+        cum_dt_J = plgpu.load(s["decays"].at[slot, 1], layout=COLUMN)
+        last = s["decays"][slot, 0, CHUNK - 1]
+
+        def pairs(add, read):
+          add(0, dy_s, x_s.T)
+          add(1, s["C"], S_s.T)
+          exponent_IJ = tiles.rows(cum_I, CHUNK) - tiles.columns(
+            cum_dt_J, CHUNK
+          )
+          weights_IJ = read(0, 1) * tiles.masked_exp2(i_IJ >= j_IJ, exponent_IJ)
+          paths_IJ = jnp.where(i_IJ > j_IJ, weights_IJ * scores_IJ, 0.0)
+          dy_IP = tiles.load_tile(dy_s)
+          from_state_I = (dy_IP * read(1, 0)).sum(1) * jnp.exp2(cum_I)
+          dy_IP *= tiles.rows(jnp.exp2(cum_I), p)
+          return (
+            weights_IJ.astype(x.dtype),
+            dy_IP.astype(x.dtype),
+            paths_IJ.sum(1) + from_state_I,
+          )
+
+        weights_IJ, dy_IP, into_I = tiles.products(
+          ((CHUNK, CHUNK), (CHUNK, p)), pairs, interpret
+        )
+
+        def sums(add, read):
+          add(0, weights_IJ, s["B"])
+          add(0, dy_IP, S_s)
+          across_PN = tiles.load_tile(S_s) * tiles.load_tile(R_s)
+          across_P = across_PN.sum(1) * jnp.exp2(last)
+          plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+          store_sums("into", first + i, pl.ds(0, 2), into_I, across_P)
+          return read(0, 0)
+
+        dC_IN = tiles.products((dC_IN,), sums, interpret)
+        plgpu.barrier_arrive(s["consumed"].at[slot])
+        return dC_IN
+
+      dC_IN = plgpu.layout_cast(jnp.zeros((CHUNK, n), jnp.float32), tiles.TILE)
+      dC_IN = lax.fori_loop(0, steps, step, dC_IN)
+      plgpu.wait_smem_to_gmem(0)
+      return dC_IN
+
+    def scatter():
+      """dB, summed over heads; writes dx."""
+      plgpu.barrier_wait(s["shared"])
+      scores_JI = dot(s["B"], s["C"])
+      j_JI, i_JI = tiles.token_ids()
+
+      def step(i, dB_JN):
+        slot = lax.rem(i, jnp.int32(stages))
+        plgpu.barrier_wait(s["loaded"].at[slot])
+        x_s, dy_s, R_s = (s[k].at[slot] for k in ("x", "dy", "R"))
+        decays_s = s["decays"].at[slot]
+        cum_J = plgpu.load(decays_s.at[0], layout=ROW)
+        cum_I = plgpu.load(decays_s.at[3], layout=COLUMN)
+        dt_J = plgpu.load(decays_s.at[2], layout=ROW)
+        last = s["decays"][slot, 0, CHUNK - 1]
+
+        def pairs(add, read):
+          add(0, x_s, dy_s.T)
+          add(1, s["B"], R_s.T)
+          exponent_JI = tiles.columns(cum_I, CHUNK) - tiles.rows(cum_J, CHUNK)
+          pairs_JI = tiles.masked_exp2(i_JI >= j_JI, exponent_JI)
+          mixed_JI = (scores_JI * pairs_JI).astype(x.dtype)
+          weights_JI = read(0, 1) * pairs_JI
+          paths_JI = weights_JI * scores_JI
+          to_all_J = paths_JI.sum(1)
+          to_later_J = jnp.where(i_JI > j_JI, paths_JI, 0.0).sum(1)
+          weights_JI = (weights_JI * tiles.rows(dt_J, CHUNK)).astype(x.dtype)
+          to_end_J = jnp.exp2(last - cum_J)
+          x_JP = tiles.load_tile(x_s)
+          du_JP = read(1, 0) * tiles.rows(to_end_J, p)
+          to_state_J = (x_JP * du_JP).sum(1)
+          x_JP = (x_JP * tiles.rows(to_end_J * dt_J, p)).astype(x.dtype)
+          vectors = (
+            to_all_J + to_state_J, to_later_J * dt_J, to_state_J * dt_J
+          )  # fmt: skip
+          return mixed_JI, weights_JI, x_JP, du_JP, vectors
+
+        mixed_JI, weights_JI, x_JP, du_JP, vectors = tiles.products(
+          ((CHUNK, CHUNK), (CHUNK, p)), pairs, interpret
+        )
+
+        def sums(add, read):
+          add(0, mixed_JI, dy_s)
+          add(1, weights_JI, s["C"])
+          add(1, x_JP, R_s)
+          dx_JP = read(0, 2) * tiles.rows(dt_J, p)
+          if D is not None:
+            D_P = plgpu.load(s["D"].at[slot], layout=COLUMN)
+            dx_JP += tiles.load_tile(dy_s) * tiles.columns(D_P, CHUNK)
+          plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+          s["dx"][...] = dx_JP.astype(x.dtype)
+          store_sums("out", first + i, pl.ds(2, 3), *vectors)
+          plgpu.copy_smem_to_gmem(s["dx"], dx_ref.at[row, tokens, first + i])
+          return read(1, 0)
+
+        dB_JN = tiles.products((du_JP, dB_JN), sums, interpret)
+        plgpu.barrier_arrive(s["consumed"].at[slot])
+        return dB_JN
+
+      dB_JN = plgpu.layout_cast(jnp.zeros((CHUNK, n), jnp.float32), tiles.TILE)
+      dB_JN = lax.fori_loop(0, steps, step, dB_JN)
+      plgpu.wait_smem_to_gmem(0)
+      return dB_JN
+
+    @pl.when(worker == 0)
+    def _():
+      tiles.set_registers(2, computes=True)
+      dC_ref[split, row, tokens, group] = gather()
+
+    @pl.when(worker == 1)
+    def _():
+      tiles.set_registers(2, computes=True)
+      dB_ref[split, row, tokens, group] = scatter()
+
+    @pl.when(worker == 2)
+    def _():
+      tiles.set_registers(2, computes=False)
+      for ref, name in ((B_ref, "B"), (C_ref, "C")):
+        plgpu.copy_gmem_to_smem(
+          ref.at[row, tokens, group], s[name], s["shared"]
+        )
+      tiles.produce(fetch, jnp.int32(steps), stages, s["consumed"])
+      plgpu.barrier_wait(s["shared"])
+
+  partial = tiles.struct((config.splits, *B.shape), jnp.float32)
+  run = plgpu.kernel(
+    kernel,
+    out_type=(
+      tiles.struct(x.shape, x.dtype),
+      partial,
+      partial,
+      tiles.struct((*decays.shape[:3], 5, CHUNK), jnp.float32),
+    ),
+    scratch_types={
+      "B": tiles.tile(CHUNK, n),
+      "C": tiles.tile(CHUNK, n),
+      "x": tiles.tile(stages, CHUNK, p),
+      "dy": tiles.tile(stages, CHUNK, p),
+      "S": tiles.tile(stages, p, n),
+      "R": tiles.tile(stages, p, n),
+      "decays": tiles.vector(stages, 4, CHUNK),
+      "D": tiles.vector(stages, p),
+      "dx": tiles.tile(CHUNK, p),
+      "into": tiles.vector(2, CHUNK),
+      "out": tiles.vector(3, CHUNK),
+      "shared": plgpu.Barrier(num_arrivals=2),
+      "loaded": plgpu.Barrier(
+        num_arrivals=5 + (D is not None), num_barriers=stages
+      ),
+      "consumed": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+    },
+    grid=(b, length // CHUNK, g * config.splits),
+    grid_names=("row", "chunk", "part"),
+    num_threads=3,
+    thread_name="worker",
+    kernel_name="ssd_chunk_gradients",
+    compiler_params=config.compiler_params(),
+    interpret=interpret,
+  )
+  operands = (x, dy, decays, B, C, states, dstates)
+  return run(*operands, *([] if D is None else [D]))

@@ -1,0 +1,161 @@
+"""The Mosaic GPU `ssd` without a GPU: interpreted numbers, lowered kernels."""
+
+import functools
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from ops import dispatch
+from ops.ssd import api, mosaic_gpu, ssd_reference
+from ops.ssd.mosaic_gpu import Config, configure
+from tests.ops import sequence_op
+from tests.ops.sequence_op import SequenceOp
+
+SHAPES = {
+  "mamba2-130m": (8, 2048, 24, 64, 1, 128),
+  "mamba2-1.3b": (8, 4096, 64, 64, 1, 128),
+  "mamba2-2.7b": (1, 32768, 80, 64, 1, 128),
+}
+HOPPER = AbstractMesh(
+  (1,),
+  ("device",),
+  axis_types=(AxisType.Auto,),
+  abstract_device=AbstractDevice(
+    device_kind="NVIDIA H200", num_cores=132, platform="gpu"
+  ),
+)
+
+
+def make(seed, batch, length, heads, channels, groups, state):
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: rng.normal(size=shape)
+  return {
+    "x": normal(batch, length, heads, channels),
+    "dt": normal(batch, length, heads),
+    "A": -np.exp(normal(heads)),
+    "B": normal(batch, length, groups, state),
+    "C": normal(batch, length, groups, state),
+    "D": normal(heads, channels),
+    "z": normal(batch, length, heads, channels),
+    "dt_bias": normal(heads),
+    "initial_state": normal(batch, heads, channels, state),
+  }
+
+
+def interpreted(config, batch, length, **sizes):
+  """The op as the interpreter runs it; TMA copies happen at once."""
+  forward = functools.partial(
+    mosaic_gpu.forward, config=config, interpret=plgpu.InterpretGPUParams()
+  )
+  return SequenceOp(
+    op=functools.partial(api.apply, forward),
+    reference=ssd_reference,
+    oracle=sequence_op.ssd_oracle,
+    make=functools.partial(make, **sizes),
+    batch=batch,
+    length=length,
+  )
+
+
+SMALL = interpreted(
+  Config(heads=2, stages=2), 2, 70, heads=2, channels=64, groups=1, state=64
+)
+CUT = interpreted(
+  Config(heads=1, stages=2, segments=2, splits=2),
+  1, 65, heads=2, channels=128, groups=2, state=128,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ["packed", "extreme"])
+def test_values_and_gradients(case):
+  SMALL.compare_gradients(case, "bfloat16")
+
+
+def test_segments_splits_wide_heads_and_groups():
+  CUT.compare_gradients("full", "bfloat16")
+
+
+def arguments(b, length, h, p, g, n):
+  bf16 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+  f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  return (
+    bf16((b, length, h, p)),
+    f32((b, length, h)),
+    f32((b, length, h)),
+    bf16((b, length, g, n)),
+    bf16((b, length, g, n)),
+    f32((b, h, p, n)),
+    f32((h, p)),
+    bf16((b, length, h, p)),
+  )
+
+
+def lowered(function, *arguments) -> str:
+  with jax.sharding.use_abstract_mesh(HOPPER):
+    exported = export.export(
+      jax.jit(function),
+      platforms=["cuda"],
+      disabled_checks=[export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
+    )(*arguments)
+  return str(exported.mlir_module())
+
+
+@pytest.mark.parametrize("name", ["mamba2-130m", "mamba2-2.7b"])
+def test_forward_lowers_for_hopper(name):
+  module = lowered(mosaic_gpu.forward, *arguments(*SHAPES[name]))
+  assert module.count("mosaic_gpu_v2") == (2 if name == "mamba2-2.7b" else 1)
+
+
+def test_gradients_lower_for_hopper():
+  def gradients(*arrays):
+    forward = functools.partial(mosaic_gpu.forward, config=Config())
+    results, pullback = jax.vjp(forward, *arrays)
+    return pullback(results)
+
+  module = lowered(gradients, *arguments(2, 1000, 8, 64, 2, 64))
+  assert module.count("mosaic_gpu_v2") == 4
+
+
+def test_vmap_lowers_for_hopper():
+  mapped = jax.vmap(mosaic_gpu.forward, in_axes=(0,) * 6 + (None, 0))
+  *arrays, D, z = arguments(1, 128, 2, 64, 1, 64)
+  both = lambda v: jax.ShapeDtypeStruct((2, *v.shape), v.dtype)
+  module = lowered(mapped, *map(both, arrays), D, both(z))
+  assert module.count("mosaic_gpu_v2") == 1
+
+
+def test_configurations():
+  segments = {}
+  for name, (b, length, h, _, g, _) in SHAPES.items():
+    config = configure(b, length, h, g)
+    assert config.heads == 2 and config.splits == 1
+    segments[name] = config.segments
+  assert segments["mamba2-130m"] == segments["mamba2-1.3b"] == 1
+  # 40 blocks would leave two of three multiprocessors idle.
+  assert segments["mamba2-2.7b"] >= 3
+  assert configure(1, 1, 3, 1) == Config(heads=1)
+  for length in (64, 65, 1000, 4096):
+    config = configure(1, length, 4, 2)
+    chunks = -(-length // 64)
+    share = -(-chunks // config.segments)
+    assert (config.segments - 1) * share < chunks
+    assert 4 // 2 % config.splits == 0
+
+
+def test_reasons():
+  x, B = (jnp.zeros((1, 64, 2, 64), "bfloat16"),) * 2
+  assert mosaic_gpu.unfit(x, B) is None
+  assert "GPU" in mosaic_gpu.supports(x, B)
+  assert "bfloat16" in mosaic_gpu.unfit(x.astype("float32"), B)
+  assert "64" in mosaic_gpu.unfit(x[..., :32], B)
+  assert "state size" in mosaic_gpu.unfit(x, B[..., :16])
+  assert "chunk_size" in mosaic_gpu.unfit(x, B, 128)
+  with pytest.raises(ValueError, match="bfloat16"):
+    mosaic_gpu.forward(*(v.astype("float32") for v in (x, B)), *[None] * 6)
+  with pytest.raises(dispatch.UnsupportedError, match="needs an NVIDIA GPU"):
+    api.ssd(x, x[..., 0], x[0, 0, :, 0], B, B, implementation="mosaic_gpu")

@@ -17,6 +17,28 @@ _SHIPPED = {
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".txt": open}
 
 
+def text_path(name: str | os.PathLike[str]) -> pathlib.Path:
+  """The file of a text of `load_text`.
+
+  Raises:
+    InputError: there is no such text.
+  """
+  name = os.fspath(name)
+  path = pathlib.Path(name).expanduser()
+  if name in _SHIPPED:
+    path = _CORPORA / _SHIPPED[name]
+  if not path.is_file():
+    raise InputError(
+      f"{path}: no such text; give {', '.join(_SHIPPED)}, or the path of a "
+      ".txt, .txt.xz or .txt.gz file"
+    )
+  if path.suffix not in _OPENERS:
+    raise InputError(
+      f"{path}: is not named .txt, .txt.xz or .txt.gz: rename or convert it"
+    )
+  return path
+
+
 def load_text(name: str | os.PathLike[str]) -> str:
   """Reads a whole text.
 
@@ -32,19 +54,7 @@ def load_text(name: str | os.PathLike[str]) -> str:
   Raises:
     InputError: there is no such text, or it cannot be read.
   """
-  name = os.fspath(name)
-  path = pathlib.Path(name).expanduser()
-  if name in _SHIPPED:
-    path = _CORPORA / _SHIPPED[name]
-  if not path.is_file():
-    raise InputError(
-      f"{path}: no such text; give {', '.join(_SHIPPED)}, or the path of a "
-      ".txt, .txt.xz or .txt.gz file"
-    )
-  if path.suffix not in _OPENERS:
-    raise InputError(
-      f"{path}: is not named .txt, .txt.xz or .txt.gz: rename or convert it"
-    )
+  path = text_path(name)
   opener = _OPENERS[path.suffix]
   try:
     with opener(path, "rt", encoding="utf-8", newline="") as file:

@@ -165,6 +165,7 @@ class Transformer(nnx.Module):
     *,
     layer_inputs: Any = None,
     hooks: MlpHooks | None = None,
+    remat: bool = False,
   ) -> tuple[jax.Array, Any]:
     """Runs all layers and the final norm.
 
@@ -174,6 +175,8 @@ class Transformer(nnx.Module):
       attend: mixes one layer's heads.
       layer_inputs: pytree with leading axis L; slice l goes to `attend`.
       hooks: inside every MLP.
+      remat: keep only each layer's input for the backward pass, and compute
+        the layer a second time there.
 
     Returns:
       Hidden states (..., D) and `attend`'s outputs stacked over L.
@@ -184,6 +187,8 @@ class Transformer(nnx.Module):
       block, layer_input = block_and_input
       return block(x, positions, attend, layer_input, hooks)
 
+    if remat:
+      layer = jax.checkpoint(layer, prevent_cse=False)
     x, layer_outputs = jax.lax.scan(layer, x, (self.layers, layer_inputs))
     return self.final_norm(x), layer_outputs
 
@@ -240,18 +245,28 @@ def bind(config: TransformerConfig, params: Params) -> Transformer:
   return nnx.merge(graphdef(config), params)
 
 
-def causal_attend(implementation: str | None = None) -> Attend:
+def causal_attend(
+  implementation: str | None = None,
+  segment_ids: jax.Array | None = None,
+  *,
+  keep: bool = True,
+) -> Attend:
   """Causal attention among the tokens of one call; outputs their (k, v).
 
   Args:
     implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
+    segment_ids: (B, T) int32; tokens of other segments are not seen.
+    keep: output (k, v); training has no use for them.
   """
+  mask = None
+  if segment_ids is not None:
+    mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
 
   def attend(q, k, v, _):
     mixed = jax.nn.dot_product_attention(
-      q, k, v, is_causal=True, implementation=implementation
+      q, k, v, mask=mask, is_causal=True, implementation=implementation
     )
-    return mixed, (k, v)
+    return mixed, (k, v) if keep else None
 
   return attend
 

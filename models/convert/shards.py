@@ -1,0 +1,88 @@
+"""Directories of checkpoints: one file of tensors, or several with an index."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.convert.names import TensorSource
+from models.errors import InputError
+
+
+class TensorFile(Protocol):
+  """An open file of tensors."""
+
+  def names(self) -> list[str]:
+    """Names of its tensors."""
+
+  def read(self, name: str) -> np.ndarray:
+    """Reads one."""
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """The shape of one, without reading it."""
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    InputError: the file is missing or is no JSON object.
+  """
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError as error:
+    raise InputError(f"{path}: is missing: get the checkpoint again") from error
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f"{path}: is no readable JSON: get the file again"
+    ) from error
+  if not isinstance(value, dict):
+    raise InputError(f"{path}: is no JSON object: get the file again")
+  return value
+
+
+def open_file(
+  path: pathlib.Path, opener: Callable[[pathlib.Path], TensorFile]
+) -> TensorSource:
+  """Offers the tensors of one file; reads none yet.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  return _source({path: opener(path)})
+
+
+def open_index(
+  index: pathlib.Path, opener: Callable[[pathlib.Path], TensorFile]
+) -> TensorSource:
+  """Offers the tensors of all files that an index names; reads none yet.
+
+  Raises:
+    InputError: a file is missing, damaged or does not fit the index.
+  """
+  weight_map = read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise InputError(f"{index}: has no weight_map: get the file again")
+  files = {name: index.parent / file for name, file in weight_map.items()}
+  opened = {path: opener(path) for path in sorted(set(files.values()))}
+  held = {path: set(file.names()) for path, file in opened.items()}
+  for name, path in files.items():
+    if name not in held[path]:
+      raise InputError(
+        f"{path}: tensor {name!r} is missing, though the index lists it: get "
+        "the file again"
+      )
+  return _source(opened)
+
+
+def _source(opened: dict[pathlib.Path, TensorFile]) -> TensorSource:
+  held = {n: path for path, file in opened.items() for n in file.names()}
+  first = next(iter(opened))
+  return TensorSource(
+    names=frozenset(held),
+    read=lambda name: opened[held[name]].read(name),
+    label=lambda name: f"{held.get(name, first)}: tensor {name!r}",
+    shape=lambda name: opened[held[name]].shape(name),
+  )

@@ -1,0 +1,331 @@
+"""The layers of `models.mamba`: Mamba-1, Mamba-2 and attention blocks.
+
+Shapes by axis letter: B batch, T tokens, L layers of a run, D width, E inner
+channels, H heads, P channels a head, G groups, N state size, K taps, S cache
+slots. The residual stream is float32, the work of a layer has the dtype of the
+pass.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import layers, transformer
+from models.mamba_config import MambaConfig
+from ops.causal_conv1d import causal_conv1d, causal_conv1d_step
+from ops.selective_scan import selective_scan, selective_scan_step
+from ops.ssd import ssd, ssd_step
+
+# Range of the initial step sizes, and their floor (Mamba, section 3.6).
+_DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 0.1, 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Implementations:
+  """Which implementation of each op to take; None is the best that runs.
+
+  Attributes:
+    scan: of `ops.selective_scan`, `ops.ssd` and their steps.
+    conv: of `ops.causal_conv1d` and its step.
+    attention: of `jax.nn.dot_product_attention`, in a pass without cache.
+  """
+
+  scan: str | None = None
+  conv: str | None = None
+  attention: str | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecurrentState:
+  """What the Mamba layers of a run remember; one layer's has no axis L.
+
+  Attributes:
+    conv: (L, B, K - 1, C) last inputs of the convolution, oldest first, in
+      the dtype of the pass.
+    ssm: float32 (L, B, E, N) for Mamba-1, (L, B, H, P, N) for Mamba-2.
+
+  Both are None in a pass without state.
+  """
+
+  conv: jax.Array | None = None
+  ssm: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionCache:
+  """Keys and values of the attention layers of a run.
+
+  Attributes:
+    k: (L, B, S, key/value heads, head size), rotated keys.
+    v: the same shape.
+
+  Both are None in a pass without state.
+  """
+
+  k: jax.Array | None = None
+  v: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pass:
+  """What all layers of one pass share.
+
+  Attributes:
+    dtype: of the work of a layer.
+    positions: (B, T) int32 of the tokens, for rotary embeddings.
+    attend: mixes heads, as `models.transformer` defines it; its layer input is
+      (cache of the run, index of the layer), its output that cache.
+    segment_ids: (B, T) int32 as `ops.segments` defines them, or None.
+    is_step: whether the tokens are few and follow a state.
+    implementations: of the ops.
+  """
+
+  dtype: jnp.dtype
+  positions: jax.Array
+  attend: transformer.Attend
+  segment_ids: jax.Array | None
+  is_step: bool
+  implementations: Implementations
+
+  def convolve(self, x, conv, state):
+    """Convolves with SiLU; output and new state."""
+    options = {
+      "activation": "silu",
+      "implementation": self.implementations.conv,
+    }
+    weights = (conv.weight[...].astype(x.dtype), conv.bias[...].astype(x.dtype))
+    if self.is_step:
+      return causal_conv1d_step(x, *weights, state, **options)
+    return self._whole(causal_conv1d, state, x, *weights, **options)
+
+  def scan(self, whole, step, state, *arrays, **options):
+    """Calls `whole` or its `step`; output and new state."""
+    options["implementation"] = self.implementations.scan
+    options["dt_softplus"] = True
+    if self.is_step:
+      return step(*arrays, state, **options)
+    return self._whole(whole, state, *arrays, **options)
+
+  def _whole(self, op, state, *arrays, **options):
+    options["segment_ids"] = self.segment_ids
+    if state is None:
+      return op(*arrays, **options), None
+    return op(*arrays, initial_state=state, return_final_state=True, **options)
+
+
+class _Linear(layers.Linear):
+  """Linear without bias, initialised as by PyTorch, which Mamba relies on."""
+
+  def __init__(self, in_features, out_features, *, rngs, scale=1.0):
+    bound = scale / math.sqrt(in_features)
+    self.kernel = nnx.Param(
+      _uniform(rngs, (in_features, out_features), -bound, bound)
+    )
+    self.bias = None
+
+
+class _Conv(nnx.Module):
+  """Weights of a depthwise convolution: (C, K) and (C,)."""
+
+  def __init__(self, config: MambaConfig, *, rngs):
+    shape, bound = (config.conv_channels, config.d_conv), config.d_conv**-0.5
+    self.weight = nnx.Param(_uniform(rngs, shape, -bound, bound))
+    self.bias = nnx.Param(_uniform(rngs, shape[:1], -bound, bound))
+
+
+def _uniform(rngs, shape, low, high):
+  return jax.random.uniform(rngs.params(), shape, minval=low, maxval=high)
+
+
+def _initial_dt_bias(rngs, size):
+  """The inverse softplus of log-uniform step sizes."""
+  log_dt = _uniform(rngs, (size,), math.log(_DT_MIN), math.log(_DT_MAX))
+  dt = jnp.maximum(jnp.exp(log_dt), _DT_FLOOR)
+  return dt + jnp.log(-jnp.expm1(-dt))
+
+
+def _decay(A_log):
+  """A = -exp(A_log), in float32 whatever the dtype of the pass."""
+  return -jnp.exp(A_log[...].astype(jnp.float32))
+
+
+class GatedRMSNorm(nnx.Module):
+  """RMSNorm of y * silu(z) over each of G groups of channels (Mamba-2).
+
+  Attributes:
+    scale: (E,).
+  """
+
+  def __init__(self, features: int, num_groups: int, *, eps: float):
+    """Unit scale."""
+    self.num_groups, self.eps = num_groups, eps
+    self.scale = nnx.Param(jnp.ones((features,)))
+
+  def __call__(self, y: jax.Array, z: jax.Array) -> jax.Array:
+    """Gates and normalises (..., E) in float32, returns the dtype of `y`."""
+    gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
+    grouped = gated.reshape(*y.shape[:-1], self.num_groups, -1)
+    mean_square = jnp.mean(jnp.square(grouped), axis=-1, keepdims=True)
+    normed = (grouped * jax.lax.rsqrt(mean_square + self.eps)).reshape(y.shape)
+    scale = self.scale[...].astype(jnp.float32)
+    return (normed * jnp.broadcast_to(scale, y.shape)).astype(y.dtype)
+
+
+class Mamba1Mixer(nnx.Module):
+  """The selective state space of Mamba (arXiv:2312.00752, section 3.4)."""
+
+  def __init__(self, config: MambaConfig, *, rngs: nnx.Rngs):
+    """Initialises as published: A = -(1..N), D = 1, dt in [1e-3, 0.1]."""
+    c = self.config = config
+    self.in_proj = _Linear(c.d_model, 2 * c.d_inner, rngs=rngs)
+    self.conv = _Conv(c, rngs=rngs)
+    self.x_proj = _Linear(c.d_inner, c.rank + 2 * c.d_state, rngs=rngs)
+    self.dt_proj = _Linear(c.rank, c.d_inner, rngs=rngs)
+    self.dt_bias = nnx.Param(_initial_dt_bias(rngs, c.d_inner))
+    A_N = jnp.arange(1, c.d_state + 1, dtype=jnp.float32)[None]
+    self.A_log = nnx.Param(
+      jnp.log(jnp.broadcast_to(A_N, (c.d_inner, c.d_state)))
+    )
+    self.D = nnx.Param(jnp.ones((c.d_inner,)))
+    scale = c.num_layers**-0.5
+    self.out_proj = _Linear(c.d_inner, c.d_model, rngs=rngs, scale=scale)
+
+  def __call__(
+    self, x: jax.Array, state: RecurrentState, run: Pass
+  ) -> tuple[jax.Array, RecurrentState]:
+    """Maps (B, T, D) to (B, T, D) and the state to the next."""
+    c = self.config
+    x, z = jnp.split(self.in_proj(x), 2, axis=-1)
+    x, conv = run.convolve(x, self.conv, state.conv)
+    dt, B, C = jnp.split(self.x_proj(x), [c.rank, c.rank + c.d_state], axis=-1)
+    y, ssm = run.scan(
+      selective_scan,
+      selective_scan_step,
+      state.ssm,
+      x,
+      self.dt_proj(dt),
+      _decay(self.A_log),
+      B[:, :, None],
+      C[:, :, None],
+      D=self.D[...].astype(jnp.float32),
+      z=z,
+      dt_bias=self.dt_bias[...].astype(jnp.float32),
+    )
+    return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
+
+
+class Mamba2Mixer(nnx.Module):
+  """The state-space dual layer of Mamba-2 (arXiv:2405.21060, section 7)."""
+
+  def __init__(self, config: MambaConfig, *, rngs: nnx.Rngs):
+    """Initialises as published: A in -[1, 16], D = 1, dt in [1e-3, 0.1]."""
+    c = self.config = config
+    features = c.d_inner + c.conv_channels + c.num_heads
+    self.in_proj = _Linear(c.d_model, features, rngs=rngs)
+    self.conv = _Conv(c, rngs=rngs)
+    self.dt_bias = nnx.Param(_initial_dt_bias(rngs, c.num_heads))
+    self.A_log = nnx.Param(jnp.log(_uniform(rngs, (c.num_heads,), 1.0, 16.0)))
+    self.D = nnx.Param(jnp.ones((c.num_heads,)))
+    self.norm = GatedRMSNorm(c.d_inner, c.num_groups, eps=c.norm_eps)
+    scale = c.num_layers**-0.5
+    self.out_proj = _Linear(c.d_inner, c.d_model, rngs=rngs, scale=scale)
+
+  def __call__(
+    self, x: jax.Array, state: RecurrentState, run: Pass
+  ) -> tuple[jax.Array, RecurrentState]:
+    """Maps (B, T, D) to (B, T, D) and the state to the next."""
+    c, shape = self.config, x.shape[:2]
+    z, xBC, dt = jnp.split(
+      self.in_proj(x), [c.d_inner, c.d_inner + c.conv_channels], axis=-1
+    )
+    xBC, conv = run.convolve(xBC, self.conv, state.conv)
+    x, B, C = jnp.split(
+      xBC, [c.d_inner, c.d_inner + c.num_groups * c.d_state], axis=-1
+    )
+    y, ssm = run.scan(
+      ssd,
+      ssd_step,
+      state.ssm,
+      x.reshape(*shape, c.num_heads, c.head_dim),
+      dt,
+      _decay(self.A_log),
+      B.reshape(*shape, c.num_groups, c.d_state),
+      C.reshape(*shape, c.num_groups, c.d_state),
+      D=self.D[...].astype(jnp.float32),
+      dt_bias=self.dt_bias[...].astype(jnp.float32),
+    )
+    y = self.norm(y.reshape(*shape, c.d_inner), z)
+    return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
+
+
+class MambaBlock(nnx.Module):
+  """Pre-norm residual block around a mixer."""
+
+  def __init__(self, config: MambaConfig, *, rngs: nnx.Rngs):
+    """Builds the norm and the mixer of the config's kind."""
+    mixer = Mamba1Mixer if config.kind == "mamba1" else Mamba2Mixer
+    self.norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
+    self.mixer = mixer(config, rngs=rngs)
+
+  def __call__(
+    self, x: jax.Array, states: RecurrentState, index: jax.Array, run: Pass
+  ) -> tuple[jax.Array, RecurrentState]:
+    """Maps the residual (B, T, D) float32; updates layer `index` of a run."""
+    if states.conv is None:
+      y, _ = self.mixer(self.norm(x).astype(run.dtype), states, run)
+      return x + y.astype(x.dtype), states
+    state = jax.tree.map(
+      lambda s: jax.lax.dynamic_index_in_dim(s, index, keepdims=False), states
+    )
+    y, state = self.mixer(self.norm(x).astype(run.dtype), state, run)
+    # All is read before anything is written: XLA would else keep the old
+    # states by copying those of all layers, in every layer.
+    y, state = jax.lax.optimization_barrier((y, state))
+    states = jax.tree.map(
+      lambda s, new: jax.lax.dynamic_update_index_in_dim(s, new, index, 0),
+      states,
+      state,
+    )
+    return x + y.astype(x.dtype), states
+
+
+class AttentionBlock(nnx.Module):
+  """The Transformer's attention, and its SwiGLU where d_ff > 0."""
+
+  def __init__(self, config: MambaConfig, *, rngs: nnx.Rngs):
+    """Builds both; what writes to the residual is scaled by 1/sqrt(layers)."""
+    c = config.attention_block
+    self.attn_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
+    self.attn = transformer.Attention(c, rngs=rngs)
+    _shrink(self.attn.o_proj, config.num_layers)
+    self.mlp_norm = (
+      layers.RMSNorm(c.d_model, eps=c.norm_eps) if c.d_ff else None
+    )
+    self.mlp = transformer.GatedMlp(c, rngs=rngs) if c.d_ff else None
+    if c.d_ff:
+      _shrink(self.mlp.down_proj, config.num_layers)
+
+  def __call__(
+    self, x: jax.Array, cache: AttentionCache, index: jax.Array, run: Pass
+  ) -> tuple[jax.Array, AttentionCache]:
+    """Maps the residual (B, T, D) float32; updates layer `index` of a run."""
+    y, cache = self.attn(
+      self.attn_norm(x).astype(run.dtype),
+      run.positions,
+      run.attend,
+      (cache, index),
+    )
+    x = x + y.astype(x.dtype)
+    if self.mlp is None:
+      return x, cache
+    y = self.mlp(self.mlp_norm(x).astype(run.dtype), transformer.MlpHooks())
+    return x + y.astype(x.dtype), cache
+
+
+def _shrink(linear: layers.Linear, num_layers: int) -> None:
+  linear.kernel = nnx.Param(linear.kernel[...] * num_layers**-0.5)

@@ -8,13 +8,13 @@ policy in `policy/`, which `eval_sol.py` reads. The same command goes on where
 a killed run was. Flags that are not given take their value from --mode.
 """
 
-import dataclasses
 import pathlib
 import time
 
 from absl import flags
 
 import cli
+import option_flags
 from research.sol.options import MODES, Options
 
 _MODEL = flags.DEFINE_string(
@@ -59,22 +59,7 @@ _CHECKPOINT = cli.integer("checkpoint_every", 100, "updates", 1)
 _LOG = cli.integer("log_every", 1, "updates between lines of metrics", 1)
 
 
-def _define(field: dataclasses.Field) -> flags.FlagHolder:
-  """The flag of one option; its default is the mode's value."""
-  text, bounds = field.metadata["text"], field.metadata["bounds"]
-  kind = str(field.type).split(" ")[0]
-  if "choices" in bounds:
-    return cli.choice(field.name, None, text, bounds["choices"])
-  if kind == "int":
-    return cli.integer(field.name, None, text, **bounds)
-  if kind == "float":
-    return cli.number(field.name, None, text, **bounds)
-  if kind == "bool":
-    return flags.DEFINE_bool(field.name, None, text)
-  return flags.DEFINE_string(field.name, None, text)
-
-
-_OPTIONS = {f.name: _define(f) for f in dataclasses.fields(Options)}
+_OPTIONS = option_flags.define(Options)
 
 
 def main(_) -> None:

@@ -78,6 +78,7 @@ def run(
   hooks: Sequence[Hook] = (),
   progress: bool = True,
   progress_metrics: Sequence[str] = ("loss",),
+  timing: Callable[[float], Mapping[str, float]] | None = None,
   frozen: Tree = None,
   keep: int = 3,
 ) -> TrainState:
@@ -88,7 +89,8 @@ def run(
   updates done before it), `tensorboard/` and `checkpoints/`. Lines hold the
   metrics of their own step, not a mean since the line before: a run that goes
   on from the middle could not know that mean. Time is under `step_seconds`,
-  which, like all keys of `metrics.TIMING_SUFFIXES`, differs from run to run.
+  which, like all keys of `metrics.TIMING_SUFFIXES`, differs from run to run;
+  it is the mean since the line before, hooks and checkpoints not counted.
 
   Metrics are fetched one step late and the next batch is made by a thread, so
   the device does not wait for the host.
@@ -106,6 +108,8 @@ def run(
     hooks: work between steps.
     progress: show progress on stderr.
     progress_metrics: names of the metrics it shows.
+    timing: `step_seconds` -> more numbers of a line (a rate, a share of the
+      device's peak), under keys of `metrics.TIMING_SUFFIXES`.
     frozen: arrays that steps read and do not change.
     keep: checkpoints kept.
 
@@ -139,7 +143,9 @@ def run(
     stack.callback(bar.close)
     pool = stack.enter_context(futures.ThreadPoolExecutor(1))
     signals = stack.enter_context(_caught_signals())
-    fetch = _Fetch(log, bar, log_every, num_steps, progress_metrics, workdir)
+    fetch = _Fetch(
+      log, bar, log_every, num_steps, progress_metrics, timing, workdir
+    )
 
     next_batch = pool.submit(batch_at, start)
     for step in range(start, num_steps):
@@ -148,13 +154,21 @@ def run(
       if done < num_steps:
         next_batch = pool.submit(batch_at, done)
       state, metrics = step_fn(state, batch, frozen)
-      fetch.put(step, metrics, _run_hooks(hooks, state, done, num_steps))
+      due = [h for h in hooks if done % h.every == 0 or done == num_steps]
+      extra = {}
+      if due:
+        # The step is under way: the wait for it is its own time, not a hook's.
+        jax.block_until_ready(metrics)
+        with fetch.untimed():
+          extra = _run_hooks(due, state)
+      fetch.put(step, metrics, extra)
       if signals or done == num_steps or done % checkpoint_every == 0:
         fetch.flush()
-        # A finite loss does not say that the update after it was finite too.
-        if not _all_finite(state.params):
-          raise _diverged("a parameter is not finite", step, workdir)
-        checkpointer.save(done, state)
+        with fetch.untimed():
+          # A finite loss does not say that the update after it was finite too.
+          if not _all_finite(state.params):
+            raise _diverged("a parameter is not finite", step, workdir)
+          checkpointer.save(done, state)
       if signals and done < num_steps:
         raise Interrupted(
           f"stopped after step {done} of {num_steps}, saved in {workdir}:"
@@ -167,12 +181,13 @@ def run(
 class _Fetch:
   """Holds the newest metrics back until the step after them is under way."""
 
-  def __init__(self, log, bar, log_every, num_steps, shown, workdir):
+  def __init__(self, log, bar, log_every, num_steps, shown, timing, workdir):
     self._log = log
     self._bar = bar
     self._log_every = log_every
     self._num_steps = num_steps
     self._shown = shown
+    self._timing = timing or (lambda seconds: {})
     self._workdir = workdir
     self._held = None
     self._logged_at = time.perf_counter()
@@ -188,6 +203,13 @@ class _Fetch:
       self._handle(*self._held)
     self._held = None
 
+  @contextlib.contextmanager
+  def untimed(self) -> Iterator[None]:
+    """Time spent inside is not counted as that of steps."""
+    began = time.perf_counter()
+    yield
+    self._logged_at += time.perf_counter() - began
+
   def _handle(self, step: int, metrics: Mapping, extra: Mapping) -> None:
     metrics = jax.device_get(dict(metrics))
     self._steps_since += 1
@@ -197,7 +219,8 @@ class _Fetch:
     if diverged or last or extra or step % self._log_every == 0:
       now = time.perf_counter()
       seconds = (now - self._logged_at) / self._steps_since
-      self._log.write(step, {**metrics, **extra, "step_seconds": seconds})
+      timed = {"step_seconds": seconds, **self._timing(seconds)}
+      self._log.write(step, {**metrics, **extra, **timed})
       self._logged_at, self._steps_since = now, 0
     if diverged:
       raise _diverged(f"the loss is {float(loss)}", step, self._workdir)
@@ -218,14 +241,11 @@ def _all_finite(tree: Tree) -> jax.Array:
   return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
 
 
-def _run_hooks(
-  hooks: Sequence[Hook], state: TrainState, done: int, num_steps: int
-) -> dict[str, Any]:
-  """Numbers of all hooks that are due after `done` updates."""
+def _run_hooks(hooks: Sequence[Hook], state: TrainState) -> dict[str, Any]:
+  """Numbers of all `hooks` after an update."""
   numbers = {}
   for hook in hooks:
-    if done % hook.every == 0 or done == num_steps:
-      numbers.update(hook.function(state) or {})
+    numbers.update(hook.function(state) or {})
   return numbers
 
 

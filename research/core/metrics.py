@@ -13,7 +13,7 @@ import numpy as np
 
 from models.errors import InputError
 
-TIMING_SUFFIXES = ("_seconds", "_per_second")
+TIMING_SUFFIXES = ("_seconds", "_per_second", "mfu")
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:
@@ -61,8 +61,8 @@ def read_jsonl(path: str | pathlib.Path) -> list[dict[str, Any]]:
 def without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
   """A line of metrics without the keys that differ from run to run.
 
-  Timing is kept under keys that end in `_seconds` or `_per_second`; all other
-  keys are the same in a resumed run and in an undisturbed one.
+  Timing is kept under keys that end in one of `TIMING_SUFFIXES`; all other keys
+  are the same in a resumed run and in an undisturbed one.
   """
   return {k: v for k, v in row.items() if not k.endswith(TIMING_SUFFIXES)}
 

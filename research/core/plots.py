@@ -98,6 +98,54 @@ def pareto_plot(
   _save(figure, path)
 
 
+def panels_plot(
+  path: str | pathlib.Path,
+  panels: Mapping[str, Sequence[Series]],
+  ylabel: str,
+  title: str,
+  *,
+  log_y: bool = False,
+) -> None:
+  """Draws the same methods over several costs, a panel each, on one height.
+
+  Args:
+    path: of the PNG.
+    panels: what cost is, with its unit -> the methods over it; the same names
+      in the same order in each.
+    ylabel: what quality is, and whether less is better.
+    title: what the plot shows, in one line.
+    log_y: logarithmic quality axis.
+
+  Raises:
+    ValueError: an unknown role, lengths or names that differ, or no panel.
+  """
+  names = {tuple(s.name for s in series) for series in panels.values()}
+  if len(names) != 1:
+    raise ValueError("panels must hold the same methods in the same order")
+  figure, (axes,) = _new_figure((_WIDTH, 3.9), 1, len(panels))
+  for axis, (xlabel, series) in zip(axes, panels.items(), strict=True):
+    handles = []
+    for number, s in enumerate(series):
+      _check(s)
+      handles.append(_draw(axis, s, number))
+    axis.set_xlabel(xlabel, labelpad=8)
+    axis.sharey(axes[0])
+    if log_y:
+      _log_scale(axis)
+  axes[0].set_ylabel(ylabel, labelpad=8)
+  figure.legend(
+    handles,
+    *names,
+    loc="outside lower center",
+    frameon=False,
+    ncols=min(len(handles), 4),
+  )
+  figure.suptitle(
+    title, x=0.02, ha="left", fontsize=13, fontweight="bold", color=_INK
+  )
+  _save(figure, path)
+
+
 def curves_plot(
   path: str | pathlib.Path,
   metrics: Sequence[Mapping[str, Any]],
@@ -215,6 +263,17 @@ def _draw(axis, s: Series, number: int):
 def _height(s: Series) -> float:
   """Where a line stands among the others: its value at the least cost."""
   return float(np.asarray(s.y)[np.argmin(s.x)])
+
+
+def _log_scale(axis) -> None:
+  """Logarithmic height with plain numbers, also within one decade."""
+  from matplotlib import ticker
+
+  axis.set_yscale("log")
+  plain = ticker.LogFormatter(minor_thresholds=(2, 0.5))
+  axis.yaxis.set_major_formatter(plain)
+  axis.yaxis.set_minor_formatter(plain)
+  axis.tick_params(axis="y", which="minor", labelsize=9, labelcolor=_INK)
 
 
 def _headline(figure, axis, title: str, subtitle: str) -> None:

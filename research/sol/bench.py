@@ -12,7 +12,6 @@ policy is float32 whatever that is.
 """
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from models import convert, transformer
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
+from research.core.timing import Ceilings, measure_ceilings, seconds_of
 from research.sol.bench_ops import Bench, Op
 from research.sol.learn import Method
 from research.sol.options import Options
@@ -220,73 +220,6 @@ def _line(cells: dict[str, Any]) -> str:
     else:
       line.append(f"{cells[name]:{form}}")
   return "".join(line).rstrip()
-
-
-@dataclasses.dataclass(frozen=True)
-class Ceilings:
-  """What the machine can: FLOP/s of a matrix product, bytes/s of a copy."""
-
-  flops: float
-  bytes: float
-
-  def floor(self, op: Op) -> float:
-    """Seconds that `op` takes at least."""
-    return sum(
-      max(phase.flops / self.flops, phase.bytes / self.bytes)
-      for phase in op.phases
-    )
-
-
-def seconds_of(
-  run: Callable[..., Any],
-  inputs: Callable[[], tuple],
-  *,
-  repeats: int,
-  seconds: float,
-) -> float:
-  """Median seconds of a call, from arguments at hand to results at hand.
-
-  Args:
-    run: called once beforehand, to compile.
-    inputs: draws fresh arguments for every call.
-    repeats: calls at most.
-    seconds: after so many, no call beyond the third begins.
-  """
-  jax.block_until_ready(run(*inputs()))
-  times, began = [], time.perf_counter()
-  while len(times) < repeats:
-    if len(times) >= 3 and time.perf_counter() - began > seconds:
-      break
-    arguments = jax.block_until_ready(inputs())
-    start = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
-
-
-def measure_ceilings(dtype: jnp.dtype, size: int, copied: int) -> Ceilings:
-  """Times a matrix product and a copy on random data.
-
-  Args:
-    dtype: of the product; its precision is jax's default of the moment.
-    size: rows and columns of the two square factors.
-    copied: bytes of the array that is copied.
-  """
-  keys = iter(jax.random.split(jax.random.key(0), 256))
-  draw = jax.jit(
-    lambda key: tuple(
-      jax.random.normal(k, (size, size), dtype) for k in jax.random.split(key)
-    )
-  )
-  product = seconds_of(
-    jax.jit(jnp.matmul), lambda: draw(next(keys)), repeats=20, seconds=0.5
-  )
-  fill = jax.jit(lambda key: (jax.random.bits(key, (copied // 4,)),))
-  # Flipping a bit, for a plain copy would be optimised away; in place, or
-  # the time would be that of new pages.
-  flip = jax.jit(lambda x: x ^ 1, donate_argnums=0)
-  copy = seconds_of(flip, lambda: fill(next(keys)), repeats=20, seconds=0.5)
-  return Ceilings(flops=2 * size**3 / product, bytes=2 * copied / copy)
 
 
 def row(op: Op, ceilings: Ceilings, *, repeats: int, seconds: float) -> dict:

@@ -20,6 +20,7 @@ import numpy as np
 from models import transformer
 from models.transformer_config import TransformerConfig
 from research.core import state as state_lib
+from research.core.timing import Phase
 from research.sol import actions, cost, learn, warm_start
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
@@ -32,19 +33,6 @@ from research.sol.rollout import Controller, Setup
 Params = transformer.Params
 # Rows of the token table that stay where the head is taken out.
 _FEW_TOKENS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-  """Work that no other work of the operation overlaps.
-
-  Attributes:
-    flops: of matrix products.
-    bytes: of weights and cache, read or written.
-  """
-
-  flops: float
-  bytes: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

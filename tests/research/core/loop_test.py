@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import chex
 import jax
@@ -194,6 +195,33 @@ def test_bad_parameters_are_never_saved(tmp_path):
       progress=False,
     )
   assert not (tmp_path / "checkpoints").exists()
+
+
+def test_hooks_and_checkpoints_are_no_time_of_steps(tmp_path):
+  def slow(state):
+    time.sleep(0.5)
+    return {"seen": int(state.step)}
+
+  toy.train(tmp_path / "first", num_steps=1)
+  began = time.perf_counter()
+  toy.train(
+    tmp_path / "second",
+    hooks=[loop.Hook(slow, 3)],
+    checkpoint_every=1,
+    timing=lambda seconds: {"rate_per_second": 1 / seconds},
+  )
+  whole = time.perf_counter() - began
+  rows = metrics.read_jsonl(tmp_path / "second" / "metrics.jsonl")
+  assert [row["step"] for row in rows if "seen" in row] == [2, 5, 8, 11]
+  assert sum(row["step_seconds"] for row in rows) < whole - 4 * 0.5
+  for row in rows:
+    assert row["rate_per_second"] == pytest.approx(1 / row["step_seconds"])
+  assert metrics.without_timing(rows[0]).keys() == {
+    "step",
+    "loss",
+    "average",
+    "noise",
+  }
 
 
 def test_lines_come_at_log_steps_hooks_and_the_end(tmp_path):

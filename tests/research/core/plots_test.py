@@ -51,6 +51,28 @@ def test_curves_show_scalars_and_leave_out_time(tmp_path):
   assert _read(tmp_path / "one.png").shape[1] == 1120
 
 
+def test_panels_show_the_same_methods_over_several_costs(tmp_path):
+  over = lambda scale: [
+    plots.Series(name, [scale, 2 * scale], [30.0, 20.0]) for name in "ab"
+  ]
+  plots.panels_plot(
+    tmp_path / "p.png",
+    {"tokens": over(1.0), "seconds": over(9.0)},
+    "loss",
+    "Title",
+    log_y=True,
+  )
+  picture = _read(tmp_path / "p.png")
+  assert picture.shape[1] == 1120
+  half = picture.shape[1] // 2
+  for part in (picture[:, :half], picture[:, half:]):
+    assert _has_colour(part, (0x00, 0x9E, 0x73), 200)
+  for panels in ({}, {"tokens": over(1.0), "seconds": over(9.0)[:1]}):
+    with pytest.raises(ValueError, match="same methods"):
+      plots.panels_plot(tmp_path / "no.png", panels, "loss", "Title")
+  assert not (tmp_path / "no.png").exists()
+
+
 def test_bad_series_are_refused(tmp_path):
   path = tmp_path / "p.png"
   for bad in (

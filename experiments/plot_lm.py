@@ -1,0 +1,67 @@
+"""Draws the held-out perplexity of several runs of train_lm.py on one plot.
+
+  python experiments/plot_lm.py --runs=runs/lm_a,runs/lm_b --plot=runs/lm.png
+
+Over tokens on the left, over the time of updates on the right. Takes seconds;
+runs that are still under way are drawn as far as they are.
+"""
+
+import pathlib
+import time
+
+from absl import flags
+
+import cli
+from models.errors import InputError
+
+_RUNS = flags.DEFINE_list("runs", [], "workdirs of train_lm.py")
+_NAMES = flags.DEFINE_list(
+  "names", [], "of the runs, in the legend; their folders' if not given"
+)
+_TITLE = flags.DEFINE_string(
+  "title", "Language models on the same tokens", "of the plot"
+)
+_PLOT = flags.DEFINE_string("plot", "runs/lm.png", "PNG to write")
+_RESULT = flags.DEFINE_string("result", None, "JSON file to write")
+
+
+def main(_) -> None:
+  """Draws; see the module's docstring."""
+  began = time.perf_counter()
+  folders = [pathlib.Path(name) for name in _RUNS.value]
+  names = _NAMES.value or [folder.name for folder in folders]
+  if not folders:
+    raise InputError("--runs: there is none: name workdirs of train_lm.py")
+  if len(names) != len(folders) or len(set(names)) != len(names):
+    raise InputError(
+      f"--names: {len(set(names))} different names for {len(folders)} runs: "
+      "give one for each"
+    )
+  from research.core import report
+  from research.language_model import curves
+
+  found = [
+    curves.read(folder, name)
+    for folder, name in zip(folders, names, strict=True)
+  ]
+  path = pathlib.Path(_PLOT.value)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  curves.plot(path, found, _TITLE.value)
+  rows = curves.rows(found)
+  columns = {
+    "model": "run",
+    "budget": "tokens",
+    "value": "perplexity",
+    "seconds": "seconds",
+    "tokens_per_second": "tokens/s",
+    "mfu": "MFU",
+  }
+  print(report.markdown_table(rows, columns), end="")
+  if _RESULT.value:
+    seconds = time.perf_counter() - began
+    cli.write_result(_RESULT.value, rows, cli.command(), seconds)
+  print(f"plot: {path}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,1 @@
+"""Benchmarks of ops: cases, floors, peers and measurements."""

@@ -1,0 +1,75 @@
+"""Ops as one would write them in plain JAX: peers that are always there."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def selective_scan(arrays: dict[str, jax.Array]) -> jax.Array:
+  """Token after token by `jax.lax.scan`, for one group."""
+  x, z = arrays["x"], arrays["z"]
+  f32 = lambda name: arrays[name].astype(jnp.float32)
+  dt = jax.nn.softplus(f32("dt") + f32("dt_bias")[None, None])
+  A = f32("A")
+
+  def step(state, token):
+    x, dt, B, C = token
+    decay = jnp.exp(dt[..., None] * A[None])
+    state = decay * state + (dt * x)[..., None] * B[:, None, :]
+    return state, jnp.einsum("bdn,bn->bd", state, C)
+
+  tokens = f32("x"), dt, f32("B")[:, :, 0], f32("C")[:, :, 0]
+  tokens = jax.tree.map(lambda v: jnp.moveaxis(v, 1, 0), tokens)
+  _, y = lax.scan(step, jnp.zeros((x.shape[0], *A.shape)), tokens)
+  y = jnp.moveaxis(y, 0, 1) + f32("D")[None, None] * f32("x")
+  return (y * jax.nn.silu(z.astype(jnp.float32))).astype(x.dtype)
+
+
+def ssd(arrays: dict[str, jax.Array]) -> jax.Array:
+  """Token after token by `jax.lax.scan`, for one group."""
+  x = arrays["x"]
+  f32 = lambda name: arrays[name].astype(jnp.float32)
+  dt = jax.nn.softplus(f32("dt") + f32("dt_bias")[None, None])
+  A = f32("A")
+
+  def step(state, token):
+    x, dt, B, C = token
+    decay = jnp.exp(dt * A[None])[..., None, None]
+    state = decay * state + jnp.einsum("bhp,bn->bhpn", dt[..., None] * x, B)
+    return state, jnp.einsum("bhpn,bn->bhp", state, C)
+
+  tokens = f32("x"), dt, f32("B")[:, :, 0], f32("C")[:, :, 0]
+  tokens = jax.tree.map(lambda v: jnp.moveaxis(v, 1, 0), tokens)
+  shape = (x.shape[0], *x.shape[2:], arrays["B"].shape[-1])
+  _, y = lax.scan(step, jnp.zeros(shape), tokens)
+  y = jnp.moveaxis(y, 0, 1) + f32("D")[None, None, :, None] * f32("x")
+  return y.astype(x.dtype)
+
+
+def causal_conv1d(arrays: dict[str, jax.Array]) -> jax.Array:
+  """`jax.lax.conv_general_dilated` with one channel a group, and SiLU."""
+  x, weight = arrays["x"], arrays["weight"].astype(arrays["x"].dtype)
+  y = lax.conv_general_dilated(
+    x,
+    jnp.transpose(weight)[:, None, :],
+    (1,),
+    [(weight.shape[1] - 1, 0)],
+    dimension_numbers=("NWC", "WIO", "NWC"),
+    feature_group_count=x.shape[-1],
+  )
+  y = y.astype(jnp.float32) + arrays["bias"][None, None]
+  return jax.nn.silu(y).astype(x.dtype)
+
+
+def token_logprob(arrays: dict[str, jax.Array]) -> jax.Array:
+  """`jax.nn.log_softmax` of all logits."""
+  logits = jnp.einsum(
+    "ble,ve->blv",
+    arrays["hidden"],
+    arrays["weight"],
+    preferred_element_type=jnp.float32,
+  )
+  picked = jnp.take_along_axis(
+    jax.nn.log_softmax(logits), arrays["targets"][..., None], axis=-1
+  )
+  return picked[..., 0]

@@ -1,0 +1,149 @@
+"""How long a computation takes, and how fast the machine is at its best.
+
+Work is a row of phases, none of which overlaps another. A phase takes at least
+its floating-point operations over the rate of large matrix products, and at
+least its bytes over the bandwidth of main memory: the roofline model (Williams,
+Waterman and Patterson 2009).
+"""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+# Seconds that measured calls last together, and the most calls for it.
+_IN_FLIGHT, _MOST_IN_FLIGHT = 5e-3, 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """Work that no other work of the operation overlaps.
+
+  Attributes:
+    flops: of matrix products.
+    bytes: read from or written to main memory.
+    exps: exponentials, and what else goes to the same slow unit.
+  """
+
+  flops: float
+  bytes: float
+  exps: float = 0.0
+
+
+class Work(Protocol):
+  """Whatever has phases."""
+
+  phases: tuple[Phase, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+  """What the machine can a second; infinity where that is not known."""
+
+  flops: float
+  bytes: float
+  exps: float = math.inf
+
+  def floor(self, work: Work) -> float:
+    """Seconds that `work` takes at least."""
+    return sum(
+      max(
+        phase.flops / self.flops,
+        phase.bytes / self.bytes,
+        phase.exps / self.exps,
+      )
+      for phase in work.phases
+    )
+
+
+def seconds_of(
+  run: Callable[..., Any],
+  inputs: Callable[[], tuple],
+  *,
+  repeats: int,
+  seconds: float,
+) -> float:
+  """Median seconds of a call, from arguments at hand to results at hand.
+
+  Args:
+    run: called once beforehand, to compile.
+    inputs: draws fresh arguments for every call.
+    repeats: calls at most.
+    seconds: after so many, no call beyond the third begins.
+  """
+  jax.block_until_ready(run(*inputs()))
+  times, began = [], time.perf_counter()
+  while len(times) < repeats:
+    if len(times) >= 3 and time.perf_counter() - began > seconds:
+      break
+    arguments = jax.block_until_ready(inputs())
+    start = time.perf_counter()
+    jax.block_until_ready(run(*arguments))
+    times.append(time.perf_counter() - start)
+  return statistics.median(times)
+
+
+def measure_ceilings(dtype: jnp.dtype, size: int, copied: int) -> Ceilings:
+  """Times a matrix product and a copy on random data.
+
+  Args:
+    dtype: of the product; its precision is jax's default of the moment.
+    size: rows and columns of the two square factors.
+    copied: bytes of the array that is copied.
+  """
+  keys = iter(jax.random.split(jax.random.key(0), 256))
+  draw = jax.jit(
+    lambda key: tuple(
+      jax.random.normal(k, (size, size), dtype) for k in jax.random.split(key)
+    )
+  )
+  product = seconds_of(
+    jax.jit(jnp.matmul), lambda: draw(next(keys)), repeats=20, seconds=0.5
+  )
+  fill = jax.jit(lambda key: (jax.random.bits(key, (copied // 4,)),))
+  # Flipping a bit, for a plain copy would be optimised away; in place, or
+  # the time would be that of new pages.
+  flip = jax.jit(lambda x: x ^ 1, donate_argnums=0)
+  copy = seconds_of(flip, lambda: fill(next(keys)), repeats=20, seconds=0.5)
+  return Ceilings(flops=2 * size**3 / product, bytes=2 * copied / copy)
+
+
+def seconds_a_call(
+  call: Callable[[], Any],
+  wait: Callable[[Any], Any],
+  *,
+  repeats: int,
+  seconds: float,
+) -> float:
+  """Median seconds of a call among calls that do not wait for each other.
+
+  Launching a short computation may take longer than the computation, so as many
+  calls as last a few milliseconds are in flight at once.
+
+  Args:
+    call: starts a computation; called beforehand, to compile and to warm up.
+    wait: waits for what `call` returned, and all that was started before it.
+    repeats: measurements at most.
+    seconds: after so many, no measurement beyond the third begins.
+  """
+
+  def measure(calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls - 1):
+      call()
+    wait(call())
+    return (time.perf_counter() - start) / calls
+
+  measure(1)
+  calls = min(max(round(_IN_FLIGHT / measure(1)), 1), _MOST_IN_FLIGHT)
+  times, began = [], time.perf_counter()
+  while len(times) < repeats:
+    if len(times) >= 3 and time.perf_counter() - began > seconds:
+      break
+    times.append(measure(calls))
+  return statistics.median(times)

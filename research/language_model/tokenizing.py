@@ -1,0 +1,125 @@
+"""Tokenizers for training: by name, by file, or made from the text itself."""
+
+import gzip
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import huggingface_hub
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from models import tokenizer as tokenizer_lib
+from models.errors import InputError
+from models.tokenizer import Tokenizer
+
+HUB_IDS = {
+  "gpt-neox": "EleutherAI/gpt-neox-20b",
+  "gpt2": "openai-community/gpt2",
+  "smollm2": "HuggingFaceTB/SmolLM2-135M",
+  "llama2": "meta-llama/Llama-2-7b-hf",
+}
+BYTES, BPE = "bytes", "bpe"
+_BOUNDARY = "<|endoftext|>"
+# A BPE is learned from at most so many characters, taken evenly from the text.
+_BPE_CHARACTERS = 1 << 26
+_PIECE = 1 << 16
+
+
+def load(name: str) -> Tokenizer:
+  """Reads a tokenizer.
+
+  Args:
+    name: "bytes", a key of `HUB_IDS`, another hub id "org/name", or the path
+      of a `tokenizer.json` (also .json.gz) or of a folder that holds one.
+
+  Raises:
+    InputError: there is none, or it is damaged.
+  """
+  if name == BYTES:
+    return of_bytes()
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir():
+    path = path / "tokenizer.json"
+  if path.suffix == ".gz" and path.exists():
+    return _from_gzip(path)
+  if path.exists():
+    return tokenizer_lib.from_json(path)
+  hub_id = HUB_IDS.get(name, name)
+  if hub_id.count("/") != 1 or path.suffix in (".json", ".gz"):
+    raise InputError(
+      f"--tokenizer={name}: no such tokenizer; give {BYTES}, {BPE}, "
+      f"{', '.join(HUB_IDS)}, a hub id, or the path of a tokenizer.json"
+    )
+  try:
+    found = huggingface_hub.hf_hub_download(
+      hub_id, "tokenizer.json", etag_timeout=10
+    )
+  except Exception as error:  # Errors of several libraries, with one remedy.
+    raise InputError(
+      f"--tokenizer={name}: {hub_id} cannot be had from the Hugging Face hub "
+      f"({type(error).__name__}): check the name and the network, or give the "
+      "path of a tokenizer.json"
+    ) from error
+  return tokenizer_lib.from_json(pathlib.Path(found))
+
+
+def of_bytes() -> Tokenizer:
+  """Every byte of UTF-8 is a token: ids 0 to 255, and 256 between documents."""
+  vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
+  backend = tokenizers.Tokenizer(
+    models.BPE(vocab=vocab, merges=[], byte_fallback=True)
+  )
+  backend.decoder = decoders.Sequence(
+    [decoders.ByteFallback(), decoders.Fuse()]
+  )
+  # Words of one character: no merges, so the pieces only cost time together.
+  backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+  backend.add_special_tokens([_BOUNDARY])
+  return Tokenizer(backend=backend, vocab_size=257, bos_id=None)
+
+
+def train_bpe(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+  """Learns a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2).
+
+  Id 0 stands between documents. The same documents and size give the same
+  tokenizer. Of more than 64 million characters an even share of each document
+  is read.
+
+  Args:
+    documents: texts to learn from.
+    vocab_size: at least 257; the result has fewer where the text gives fewer.
+  """
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    show_progress=False,
+    special_tokens=[_BOUNDARY],
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )
+  backend.train_from_iterator(_sample(documents), trainer)
+  return Tokenizer(
+    backend=backend, vocab_size=backend.get_vocab_size(), bos_id=None
+  )
+
+
+def _sample(documents: Sequence[str]) -> Iterator[str]:
+  total = sum(map(len, documents))
+  stride = -(-total // _BPE_CHARACTERS)
+  for document in documents:
+    for start in range(0, len(document), _PIECE * stride):
+      yield document[start : start + _PIECE]
+
+
+def _from_gzip(path: pathlib.Path) -> Tokenizer:
+  try:
+    text = gzip.decompress(path.read_bytes()).decode()
+    backend = tokenizers.Tokenizer.from_str(text)
+  except Exception as error:  # The library raises nothing narrower.
+    raise InputError(
+      f"{path}: is no readable tokenizer: get the file again"
+    ) from error
+  return Tokenizer(
+    backend=backend, vocab_size=backend.get_vocab_size(), bos_id=None
+  )

@@ -1,0 +1,305 @@
+"""A whole training run: tokens, updates, evaluations, and the model it gives.
+
+Every stage is a function of the options and the text, and what it made is kept
+in the workdir or the token cache, so that a killed run goes on where it was.
+"""
+
+import dataclasses
+import math
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from models.convert import save_safetensors
+from models.errors import InputError
+from models.tokenizer import Tokenizer
+from research.core import devices, loop, metrics, plots, report
+from research.core import mesh as mesh_lib
+from research.core import state as state_lib
+from research.core.state import TrainState
+from research.language_model import (
+  architectures,
+  data,
+  flops,
+  learn,
+  optimizer,
+  token_cache,
+  tokenizing,
+)
+from research.language_model.architectures import Implementations, Model
+from research.language_model.data import Corpus
+from research.language_model.options import Options
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """Everything a run is made of.
+
+  Attributes:
+    options: what decides the numbers.
+    text: of training, names of `models.text.load_text`.
+    eval_text: held-out texts; none takes the end of `text`.
+    workdir: of the run.
+    cache: folder of tokens and tokenizers, shared by runs.
+    mesh: devices; None takes all.
+    implementations: of the ops.
+    peak_flops: of a device; None looks it up.
+    checkpoint_every: updates.
+    log_every: updates.
+    progress: show bars.
+  """
+
+  options: Options
+  text: Sequence[str]
+  eval_text: Sequence[str] = ()
+  workdir: pathlib.Path
+  cache: pathlib.Path
+  mesh: jax.sharding.Mesh | None = None
+  implementations: Implementations = Implementations()
+  peak_flops: float | None = None
+  checkpoint_every: int = 500
+  log_every: int = 10
+  progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a run came to; losses in nats a token.
+
+  Attributes:
+    eval_loss: of the held-out windows at the end.
+    unigram_entropy: of the training text's tokens.
+    num_params: of the model.
+  """
+
+  eval_loss: float
+  unigram_entropy: float
+  num_params: int
+
+  def lines(self) -> list[str]:
+    """The result in words."""
+    below = "below" if self.eval_loss < self.unigram_entropy else "NOT below"
+    return [
+      f"held-out loss {self.eval_loss:.4f} nats a token, perplexity "
+      f"{math.exp(self.eval_loss):.3f}",
+      f"unigram entropy of the training text {self.unigram_entropy:.4f} nats "
+      f"a token: the loss is {below} it",
+    ]
+
+
+def train(run: Run, say: Say) -> Result:
+  """Trains a model and writes it to `workdir/model`.
+
+  Args:
+    run: the run.
+    say: prints a line.
+
+  Raises:
+    InputError: options, texts or the workdir do not do.
+    loop.Stopped: interrupted or diverged.
+  """
+  options, mesh = run.options, run.mesh or mesh_lib.data_mesh()
+  if options.batch % (mesh.size * options.accumulate):
+    raise InputError(
+      f"--batch={options.batch} is no multiple of {mesh.size} devices times "
+      f"--accumulate={options.accumulate}: change one"
+    )
+  tokenizer = load_tokenizer(run)
+  config = architectures.config_of(options, tokenizer.vocab_size)
+  train_corpus, eval_corpus = _corpora(run, tokenizer)
+  batches = data.Batches(
+    corpus=train_corpus, rows=options.batch, length=options.length
+  )
+  held_out = data.held_out(
+    eval_corpus,
+    rows=min(options.batch, _ceil(options.eval_windows, mesh.size)),
+    length=options.length,
+    most=options.eval_windows,
+  )
+  entropy = train_corpus.unigram_entropy(tokenizer.vocab_size)
+  flags = dataclasses.asdict(options) | {
+    "text": list(run.text),
+    "eval_text": list(run.eval_text),
+    "tokens_digest": f"{train_corpus.digest}-{eval_corpus.digest}",
+  }
+  loop.claim_workdir(run.workdir, flags)
+
+  model = Model(
+    config=config,
+    dtype=options.dtype,
+    implementations=run.implementations,
+    remat=options.remat,
+    document_mask=options.document_mask,
+  )
+  params = jax.jit(model.init)(jax.random.key(options.seed))
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+  per_token = flops.training(config, options.length)
+  epochs = options.steps * options.batch / batches.per_epoch
+  say(
+    f"{options.arch}, {num_params / 1e6:.4g}M parameters, "
+    f"{per_token / 1e6:.4g} MFLOP a token"
+  )
+  say(
+    f"{len(train_corpus.tokens):,} tokens of training text, read "
+    f"{epochs:.3g} times; unigram entropy {entropy:.4f} nats"
+  )
+  schedule, tx = _optimizer(options)
+  step = learn.make_step(
+    model,
+    tx,
+    schedule,
+    mesh,
+    vocab_size=tokenizer.vocab_size,
+    accumulate=options.accumulate,
+    z_loss=options.z_loss,
+  )
+  evaluate = learn.make_evaluation(model, mesh, held_out, tokenizer.vocab_size)
+  key = jax.random.key(options.seed)
+  state = loop.run(
+    state_lib.jit_step(step, mesh),
+    state_lib.create_state(params, tx, key),
+    lambda at: batches.batch_at(at, options.seed),
+    num_steps=options.steps,
+    workdir=run.workdir,
+    config=flags,
+    checkpoint_every=run.checkpoint_every,
+    log_every=run.log_every,
+    hooks=[loop.Hook(_evaluation(options, evaluate), options.eval_every)],
+    progress=run.progress,
+    timing=_timing(run, per_token, mesh),
+  )
+  rows = metrics.read_jsonl(run.workdir / "metrics.jsonl")
+  result = Result(rows[-1]["eval_loss"], entropy, num_params)
+  _export(run, config, state, tokenizer)
+  _report(run, result, rows)
+  return result
+
+
+def _optimizer(options: Options):
+  """The schedule, and the optimizer that follows it."""
+  schedule = optimizer.learning_rate(
+    options.schedule,
+    options.learning_rate,
+    options.steps,
+    warmup_steps=options.warmup,
+    final_share=options.final_share,
+    decay_share=options.decay_share,
+  )
+  return schedule, optimizer.adamw(
+    schedule,
+    beta1=options.beta1,
+    beta2=options.beta2,
+    eps=options.eps,
+    weight_decay=options.weight_decay,
+    clip_norm=options.clip_norm,
+  )
+
+
+def load_tokenizer(run: Run) -> Tokenizer:
+  """The tokenizer of a run.
+
+  Raises:
+    InputError: it cannot be had.
+  """
+  options = run.options
+  if options.tokenizer == tokenizing.BPE:
+    return token_cache.bpe(
+      run.text, options.documents, options.vocab_size, run.cache
+    )
+  return tokenizing.load(options.tokenizer)
+
+
+def _corpora(run: Run, tokenizer: Tokenizer) -> tuple[Corpus, Corpus]:
+  load = lambda names: token_cache.load_corpus(
+    names,
+    tokenizer,
+    run.cache,
+    rule=run.options.documents,
+    progress=run.progress,
+  )
+  corpus = load(run.text)
+  if run.eval_text:
+    return corpus, load(run.eval_text)
+  return corpus.split(run.options.held_out)
+
+
+def _evaluation(options: Options, evaluate) -> Callable[[TrainState], dict]:
+  def hook(state: TrainState) -> dict[str, float]:
+    loss = evaluate(state.params)
+    # A loss that nobody could tell from infinity must not end the run here.
+    perplexity = math.exp(min(loss, 700.0))
+    tokens = int(state.step) * options.tokens_per_step
+    return {"eval_loss": loss, "eval_perplexity": perplexity, "tokens": tokens}
+
+  return hook
+
+
+def _timing(run: Run, per_token: float, mesh) -> Callable[[float], dict]:
+  """Tokens a second, and the share of the peak where that is known."""
+  kind = mesh.devices.flat[0].device_kind
+  peak = run.peak_flops or devices.peak_flops(kind)
+
+  def timing(seconds: float) -> dict[str, float]:
+    rate = run.options.tokens_per_step / seconds
+    numbers = {"tokens_per_second": rate}
+    if peak is not None:
+      numbers["mfu"] = rate * per_token / (peak * mesh.size)
+    return numbers
+
+  return timing
+
+
+def _ceil(count: int, multiple: int) -> int:
+  return -(-count // multiple) * multiple
+
+
+def _export(run, config, state: TrainState, tokenizer: Tokenizer) -> None:
+  """Writes `workdir/model` by one rename, with Hugging Face's names."""
+  place = run.workdir / "model"
+  if place.exists():
+    return
+  temporary = run.workdir / "model.tmp"
+  shutil.rmtree(temporary, ignore_errors=True)
+  params = jax.tree.map(np.asarray, state.params)
+  save_safetensors(temporary, config, params)
+  tokenizer.backend.save(str(temporary / "tokenizer.json"))
+  temporary.rename(place)
+
+
+def _report(run: Run, result: Result, rows: list[dict]) -> None:
+  """`curves.png` and `report.md`."""
+  options = run.options
+  keys = ["loss", "eval_loss", "grad_norm", "learning_rate"]
+  plots.curves_plot(
+    run.workdir / "curves.png", rows, keys, title=f"{options.arch}: training"
+  )
+  evaluations = [row for row in rows if "eval_loss" in row]
+  chosen = np.unique(np.linspace(0, len(evaluations) - 1, 12).astype(int))
+  table = report.markdown_table(
+    [evaluations[i] for i in chosen],
+    {
+      "step": "step",
+      "tokens": "tokens",
+      "loss": "training loss",
+      "eval_loss": "held-out loss",
+      "eval_perplexity": "held-out perplexity",
+      "tokens_per_second": "tokens/s",
+      "mfu": "MFU",
+    },
+  )
+  sizes = ", ".join(f"{k} {v}" for k, v in options.sizes().items())
+  report.write_report(
+    run.workdir / "report.md",
+    f"{options.arch}, {result.num_params / 1e6:.4g}M parameters",
+    [
+      f"Sizes: {sizes}. Text: {', '.join(run.text)}.",
+      *result.lines(),
+      table,
+      report.picture("Curves of the run", "curves.png"),
+    ],
+  )

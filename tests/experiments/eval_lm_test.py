@@ -1,0 +1,95 @@
+"""The script on the shipped model, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STEM = "Once upon a time, there was a little girl named"
+
+
+def run(*arguments):
+  return subprocess.run(
+    [sys.executable, "experiments/eval_lm.py", *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=240,
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+      "PYTHONPATH": str(ROOT),
+    },
+  )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """A few questions of three tasks."""
+  folder = tmp_path_factory.mktemp("data")
+  passages = [{"text": f"{STEM} {name}"} for name in ("Lily", "Qix")]
+  (folder / "lambada_test.jsonl").write_text(
+    "".join(json.dumps(passage) + "\n" for passage in passages)
+  )
+  question = {"goal": "Play", "sol1": "with a ball", "sol2": "qzx", "label": 0}
+  (folder / "piqa.json").write_text(json.dumps([question]))
+  return folder
+
+
+def test_a_run_goes_on_with_the_task_that_is_not_done(data, tmp_path):
+  workdir, result = tmp_path / "run", tmp_path / "result.json"
+  common = (
+    f"--data={data}",
+    f"--workdir={workdir}",
+    "--window=32",
+    "--windows=3",
+    f"--result={result}",
+  )
+  done = run(*common, "--tasks=lambada")
+  assert done.returncode == 0, done.stderr
+  first = json.loads(result.read_text())["rows"]
+  assert [row["metric"] for row in first] == ["acc", "perplexity"]
+  assert first[0]["value"] == 0.5 and first[0]["items"] == 2
+  # As a run that was stopped during its second task leaves things.
+  done = run(*common, "--tasks=lambada,piqa,perplexity")
+  assert done.returncode == 0, done.stderr
+  assert "lambada: done before" in done.stdout
+  rows = json.loads(result.read_text())["rows"]
+  assert rows[:2] == first
+  metrics = [(row["task"], row["metric"]) for row in rows[2:]]
+  assert metrics == [
+    ("piqa", "acc"),
+    ("piqa", "acc_norm"),
+    ("perplexity", "perplexity"),
+    ("perplexity", "bits_per_byte"),
+  ]
+  keys = "system model data method budget metric value low high seeds stderr"
+  for row in rows:
+    assert set(keys.split()) <= row.keys()
+    assert row["low"] <= row["value"] <= row["high"]
+  assert rows[4]["items"] == 3 and rows[4]["data"] == "wikitext2:test"
+  assert "| tiny " in done.stdout
+  other = run(*common, "--tasks=lambada", "--dtype=bfloat16")
+  assert other.returncode == 2 and "--dtype" in other.stderr
+
+
+@pytest.mark.parametrize(
+  "flags, parts",
+  [
+    (("--window=513",), ("--window=513", "512")),
+    (("--model=none.gguf",), ("none.gguf",)),
+    (("--tasks=piqa",), ("--data",)),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(flags, parts):
+  done = run(*flags)
+  assert done.returncode == 2
+  (line,) = [s for s in done.stderr.splitlines() if s.startswith("error: ")]
+  assert "Traceback" not in done.stderr
+  for part in parts:
+    assert part in line

@@ -1,0 +1,96 @@
+import sys
+import types
+
+import pytest
+
+from models.errors import InputError
+from research.bench import measure, peaks, peers, run
+from research.core.timing import Ceilings
+
+
+@pytest.fixture(autouse=True)
+def given(monkeypatch):
+  """Ceilings and times that need no measuring."""
+  limits = Ceilings(flops=1e12, bytes=1e11), "measured"
+  monkeypatch.setattr(peaks, "ceilings", lambda dtype: limits)
+  monkeypatch.setattr(run, "seconds_a_call", lambda call, wait, **_: 2e-3)
+
+
+def plan(**changes):
+  given = {"ops": ["causal_conv1d"], "shapes": ["tiny:1x8"]}
+  return run.Plan(**(given | {"dtypes": ["float32"]} | changes))
+
+
+def test_rows_and_table():
+  said = []
+  rows, notes = run.run(
+    plan(passes=["fwd", "bwd"], peers=["plain"]), said.append
+  )
+  assert notes == [] and len(said) == 1 + len(rows)
+  assert [row["pass"] for row in rows] == ["fwd", "bwd"]
+  for row, line in zip(rows, said[1:]):
+    assert row["op"] == "causal_conv1d" and row["implementation"] == "xla"
+    assert row["shape"] == "B1 L8 D64 K4" and row["dtype"] == "float32"
+    assert row["ms"] == row["peer_ms"] == 2.0 and row["peer"] == "plain"
+    assert 0 < row["floor_ms"] == pytest.approx(2.0 * row["share"])
+    assert row["error"] < 1e-5 and row["peak"] == "measured"
+    assert line.split()[:1] == ["causal_conv1d"] and "plain" in line
+  assert rows[0]["peer_error"] < 1e-5 and rows[1]["peer_error"] is None
+
+
+def test_steps_have_no_backward_and_no_plain_peer():
+  rows, notes = run.run(
+    plan(
+      ops=["causal_conv1d_step"], passes=["fwd", "fwd+bwd"], peers=["plain"]
+    ),
+    lambda line: None,
+  )
+  assert notes == []
+  (row,) = rows
+  assert (row["pass"], row["peer"], row["peer_ms"]) == ("fwd", None, None)
+
+
+def test_what_does_not_run_here_is_said():
+  said = []
+  rows, notes = run.run(
+    plan(implementations=["mosaic_tpu", "xla"], peers=["mamba_ssm"]),
+    said.append,
+  )
+  assert [row["implementation"] for row in rows] == ["xla"]
+  assert "peer mamba_ssm is left out" in notes[0]
+  assert "'mosaic_tpu' does not run here: needs a TPU" in notes[1]
+  assert set(notes) <= set(said)
+
+
+def test_a_failing_implementation_costs_only_its_rows(monkeypatch):
+  def fail(case, name):
+    raise RuntimeError("out of\nmemory")
+
+  monkeypatch.setattr(measure, "backward_error", fail)
+  rows, notes = run.run(plan(passes=["bwd", "fwd"]), lambda line: None)
+  assert [row["pass"] for row in rows] == ["fwd"]
+  assert notes == ["causal_conv1d xla bwd failed: RuntimeError: out of memory"]
+
+
+def test_a_missing_peer_says_why(monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  assert "torch" in peers.missing("mamba_ssm")
+  cuda = types.SimpleNamespace(is_available=lambda: False)
+  monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+  assert peers.missing("mamba_ssm") == "torch sees no CUDA device"
+  assert peers.missing("plain") is None
+
+
+@pytest.mark.parametrize(
+  "change, says",
+  [
+    ({"ops": ["sort"]}, "ops=sort"),
+    ({"dtypes": ["int8"]}, "dtype=int8: take from bfloat16, float32"),
+    ({"passes": ["back"]}, "passes=back"),
+    ({"implementations": ["triton"]}, "implementations=triton"),
+    ({"peers": ["flash"]}, "peers=flash: take from plain, mamba_ssm"),
+  ],
+)
+def test_unknown_names(change, says):
+  with pytest.raises(InputError, match=says):
+    run.run(plan(**change), lambda line: None)

@@ -1,0 +1,64 @@
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from models.errors import InputError
+from research.language_model import curves
+
+
+@pytest.fixture
+def run(tmp_path):
+  """Three evaluations; the first line's time is that of compilation."""
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  rows = [
+    {"step": 0, "loss": 5.0, "step_seconds": 90.0, "tokens_per_second": 1.0},
+    {"step": 4, "step_seconds": 0.5, "eval_loss": 3.0, "tokens": 500},
+    {"step": 9, "step_seconds": 0.4, "eval_loss": 2.0, "tokens": 1000},
+    {"step": 10, "step_seconds": 0.6, "loss": 2.2},
+    {"step": 14, "step_seconds": 0.2, "eval_loss": 1.0, "tokens": 1500},
+  ]
+  for row in rows[1:]:
+    row |= {"tokens_per_second": 100 / row["step_seconds"], "mfu": 0.25}
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (workdir / "metrics.jsonl").write_text(text)
+  flags = {"arch": "mamba2", "text": ["a"], "eval_text": ["b", "c"]}
+  (workdir / "flags.json").write_text(json.dumps(flags))
+  return workdir
+
+
+def test_a_curve_leaves_out_compilation(run):
+  found = curves.read(run, "ours")
+  np.testing.assert_array_equal(found.tokens, [500, 1000, 1500])
+  np.testing.assert_allclose(found.seconds, [2.0, 4.0, 4.0 + 0.6 + 0.8])
+  np.testing.assert_array_equal(found.loss, [3, 2, 1])
+  assert found.tokens_per_second == pytest.approx((200 + 250) / 2)
+  assert found.mfu == 0.25
+
+
+def test_rows_tell_the_last_evaluation(run):
+  (row,) = curves.rows([curves.read(run, "ours")])
+  assert row["value"] == pytest.approx(np.e)
+  assert row["budget"] == 1500 and row["data"] == "b,c"
+  assert (row["model"], row["method"]) == ("ours", "mamba2")
+  json.dumps(row)
+
+
+def test_runs_are_drawn_on_one_plot(run, tmp_path):
+  found = [curves.read(run, name) for name in ("a", "b")]
+  curves.plot(tmp_path / "p.png", found, "Title")
+  assert matplotlib.image.imread(tmp_path / "p.png").shape[1] == 1120
+
+
+def test_a_run_of_one_line_is_a_point(run):
+  lines = (run / "metrics.jsonl").read_text().splitlines()
+  (run / "metrics.jsonl").write_text(lines[1] + "\n")
+  found = curves.read(run, "short")
+  np.testing.assert_array_equal(found.tokens, [500])
+
+
+def test_a_folder_without_evaluations_is_told(tmp_path):
+  with pytest.raises(InputError, match="holds no evaluation"):
+    curves.read(tmp_path, "none")

@@ -1,0 +1,87 @@
+import jax
+import pytest
+
+from models import convert
+from models.errors import InputError
+from research.core import mesh as mesh_lib
+from research.core import metrics
+from research.language_model import architectures, training
+from research.language_model.options import Options
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+  """At these sizes compiling is all the time there is."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize(
+  "options, says",
+  [
+    ({"batch": 12}, "--batch=12 is no multiple of 8 devices"),
+    ({"batch": 16, "accumulate": 4}, "8 devices times --accumulate=4"),
+    ({"batch": 16, "tokenizer": "none"}, "--tokenizer=none"),
+    ({"batch": 16, "tokenizer": "bytes", "d_ff": 0}, "--d_ff=0"),
+    ({"batch": 16, "tokenizer": "bytes"}, "no_such.txt"),
+  ],
+)
+def test_mistakes_are_told_before_anything_is_written(tmp_path, options, says):
+  run = training.Run(
+    options=Options(**options),
+    text=["no_such.txt"],
+    workdir=tmp_path / "run",
+    cache=tmp_path / "cache",
+    mesh=mesh_lib.data_mesh(8),
+  )
+  with pytest.raises(InputError, match=says):
+    training.train(run, print)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_result_says_whether_it_beats_unigrams():
+  good = "\n".join(training.Result(2.0, 3.0, 1).lines())
+  assert "perplexity 7.389" in good and "is below it" in good
+  assert "NOT below" in training.Result(3.5, 3.0, 1).lines()[1]
+
+
+def test_a_hybrid_is_trained_and_read_again(tmp_path):
+  text = tmp_path / "text.txt"
+  text.write_text("abcdefgh\n" * 200)
+  options = Options(
+    arch="hybrid",
+    tokenizer="bytes",
+    layers=2,
+    d_model=16,
+    heads=2,
+    kv_heads=1,
+    d_state=8,
+    head_dim=16,
+    length=16,
+    batch=4,
+    steps=12,
+    learning_rate=0.03,
+    warmup=2,
+    eval_windows=2,
+    dtype="float32",
+  )
+  run = training.Run(
+    options=options,
+    text=[str(text)],
+    workdir=tmp_path / "run",
+    cache=tmp_path / "cache",
+    mesh=mesh_lib.data_mesh(1),
+    progress=False,
+  )
+  said = []
+  result = training.train(run, said.append)
+  assert "hybrid" in said[0] and "unigram entropy" in said[1]
+  first = metrics.read_jsonl(run.workdir / "metrics.jsonl")[0]
+  assert result.eval_loss < first["loss"] - 0.5
+  checkpoint = convert.load(run.workdir / "model")
+  assert checkpoint.config == architectures.config_of(options, 257)
+  sizes = [leaf.size for leaf in jax.tree.leaves(checkpoint.params)]
+  assert sum(sizes) == result.num_params
+  # A finished run is not trained again, and gives the same result.
+  assert training.train(run, said.append) == result

@@ -88,12 +88,12 @@ class Scorer:
   def encode_pair(self, context: str, continuation: str) -> Row:
     """A row that scores `continuation` given `context`.
 
-    The two are encoded as one text, spaces at the end of the context counted
-    to the continuation, as lm-evaluation-harness does: tokens that differ from
-    those of the context alone are the continuation's. An empty context is
-    replaced by a begin or end token.
+    The two are encoded as one text, white space at the end of the context
+    counted to the continuation, as lm-evaluation-harness does: what follows as
+    many tokens as the context alone has is the continuation's. An empty
+    context is replaced by a begin or end token.
     """
-    stem = context.rstrip(" ")
+    stem = context.rstrip()
     whole = self.tokenizer.encode(context + continuation)
     count = len(self.tokenizer.encode(stem)) if stem else 0
     start = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]

@@ -67,8 +67,8 @@ def test_sizes_of_its_own_and_a_scalar_skip():
   """No chunk size, one group, D a number a head, more tokens than a chunk."""
   length, heads = 50, 2
   arrays = small(1, length)
-  for name, axis, size in [("x", 2, heads), ("dt", 2, heads), ("A", 0, heads),
-                           ("B", 2, 1), ("C", 2, 1)]:  # fmt: skip
+  for name, size in zip(arrays, (heads, heads, heads, 1, 1)):
+    axis = 0 if name == "A" else 2
     arrays[name] = lax.slice_in_dim(arrays[name], 0, size, axis=axis)
   arrays["dt"] = jnp.abs(arrays["dt"])
   D = jnp.asarray([0.5, -2.0])

@@ -36,6 +36,8 @@ def main(_):
   if DO.value == "bug":
     raise RuntimeError("a bug")
   if DO.value == "stop":
+    # A shell that starts tests in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGINT)
   if DO.value == "end":
     raise Ended("saved in x:\\nthe same command goes on")

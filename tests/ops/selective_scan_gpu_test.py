@@ -81,7 +81,11 @@ def compare(case, dtype, config, length, ids=None, extreme=False, **sizes):
   rng = np.random.default_rng(7)
   dy = jnp.asarray(rng.normal(size=exact["x"].shape), dtype)
   dstate = jnp.asarray(rng.normal(size=(1, *exact["A"].shape)), "float32")
-  pull = jax.jit(functools.partial(sequence_op.pull, kernels(config)))
+  # Most of the time goes into compiling the interpreter.
+  pull = jax.jit(
+    functools.partial(sequence_op.pull, kernels(config)),
+    compiler_options={"xla_backend_optimization_level": 0},
+  )
   with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
     found, gradients = pull(arrays, ids, (dy, dstate))
   with jax.enable_x64(True):

@@ -5,10 +5,12 @@
 
 Every implementation that runs here gets a row. `floor_ms` is the time of the
 least work (research/bench/cases.py) at the device's peak (data sheet, or
-measured where there is none); `error` is relative, against float64. The peer
-`plain` is the op in plain JAX; `mamba_ssm` its CUDA and Triton kernels, where
-torch, mamba_ssm and causal_conv1d are installed. On a CPU: seconds a row at
-tiny:2x64, minutes at 130m:1x512.
+measured where there is none); `error` is relative, of the first tokens against
+float64, `error_full` of the whole shape against float32 in XLA, where that is
+affordable. The peer `plain` is the op in plain JAX; `mamba_ssm` the CUDA and
+Triton kernels of mamba_ssm and causal_conv1d, those of them that are installed.
+The result is written anew after every row, `complete` with the last. On a CPU:
+seconds a row at tiny:2x64, minutes at 130m:1x512.
 """
 
 import time
@@ -21,7 +23,8 @@ _OPS = flags.DEFINE_list("ops", [], "ops to time; none for all")
 _SHAPES = flags.DEFINE_list(
   "shapes",
   ["tiny:2x64"],
-  "SIZE:BxL each: tiny, 130m or 2.8b, batch and tokens",
+  "SIZE:BxL each: tiny, 130m, 370m, 1.3b or 2.8b, batch and tokens; "
+  "OP=SIZE:BxL for one op alone",
 )
 _DTYPE = flags.DEFINE_list(
   "dtype", ["bfloat16"], "of activations: bfloat16 or float32"
@@ -53,12 +56,20 @@ def main(_) -> None:
     repeats=_REPEATS.value,
     seconds=_SECONDS.value,
   )
-  rows, notes = run.run(plan, lambda line: print(line, flush=True))
-  if _RESULT.value:
-    seconds = time.perf_counter() - began
-    cli.write_result(
-      _RESULT.value, rows, cli.command(), seconds, left_out=notes
-    )
+
+  def keep(rows, notes, complete=False) -> None:
+    if _RESULT.value:
+      cli.write_result(
+        _RESULT.value,
+        rows,
+        cli.command(),
+        time.perf_counter() - began,
+        left_out=notes,
+        complete=complete,
+      )
+
+  found = run.run(plan, lambda line: print(line, flush=True), keep)
+  keep(*found, complete=True)
 
 
 if __name__ == "__main__":

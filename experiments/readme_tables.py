@@ -4,8 +4,8 @@
   python experiments/readme_tables.py --check  # exits with 1 where out of date
 
 A table stands between the lines `<!-- table: FILE -->` and `<!-- end -->`,
-FILE relative to the README. Its form follows from the rows: evaluations have
-a `role`, benchmarks an `op`. Seconds on any machine.
+FILE relative to the README. Its form follows from the rows: evaluations have a
+`role`, benchmarks an `op`, those of ops a `peer_ms`. Takes seconds.
 """
 
 import json
@@ -18,6 +18,7 @@ from absl import flags
 
 import cli
 from models.errors import InputError
+from research.bench import table
 from research.core.report import markdown_table
 
 _README = flags.DEFINE_string("readme", "README.md", "the file to fill")
@@ -114,7 +115,8 @@ def _table(path: pathlib.Path, name: str) -> str:
   try:
     result = json.loads(path.read_text(encoding="utf-8"))
     rows = result["rows"]
-    body = _speed(rows) if "op" in rows[0] else _quality(rows)
+    kinds = {"peer_ms": table.markdown, "op": _speed, "role": _quality}
+    body = next(kinds[key] for key in kinds if key in rows[0])(rows)
     where = f"{result['device']}, {result['seconds']:,.0f} s"
     commit = f"commit {result['commit'] or 'unknown'}"
     return f"{body}\n[{name}]({name}): {where}, {commit}\n"

@@ -51,26 +51,26 @@ class Size:
   taps: int = 4
 
 
+def _published(width: int) -> Size:
+  """The size of this width as Mamba and Mamba-2 were published."""
+  return Size(
+    width=width,
+    channels=2 * width,
+    scan_state=16,
+    head=64,
+    ssd_state=128,
+    vocab=50280,
+  )
+
+
 SIZES = {
   "tiny": Size(
     width=32, channels=64, scan_state=4, head=16, ssd_state=8, vocab=300
   ),
-  "130m": Size(
-    width=768,
-    channels=1536,
-    scan_state=16,
-    head=64,
-    ssd_state=128,
-    vocab=50280,
-  ),
-  "2.8b": Size(
-    width=2560,
-    channels=5120,
-    scan_state=16,
-    head=64,
-    ssd_state=128,
-    vocab=50280,
-  ),
+  "130m": _published(768),
+  "370m": _published(1024),
+  "1.3b": _published(2048),
+  "2.8b": _published(2560),
 }
 
 

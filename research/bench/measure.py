@@ -1,6 +1,10 @@
-"""Passes of an op, ready to be timed, and their errors against float64."""
+"""Passes of an op, ready to be timed, and their errors.
 
-from collections.abc import Callable
+Of a row's first tokens against float64, and of the whole shape against the
+portable implementation in float32.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,43 +12,57 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.bench.cases import Arrays, Case, floating
+from research.core.timing import in_turn
 
 # Tokens of the first row that errors are taken from: the reference is a loop.
 _TOKENS = 64
 _STEP = 1e-5
+# Elements of the largest array up to which all of it is computed in float32: an
+# accelerator has the memory, a CPU would take minutes.
+_WHOLE, _WHOLE_CPU = 2**27, 2**24
 
 
 def prepare(
-  function: Callable[[Arrays], Any], arrays: Arrays, which: str
+  function: Callable[[Arrays], Any],
+  sets: Sequence[Arrays],
+  which: str,
+  cotangent: jax.Array | None = None,
 ) -> Callable[[], Any]:
   """Returns a call of one pass; what it returns begins with y where there is y.
 
   Args:
     function: arrays to outputs, y first; to y alone where it is differentiated.
-    arrays: its arrays.
+    sets: copies of its arrays that calls take in turn, so that none finds its
+      own in the cache; see `research.core.timing.cold_sets`.
     which: "fwd"; "fwd+bwd", both in one computation; or "bwd", from what the
       forward has kept.
+    cotangent: of y, (B, L, ...); None for a random one.
   """
   if which == "fwd":
     forward = jax.jit(function)
-    return lambda: forward(arrays)
-  moved = floating(arrays)
-  fixed = {name: v for name, v in arrays.items() if name not in moved}
+    return in_turn([lambda a=arrays: forward(a) for arrays in sets])
   vjp = lambda moved, fixed: jax.vjp(
     lambda values: function({**values, **fixed}), moved
   )
-  outer = _cotangent(function, arrays)
+  if cotangent is None:
+    cotangent = _cotangent(function, sets[0])
+  split = []
+  for index, arrays in enumerate(sets):
+    moved = floating(arrays)
+    fixed = {name: v for name, v in arrays.items() if name not in moved}
+    split.append((moved, fixed, jnp.copy(cotangent) if index else cotangent))
   if which == "bwd":
-    _, pull = jax.jit(vjp)(moved, fixed)
+    keep = jax.jit(vjp)
     backward = jax.jit(lambda pull, outer: pull(outer))
-    return lambda: backward(pull, outer)
+    kept = [(keep(moved, fixed)[1], outer) for moved, fixed, outer in split]
+    return in_turn([lambda a=arguments: backward(*a) for arguments in kept])
 
   @jax.jit
   def both(moved, fixed, outer):
     y, pull = vjp(moved, fixed)
     return y, pull(outer)[0]
 
-  return lambda: both(moved, fixed, outer)
+  return in_turn([lambda a=arguments: both(*a) for arguments in split])
 
 
 def _cotangent(function, arrays) -> jax.Array:
@@ -76,7 +94,7 @@ def backward_error(case: Case, implementation: str) -> float:
   """
   arrays = case.prefix(_TOKENS)
   function = lambda arrays: case.call(arrays, implementation)
-  _, gradients = prepare(function, arrays, "fwd+bwd")()
+  _, gradients = prepare(function, [arrays], "fwd+bwd")()
   outer = np.asarray(_cotangent(function, arrays)).astype(np.float64)
   exact, rng = _float64(arrays), np.random.default_rng(0)
   found, directions = 0.0, {}
@@ -98,3 +116,86 @@ def backward_error(case: Case, implementation: str) -> float:
 def y_of(output: Any) -> jax.Array:
   """y, which is the first of the outputs."""
   return jnp.asarray(jax.tree.leaves(output)[0])
+
+
+def compared(output: Any, which: str) -> Any:
+  """What a pass is judged by: y of "fwd", else the gradients by name."""
+  if which == "fwd":
+    return y_of(output)
+  return output[0 if which == "bwd" else 1]
+
+
+def whole(case: Case, backward: bool) -> Any | None:
+  """The whole y, or all gradients, of the XLA implementation in float32.
+
+  Args:
+    case: the op and its arrays, whose values are taken as they are.
+    backward: whether it is the gradients, those of `prepare`'s cotangent.
+
+  Returns:
+    y (B, L, ...) or the gradients by name; None where an array is so large
+    that this would take long or not fit.
+  """
+  largest = max(value.size for value in case.arrays.values())
+  cpu = jax.default_backend() == "cpu"
+  if largest > (_WHOLE_CPU if cpu else _WHOLE):
+    return None
+  function = lambda arrays: case.call(arrays, "xla")
+  exact = {n: v.astype(jnp.float32) for n, v in floating(case.arrays).items()}
+  which, outer = "fwd", None
+  if backward:
+    which, outer = "fwd+bwd", _cotangent(function, case.arrays)
+    outer = outer.astype(jnp.float32)
+  with jax.default_matmul_precision("highest"):
+    call = prepare(function, [{**case.arrays, **exact}], which, outer)
+    return compared(call(), which)
+
+
+@jax.jit
+def _relative(found: jax.Array, expected: jax.Array) -> jax.Array:
+  norm = lambda v: jnp.sqrt(jnp.sum(jnp.square(v.astype(jnp.float32))))
+  tiny = jnp.finfo(jnp.float32).tiny
+  return norm(found - expected) / jnp.maximum(norm(expected), tiny)
+
+
+def full_error(found: Any, expected: Any) -> float:
+  """Relative L2 error; of several arrays, such as gradients, the worst."""
+  errors = jax.tree.map(_relative, found, expected)
+  return max(float(error) for error in jax.tree.leaves(errors))
+
+
+class Errors:
+  """Errors of the implementations of one case; a reference is computed once.
+
+  Args:
+    case: the op and its arrays.
+    note: takes a line for a reference that could not be had.
+  """
+
+  def __init__(self, case: Case, note: Callable[[str], None]):
+    self._case, self._note = case, note
+    self._whole: dict[bool, Any] = {}
+    self._backward: dict[str, float] = {}
+
+  def of(
+    self, implementation: str, which: str, output: Any
+  ) -> dict[str, float | None]:
+    """Returns a row's columns of what a call of `prepare` returned."""
+    case, backward = self._case, which != "fwd"
+    if not backward:
+      error = forward_error(case, y_of(output))
+    else:
+      if implementation not in self._backward:
+        self._backward[implementation] = backward_error(case, implementation)
+      error = self._backward[implementation]
+    if backward not in self._whole:
+      try:
+        self._whole[backward] = jax.block_until_ready(whole(case, backward))
+      except Exception as problem:  # such as out of memory
+        self._whole[backward] = None
+        line = " ".join(str(problem).split())[:200]
+        self._note(f"{case.op} {which} has no error_full: {line}")
+    expected, full = self._whole[backward], None
+    if expected is not None:
+      full = full_error(compared(output, which), expected)
+    return {"error": error, "error_full": full}

@@ -1,19 +1,22 @@
 """What ops are compared with, in the same run: plain JAX, and mamba_ssm.
 
-A peer gets the same values, in the layout that it is fastest with; bringing
-them there is not timed.
+A peer gets the same values, in as many sets of arrays as the op itself and in
+the layout that it is fastest with; bringing them there is not timed.
 """
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from research.bench import measure
-from research.bench.cases import Case, floating
+from research.bench.cases import Arrays, Case, floating
+from research.core.timing import in_turn
+
+PEERS = ("plain", "mamba_ssm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,95 +34,28 @@ class Run:
   y: Callable[[Any], np.ndarray] | None
 
 
-def missing(peer: str) -> str | None:
-  """Says in one line why a peer is not here, or None."""
-  if peer == "plain":
-    return None
-  try:
-    for module in ("torch", "mamba_ssm", "causal_conv1d"):
-      found = importlib.import_module(module)
-      if module == "torch" and not found.cuda.is_available():
-        return "torch sees no CUDA device"
-  except Exception as error:  # a build for another torch fails in any way
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-  return None
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+  """An op of a torch package.
 
-
-def make(peer: str, case: Case, which: str) -> Run | None:
-  """Prepares a pass of a peer, or None where it has no such op.
-
-  Args:
-    peer: a key of `PEERS`.
-    case: the op and its arrays.
-    which: "fwd", "bwd" or "fwd+bwd".
+  Attributes:
+    module: that has it.
+    needs: names in the module, the function first; what was not built may be
+      None.
+    call: (function, tensors by name, detail) to y.
+    tokens_last: names of arrays that it takes as (B, ..., L); y is so too.
+    details: ways to run it that are timed each; the fastest counts.
   """
-  return PEERS[peer](case, which)
+
+  module: str
+  needs: tuple[str, ...]
+  call: Callable[[Callable, Mapping[str, Any], str | None], Any]
+  tokens_last: frozenset[str] = frozenset()
+  details: tuple[str | None, ...] = (None,)
 
 
-def _plain(case: Case, which: str) -> Run | None:
-  if case.plain is None:
-    return None
-  call = measure.prepare(case.plain, case.arrays, which)
-  y = (
-    None if which == "bwd" else lambda out: np.asarray(jax.tree.leaves(out)[0])
-  )
-  return Run(call, jax.block_until_ready, y)
-
-
-def _mamba_ssm(case: Case, which: str) -> Run | None:
-  if case.op not in _TORCH:
-    return None
-  torch = importlib.import_module("torch")
-  differentiated = floating(case.arrays)
-  tensors = {
-    name: torch.from_dlpack(value).clone().requires_grad_(
-      which != "fwd" and name in differentiated
-    )
-    for name, value in case.arrays.items()
-  }  # fmt: skip
-  leaves = [tensors[name] for name in differentiated]
-  prepare, function, back = _TORCH[case.op]
-  # The layout that it wants, with gradients that reach the leaves.
-  forward = lambda: function(prepare(tensors))
-  y = lambda out: back(out).detach().float().cpu().numpy()
-  wait = lambda _: torch.cuda.synchronize()
-  if which == "fwd":
-    ready = {k: v.contiguous() for k, v in prepare(tensors).items()}
-
-    def infer():
-      with torch.no_grad():
-        return function(ready)
-
-    return Run(infer, wait, y)
-  out = forward()
-  outer = torch.randn_like(out)
-  gradients = lambda out, keep: torch.autograd.grad(
-    out, leaves, outer, retain_graph=keep
-  )
-  if which == "bwd":
-    return Run(lambda: gradients(out, True), wait, None)
-
-  def both():
-    result = forward()
-    gradients(result, False)
-    return result
-
-  return Run(both, wait, y)
-
-
-def _transposed(names: str) -> Callable[[Mapping], dict]:
-  """Tokens last for the arrays of these names: (B, L, ...) to (B, ..., L)."""
-
-  def prepare(tensors):
-    moved = {name: tensors[name].movedim(1, -1) for name in names.split()}
-    return dict(tensors) | moved
-
-  return prepare
-
-
-def _selective_scan(t):
-  module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-  return module.selective_scan_fn(
+def _selective_scan(function, t, _):
+  return function(
     *(t["x"], t["dt"], t["A"], t["B"], t["C"]),
     D=t["D"],
     z=t["z"],
@@ -128,31 +64,143 @@ def _selective_scan(t):
   )
 
 
-def _ssd(t):
-  module = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
-  return module.mamba_chunk_scan_combined(
+def _ssd(function, t, detail):
+  return function(
     *(t["x"], t["dt"], t["A"], t["B"], t["C"]),
-    chunk_size=256,
+    chunk_size=int(detail.removeprefix("chunk ")),
     D=t["D"],
     dt_bias=t["dt_bias"],
     dt_softplus=True,
   )
 
 
-def _causal_conv1d(t):
-  function = importlib.import_module("causal_conv1d").causal_conv1d_fn
+def _causal_conv1d(function, t, _):
   return function(t["x"], t["weight"], t["bias"], activation="silu")
 
 
-_tokens_second = lambda y: y.movedim(-1, 1)
-_TORCH = {
-  "selective_scan": (
-    _transposed("x dt B C z"),
-    _selective_scan,
-    _tokens_second,
+_KERNELS = {
+  "selective_scan": _Kernel(
+    module="mamba_ssm.ops.selective_scan_interface",
+    needs=("selective_scan_fn", "selective_scan_cuda"),
+    call=_selective_scan,
+    tokens_last=frozenset({"x", "dt", "B", "C", "z"}),
   ),
-  "ssd": (dict, _ssd, lambda y: y),
-  "causal_conv1d": (_transposed("x"), _causal_conv1d, _tokens_second),
+  "ssd": _Kernel(
+    module="mamba_ssm.ops.triton.ssd_combined",
+    needs=("mamba_chunk_scan_combined",),
+    call=_ssd,
+    details=("chunk 128", "chunk 256"),
+  ),
+  "causal_conv1d": _Kernel(
+    module="causal_conv1d",
+    needs=("causal_conv1d_fn",),
+    call=_causal_conv1d,
+    tokens_last=frozenset({"x"}),
+  ),
 }
 
-PEERS = {"plain": _plain, "mamba_ssm": _mamba_ssm}
+
+def details(peer: str, case: Case) -> tuple[str | None, ...]:
+  """Names the ways of a peer to run an op: (None,) for one, () for no such op.
+
+  Args:
+    peer: of `PEERS`.
+    case: the op.
+  """
+  if peer == "plain":
+    return () if case.plain is None else (None,)
+  return _KERNELS[case.op].details if case.op in _KERNELS else ()
+
+
+def missing(peer: str, op: str) -> str | None:
+  """Says in one line why a peer's op is not here, or None."""
+  if peer == "plain" or op not in _KERNELS:
+    return None
+  kernel = _KERNELS[op]
+  try:
+    if not importlib.import_module("torch").cuda.is_available():
+      return "torch sees no CUDA device"
+    module = importlib.import_module(kernel.module)
+  except Exception as error:  # a build for another torch fails in any way
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+  for name in kernel.needs:
+    if getattr(module, name, None) is None:
+      return f"{kernel.module} has no {name}"
+  return None
+
+
+def make(
+  peer: str,
+  case: Case,
+  which: str,
+  sets: Sequence[Arrays],
+  detail: str | None = None,
+) -> Run:
+  """Prepares a pass of a peer that has the op.
+
+  Args:
+    peer: of `PEERS`.
+    case: the op.
+    which: "fwd", "bwd" or "fwd+bwd".
+    sets: copies of the case's arrays that calls take in turn.
+    detail: of `details`.
+  """
+  if peer == "plain":
+    return _plain(case, which, sets)
+  return _torch(_KERNELS[case.op], which, sets, detail)
+
+
+def _plain(case: Case, which: str, sets: Sequence[Arrays]) -> Run:
+  call = measure.prepare(case.plain, sets, which)
+  y = (
+    None if which == "bwd" else lambda out: np.asarray(jax.tree.leaves(out)[0])
+  )
+  return Run(call, jax.block_until_ready, y)
+
+
+def _torch(kernel: _Kernel, which: str, sets, detail) -> Run:
+  torch = importlib.import_module("torch")
+  function = getattr(importlib.import_module(kernel.module), kernel.needs[0])
+
+  def tensor(name, value, differentiated):
+    value = torch.from_dlpack(value)
+    if name in kernel.tokens_last:
+      value = value.movedim(1, -1)
+    value = value.clone(memory_format=torch.contiguous_format)
+    return value.requires_grad_(differentiated)
+
+  def passes(arrays):
+    leaves = set() if which == "fwd" else floating(arrays).keys()
+    tensors = {n: tensor(n, v, n in leaves) for n, v in arrays.items()}
+    forward = lambda: kernel.call(function, tensors, detail)
+    if which == "fwd":
+
+      def infer():
+        with torch.no_grad():
+          return forward()
+
+      return infer
+    out = forward()
+    outer = torch.randn_like(out)
+    gradients = lambda out, keep: torch.autograd.grad(
+      out, [tensors[name] for name in leaves], outer, retain_graph=keep
+    )
+    if which == "bwd":
+      return lambda: gradients(out, True)
+
+    def both():
+      result = forward()
+      gradients(result, False)
+      return result
+
+    return both
+
+  def y(out):
+    out = out.movedim(-1, 1) if kernel.tokens_last else out
+    return out.detach().float().cpu().numpy()
+
+  return Run(
+    in_turn([passes(arrays) for arrays in sets]),
+    lambda _: torch.cuda.synchronize(),
+    None if which == "bwd" else y,
+  )

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from models.errors import InputError
 from ops import dispatch
 from research.bench import measure, peaks, peers
 from research.bench.cases import BUILDERS, Case, build
-from research.core.timing import Ceilings, seconds_a_call
+from research.core.timing import Ceilings, cold_sets, seconds_a_call
 
 DTYPES = ("bfloat16", "float32")
 PASSES = ("fwd", "bwd", "fwd+bwd")
@@ -25,7 +24,7 @@ class Plan:
 
   Attributes:
     ops: names of ops, or none for all.
-    shapes: "SIZE:BxL" each.
+    shapes: "SIZE:BxL" each, or "OP=SIZE:BxL" for that op alone.
     dtypes: of activations.
     passes: of `PASSES`; ops of one decoding step have but the first.
     implementations: names, or none for all that run here.
@@ -45,8 +44,10 @@ class Plan:
 
   def check(self) -> None:
     """Raises InputError where a name does not exist."""
+    alone = [shape.split("=")[0] for shape in self.shapes if "=" in shape]
     for flag, values, valid in (
       ("ops", self.ops, BUILDERS),
+      ("shapes", alone, BUILDERS),
       ("dtype", self.dtypes, DTYPES),
       ("passes", self.passes, PASSES),
       ("implementations", self.implementations, IMPLEMENTATIONS),
@@ -57,12 +58,17 @@ class Plan:
           raise InputError(f"{flag}={value}: take from {', '.join(valid)}")
 
 
-def run(plan: Plan, say: Callable[[str], None]) -> tuple[list[dict], list[str]]:
+def run(
+  plan: Plan,
+  say: Callable[[str], None],
+  keep: Callable[[list[dict], list[str]], None] = lambda rows, notes: None,
+) -> tuple[list[dict], list[str]]:
   """Times a plan, and prints a table.
 
   Args:
     plan: what to time.
     say: prints a line.
+    keep: takes what `run` would return, so far, after every row.
 
   Returns:
     Rows, one for each implementation, pass and peer; and a line for each thing
@@ -78,43 +84,56 @@ def run(plan: Plan, say: Callable[[str], None]) -> tuple[list[dict], list[str]]:
     notes.append(line)
     say(line)
 
-  present = []
-  for peer in plan.peers:
-    reason = peers.missing(peer)
-    if reason is None:
-      present.append(peer)
-    else:
-      note(f"peer {peer} is left out: {reason}")
   say(_line(dict.fromkeys(_COLUMNS)))
   rows = []
   for dtype in plan.dtypes:
     limits, source = peaks.ceilings(dtype)
     for op in plan.ops or BUILDERS:
+      present = _present(op, plan, notes, note)
       for shape in plan.shapes:
-        case = build(op, shape, dtype)
+        alone, _, axes = shape.rpartition("=")
+        if alone not in ("", op):
+          continue
+        case = build(op, axes, dtype)
         for row in _rows(case, plan, present, limits, note):
           rows.append(row | {"dtype": dtype, "peak": source})
           say(_line(rows[-1]))
+          keep(rows, notes)
   return rows, notes
+
+
+def _present(op: str, plan: Plan, notes: Sequence[str], note) -> list[str]:
+  """Peers whose op is here; an absent one is said once."""
+  found = []
+  for peer in plan.peers:
+    reason = peers.missing(peer, op)
+    if reason is None:
+      found.append(peer)
+      continue
+    line = f"{op} peer {peer} is left out: {reason}"
+    if line not in notes:
+      note(line)
+  return found
 
 
 def _rows(case: Case, plan: Plan, present, limits: Ceilings, note):
   usable = list(_usable(case, plan, note))
-  errors: dict[str, float] = {}
+  errors = measure.Errors(case, note)
+  sets = cold_sets(case.arrays, jax.default_backend())
   for which in plan.passes:
     if which != "fwd" and not case.differentiable:
       continue
-    compared = [_time_peer(case, plan, p, which, note) for p in present]
-    compared = [entry for entry in compared if entry] or [{"peer": None}]
+    others = [_time_peer(case, sets, plan, p, which, note) for p in present]
+    others = [entry for entry in others if entry] or [{"peer": None}]
     for name in usable:
       try:
-        timed = _time(case, plan, name, which, errors)
+        timed = _time(case, sets, plan, name, which, errors)
       except Exception as error:  # one kernel must not cost all other rows
         line = " ".join(str(error).split())[:200]
         note(f"{case.op} {name} {which} failed: {type(error).__name__}: {line}")
         continue
       floor = 1e3 * limits.floor(_Work(case.phases(which)))
-      for entry in compared:
+      for entry in others:
         yield {
           "op": case.op,
           "shape": case.shape,
@@ -122,6 +141,8 @@ def _rows(case: Case, plan: Plan, present, limits: Ceilings, note):
           "implementation": name,
           "floor_ms": floor,
           "share": floor / timed["ms"],
+          "sets": len(sets),
+          "peer_detail": None,
           "peer_ms": None,
           **timed,
           **entry,
@@ -147,40 +168,42 @@ def _usable(case: Case, plan: Plan, note):
       yield name
 
 
-def _time(case: Case, plan: Plan, name: str, which: str, errors: dict) -> dict:
-  """A row's columns of an implementation; `errors` keeps that of gradients."""
+def _time(
+  case: Case, sets, plan: Plan, name: str, which: str, errors: measure.Errors
+) -> dict:
+  """A row's columns of an implementation."""
   function = lambda arrays: case.call(arrays, name)
-  call = measure.prepare(function, case.arrays, which)
-  if which == "fwd":
-    error = measure.forward_error(case, np.asarray(measure.y_of(call())))
-  else:
-    if name not in errors:
-      errors[name] = measure.backward_error(case, name)
-    error = errors[name]
+  call = measure.prepare(function, sets, which)
+  found = errors.of(name, which, call())
   seconds = seconds_a_call(
     call, jax.block_until_ready, repeats=plan.repeats, seconds=plan.seconds
   )
-  return {"ms": 1e3 * seconds, "error": error}
+  return {"ms": 1e3 * seconds, **found}
 
 
-def _time_peer(case: Case, plan: Plan, peer: str, which: str, note):
-  """A row's columns of a peer, or None where it has nothing to show."""
-  try:
-    prepared = peers.make(peer, case, which)
-    if prepared is None:
-      return None
-    found = {"peer": peer, "peer_error": None}
-    if prepared.y is not None:
-      y = prepared.y(prepared.call())
-      found["peer_error"] = measure.forward_error(case, y)
-    seconds = seconds_a_call(
-      prepared.call, prepared.wait, repeats=plan.repeats, seconds=plan.seconds
-    )
-  except Exception as error:  # for example, out of memory
-    line = " ".join(str(error).split())[:200]
-    note(f"{case.op} peer {peer} {which} failed: {line}")
-    return None
-  return found | {"peer_ms": 1e3 * seconds}
+def _time_peer(case: Case, sets, plan: Plan, peer: str, which: str, note):
+  """A row's columns of a peer at its best, or None where it has none."""
+  found = []
+  for detail in peers.details(peer, case):
+    try:
+      timed = _time_detail(case, sets, plan, peer, which, detail)
+    except Exception as error:  # for example, out of memory
+      line = " ".join(filter(None, [detail, "failed:", *str(error).split()]))
+      note(f"{case.op} peer {peer} {which} {line[:200]}")
+    else:
+      found.append({"peer": peer, "peer_detail": detail, **timed})
+  return min(found, key=lambda entry: entry["peer_ms"], default=None)
+
+
+def _time_detail(case: Case, sets, plan: Plan, peer, which, detail) -> dict:
+  prepared = peers.make(peer, case, which, sets, detail)
+  error = None
+  if prepared.y is not None:
+    error = measure.forward_error(case, prepared.y(prepared.call()))
+  seconds = seconds_a_call(
+    prepared.call, prepared.wait, repeats=plan.repeats, seconds=plan.seconds
+  )
+  return {"peer_ms": 1e3 * seconds, "peer_error": error}
 
 
 # Column to its format; the first number is its width.
@@ -194,6 +217,7 @@ _COLUMNS = {
   "floor_ms": ">10.3f",
   "share": ">8.1%",
   "error": ">10.1e",
+  "error_full": ">11.1e",
   "peer": ">11",
   "peer_ms": ">10.3f",
 }

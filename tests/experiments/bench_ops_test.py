@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = (
-  "op shape dtype pass implementation ms peer peer_ms floor_ms error".split()
+  "op shape dtype pass implementation ms sets peer peer_detail peer_ms "
+  "floor_ms error error_full".split()
 )
 
 
@@ -37,6 +38,7 @@ def test_a_run_writes_rows_and_a_table(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   found = json.loads(path.read_text())
+  assert found["complete"] is True
   assert [row["op"] for row in found["rows"]] == [
     "causal_conv1d",
     "token_logprob",
@@ -44,10 +46,11 @@ def test_a_run_writes_rows_and_a_table(tmp_path):
   for row in found["rows"]:
     assert row.keys() >= set(COLUMNS)
     assert min(row["ms"], row["peer_ms"], row["floor_ms"]) > 0
-    assert row["error"] < 1e-5 and row["peer_error"] < 1e-5
+    assert max(row["error"], row["error_full"], row["peer_error"]) < 1e-5
+    assert row["sets"] == 1  # on a CPU
     assert row["op"] in done.stdout
   (line,) = found["left_out"]
-  assert line.startswith("peer mamba_ssm is left out: ")
+  assert line.startswith("causal_conv1d peer mamba_ssm is left out: ")
   assert line in done.stdout.splitlines()
 
 

@@ -35,6 +35,23 @@ BENCH = {
 }
 
 
+OPS = {
+  "op": "ssd",
+  "shape": "B8 L2048 H24",
+  "dtype": "bfloat16",
+  "pass": "fwd",
+  "implementation": "mosaic_gpu",
+  "ms": 0.5,
+  "floor_ms": 0.125,
+  "share": 0.25,
+  "error": 0.0021,
+  "error_full": None,
+  "peer": "mamba_ssm",
+  "peer_detail": "chunk 128",
+  "peer_ms": 0.8,
+}
+
+
 def row(method, role, asked, budget, value, difference=None):
   made = COMMON | {"method": method, "role": role, "asked": asked}
   made |= {"budget": budget, "value": value}
@@ -130,6 +147,28 @@ def test_a_benchmark_leaves_out_the_breakdown(tmp_path):
   assert "scan/dense" not in lines
   text = (tmp_path / "README.md").read_text()
   assert "Ceilings: 700 TFLOP/s, 4,000.0 GB/s (bfloat16, default)" in text
+
+
+def test_ops_are_compared_with_peers(tmp_path):
+  alone = {"op": "token_logprob", "error": None, "error_full": 0.003}
+  alone |= {"peer": None, "peer_detail": None, "peer_ms": None}
+  plain = {"op": "conv", "peer": "plain", "peer_detail": None, "ms": 1234.5}
+  write(tmp_path, [OPS, OPS | alone, OPS | plain])
+  assert fill(tmp_path).returncode == 0
+  lines = lines_of(tmp_path)
+  shared = ["B8 L2048 H24", "bfloat16", "fwd", "mosaic_gpu"]
+  peer = ["mamba_ssm, chunk 128", "0.800", "0.62"]
+  floor = ["0.125", "25.0%"]
+  assert lines["op"][-7:] == [
+    *("peer", "peer ms", "ms / peer ms", "floor ms", "share"),
+    *("error", "error, full"),
+  ]
+  assert lines["ssd"] == [*shared, "0.500", *peer, *floor, "2.1e-03", "–"]
+  none = ["–"] * 3
+  assert lines["token_logprob"] == [
+    *(*shared, "0.500", *none, *floor, "–", "3.0e-03")
+  ]
+  assert lines["conv"][4:6] == ["1,234.500", "plain"]
 
 
 def test_what_was_not_measured_is_said(tmp_path):

@@ -21,6 +21,15 @@ def test_bytes_are_arrays_and_results_once():
   assert forward.exps == 2 * 8 * 64 and forward.flops == 0
 
 
+def test_published_sizes():
+  shape = lambda op, size: cases.build(op, f"{size}:1x1", "bfloat16").shape
+  assert shape("ssd", "370m") == "B1 L1 H32 P64 G1 N128"
+  assert shape("ssd", "1.3b") == "B1 L1 H64 P64 G1 N128"
+  assert shape("ssd", "2.8b") == "B1 L1 H80 P64 G1 N128"
+  assert shape("selective_scan", "1.3b") == "B1 L1 D4096 G1 N16"
+  assert cases.SIZES["1.3b"].width == 2048
+
+
 def test_operations_by_hand():
   (phase,) = cases.build("ssd", "tiny:2x8", "bfloat16").phases("fwd")
   assert phase.flops == 4 * (2 * 8) * 4 * 16 * 8
@@ -35,7 +44,7 @@ def test_operations_by_hand():
 def test_ops_agree_with_their_references_and_plain_forms(op):
   case = cases.build(op, "tiny:2x8", "float32")
   y = measure.y_of(
-    measure.prepare(lambda a: case.call(a, "xla"), case.arrays, "fwd")()
+    measure.prepare(lambda a: case.call(a, "xla"), [case.arrays], "fwd")()
   )
   assert measure.forward_error(case, y) < 1e-5
   assert measure.forward_error(case, 1.01 * y) == pytest.approx(0.01, rel=0.1)
@@ -48,12 +57,68 @@ def test_ops_agree_with_their_references_and_plain_forms(op):
 def test_passes_return_the_same_gradients():
   case = cases.build("causal_conv1d", "tiny:1x8", "float32")
   function = lambda arrays: case.call(arrays, "xla")
-  y, both = measure.prepare(function, case.arrays, "fwd+bwd")()
-  (alone,) = measure.prepare(function, case.arrays, "bwd")()
+  y, both = measure.prepare(function, [case.arrays], "fwd+bwd")()
+  (alone,) = measure.prepare(function, [case.arrays], "bwd")()
   assert both.keys() == {"x", "weight", "bias"}
   for name in both:
     np.testing.assert_allclose(alone[name], both[name], rtol=0, atol=1e-5)
   assert measure.forward_error(case, y) < 1e-5
+
+
+@pytest.mark.parametrize("which", ["fwd", "bwd", "fwd+bwd"])
+def test_calls_take_the_sets_in_turn(which):
+  case = cases.build("causal_conv1d", "tiny:1x8", "float32")
+  doubled = {name: 2 * value for name, value in case.arrays.items()}
+  function = lambda arrays: case.call(arrays, "xla")
+  call = measure.prepare(function, [case.arrays, doubled], which)
+  first, second, third = (measure.compared(call(), which) for _ in range(3))
+  assert measure.full_error(second, first) > 0.1
+  assert measure.full_error(third, first) == 0
+
+
+@pytest.mark.parametrize(
+  "dtype, low, high", [("float32", 0.0, 1e-5), ("bfloat16", 1e-4, 0.03)]
+)
+@pytest.mark.parametrize("op", ["ssd", "selective_scan", "causal_conv1d"])
+def test_the_whole_shape_against_float32(op, dtype, low, high):
+  case = cases.build(op, "tiny:2x80", dtype)
+  function = lambda arrays: case.call(arrays, "xla")
+  for which in ("fwd", "bwd", "fwd+bwd"):
+    call = measure.prepare(function, [case.arrays], which)
+    found = measure.compared(call(), which)
+    expected = measure.whole(case, which != "fwd")
+    assert low <= measure.full_error(found, expected) <= high
+
+
+def test_what_lies_behind_the_first_tokens_is_seen():
+  case = cases.build("causal_conv1d", "tiny:2x80", "float32")
+  call = measure.prepare(lambda a: case.call(a, "xla"), [case.arrays], "fwd")
+  y = call().at[1, 70:].set(0.0)
+  found = measure.Errors(case, pytest.fail).of("xla", "fwd", y)
+  assert found["error"] < 1e-5 and 0.1 < found["error_full"] < 0.5
+
+
+def test_large_shapes_have_no_whole_reference(monkeypatch):
+  case = cases.build("causal_conv1d", "tiny:1x8", "float32")
+  monkeypatch.setattr(measure, "_WHOLE_CPU", 511)
+  assert measure.whole(case, False) is None
+  y = measure.y_of(case.call(case.arrays, "xla"))
+  found = measure.Errors(case, pytest.fail).of("xla", "fwd", y)
+  assert found["error"] < 1e-5 and found["error_full"] is None
+
+
+def test_a_failing_reference_is_noted_once(monkeypatch):
+  def fail(case, backward):
+    raise RuntimeError("out of\nmemory")
+
+  monkeypatch.setattr(measure, "whole", fail)
+  case = cases.build("causal_conv1d", "tiny:1x8", "float32")
+  notes = []
+  errors = measure.Errors(case, notes.append)
+  y = measure.y_of(case.call(case.arrays, "xla"))
+  for _ in range(2):
+    assert errors.of("xla", "fwd", y)["error_full"] is None
+  assert notes == ["causal_conv1d fwd has no error_full: out of memory"]
 
 
 def test_a_wrong_gradient_is_seen():

@@ -1,10 +1,7 @@
-import sys
-import types
-
 import pytest
 
 from models.errors import InputError
-from research.bench import measure, peaks, peers, run
+from research.bench import measure, peaks, run
 from research.core.timing import Ceilings
 
 
@@ -57,7 +54,7 @@ def test_what_does_not_run_here_is_said():
     said.append,
   )
   assert [row["implementation"] for row in rows] == ["xla"]
-  assert "peer mamba_ssm is left out" in notes[0]
+  assert "causal_conv1d peer mamba_ssm is left out" in notes[0]
   assert "'mosaic_tpu' does not run here: needs a TPU" in notes[1]
   assert set(notes) <= set(said)
 
@@ -72,19 +69,32 @@ def test_a_failing_implementation_costs_only_its_rows(monkeypatch):
   assert notes == ["causal_conv1d xla bwd failed: RuntimeError: out of memory"]
 
 
-def test_a_missing_peer_says_why(monkeypatch):
-  monkeypatch.setitem(sys.modules, "torch", None)
-  assert "torch" in peers.missing("mamba_ssm")
-  cuda = types.SimpleNamespace(is_available=lambda: False)
-  monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
-  assert peers.missing("mamba_ssm") == "torch sees no CUDA device"
-  assert peers.missing("plain") is None
+def test_a_shape_for_one_op_alone():
+  rows, _ = run.run(
+    plan(
+      ops=["causal_conv1d", "causal_conv1d_step"],
+      shapes=["tiny:1x8", "causal_conv1d=tiny:1x9"],
+    ),
+    lambda line: None,
+  )
+  assert [row["shape"][:5] for row in rows] == ["B1 L8", "B1 L9", "B1 T1"]
+
+
+def test_what_was_timed_is_kept_after_every_row():
+  kept = []
+  rows, notes = run.run(
+    plan(passes=["fwd", "bwd"]),
+    lambda line: None,
+    lambda rows, notes: kept.append((list(rows), list(notes))),
+  )
+  assert kept == [(rows[:1], []), (rows, notes)]
 
 
 @pytest.mark.parametrize(
   "change, says",
   [
     ({"ops": ["sort"]}, "ops=sort"),
+    ({"shapes": ["sort=tiny:1x8"]}, "shapes=sort: take from"),
     ({"dtypes": ["int8"]}, "dtype=int8: take from bfloat16, float32"),
     ({"passes": ["back"]}, "passes=back"),
     ({"implementations": ["triton"]}, "implementations=triton"),

@@ -21,7 +21,7 @@ from models import transformer
 from models.transformer_config import TransformerConfig
 from research.core import state as state_lib
 from research.core.timing import Phase
-from research.sol import actions, cost, learn, warm_start
+from research.sol import actions, cost, learn
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
 from research.sol import rollout as rollout_lib
@@ -110,12 +110,7 @@ class Bench:
       ),
       "scan/policy": self._policy_scan,
       "block": self._block,
-      "warm_update": lambda: self._update(
-        "warm_update", warm_start.make_step, 1
-      ),
-      "grpo_update": lambda: self._update(
-        "grpo_update", learn.make_step, m.inner_epochs
-      ),
+      "grpo_update": self._update,
     }
 
   def breakdown(self) -> dict[str, Callable[[], Op]]:
@@ -266,9 +261,9 @@ class Bench:
       shape=self._shape(length),
     )
 
-  def _update(self, name, make_step, epochs) -> Op:
+  def _update(self) -> Op:
     m = self.method
-    updates = 1000 * epochs
+    updates = 1000 * m.inner_epochs
     tx = learn.optimizer(1e-4, updates, clip_norm=2.0, schedule="constant")
     policy, stats = self._policy(), self._stats()
     frozen = {
@@ -294,20 +289,20 @@ class Bench:
 
     size = policy_lib.num_params(policy)
     scored = m.layout.prefix - max(m.layout.context - prefix_lib.MEAN_SPAN, 0)
-    rollout = (
-      self._block_work()
-      if make_step is warm_start.make_step
-      else self._scan_work(m.setup.config, m.layout.prefix, size)
-    )
+    rollout = self._scan_work(m.setup.config, m.layout.prefix, size)
     # Forward and twice as much backward; parameters and two moments, each
     # read and written in float32.
     epoch = Phase(6.0 * size * self._episode_tokens(), 6.0 * 4 * size)
     return Op(
-      name=name,
-      run=jax.jit(make_step(m, tx), donate_argnums=0),
+      name="grpo_update",
+      run=jax.jit(learn.make_step(m, tx), donate_argnums=0),
       inputs=inputs,
       tokens=self._episode_tokens(),
-      phases=(self._prefill_work(scored), *rollout, *([epoch] * epochs)),
+      phases=(
+        self._prefill_work(scored),
+        *rollout,
+        *([epoch] * m.inner_epochs),
+      ),
       shape=self._shape(m.layout.prefix),
       differentiates=True,
     )

@@ -220,8 +220,7 @@ def controller(table: ActionTable) -> Controller:
     x = _with_constant((seen.scalars - mean[None, None]) / scale[None, None])
     highest = jax.lax.Precision.HIGHEST
     raw = jnp.matmul(x, coefficients, precision=highest)
-    sensitivity = damage_lib.sensitivity(raw)
-    gains = -jnp.matmul(sensitivity, damage.T, precision=highest)
+    gains = damage_lib.gains(damage_lib.sensitivity(raw), damage)
     costs = cost.net_keep(table).astype(np.float32)
     value = gains - goal * costs[None, None]
     return jnp.argmax(value, axis=-1).astype(jnp.int32), carry, ()

@@ -88,7 +88,12 @@ class Method:
 
 
 def optimizer(
-  learning_rate: float, num_steps: int, *, clip_norm: float, schedule: str
+  learning_rate: float,
+  num_steps: int,
+  *,
+  clip_norm: float,
+  schedule: str,
+  weight_decay: float = 1e-4,
 ) -> optax.GradientTransformation:
   """AdamW behind a clipped global norm.
 
@@ -97,6 +102,7 @@ def optimizer(
     num_steps: optimizer steps of the whole run.
     clip_norm: of the gradient.
     schedule: "constant" (published) or "cosine" (2% warm-up, decay to 10%).
+    weight_decay: of AdamW.
   """
   if schedule == "cosine":
     rate = optax.warmup_cosine_decay_schedule(
@@ -110,7 +116,7 @@ def optimizer(
     rate = learning_rate
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),
-    optax.adamw(rate, b2=0.98, weight_decay=1e-4),
+    optax.adamw(rate, b2=0.98, weight_decay=weight_decay),
   )
 
 
@@ -197,6 +203,9 @@ def advantages_of(
     costs = jnp.asarray(method.policy.costs)[rollout.actions]
     price = grouped(method, goal)[..., 0]
     rewards = rewards - price[..., None] * grouped(method, costs)
+    # What the discount keeps from being seen is charged by its mean.
+    later = (1 - method.gamma) * damage_lib.LATER * jnp.sum(damage, axis=1)
+    rewards = rewards - grouped(method, later[rollout.actions])
     metrics["cost"] = jnp.mean(costs)
   if method.credit == "residual":
     returns = credit.residual_to_go(rewards, spent, method.gamma)

@@ -56,10 +56,16 @@ class Options:
   inner_epochs: int | None = _option(
     "optimizer steps on each batch of rollouts", lower=1, upper=64
   )
-  warm_updates: int | None = _option(
-    "supervised updates on counterfactual gains before GRPO",
+  warm_windows: int | None = _option(
+    "windows whose tokens the policy is fitted to before GRPO",
     lower=0,
     upper=10**7,
+  )
+  warm_epochs: int | None = _option(
+    "passes of the warm start over its tokens", lower=1, upper=1000
+  )
+  warm_batch: int | None = _option(
+    "episodes of an optimizer step of the warm start", lower=1, upper=10**6
   )
   warm_learning_rate: float | None = _option(
     "of the warm start", lower=0.0, upper=1.0
@@ -156,10 +162,15 @@ class Options:
         f"{layout.length} positions, the model has {config.max_position}: "
         "take a shorter context"
       )
-    if self.warm_updates and self.budget == "targets":
+    if self.warm_windows and self.budget == "targets":
       raise InputError(
-        "warm_updates needs budget=price: gains know no targets; set "
-        "warm_updates=0"
+        "warm_windows needs budget=price: it knows no targets; set "
+        "warm_windows=0"
+      )
+    if self.warm_windows and self.reward == "label":
+      raise InputError(
+        "warm_windows needs reward=divergence, which it is fitted to; set "
+        "warm_windows=0"
       )
     heads = 4 if self.width % 4 == 0 else 1
     return Method(
@@ -224,7 +235,9 @@ MODES: dict[str, dict[str, Any]] = {
     "learning_rate": 1e-4,
     "schedule": "constant",
     "inner_epochs": 1,
-    "warm_updates": 0,
+    "warm_windows": 0,
+    "warm_epochs": 3,
+    "warm_batch": 16,
     "warm_learning_rate": 1e-3,
     "budget": "targets",
     "reward": "label",
@@ -242,14 +255,16 @@ MODES: dict[str, dict[str, Any]] = {
     "learning_rate": 3e-4,
     "schedule": "cosine",
     "inner_epochs": 2,
-    "warm_updates": 500,
+    "warm_windows": 256,
+    "warm_epochs": 3,
+    "warm_batch": 16,
     "warm_learning_rate": 1e-3,
     "budget": "price",
     "reward": "divergence",
     "credit": "residual",
-    "gamma": 0.7,
+    "gamma": 0.0,
     "entropy_coef": 0.0,
-    "temperature": 0.05,
+    "temperature": 0.02,
     "surprise": True,
     "standardise": True,
   },

@@ -6,12 +6,13 @@ M width of the policy, G numbers in the goal.
 Two heads. "published" (SOL, arXiv 2605.10875): action logits plus a head
 conditioned on the budget targets. "gain": the network predicts how sensitive
 a token is on each axis, u(s), on a logarithmic scale; an action costs
-damage(a) . exp(u(s)) nats, where damage(a) is what its levels cost on average
-(`research/sol/damage.py`), and the logits are
-(-damage(a) . exp(u(s)) / price - cost(a)) / temperature. One network serves
-every price and every table, at u = 0 it is the best static action, and a
-regression of counterfactual gains (`research/sol/warm_start.py`) makes it a
-policy without reinforcement learning.
+damage(a) . exp(u(s)) nats on the token itself and damage(a) . LATER on later
+ones, where damage(a) is what its levels cost on average
+(`research/sol/damage.py`). The logits are
+(-damage(a) . (exp(u(s)) + LATER) / price - cost(a)) / temperature. One network
+serves every price and every table, at u = 0 it is the best static action, and
+a regression (`research/sol/warm_start.py`) makes it a policy without
+reinforcement learning.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class PolicyConfig:
   width: int = 512
   num_heads: int = 4
   surprise: bool = True
-  temperature: float = 0.05
+  temperature: float = 0.02
 
   @property
   def goal_size(self) -> int:
@@ -168,25 +169,22 @@ class Policy(nnx.Module):
     goal: jax.Array,
     damage: jax.Array,
   ) -> tuple[jax.Array, jax.Array | None]:
-    """Logits (..., A) and gains (..., A) or None, from (..., M)."""
+    """Logits (..., A), sensitivities (..., 3) or None, from (..., M)."""
     c = self.config
     raw = self.head(self.final_norm(x))
     if c.head == "published":
       return (raw + self.goal_head(goal)) / c.temperature, None
     if self.shortcut is not None:
       raw = raw + self.shortcut(seen.scalars)
-    gains = -jnp.matmul(
-      damage_lib.sensitivity(raw),
-      damage.T,
-      precision=jax.lax.Precision.HIGHEST,
-    )
+    sensitivity = damage_lib.sensitivity(raw)
+    gains = damage_lib.gains(sensitivity, damage)
     costs = c.costs.reshape((1,) * (goal.ndim - 1) + (-1,))
-    return (gains / goal - costs) / c.temperature, gains
+    return (gains / goal - costs) / c.temperature, sensitivity
 
   def __call__(
     self, seen: Observation, goal: jax.Array, damage: jax.Array
   ) -> tuple[jax.Array, jax.Array | None]:
-    """Logits and gains (W, R, T, A) of whole episodes.
+    """Logits (W, R, T, A) and sensitivities (W, R, T, 3) of whole episodes.
 
     Args:
       seen: (W, R, T, ...), standardised.

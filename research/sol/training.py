@@ -36,6 +36,10 @@ from research.sol.options import Options
 
 Tree = Any
 
+# Episodes that the policy's input statistics are taken from.
+_STATS_EPISODES = 512
+_WEIGHT_DECAY = 1e-4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
@@ -108,8 +112,10 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   frozen["log_price"] = jnp.asarray(
     damage_lib.log_prices(method.setup.table, damage)
   )
+  samples = _samples(run, frozen, train_tokens, mesh, say)
+  some = {name: value[:_STATS_EPISODES] for name, value in samples.items()}
   measure = functools.partial(warm_start.measure_stats, method)
-  measured = jax.jit(measure)(frozen, batch_at(0), jax.random.key(run.seed + 1))
+  measured = jax.jit(measure)(frozen, some)
   frozen["stats"] = measured
   if not options.standardise:
     frozen["stats"] = policy_lib.InputStats.identity(
@@ -138,25 +144,29 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
       ),
     )
 
-  if options.warm_updates:
-    say(f"warm start: {options.warm_updates} updates")
+  if options.warm_windows:
+    updates = warm_start.steps_of(
+      samples, options.warm_batch, options.warm_epochs
+    )
+    say(f"warm start: {updates} updates")
     params = _stage(
       run,
       "warm_start",
       warm_start.make_step,
       options.warm_learning_rate,
-      options.warm_updates,
+      updates,
       params,
-      batch_at,
+      warm_start.minibatches(samples, options.warm_batch),
       frozen,
       mesh,
-      ("loss", "correlation"),
+      ("loss", "over_mean"),
     )
+  del samples
   frozen["reference"] = params if method.kl_coef else None
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
     coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
-    if options.warm_updates and options.updates:
+    if options.warm_windows and options.updates:
       save("warm_policy", params, prices, spent, coefficients)
 
   if options.updates:
@@ -168,8 +178,7 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
       options.learning_rate,
       options.updates,
       params,
-      # Fresh windows: the warm start saw the first ones.
-      lambda step: batch_at(step + options.warm_updates),
+      batch_at,
       frozen,
       mesh,
       ("log_p", "cost") if method.budget == "price" else ("log_p", "penalty"),
@@ -255,9 +264,15 @@ def _stage(
 ) -> Tree:
   """One training stage with its own checkpoints; returns its parameters."""
   options, method = run.options, run.method
-  steps = updates * (method.inner_epochs if name == "grpo" else 1)
+  grpo = name == "grpo"
+  steps = updates * (method.inner_epochs if grpo else 1)
+  decay = _WEIGHT_DECAY if grpo else warm_start.WEIGHT_DECAY
   tx = learn.optimizer(
-    rate, steps, clip_norm=options.clip_norm, schedule=options.schedule
+    rate,
+    steps,
+    clip_norm=options.clip_norm,
+    schedule=options.schedule,
+    weight_decay=decay,
   )
   state: TrainState = state_lib.create_state(
     params, tx, jax.random.key(run.seed + 2)
@@ -276,6 +291,37 @@ def _stage(
     frozen=frozen,
   )
   return state.params
+
+
+def _samples(run, frozen, tokens, mesh, say) -> warm_start.Samples:
+  """Random schedules of fresh windows, as many actions a time as an update's.
+
+  One round at least, for the statistics of the policy's inputs.
+  """
+  method, options = run.method, run.options
+  windows = options.windows * options.group_size
+  rounds = max(-(-options.warm_windows // windows), 1)
+  score = jax.jit(
+    functools.partial(warm_start.score, method),
+    in_shardings=(
+      mesh_lib.replicated_sharding(mesh),
+      mesh_lib.data_sharding(mesh),
+      mesh_lib.replicated_sharding(mesh),
+    ),
+  )
+  frozen = {name: frozen[name] for name in ("lm", "damage", "log_price")}
+  episodes = windows * method.layout.episodes
+  say(f"scoring random schedules of {rounds * episodes:,} episodes")
+  return warm_start.collect(
+    lambda batch, key: score(frozen, mesh_lib.shard_batch(mesh, batch), key),
+    lambda number: windows_lib.random_windows(
+      tokens, method.layout, windows, seed=run.seed + 9, step=number
+    ),
+    rounds,
+    run.seed + 1,
+    run.workdir / "random_schedules",
+    progress_lib.counter("schedules", rounds * episodes, run.progress),
+  )
 
 
 def _damage(run, lm, tokens) -> np.ndarray:

@@ -1,147 +1,237 @@
-"""Supervised warm start: regress counterfactual gains of random schedules.
+"""Supervised warm start: what an action does to its own token, by regression.
 
-Axis letters: W windows, E episodes, K schedules of an episode, T steps, A
-actions. Each episode is scored under K random schedules in one block forward.
-With rewards from labels, the reward to go of a token, centred over the K
-schedules, is the counterfactual gain of the action it got there: its own-step
-gain and what it does to later tokens. The gain head is fitted to it, centred
-alike, by squared error. With divergences, which are a token's damage with
-far less noise, the head is fitted to those of the own step by their gamma
-deviance. With any price it is then a policy.
+Windows of training text are scored once, each episode under one random
+schedule, and kept with what the policy would have seen. The sensitivities are
+then fitted to the tokens' divergences from the dense model by gamma deviance
+(`research/sol/damage.py`), in several epochs over the same tokens: scoring them
+costs far more than a look at them, and dropout of the inputs keeps the policy
+from knowing them by heart. With any price it is then a policy.
+
+Axis letters: W windows, E episodes of a window, n episodes, T steps, A actions,
+D width of the LLM.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from models import transformer
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import behaviour, credit, learn
+from research.sol import behaviour
 from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
-from research.sol import reward as reward_lib
+from research.sol import prefix as prefix_lib
 from research.sol import rollout as rollout_lib
 from research.sol.learn import Method
+from research.sol.observation import Observation
 
 Tree = Any
+type Samples = dict[str, Any]
+
+# Share of the hidden state's and the embedding's channels that a step drops.
+_DROPOUT = 0.3
+WEIGHT_DECAY = 0.1
 
 
-def score_random(
-  method: Method, frozen: Tree, batch: Tree, goal: jax.Array, key: jax.Array
-) -> rollout_lib.Rollout:
-  """Scores random schedules of a batch, with observations.
+def score(
+  method: Method, frozen: Tree, tokens: jax.Array, key: jax.Array
+) -> Samples:
+  """Plays one random schedule in every episode of windows `tokens` (W, S').
 
   Args:
     method: the method.
-    frozen: see `learn.make_step`; "damage" (A, 3) is what schedules are
-      drawn around.
-    batch: windows.
-    goal: (W, R, 1) prices.
-    key: of the schedules.
+    frozen: "lm", "damage" (A, 3), which schedules are drawn around, and
+      "log_price" (2,), the range of the prices that they are drawn at.
+    tokens: the windows.
+    key: of prices and schedules.
+
+  Returns:
+    By name, for n = W E episodes: "tokens" that were read, "action" and
+    "previous" (n, T) int32, "hidden" (n, T, D) float16, "scalars" (n, T, 9),
+    "spent" (n, T, 3), "divergence" (n, T) in nats, and "price" (n,).
   """
-  tokens = batch["tokens"]
-  starts = learn.starts_of(method, tokens.shape[0])
-  prefix = learn.prefix_of(method, frozen, batch)
+  setup, layout = method.setup, method.layout
+  starts = jnp.asarray(layout.starts())
+  starts = jnp.broadcast_to(starts[None], (tokens.shape[0], starts.size))
+  low, high = frozen["log_price"]
+  price_key, draw_key = jax.random.split(key)
+  price = jnp.exp(
+    low + (high - low) * jax.random.uniform(price_key, starts.shape)
+  )
   actions = behaviour.draw(
     method.policy.costs,
     damage_lib.mean_gains(frozen["damage"]),
-    goal[..., 0],
-    method.layout.horizon,
-    key,
+    price,
+    layout.horizon,
+    draw_key,
   )
-  return rollout_lib.score_block(
-    method.setup,
+  prefix = setup.build_prefix(
+    frozen["lm"], tokens[:, : layout.prefix + 1], layout.context
+  )
+  rollout = rollout_lib.score_block(
+    setup,
     frozen["lm"],
     prefix,
     tokens,
     starts,
     actions,
     record=True,
-    dense=learn.dense_of(method, frozen["lm"], prefix, tokens),
+    dense=rollout_lib.dense_hidden(setup, frozen["lm"], prefix, tokens, starts),
+  )
+  seen = rollout.observations
+  inputs, _ = prefix_lib.episode_tokens(tokens, starts, layout.horizon)
+  samples = {
+    "tokens": inputs,
+    "action": actions,
+    "previous": seen.previous,
+    "hidden": seen.hidden.astype(jnp.float16),
+    "scalars": seen.scalars,
+    "spent": seen.spent,
+    "divergence": rollout.divergence,
+    "price": price,
+  }
+  return {k: v.reshape(-1, *v.shape[2:]) for k, v in samples.items()}
+
+
+def collect(
+  score_batch: Callable[[jax.Array, jax.Array], Samples],
+  batches: Callable[[int], np.ndarray],
+  rounds: int,
+  seed: int,
+  folder: pathlib.Path,
+  progress: Callable[[int], None] = lambda episodes: None,
+) -> Samples:
+  """Scores `rounds` batches; a run that is killed loses one of them at most.
+
+  Args:
+    score_batch: `score`, compiled, from windows and a key.
+    batches: from the round to its windows (W, S').
+    rounds: how many.
+    seed: of the schedules.
+    folder: keeps every round's samples in a file.
+    progress: called with the episodes that have just been scored.
+
+  Returns:
+    All samples in NumPy.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  parts = []
+  for number in range(rounds):
+    path = folder / f"{number:05d}.npz"
+    if not path.exists():
+      key = jax.random.fold_in(jax.random.key(seed), number)
+      found = score_batch(jnp.asarray(batches(number)), key)
+      # By one rename: a run that is killed here must not leave half a file.
+      temporary = path.with_suffix(".tmp.npz")
+      np.savez(temporary, **jax.device_get(found))
+      temporary.replace(path)
+    with np.load(path) as part:
+      parts.append(dict(part))
+    progress(len(parts[-1]["price"]))
+  return {
+    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+  }
+
+
+def minibatches(samples: Samples, size: int) -> Callable[[int], Samples]:
+  """Pure function from the step to `size` episodes, each once an epoch."""
+  count = len(samples["price"])
+  size = min(size, count)
+  per_epoch = count // size
+
+  @functools.lru_cache(maxsize=2)
+  def order(epoch: int) -> np.ndarray:
+    return np.random.default_rng((2, epoch)).permutation(count)
+
+  def batch_at(step: int) -> Samples:
+    epoch, at = divmod(step, per_epoch)
+    chosen = order(epoch)[at * size : (at + 1) * size]
+    return {name: value[chosen] for name, value in samples.items()}
+
+  return batch_at
+
+
+def steps_of(samples: Samples, size: int, epochs: int) -> int:
+  """Steps of so many epochs."""
+  count = len(samples["price"])
+  return epochs * (count // min(size, count))
+
+
+def observations(method: Method, lm: Tree, samples: Samples) -> Observation:
+  """What the policy saw, (n, 1, T, ...), not standardised."""
+  model = transformer.bind(method.setup.config, lm)
+  shape = samples["tokens"].shape
+  steps = jnp.arange(shape[1], dtype=jnp.int32)
+  alone = lambda x: x[:, None]
+  return Observation(
+    hidden=alone(samples["hidden"].astype(jnp.float32)),
+    embed=alone(model.embed(samples["tokens"])),
+    scalars=alone(samples["scalars"]),
+    drift=jnp.zeros((shape[0], 1, shape[1])),
+    previous=alone(samples["previous"]),
+    spent=alone(samples["spent"]),
+    step=alone(jnp.broadcast_to(steps[None], shape)),
   )
 
 
 def make_step(
   method: Method, tx: optax.GradientTransformation
-) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]]:
-  """Builds `(state, batch, frozen) -> (state, metrics)`; see `learn`."""
+) -> Callable[[TrainState, Samples, Mapping], tuple[TrainState, dict]]:
+  """Builds `(state, samples, frozen) -> (state, metrics)`; see `learn`."""
 
-  def step(state, batch, frozen):
-    score_key, goal_key = jax.random.split(state_lib.step_key(state))
-    tokens = batch["tokens"]
-    goal = learn.draw_goals(
-      method, frozen["log_price"], tokens.shape[0], goal_key
+  def step(state, samples, frozen):
+    stats = frozen["stats"]
+    seen = stats.apply(observations(method, frozen["lm"], samples))
+    keys = jax.random.split(state_lib.step_key(state))
+
+    def dropped(x, key):
+      kept = jax.random.bernoulli(key, 1 - _DROPOUT, x.shape)
+      return jnp.where(kept, x / (1 - _DROPOUT), 0.0)
+
+    seen = dataclasses.replace(
+      seen,
+      hidden=dropped(seen.hidden, keys[0]),
+      embed=dropped(seen.embed, keys[1]),
     )
-    rollout = score_random(method, frozen, batch, goal, score_key)
-    starts = learn.starts_of(method, tokens.shape[0])
-    seen = learn.full_observations(method, frozen, tokens, starts, rollout)
-    target = centred_gain(method, rollout)
-    drawn = (
-      method.policy.costs,
-      damage_lib.mean_gains(frozen["damage"]),
-      goal[..., 0],
+    price = samples["price"][:, None]
+    mean = stats.damage[samples["action"]]
+    drawn = behaviour.mean_damage(
+      method.policy.costs, damage_lib.mean_gains(stats.damage), price
     )
-    scale = behaviour.gain_scale(*drawn)
-    weight = learn.grouped(method, scale)[..., None] ** -2
-    played = rollout.actions[..., None]
 
     def loss_fn(params):
       model = policy_lib.bind(method.policy, params)
-      gains = model(seen, goal, frozen["stats"].damage)[1]
-      own = jnp.take_along_axis(gains, played, axis=-1)[..., 0]
-      taken = learn.grouped(method, own)
-      taken = taken - jnp.mean(taken, axis=1, keepdims=True)
-      mean = lambda x: jnp.mean(weight * x)
-      if method.reward == "divergence":
-        error = damage_lib.divergence_loss(
-          rollout.divergence, -own, behaviour.mean_damage(*drawn)[..., None]
-        )
-      else:
-        error = mean(jnp.square(taken - target))
-      covariance = mean(taken * target)
-      norms = mean(jnp.square(taken)) * mean(jnp.square(target))
-      return error, {"correlation": covariance * jax.lax.rsqrt(norms + 1e-12)}
+      sensitivity = model(seen, price[..., None], stats.damage)[1]
+      own = jnp.sum(mean * sensitivity[:, 0], axis=-1)
+      loss = damage_lib.divergence_loss(samples["divergence"], own, drawn)
+      return loss, {"predicted": jnp.mean(own)}
 
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    plain = damage_lib.divergence_loss(
+      samples["divergence"], jnp.sum(mean, axis=-1), drawn
+    )
+    # Below zero where the policy knows more than the mean damage.
     metrics = aux | {
       "loss": loss,
-      "log_p": jnp.mean(rollout.log_p),
-      "target_std": jnp.std(target),
+      "over_mean": loss - plain,
+      "divergence": jnp.mean(samples["divergence"]),
     }
     return state_lib.apply_gradients(state, grads, tx), metrics
 
   return step
 
 
-def centred_gain(method: Method, rollout: rollout_lib.Rollout) -> jax.Array:
-  """Reward to go (W E, K, T), centred over the K schedules."""
-  rewards = learn.grouped(method, rollout.rewards)
-  if method.credit == "residual":
-    spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
-    returns = credit.residual_to_go(
-      rewards, learn.grouped(method, spent), method.gamma
-    )
-  else:
-    returns = reward_lib.returns_to_go(rewards, method.gamma)
-  return returns - jnp.mean(returns, axis=1, keepdims=True)
-
-
 def measure_stats(
-  method: Method, frozen: Tree, batch: Tree, key: jax.Array
+  method: Method, frozen: Tree, samples: Samples
 ) -> policy_lib.InputStats:
-  """Input statistics under random schedules of one batch."""
-  damage = frozen["damage"]
-  identity = policy_lib.InputStats.identity(method.policy.lm_width, damage)
-  frozen = dict(frozen) | {"stats": identity}
-  tokens = batch["tokens"]
-  goal = learn.draw_goals(method, frozen["log_price"], tokens.shape[0], key)
-  if method.budget == "targets":
-    goal = jnp.ones_like(goal[..., :1])
-  rollout = score_random(method, frozen, batch, goal, key)
-  starts = learn.starts_of(method, tokens.shape[0])
-  return policy_lib.InputStats.measure(
-    learn.full_observations(method, frozen, tokens, starts, rollout), damage
-  )
+  """Statistics of the policy's inputs under random schedules."""
+  seen = observations(method, frozen["lm"], samples)
+  return policy_lib.InputStats.measure(seen, frozen["damage"])

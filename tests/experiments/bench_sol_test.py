@@ -66,7 +66,6 @@ def test_all_rows_are_timed_and_compiled_once(result, rows):
     "scan/uniform",
     "scan/policy",
     "block",
-    "warm_update",
     "grpo_update",
   ]
   assert result["skipped"] == []

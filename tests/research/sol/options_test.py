@@ -40,7 +40,7 @@ def test_the_published_mode_is_the_released_method():
   assert (options.windows, options.group_size, options.page_size) == (8, 32, 8)
   assert (options.learning_rate, options.schedule) == (1e-4, "constant")
   assert (options.clip_norm, options.inner_epochs) == (2.0, 1)
-  assert options.warm_updates == 0 and not options.standardise
+  assert options.warm_windows == 0 and not options.standardise
   assert (method.clip_low, method.clip_high) == (0.2, 0.2)
   assert (method.entropy_coef, method.kl_coef) == (0.05, 0.0)
   assert (method.gamma, method.level) == (0.85, "process")
@@ -73,10 +73,10 @@ def test_what_is_not_given_comes_from_the_preset(preset):
 
 def test_what_is_given_wins():
   options = Options(
-    preset="J-2L", horizon=32, gamma=0.0, whiten=False, warm_updates=0
+    preset="J-2L", horizon=32, gamma=0.0, whiten=False, warm_windows=0
   ).filled("frugal")
   assert (options.horizon, options.gamma, options.whiten) == (32, 0.0, False)
-  assert options.warm_updates == 0
+  assert options.warm_windows == 0
   method = options.method(LLAMA, "xla")
   assert method.setup.horizon == method.policy.horizon == 32
   assert method.layout.horizon == 32
@@ -98,7 +98,8 @@ def test_unknown_names_list_the_valid_ones():
     ({"horizon": 6}, "horizon=6 is no multiple"),
     ({"context": 256}, "the model has 256"),
     ({"episodes": 50}, "episodes=50"),
-    ({"warm_updates": 5}, "warm_updates=0"),
+    ({"warm_windows": 5}, "knows no targets; set warm_windows=0"),
+    ({"warm_windows": 5, "budget": "price"}, "needs reward=divergence"),
   ],
 )
 def test_what_does_not_fit_together_is_told(changes, says):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.transformer_config import TransformerConfig
-from research.sol import actions, cost, observation, policy
+from research.sol import actions, cost, damage, observation, policy
 from research.sol.observation import Observation
 from research.sol.policy import InputStats, PolicyConfig
 from tests.research.sol import toy
@@ -133,34 +133,32 @@ def test_the_published_policy_is_blind_to_surprise(seen):
   shape = config("published", surprise=False)
   params, goal = noisy_params(shape), goal_of(shape)
   other = dataclasses.replace(seen, scalars=seen.scalars + 1)
-  one, gains = run_whole(shape, params, seen, goal)
+  one, sensitivity = run_whole(shape, params, seen, goal)
   np.testing.assert_array_equal(run_whole(shape, params, other, goal)[0], one)
-  assert gains is None
+  assert sensitivity is None
 
 
 def test_gains_are_damage_times_sensitivity_and_logits_their_value(seen):
   shape = config("gain")
   params, goal = noisy_params(shape), goal_of(shape)
-  logits, gains = run_whole(shape, params, seen, goal)
-  damage = np.float64(damage_of())
-  flat = np.float64(gains).reshape(-1, TABLE.size).T
-  sensitivity = np.linalg.lstsq(damage, -flat, rcond=None)[0]
-  np.testing.assert_allclose(-damage @ sensitivity, flat, atol=1e-5)
+  logits, sensitivity = run_whole(shape, params, seen, goal)
   assert sensitivity.min() > np.exp(-3) and sensitivity.max() < np.exp(3)
-  assert np.ptp(sensitivity, axis=1).min() > 0.1
-  value = np.asarray(gains) / np.asarray(goal)[:, :, None]
-  value = value - cost.net_keep(TABLE)
+  assert np.ptp(sensitivity, axis=(0, 1, 2)).min() > 0.1
+  # Own step and later tokens.
+  gains = -(np.float64(sensitivity) + 0.25) @ np.float64(damage_of()).T
+  np.testing.assert_allclose(
+    damage.gains(sensitivity, damage_of()), gains, rtol=1e-4, atol=1e-6
+  )
+  value = gains / np.asarray(goal)[:, :, None] - cost.net_keep(TABLE)
   np.testing.assert_allclose(logits, value / 0.7, rtol=1e-4, atol=1e-4)
 
 
 def test_a_new_gain_head_is_the_best_static_action(seen):
   shape = config("gain")
   params, goal = policy.init(shape, jax.random.key(0)), goal_of(shape)
-  logits, gains = run_whole(shape, params, seen, goal)
-  mean = -np.asarray(damage_of()).sum(1)
-  np.testing.assert_allclose(
-    gains, np.broadcast_to(mean, gains.shape), atol=1e-6
-  )
+  logits, sensitivity = run_whole(shape, params, seen, goal)
+  np.testing.assert_allclose(sensitivity, 1, atol=1e-6)
+  mean = -1.25 * np.asarray(damage_of()).sum(1)
   value = mean - np.asarray(goal) * cost.net_keep(TABLE)
   best = np.broadcast_to(value.argmax(-1)[..., None], logits.shape[:-1])
   np.testing.assert_array_equal(logits.argmax(-1), best)
@@ -171,11 +169,9 @@ def test_a_stray_input_cannot_decide_alone(seen):
   shape = config("gain")
   params, goal = noisy_params(shape), goal_of(shape)
   far = dataclasses.replace(seen, scalars=1e4 * seen.scalars)
-  logits, gains = run_whole(shape, params, far, goal)
-  most = np.exp(3) * np.asarray(damage_of()).sum(1)
+  logits, sensitivity = run_whole(shape, params, far, goal)
   assert np.isfinite(logits).all()
-  gains = np.asarray(gains)
-  assert (-gains <= most * 1.0001).all() and (gains <= 0).all()
+  assert (sensitivity <= np.exp(3) * 1.0001).all() and (sensitivity > 0).all()
 
 
 def test_a_higher_price_never_spends_more_at_the_same_gains(seen):

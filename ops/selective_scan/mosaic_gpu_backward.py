@@ -54,9 +54,9 @@ def backward(
 
   From the saved state in front of a tile it first finds those in front of every
   `unroll` tokens, and from these, group after group, all states and decays of a
-  group, in registers. Sums over the states of a channel are shuffles. For sums
-  over channels, all threads write their part to shared memory, and each then
-  sums a few of them.
+  group, in registers. For sums over the states of a channel and for sums over
+  channels, all threads write their parts to shared memory, and each then adds
+  up a few of them.
 
   Args:
     operands: As of `mosaic_gpu_forward.forward` without state, and dy (B, L, D)
@@ -76,26 +76,28 @@ def backward(
   num_tiles, per_group = length // config.tile, channels // groups
   num_blocks = channels // block.channels
   names = tuple(operands)
+  operands = {
+    name: tiles.split(a) if name in ("A", "dfinal", "states") else a
+    for name, a in operands.items()
+  }
   streamed = [n for n in ("x", "dt", "dy", "z") if n in operands]
   results = {"x": "dx", "dt": "ddt"} | ({"z": "dz"} if "z" in operands else {})
   sums = [n for n in ("D", "dt_bias") if n in operands]
-  per_channel = jax.ShapeDtypeStruct((batch, channels, size), jnp.float32)
+  per_channel = jax.ShapeDtypeStruct(
+    (batch, channels, block.quads, 4), jnp.float32
+  )
   per_token = jax.ShapeDtypeStruct(
-    (num_blocks, batch, length, size), jnp.float32
+    (num_blocks, batch, 2, length, block.quads, 4), jnp.float32
   )
   out_type = {
     name: jax.ShapeDtypeStruct(x.shape, operands[source].dtype)
     for source, name in results.items()
   }
-  out_type |= {"dA": per_channel, "dstate": per_channel}
-  out_type |= {"dB": per_token, "dC": per_token}
+  out_type |= {"dA": per_channel, "dstate": per_channel, "dBC": per_token}
   for name in sums:
     out_type["d" + name] = jax.ShapeDtypeStruct((batch, channels), jnp.float32)
 
-  def body(
-    *refs, raw, ready, dt_, u_, v_, y_, du_, ddt_, B_, C_, h_, **scratch
-  ):
-    sums_, parts_ = scratch["sums_"], scratch["parts_"]
+  def body(*refs, raw, ready, dt_, u_, v_, y_, du_, ddt_, B_, C_, h_, parts_):
     given = dict(zip(names, refs[: len(names)], strict=True))
     out = dict(zip(out_type, refs[len(names) :], strict=True))
     row, number = lax.axis_index("batch"), lax.axis_index("blocks")
@@ -106,6 +108,14 @@ def backward(
     ]
     decays = [tiles.load(given["A"].at[s], block.states) for s in slabs]
 
+    load_constants = lambda tokens: {
+      name: block.over_tokens(given[name].at[own], tokens) for name in sums
+    }
+    of_tile, of_group = (
+      load_constants(block.tile),
+      load_constants(config.unroll),
+    )
+
     def fetch(index, slot):
       tokens = pl.ds(index * block.tile, block.tile)
       sources = {name: given[name].at[row, tokens, own] for name in streamed}
@@ -113,19 +123,16 @@ def backward(
         sources[name] = given[name].at[row, tokens, first // per_group]
       if "marks" in given:
         sources["marks"] = given["marks"].at[row, :, tokens]
-      for name, source in sources.items():
-        target = raw[name].at[slot]
-        plgpu.copy_gmem_to_smem(source, target, ready.at[slot])
-
-    def biased(slot):
-      dt = block.load_tokens(raw["dt"].at[slot])
-      if "dt_bias" in given:
-        dt = dt + block.over_tokens(given["dt_bias"].at[own])
-      return dt
+      tiles.fetch(
+        [(source, raw[name].at[slot]) for name, source in sources.items()],
+        ready.at[slot],
+      )
 
     def enter(slot):
       """Prepares dt, u, v, B and C of a tile in shared memory."""
-      dt = biased(slot)
+      dt = block.load_tokens(raw["dt"].at[slot])
+      if "dt_bias" in given:
+        dt = dt + of_tile["dt_bias"]
       if dt_softplus:
         dt = tiles.softplus(dt)
       if "marks" in given:
@@ -167,98 +174,124 @@ def backward(
       lax.fori_loop(0, block.tile // config.unroll - 1, some_tokens, ())
 
     def recompute(group, slot):
-      """Returns [token][slab] states in front of and after tokens, decays."""
-      before, after, factors = [], [], []
+      """Stores the parts of y, and returns [token][slab] of the group.
+
+      Each is a tuple of the decays and the states in front of and after the
+      token, which stay in registers.
+      """
+      kept, parts = [], []
       states = [
         tiles.load(h_.at[group, block.slab(i)], block.states)
         for i in range(block.slabs)
       ]
       for k in range(config.unroll):
         token = group * config.unroll + k
-        before.append(states)
-        pairs = [advance(h, i, token, slot) for i, h in enumerate(states)]
-        factors.append([decay for decay, _ in pairs])
-        states = [h for _, h in pairs]
-        after.append(states)
+        found = [advance(h, i, token, slot) for i, h in enumerate(states)]
+        kept.append([(a, h, after) for (a, after), h in zip(found, states)])
+        states = [h for _, h in found]
         if "z" in given:
           C_t = block.over_rows(C_.at[token])
-          for i, h in enumerate(states):
-            y_[token, block.slab(i)] = jnp.sum(h * C_t, axis=1)
-      return before, after, factors
+          parts += [
+            (k, i, jnp.sum(h * C_t, axis=2)) for i, h in enumerate(states)
+          ]
+        if k == config.unroll // 2 - 1:
+          # All have added up what was stored before.
+          tiles.meet()
+        if k % (config.unroll // 2) == config.unroll // 2 - 1:
+          # Loads cannot go ahead of stores, so these come after half a group,
+          # and after no more of it for want of registers.
+          for part in parts:
+            block.store_parts(y_, *part)
+          parts = []
+      return kept
 
-    def step_back(token, k, carry, before, after, factors):
-      """Goes back by a token; the carry is (a_{t+1} g_{t+1}, dA) a slab."""
+    def load_token(token):
+      """Returns a token's B, C and, for each slab, dt, u and v."""
       B_t, C_t = block.over_rows(B_.at[token]), block.over_rows(C_.at[token])
+      load = lambda ref, i: block.over_states(ref.at[token, block.slab(i)])
+      refs = (dt_, u_, v_)
+      return B_t, C_t, [[load(r, i) for r in refs] for i in range(block.slabs)]
+
+    def step_back(k, carry, kept, loaded):
+      """Goes back by a token; the carry is (a_{t+1} g_{t+1}, dA) a slab."""
+      B_t, C_t, of_slabs = loaded
       part_B, part_C, following = 0.0, 0.0, []
       for i, (ag, dA) in enumerate(carry):
-        slab = block.slab(i)
-        v = block.over_states(v_.at[token, slab])
+        decay, before, after = kept[i]
+        dt, u, v = of_slabs[i]
         g = C_t * v + ag
-        part_C = part_C + v * after[i]
-        part_B = part_B + block.over_states(u_.at[token, slab]) * g
-        du_[token, slab] = jnp.sum(g * B_t, axis=1)
-        ag = factors[i] * g
-        p = ag * before[i]
-        ddt_[token, slab] = jnp.sum(p * decays[i], axis=1)
-        dA = dA + p * block.over_states(dt_.at[token, slab])
-        following.append((ag, dA))
-      parts_[0, k % config.flush] = part_B
-      parts_[1, k % config.flush] = part_C
+        part_C = part_C + v * after
+        part_B = part_B + u * g
+        block.store_parts(du_, k, i, jnp.sum(g * B_t, axis=2))
+        ag = decay * g
+        p = ag * before
+        block.store_parts(ddt_, k, i, jnp.sum(p * decays[i], axis=2))
+        following.append((ag, dA + p * dt))
+      for i, part in enumerate((part_B, part_C)):
+        parts_[i, k % config.flush] = part
       return following
 
     def flush(token):
       """Sums the parts of dB and dC of `flush` tokens over channels."""
-      plgpu.commit_smem()
       layout = _parts_layout(config.flush, block)
-      for i in range(2):
-        parts = tiles.load(parts_.at[i], layout)
-        sums_[i, pl.ds(token, config.flush)] = jnp.sum(parts, axis=1)
-      plgpu.commit_smem()
+      totals = jnp.sum(tiles.load(parts_, layout), axis=2)
+      out["dBC"][number, row, :, pl.ds(token, config.flush)] = totals
 
-    def some_tokens_back(step, carry, slot):
+    def some_tokens_back(step, carry, index, slot):
       group = block.tile // config.unroll - 1 - step
-      before, after, factors = recompute(group, slot)
+      token = group * config.unroll
+      carry, totals = carry
+      kept = recompute(group, slot)
+      # Loads cannot go ahead of stores, so they are one token ahead here.
+      loaded = load_token(token + config.unroll - 1)
       for k in reversed(range(config.unroll)):
-        token = group * config.unroll + k
-        carry = step_back(token, k, carry, before[k], after[k], factors[k])
+        if (k + 1) % config.flush == 0 and k + 1 < config.unroll:
+          tiles.meet()
+        following = load_token(token + k - 1) if k else None
+        carry = step_back(k, carry, kept[k], loaded)
+        loaded = following
         if k % config.flush == 0:
-          flush(token)
-      return carry
+          tiles.meet()
+          flush(index * block.tile + token + k)
+      return carry, leave(token, slot, totals)
 
-    def leave(slot, totals):
-      """Turns a tile's sums into dx, ddt and dz, in place of the inputs."""
-      x = block.load_tokens(raw["x"].at[slot])
-      du, v = block.load_tokens(du_), block.load_tokens(v_)
-      ddt = block.load_tokens(ddt_) * tiles.LN2 + du * x
+    def leave(token, slot, totals):
+      """Turns a group's sums into dx, ddt and dz, in place of the inputs."""
+      tokens = pl.ds(token, config.unroll)
+      refs = {name: raw[name].at[slot, tokens] for name in streamed}
+      x, v = block.load_tokens(refs["x"]), block.load_tokens(v_.at[tokens])
+      du = block.load_sums(du_)
+      ddt = block.load_sums(ddt_) * tiles.LN2 + du * x
       if "marks" in given:
-        ddt = ddt * block.over_channels(raw["marks"].at[slot, 1])
+        ddt = ddt * block.over_channels(raw["marks"].at[slot, 1, tokens])
       if dt_softplus:
-        ddt = ddt * tiles.sigmoid(biased(slot))
-      dx = du * block.load_tokens(dt_)
+        dt = block.load_tokens(refs["dt"])
+        if "dt_bias" in given:
+          dt = dt + of_group["dt_bias"]
+        ddt = ddt * tiles.sigmoid(dt)
+      dx = du * block.load_tokens(dt_.at[tokens])
       terms = {"D": v * x, "dt_bias": ddt}
       if "D" in given:
-        skip = block.over_tokens(given["D"].at[own])
-        dx = dx + v * skip
+        dx = dx + v * of_group["D"]
       if "z" in given:
-        y = block.load_tokens(y_)
+        y = block.load_sums(y_)
         if "D" in given:
-          y = y + skip * x
-        z = block.load_tokens(raw["z"].at[slot])
+          y = y + of_group["D"] * x
+        z = block.load_tokens(refs["z"])
         gate = tiles.sigmoid(z)
-        dy = block.load_tokens(raw["dy"].at[slot])
+        dy = block.load_tokens(refs["dy"])
         dz = dy * y * gate * (1.0 + z * (1.0 - gate))
-        raw["z"][slot] = dz.astype(raw["z"].dtype)
-      raw["x"][slot] = dx.astype(raw["x"].dtype)
-      raw["dt"][slot] = ddt.astype(raw["dt"].dtype)
+        refs["z"][...] = dz.astype(raw["z"].dtype)
+      refs["x"][...] = dx.astype(raw["x"].dtype)
+      refs["dt"][...] = ddt.astype(raw["dt"].dtype)
       return [t + terms[n] for n, t in zip(sums, totals, strict=True)]
 
     def one_tile(step, carry):
       index = num_tiles - 1 - step
       slot = lax.rem(step, config.stages)
-      carry, totals = carry
       plgpu.barrier_wait(ready.at[slot])
       enter(slot)
-      plgpu.commit_smem()
+      tiles.meet()
       find_states(index, slot)
       # All threads wait until the last tile's gradients have left its slot.
       plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -271,30 +304,27 @@ def backward(
       carry = lax.fori_loop(
         0,
         block.tile // config.unroll,
-        lambda step, carry: some_tokens_back(step, carry, slot),
+        lambda step, carry: some_tokens_back(step, carry, index, slot),
         carry,
       )
-      totals = leave(slot, totals)
       plgpu.commit_smem()
       tokens = pl.ds(index * block.tile, block.tile)
       for source, name in results.items():
         target = out[name].at[row, tokens, own]
         plgpu.copy_smem_to_gmem(raw[source].at[slot], target)
-      for i, name in enumerate(("dB", "dC")):
-        target = out[name].at[number, row, tokens]
-        plgpu.copy_smem_to_gmem(sums_.at[i], target)
-      return carry, totals
+      return carry
 
     for step in range(min(config.stages, num_tiles)):
       fetch(num_tiles - 1 - step, step)
-    zeros = jnp.zeros((block.rows, size), jnp.float32)
+    zeros = jnp.zeros((block.rows, block.quads, 4), jnp.float32)
     zeros = plgpu.layout_cast(zeros, block.states)
     carry = [
       (tiles.load(given["dfinal"].at[row, slab], block.states), zeros)
       for slab in slabs
     ]
-    none = jnp.zeros((block.tile, block.channels), jnp.float32)
-    totals = [plgpu.layout_cast(none, block.tokens)] * len(sums)
+    none = jnp.zeros((config.unroll, block.channels), jnp.float32)
+    none = plgpu.layout_cast(none, block.tokens(config.unroll))
+    totals = [none] * len(sums)
     carry, totals = lax.fori_loop(0, num_tiles, one_tile, (carry, totals))
     for slab, (ag, dA) in zip(slabs, carry, strict=True):
       out["dstate"][row, slab] = ag
@@ -326,26 +356,37 @@ def backward(
       "dt_": shared(*wide),
       "u_": shared(*wide),
       "v_": shared(*wide),
-      "y_": shared(*wide),
-      "du_": shared(*wide),
-      "ddt_": shared(*wide),
-      "B_": shared(*narrow),
-      "C_": shared(*narrow),
-      "h_": shared(block.tile // config.unroll, block.channels, size),
-      "sums_": shared(2, *narrow),
-      "parts_": shared(2, config.flush, block.rows, size),
+      "y_": shared(*block.parts_shape(config.unroll)),
+      "du_": shared(*block.parts_shape(config.unroll)),
+      "ddt_": shared(*block.parts_shape(config.unroll)),
+      "B_": shared(block.tile, block.quads, 4),
+      "C_": shared(block.tile, block.quads, 4),
+      "h_": shared(block.tile // config.unroll, block.channels, block.quads, 4),
+      "parts_": shared(2, config.flush, block.rows, block.quads, 4),
     },
     compiler_params=tiles.compiler_params(),
     kernel_name=NAME,
   )
-  return dict(zip(out_type, kernel(*operands.values()), strict=True))
+  found = dict(zip(out_type, kernel(*operands.values()), strict=True))
+  for name in ("dA", "dstate", "dBC"):
+    found[name] = found[name].reshape(*found[name].shape[:-2], size)
+  both = found.pop("dBC")
+  found |= {"dB": both[:, :, 0], "dC": both[:, :, 1]}
+  return found
 
 
 def _parts_layout(tokens: int, block: tiles.Block) -> plgpu.Layout:
-  """Lays out (tokens, rows, N) with `tokens` of the rows in each thread."""
-  whole, quarter = (block.rows, block.size), (tokens, 4)
-  if tokens == 4:
-    tiling = plgpu.Tiling(((4, *whole), quarter))
-    return plgpu.Layout.TILED(tiling, (-5,), (-4, -3), -1)
-  tiling = plgpu.Tiling(((tokens, *whole), (tokens // 4, *whole), quarter))
-  return plgpu.Layout.TILED(tiling, (-8,), (-5, -4, -3), -1)
+  """Lays out (2, tokens, rows, N / 4, 4) for sums over the rows.
+
+  Most rows are in a thread, and its neighbours' are next to these, where they
+  lie in other banks.
+  """
+  states = (block.quads, 4)
+  whole = (2, tokens, block.rows, *states)
+  half = (tokens // 2, block.rows, *states)
+  neighbours = 64 // (tokens * block.quads)
+  if neighbours == 1:
+    tiling = plgpu.Tiling((whole, half))
+    return plgpu.Layout.TILED(tiling, (-9, -8), (-4, -2), -1)
+  tiling = plgpu.Tiling((whole, half, (neighbours, *states)))
+  return plgpu.Layout.TILED(tiling, (-12, -11), (-7, -3, -2), -1)

@@ -69,6 +69,10 @@ def forward(
   block = tiles.Block(size, config.channels, config.tile)
   num_tiles, per_group = length // config.tile, channels // groups
   names = tuple(operands)
+  operands = {
+    name: tiles.split(array) if name in ("A", "state") else array
+    for name, array in operands.items()
+  }
   streamed = [name for name in ("x", "dt", "z") if name in operands]
 
   def body(*refs, raw, ready, dt_, u_, B_, C_, y_, out_):
@@ -88,15 +92,16 @@ def forward(
         sources[name] = given[name].at[row, tokens, first // per_group]
       if "marks" in given:
         sources["marks"] = given["marks"].at[row, :, tokens]
-      for name, source in sources.items():
-        target = raw[name].at[slot]
-        plgpu.copy_gmem_to_smem(source, target, ready.at[slot])
+      tiles.fetch(
+        [(source, raw[name].at[slot]) for name, source in sources.items()],
+        ready.at[slot],
+      )
 
     def enter(slot):
       """Prepares dt, u = dt x, B and C of a tile in shared memory."""
       dt = block.load_tokens(raw["dt"].at[slot])
       if "dt_bias" in given:
-        dt = dt + block.over_tokens(given["dt_bias"].at[own])
+        dt = dt + constants["dt_bias"]
       if dt_softplus:
         dt = tiles.softplus(dt)
       if "marks" in given:
@@ -107,7 +112,7 @@ def forward(
       block.widen(raw["C"].at[slot], C_)
 
     def step(states, token, slot, polynomial):
-      """Advances all slabs by a token."""
+      """Returns the states after a token and the parts of y, for all slabs."""
       B_t, C_t = block.over_rows(B_.at[token]), block.over_rows(C_.at[token])
       following = []
       for i, h in enumerate(states):
@@ -116,17 +121,17 @@ def forward(
         if "marks" in given:
           exponent = exponent + raw["marks"][slot, 0, token]
         decay = tiles.exp2(exponent, polynomial)
-        h = decay * h + block.over_states(u_.at[token, slab]) * B_t
-        y_[token, slab] = jnp.sum(h * C_t, axis=1)
-        following.append(h)
-      return tuple(following)
+        following.append(
+          decay * h + block.over_states(u_.at[token, slab]) * B_t
+        )
+      return tuple(following), [jnp.sum(h * C_t, axis=2) for h in following]
 
     def leave(slot):
       """Applies skip and gate to a tile."""
-      value = block.load_tokens(y_)
+      value = block.load_sums(y_)
       if "D" in given:
-        skip = block.over_tokens(given["D"].at[own])
-        value = value + skip * block.load_tokens(raw["x"].at[slot])
+        x = block.load_tokens(raw["x"].at[slot])
+        value = value + constants["D"] * x
       if "z" in given:
         z = block.load_tokens(raw["z"].at[slot])
         value = value * z * tiles.sigmoid(z)
@@ -142,15 +147,19 @@ def forward(
       slot = lax.rem(index, config.stages)
       plgpu.barrier_wait(ready.at[slot])
       enter(slot)
-      plgpu.commit_smem()
+      tiles.meet()
 
       def some_tokens(group, states):
         if saved:
           save(index * block.tile + group * config.unroll, states)
-        for i in range(config.unroll):
-          token = group * config.unroll + i
-          polynomial = _spread(i, config.polynomial, config.unroll)
-          states = step(states, token, slot, polynomial)
+        # A load cannot go ahead of a store, so these come after all loads.
+        first_token, parts = group * config.unroll, []
+        for k in range(config.unroll):
+          polynomial = _spread(k, config.polynomial, config.unroll)
+          states, of_slabs = step(states, first_token + k, slot, polynomial)
+          parts += [(first_token + k, *pair) for pair in enumerate(of_slabs)]
+        for token, i, part in parts:
+          block.store_parts(y_, token, i, part)
         return states
 
       groups_of_tile = block.tile // config.unroll
@@ -170,12 +179,17 @@ def forward(
 
     for slot in range(min(config.stages, num_tiles)):
       fetch(slot, slot)
+    constants = {
+      name: block.over_tokens(given[name].at[own], block.tile)
+      for name in ("D", "dt_bias")
+      if name in given
+    }
     decays = [tiles.load(given["A"].at[s], block.states) for s in slabs]
     if "state" in given:
       state = given["state"]
       states = [tiles.load(state.at[row, s], block.states) for s in slabs]
     else:
-      zeros = jnp.zeros((block.rows, size), jnp.float32)
+      zeros = jnp.zeros((block.rows, block.quads, 4), jnp.float32)
       states = [plgpu.layout_cast(zeros, block.states)] * block.slabs
     states = lax.fori_loop(0, num_tiles, one_tile, tuple(states))
     for slab, h in zip(slabs, states, strict=True):
@@ -191,10 +205,10 @@ def forward(
     raw_shapes["marks"] = (2, block.tile)
   out_type = [
     jax.ShapeDtypeStruct(x.shape, x.dtype),
-    jax.ShapeDtypeStruct((batch, channels, size), jnp.float32),
+    jax.ShapeDtypeStruct((batch, channels, block.quads, 4), jnp.float32),
   ]
   if save_every is not None:
-    shape = (batch, length // save_every, channels, size)
+    shape = (batch, length // save_every, channels, block.quads, 4)
     out_type.append(jax.ShapeDtypeStruct(shape, jnp.float32))
   kernel = plgpu.kernel(
     body,
@@ -211,15 +225,16 @@ def forward(
       ),
       "dt_": shared(*wide),
       "u_": shared(*wide),
-      "B_": shared(*narrow),
-      "C_": shared(*narrow),
-      "y_": shared(*wide),
+      "B_": shared(block.tile, block.quads, 4),
+      "C_": shared(block.tile, block.quads, 4),
+      "y_": shared(*block.parts_shape(block.tile)),
       "out_": shared(*wide, dtype=x.dtype),
     },
     compiler_params=tiles.compiler_params(),
     kernel_name=NAME,
   )
-  return kernel(*operands.values())
+  y, *states = kernel(*operands.values())
+  return [y, *(s.reshape(*s.shape[:-2], size) for s in states)]
 
 
 def _spread(index, count, total):

@@ -1,13 +1,16 @@
 """What the forward and backward GPU kernels of the selective scan share.
 
 One warpgroup, 128 threads, holds a few slabs of `rows` channels and walks
-through the tokens of one row of the batch. A slab's state is (rows, N) float32,
-four neighbouring states a thread. Arrays of tokens are (tile, channels), four
-neighbouring channels a thread, and pass between the two layouts through shared
-memory.
+through the tokens of one row of the batch. A slab's state is (rows, N / 4, 4)
+float32, the last axis in one thread. Arrays of tokens are (tokens, channels),
+up to four neighbouring channels a thread, and pass between the two layouts
+through shared memory. There sums over states lie as N / 4 parts, since adding
+these up token by token would take two shuffles each.
 """
 
 import dataclasses
+import functools
+import operator
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -68,14 +71,16 @@ class Block:
     return self.channels // self.rows
 
   @property
-  def states(self) -> plgpu.Layout:
-    """The layout of a slab's states, (rows, N)."""
-    return quads(self.size)
+  def quads(self) -> int:
+    """Threads a channel, each with four of its states."""
+    return self.size // 4
 
   @property
-  def tokens(self) -> plgpu.Layout:
-    """The layout of arrays of tokens, (tile, channels)."""
-    return quads(self.channels)
+  def states(self) -> plgpu.Layout:
+    """The layout of a slab's states, (rows, N / 4, 4)."""
+    whole = (self.rows, self.quads, 4)
+    tiling = plgpu.Tiling((whole, (self.rows // 4, self.quads, 4)))
+    return plgpu.Layout.TILED(tiling, (-6,), (-3, -2), -1)
 
   def slab(self, index: int) -> pl.Slice:
     """The channels of a slab inside of the block."""
@@ -83,34 +88,65 @@ class Block:
 
   def over_states(self, ref) -> jax.Array:
     """Loads a slab's values, (rows,), and repeats them over the states."""
-    values = load(ref, self.states.reduce(1))
-    return _repeat(values, 0, (self.rows, self.size), self.states)
+    values = load(ref, self.states.reduce((1, 2)))
+    return _repeat(values, (0,), (self.rows, self.quads, 4), self.states)
 
   def over_rows(self, ref) -> jax.Array:
-    """Loads a token's B or C, (N,), and repeats it over a slab's channels."""
+    """Loads a token's B or C, (N / 4, 4), and repeats it over a slab."""
     values = load(ref, self.states.reduce(0))
-    return _repeat(values, 1, (self.rows, self.size), self.states)
+    return _repeat(values, (1, 2), (self.rows, self.quads, 4), self.states)
 
-  def over_tokens(self, ref) -> jax.Array:
-    """Loads the channels' values, (channels,), and repeats them."""
-    values = load(ref, self.tokens.reduce(0))
-    return _repeat(values, 1, (self.tile, self.channels), self.tokens)
-
-  def over_channels(self, ref) -> jax.Array:
-    """Loads the tokens' values, (tile,), and repeats them over channels."""
-    values = load(ref, self.tokens.reduce(1))
-    return _repeat(values, 0, (self.tile, self.channels), self.tokens)
+  def tokens(self, count: int) -> plgpu.Layout:
+    """The layout of arrays of so many tokens, (count, channels)."""
+    vector = min(4, count * self.channels // 128)
+    rows = 32 * vector // self.channels
+    whole, part = (4 * rows, self.channels), (rows, self.channels)
+    if rows == 1:
+      tiling = plgpu.Tiling((whole, (vector,)))
+      return plgpu.Layout.TILED(tiling, (-3,), (-2,), -1)
+    tiling = plgpu.Tiling((whole, part, (vector,)))
+    return plgpu.Layout.TILED(tiling, (-5,), (-3, -2), -1)
 
   def load_tokens(self, ref) -> jax.Array:
-    """Loads (tile, channels) as float32."""
-    return load(ref, self.tokens).astype(jnp.float32)
+    """Loads (tokens, channels) as float32."""
+    return load(ref, self.tokens(ref.shape[0])).astype(jnp.float32)
+
+  def over_tokens(self, ref, count: int) -> jax.Array:
+    """Loads the channels' values, (channels,), and repeats them."""
+    layout = self.tokens(count)
+    values = load(ref, layout.reduce(0))
+    return _repeat(values, (1,), (count, self.channels), layout)
+
+  def over_channels(self, ref) -> jax.Array:
+    """Loads the tokens' values, (tokens,), and repeats them over channels."""
+    layout = self.tokens(ref.shape[0])
+    values = load(ref, layout.reduce(1))
+    return _repeat(values, (0,), (*ref.shape, self.channels), layout)
+
+  def parts_shape(self, tokens: int) -> tuple[int, ...]:
+    """The shape of the parts of (tokens, channels) sums over states.
+
+    A warp stores to all N / 4 of them at once, so these lie in other banks.
+    """
+    return tokens, self.quads, self.channels + 32 // self.quads
+
+  def store_parts(self, ref, token, index: int, parts: jax.Array):
+    """Stores the parts, (rows, N / 4), of a token's sums over a slab."""
+    ref.at[token, :, self.slab(index)].T[...] = parts
+
+  def load_sums(self, ref) -> jax.Array:
+    """Adds up the parts of sums, (tokens, channels)."""
+    own = pl.ds(0, self.channels)
+    parts = [self.load_tokens(ref.at[:, i, own]) for i in range(self.quads)]
+    return functools.reduce(operator.add, parts)
 
   def widen(self, source, target):
-    """Copies the tile's B or C, (tile, N), from any dtype to float32."""
+    """Copies the tile's B or C, (tile, N), to float32 (tile, N / 4, 4)."""
     vector = min(4, self.tile * self.size // 128)
     shape = (self.tile, self.size)
     layout = plgpu.Layout.WG_STRIDED(shape, vec_size=vector)
-    target[...] = load(source, layout).astype(jnp.float32)
+    values = load(source, layout).astype(jnp.float32)
+    target[...] = values.reshape(self.tile, self.quads, 4)
 
 
 def slab_rows(size: int) -> int:
@@ -118,10 +154,9 @@ def slab_rows(size: int) -> int:
   return 512 // size
 
 
-def quads(width: int) -> plgpu.Layout:
-  """Lays out rows of 8, 16, 32 or 64 values, four neighbours a thread."""
-  tiling = plgpu.Tiling(((512 // width, width), (128 // width, width), (4,)))
-  return plgpu.Layout.TILED(tiling, (-5,), (-3, -2), -1)
+def split(array: jax.Array) -> jax.Array:
+  """Returns (..., N) as (..., N / 4, 4)."""
+  return array.reshape(*array.shape[:-1], -1, 4)
 
 
 def load(ref, layout) -> jax.Array:
@@ -129,8 +164,27 @@ def load(ref, layout) -> jax.Array:
   return plgpu.load(ref, layout=layout, optimized=False)
 
 
-def _repeat(values, axis, shape, layout):
-  return plgpu.layout_cast(lax.broadcast_in_dim(values, shape, (axis,)), layout)
+def fetch(copies, ready):
+  """Starts copies from global to shared memory; one warp does that for all."""
+
+  @plgpu.warp_map
+  def _(warp):
+    @pl.when(warp == 0)
+    def _():
+      for source, target in copies:
+        plgpu.copy_gmem_to_smem(source, target, ready)
+
+
+def meet():
+  """Lets all threads wait for each other, and see what they have stored.
+
+  Copies to global memory, which this also counts, may go on.
+  """
+  plgpu.wait_smem_to_gmem(16, wait_read_only=True)
+
+
+def _repeat(values, axes, shape, layout):
+  return plgpu.layout_cast(lax.broadcast_in_dim(values, shape, axes), layout)
 
 
 def compiler_params() -> plgpu.CompilerParams:
@@ -148,15 +202,15 @@ def exp2(x: jax.Array, polynomial: bool = False) -> jax.Array:
   """2^x for x <= 0.
 
   The special function units take eight cycles for a warp's 32 values. As a
-  `polynomial` it takes about ten instructions of the four times wider float
-  units (as in FlashAttention-4), and what
-  is below 2^-126 comes out as about that.
+  `polynomial` it takes about ten instructions of the eight times wider float
+  units (as in FlashAttention-4), and what is below 2^-126 comes out as that.
   """
   if not polynomial:
     return jnp.exp2(x)
   x = jnp.maximum(x, -126.0)
-  # Adding 1.5 * 2^23 leaves the rounded x in the lowest bits.
-  shifted = x + 12582912.0
+  # Adding 1.5 * 2^23 leaves the rounded x in the lowest bits, as long as no
+  # compiler takes the sum and the difference for nothing.
+  shifted = lax.optimization_barrier(x + 12582912.0)
   fraction = x - (shifted - 12582912.0)
   bits = lax.bitcast_convert_type(_horner(_EXP2, fraction), jnp.int32)
   exponent = lax.bitcast_convert_type(shifted, jnp.int32) << 23

@@ -186,6 +186,27 @@ def test_vmap_and_eight_states_lower():
   assert text.count("custom_call @mosaic_gpu_v2") == 1
 
 
+@pytest.mark.parametrize(
+  "size, channels, unroll, flush",
+  [(8, 64, 4, 4), (16, 32, 4, 4), (16, 64, 8, 4), (32, 32, 8, 8)],
+)
+def test_layouts_of_other_configs_lower(size, channels, unroll, flush):
+  config = Config(
+    ForwardConfig(channels=channels, tile=16, unroll=unroll),
+    BackwardConfig(channels=channels, unroll=unroll, flush=flush),
+  )
+
+  def run(*arrays):
+    scan = lambda *arrays: mosaic_gpu.selective_scan(
+      *arrays, None, dt_softplus=True, config=config
+    )
+    results, pullback = jax.vjp(scan, *arrays)
+    return results, pullback(results)
+
+  text = lowered(run, *shapes(2, 32, 64, size=size).values())
+  assert text.count("custom_call @mosaic_gpu_v2") == 2
+
+
 def test_config_fills_the_chip():
   choose = mosaic_gpu.choose_config
   assert choose(8, 1536, 1, STATE).forward.channels == 32

@@ -42,11 +42,13 @@ def commit() -> str | None:
   """Returns the commit that runs, "+dirty" when tracked files differ from it.
 
   Result files do not count as a difference. Where the code was copied without
-  its history, `FRUGAX_COMMIT` may name the commit; None when nothing does.
+  its history, or onto another one, `FRUGAX_COMMIT` names the commit; None when
+  nothing does.
   """
+  named = os.environ.get("FRUGAX_COMMIT")
   head = _git("rev-parse", "HEAD")
-  if head is None:
-    return os.environ.get("FRUGAX_COMMIT")
+  if named or head is None:
+    return named
   changed = _git(
     "status",
     "--porcelain",

@@ -15,8 +15,16 @@ _INK = "#2b2b2b"
 _FAINT = "#8a8a8a"
 _OURS = "#d55e00"
 # Okabe and Ito (2008): distinct under the common colour-vision deficiencies.
-_BASELINES = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b4c9a")
-_MARKERS = ("s", "^", "D", "v", "P", "X")
+_BASELINES = (
+  "#0072b2",
+  "#009e73",
+  "#cc79a7",
+  "#56b4e9",
+  "#e69f00",
+  "#6b4c9a",
+  "#8c6d31",
+)
+_MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 
 ROLES = ("ours", "baseline", "oracle", "reference")
 

@@ -197,42 +197,46 @@ def advantages_of(
   """
   spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
   spent = grouped(method, spent)
-  rewards = grouped(method, rollout.rewards)
   metrics = {}
+
+  def to_go(rewards):
+    if method.credit == "residual":
+      return credit.residual_to_go(rewards, spent, method.gamma)
+    return reward_lib.returns_to_go(rewards, method.gamma)
+
+  rewards = grouped(method, rollout.rewards)
   if method.budget == "price":
     costs = jnp.asarray(method.policy.costs)[rollout.actions]
     price = grouped(method, goal)[..., 0]
-    rewards = rewards - price[..., None] * grouped(method, costs)
+    paid = to_go(-price[..., None] * grouped(method, costs))
     # What the discount keeps from being seen is charged by its mean.
     later = (1 - method.gamma) * damage_lib.LATER * jnp.sum(damage, axis=1)
     rewards = rewards - grouped(method, later[rollout.actions])
     metrics["cost"] = jnp.mean(costs)
-  if method.credit == "residual":
-    returns = credit.residual_to_go(rewards, spent, method.gamma)
   else:
-    returns = reward_lib.returns_to_go(rewards, method.gamma)
-  if method.budget == "targets":
     targets = grouped(method, goal)
     gap = jnp.mean(spent, axis=2) - targets
     penalty = reward_lib.dead_zone_penalty(
       gap, method.penalty_weights, method.tolerance
     )
-    returns = returns - penalty[..., None]
+    paid = jnp.broadcast_to(-penalty[..., None], rewards.shape)
     metrics["penalty"] = jnp.mean(penalty)
     for i, axis in enumerate(("kappa", "rho", "bits")):
       metrics[f"gap_{axis}"] = jnp.mean(jnp.abs(gap[..., i]))
+  returns = jnp.stack([to_go(rewards), paid])
   if method.budget == "price":
     # Low prices move small damages: without this only high ones would count.
     scale = behaviour.gain_scale(
       method.policy.costs, damage_lib.mean_gains(damage), goal[..., 0]
     )
-    returns = returns / grouped(method, scale)[..., None]
-  advantages = grpo.advantages(
-    returns,
-    level=method.level,
-    normalise=method.normalise,
-    whiten=method.whiten,
-  )
+    returns = returns / grouped(method, scale)[None, ..., None]
+  how = {"level": method.level, "whiten": method.whiten}
+  if method.normalise == "gdpo":
+    advantages = grpo.gdpo_advantages(returns, jnp.ones(2), **how)
+  else:
+    advantages = grpo.advantages(
+      returns[0] + returns[1], normalise=method.normalise, **how
+    )
   for i, axis in enumerate(("kappa", "rho", "bits")):
     metrics[f"spent_{axis}"] = jnp.mean(spent[..., i])
   return advantages, metrics

@@ -87,7 +87,9 @@ class Options:
     choices=("process", "outcome"),
   )
   normalise: str | None = _option(
-    "of advantages within the group", choices=("center", "zscore")
+    "of advantages within the group; gdpo takes the z-scores of the language "
+    "model's reward and of the budget's apart",
+    choices=("center", "zscore", "gdpo"),
   )
   whiten: bool | None = _option("whiten advantages over the batch")
   credit: str | None = _option(

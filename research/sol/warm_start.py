@@ -73,9 +73,10 @@ def score(
     layout.horizon,
     draw_key,
   )
-  prefix = setup.build_prefix(
-    frozen["lm"], tokens[:, : layout.prefix + 1], layout.context
-  )
+  # Over the last episode too: all dense predictions come from one pass.
+  prefix = setup.build_prefix(frozen["lm"], tokens, layout.context)
+  dense = prefix.hidden[:, layout.context :]
+  dense = dense.reshape(*starts.shape, layout.horizon, -1)
   rollout = rollout_lib.score_block(
     setup,
     frozen["lm"],
@@ -84,7 +85,7 @@ def score(
     starts,
     actions,
     record=True,
-    dense=rollout_lib.dense_hidden(setup, frozen["lm"], prefix, tokens, starts),
+    dense=dense,
   )
   seen = rollout.observations
   inputs, _ = prefix_lib.episode_tokens(tokens, starts, layout.horizon)

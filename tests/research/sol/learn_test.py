@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -179,6 +180,26 @@ def test_advantages_with_targets():
     found, grpo.advantages(returns, whiten=False), rtol=1e-4, atol=1e-3
   )
   np.testing.assert_allclose(metrics["penalty"], penalty.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["frugal", "published"])
+def test_gdpo_normalises_reward_and_budget_apart(mode):
+  """So that neither's scale matters; together they are the usual return."""
+  method = toy.method(mode, whiten=False, normalise="gdpo")
+  played = random_rollout(method)
+  goal = learn.draw_goals(
+    method, jnp.asarray(LOG_PRICE), WINDOWS, jax.random.key(0)
+  )
+  damage = toy.damage(method.setup.table)
+  found, _ = learn.advantages_of(method, played, goal, damage)
+  louder = dataclasses.replace(played, log_p=1000 * played.log_p)
+  again, _ = learn.advantages_of(method, louder, goal, 1000 * damage)
+  plain = dataclasses.replace(method, normalise="zscore")
+  one, _ = learn.advantages_of(plain, played, goal, damage)
+  other, _ = learn.advantages_of(plain, louder, goal, 1000 * damage)
+  assert np.isfinite(found).all() and np.abs(found).max() < 4
+  np.testing.assert_allclose(again, found, atol=2e-2)
+  assert np.abs(other - one).max() > 0.5
 
 
 @pytest.mark.parametrize("mode", ["frugal", "published"])

@@ -53,7 +53,10 @@ _CALIBRATION = cli.integer(
   "calibration_windows", 64, "windows of the calibration curve", 1
 )
 _RIDGE = cli.integer(
-  "ridge_windows", 256, "windows of the counterfactual regression", 1
+  "ridge_windows",
+  256,
+  "windows of the counterfactual regression, with --reward=label",
+  1,
 )
 _CHECKPOINT = cli.integer("checkpoint_every", 100, "updates", 1)
 _LOG = cli.integer("log_every", 1, "updates between lines of metrics", 1)

@@ -1,23 +1,24 @@
 """The baseline to beat: a regression of counterfactual gains on few scalars.
 
-Training windows are scored under random schedules; the gain of an action at a
-token, its own-step effect and what it does to later tokens, is regressed on
-nine scalars that are free at decode time:
+Training windows are scored under random schedules; what an action did is
+regressed on nine scalars that are free at decode time:
 
   gain(a, x) = -sum_axis damage(a, axis) * sensitivity(w_axis . x)
 
 with the mean damage of levels and the sensitivity of `research/sol/damage.py`
-and x the standardised scalars and a constant: least squares, or on divergences
-their gamma deviance, with a ridge. At a price, the action with the largest
-predicted gain less its cost is taken. No reinforcement learning, no network, no
-hidden state. With two levels it is a threshold.
+and x the standardised scalars and a constant. From labels, own-step gains and
+what they do to later tokens by least squares (`fit_labels`); from divergences,
+on the samples of the warm start, by their gamma deviance (`fit_samples`); both
+with a ridge. At a price, the action with the largest predicted gain less its
+cost is taken. No reinforcement learning, no network, no hidden state. With two
+levels it is a threshold.
 
 Axis letters: W windows, E episodes, K schedules, T steps, A actions, X = 10
 scalars and a constant, n = W E groups.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,16 +33,17 @@ from research.sol import rollout as rollout_lib
 from research.sol.actions import ActionTable
 from research.sol.rollout import Controller, Setup
 
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def _samples(
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _label_samples(
   setup,
   params,
   tokens,
   starts,
   schedules,
   gamma,
-  reward,
   damage,
   log_price,
   key,
@@ -49,9 +51,9 @@ def _samples(
 ):
   """What a batch teaches, each (n, K, T, ...).
 
-  Divergences, damages (3), scalars (X), and the mean damage of the schedules
-  (n, K, 1). With labels, instead of divergences gains, centred over the group
-  and weighted by their price, as in the warm start.
+  Gains, damages (3), scalars (X), and the mean damage of the schedules
+  (n, K, 1). Gains and damages are weighted by their price, and gains centred
+  over the group.
   """
   windows, episodes = starts.shape
   horizon = setup.horizon
@@ -63,9 +65,6 @@ def _samples(
   mean_gains = damage_lib.mean_gains(damage)
   actions = behaviour_lib.draw(net_keep, mean_gains, price, horizon, draw_key)
   prefix = setup.build_prefix(params, tokens[:, : tokens.shape[1] - horizon], 2)
-  dense = None
-  if reward == "divergence":
-    dense = rollout_lib.dense_hidden(setup, params, prefix, tokens, starts)
   result = rollout_lib.score_block(
     setup,
     params,
@@ -74,16 +73,10 @@ def _samples(
     jnp.repeat(starts, schedules, axis=1),
     actions,
     record=True,
-    dense=dense,
   )
   group = lambda x: x.reshape(-1, schedules, *x.shape[2:])
-  mean, scale = (row[None, None, None] for row in scalar_stats)
-  x = group(_with_constant((result.observations.scalars - mean) / scale))
-  damages = group(damage[actions])
+  x = group(_standardised(result.observations.scalars, scalar_stats))
   drawn = behaviour_lib.mean_damage(net_keep, mean_gains, price)
-  drawn = group(drawn)[..., None]
-  if reward == "divergence":
-    return group(result.divergence), damages, x, drawn
   costs = rollout_lib.action_costs(setup.table)
   gains = credit.residual_to_go(
     group(result.log_p), group(costs[actions]), gamma
@@ -91,7 +84,16 @@ def _samples(
   gains = gains - jnp.mean(gains, axis=1, keepdims=True)
   spread = behaviour_lib.gain_scale(net_keep, mean_gains, price)
   root = 1.0 / group(spread)[..., None]
-  return gains * root, damages * root[..., None], x, drawn
+  damages = group(damage[actions]) * root[..., None]
+  return gains * root, damages, x, group(drawn)[..., None]
+
+
+def _standardised(scalars: jax.Array, stats: jax.Array) -> jax.Array:
+  """(..., 9) to (..., X), with a constant."""
+  mean, scale = (
+    row.reshape((1,) * (scalars.ndim - 1) + (-1,)) for row in stats
+  )
+  return _with_constant((scalars - mean) / scale)
 
 
 def _with_constant(scalars: jax.Array) -> jax.Array:
@@ -113,7 +115,7 @@ def _loss_and_slope(reward, weights, gains, damages, x, drawn):
   return jax.value_and_grad(loss)(weights)
 
 
-def fit_ridge(
+def fit_labels(
   setup: Setup,
   params: transformer.Params,
   batches: Iterable[np.ndarray],
@@ -124,11 +126,10 @@ def fit_ridge(
   scalar_stats: jax.Array,
   schedules: int = 32,
   gamma: float = 1.0,
-  reward: str = "label",
-  ridges: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+  ridges: Sequence[float] = RIDGES,
   seed: int = 0,
 ) -> np.ndarray:
-  """Fits the sensitivities of all axes on the nine scalars.
+  """Fits the sensitivities of all axes to likelihoods of true tokens.
 
   The ridge penalty is the one that predicts every fourth batch best from the
   others; the fit is then made on all.
@@ -144,9 +145,8 @@ def fit_ridge(
     scalar_stats: (2, 9) mean and scale of the scalars.
     schedules: random schedules of an episode.
     gamma: discount of later tokens' share of the gain.
-    reward: "label" or "divergence", see `learn.Method`.
     ridges: penalties of squared coefficients to choose from, relative to the
-      mean squared gain with labels.
+      mean squared gain.
     seed: of the schedules.
 
   Returns:
@@ -157,14 +157,13 @@ def fit_ridge(
   for number, tokens in enumerate(batches):
     key = jax.random.fold_in(jax.random.key(seed), number)
     tiled = jnp.asarray(np.tile(starts, (len(tokens), 1)).astype(np.int32))
-    sample = _samples(
+    sample = _label_samples(
       setup,
       params,
       jnp.asarray(tokens),
       tiled,
       schedules,
       gamma,
-      reward,
       damage,
       log_price,
       key,
@@ -172,8 +171,52 @@ def fit_ridge(
     )
     parts[int(number % 4 == 1)].append(sample)
   join = lambda x: jax.tree.map(lambda *y: jnp.concatenate(y), *x)
-  fitted, held = join(parts[0]), join(parts[1])
-  shape = (scalar_stats.shape[1] + 1, damage.shape[1])
+  return _fit("label", join(parts[0]), join(parts[1]), ridges)
+
+
+def fit_samples(
+  table: ActionTable,
+  samples: Mapping[str, np.ndarray],
+  *,
+  damage: jax.Array,
+  scalar_stats: jax.Array,
+  ridges: Sequence[float] = RIDGES,
+) -> np.ndarray:
+  """Fits the sensitivities of all axes to divergences.
+
+  The ridge penalty is the one that predicts the last quarter of the episodes
+  best from the others.
+
+  Args:
+    table: the A actions.
+    samples: of `warm_start.score`: what the policy itself is fitted to.
+    damage: (A, 3), see `fit_labels`, as what follows.
+    scalar_stats: (2, 9).
+    ridges: penalties of squared coefficients.
+
+  Returns:
+    (10, 3) float32, see `fit_labels`.
+  """
+  drawn = behaviour_lib.mean_damage(
+    cost.net_keep(table).astype(np.float32),
+    damage_lib.mean_gains(damage),
+    jnp.asarray(samples["price"])[:, None],
+  )
+  data = (
+    jnp.asarray(samples["divergence"]),
+    jnp.asarray(damage)[samples["action"]],
+    _standardised(jnp.asarray(samples["scalars"]), jnp.asarray(scalar_stats)),
+    drawn,
+  )
+  at = 3 * len(samples["price"]) // 4
+  fitted = jax.tree.map(lambda x: x[:at], data)
+  held = jax.tree.map(lambda x: x[at:], data)
+  return _fit("divergence", fitted, held, ridges)
+
+
+def _fit(reward, fitted, held, ridges) -> np.ndarray:
+  """Coefficients (X, 3) with the penalty that suits `held` best."""
+  shape = (fitted[2].shape[-1], fitted[1].shape[-1])
 
   def solve(data, ridge, start):
     penalty = ridge
@@ -201,7 +244,7 @@ def fit_ridge(
     guess = jnp.asarray(weights.reshape(shape), jnp.float32)
     losses[ridge] = float(_loss_and_slope(reward, guess, *held)[0])
   best = min(losses, key=losses.get)
-  both = join([fitted, held])
+  both = jax.tree.map(lambda *x: jnp.concatenate(x), fitted, held)
   weights = solve(both, best, np.zeros(shape).reshape(-1))
   return weights.reshape(shape).astype(np.float32)
 
@@ -216,8 +259,8 @@ def controller(table: ActionTable) -> Controller:
 
   def act(params, goal, carry, seen, key):
     del key
-    coefficients, (mean, scale), damage = params
-    x = _with_constant((seen.scalars - mean[None, None]) / scale[None, None])
+    coefficients, stats, damage = params
+    x = _standardised(seen.scalars, stats)
     highest = jax.lax.Precision.HIGHEST
     raw = jnp.matmul(x, coefficients, precision=highest)
     gains = damage_lib.gains(damage_lib.sensitivity(raw), damage)

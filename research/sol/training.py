@@ -56,7 +56,7 @@ class Run:
     attention: implementation of dense attention.
     damage_windows: windows on which the damage of levels is measured.
     calibration_windows: windows of the calibration curve.
-    ridge_windows: windows of the counterfactual regression.
+    ridge_windows: windows of the counterfactual regression from labels.
     checkpoint_every: updates.
     log_every: updates.
     progress: show a bar.
@@ -161,11 +161,11 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
       mesh,
       ("loss", "over_mean"),
     )
-  del samples
   frozen["reference"] = params if method.kl_coef else None
+  coefficients = _ridge(run, frozen, measured.scalars, train_tokens, samples)
+  del samples
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
-    coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
     if options.warm_windows and options.updates:
       save("warm_policy", params, prices, spent, coefficients)
 
@@ -187,7 +187,6 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   prices = spent = np.zeros((0,), np.float32)
   if method.budget == "price":
     prices, spent = _curve(run, frozen, params, held_tokens)
-  coefficients = _ridge(run, frozen, measured.scalars, train_tokens)
   save("policy", params, prices, spent, coefficients)
   _plot(run)
 
@@ -370,32 +369,35 @@ def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
   return prices, costs[played.actions].mean((1, 2)).astype(np.float32)
 
 
-def _ridge(run, frozen, scalar_stats, tokens) -> np.ndarray:
+def _ridge(run, frozen, scalar_stats, tokens, samples) -> np.ndarray:
   """Coefficients of the baseline, kept in the workdir."""
   path = run.workdir / "counterfactual_regression.npy"
   if path.exists():
     return np.load(path)
   method, windows = run.method, run.options.windows
-  rounds = max(-(-run.ridge_windows // windows), 2)
-  batches = (
-    windows_lib.random_windows(
-      tokens, method.layout, windows, seed=run.seed + 7, step=step
+  common = {"damage": frozen["damage"], "scalar_stats": scalar_stats}
+  if method.reward == "divergence":
+    table = method.setup.table
+    coefficients = counterfactual.fit_samples(table, samples, **common)
+  else:
+    rounds = max(-(-run.ridge_windows // windows), 2)
+    batches = (
+      windows_lib.random_windows(
+        tokens, method.layout, windows, seed=run.seed + 7, step=step
+      )
+      for step in range(rounds)
     )
-    for step in range(rounds)
-  )
-  coefficients = counterfactual.fit_ridge(
-    method.setup,
-    frozen["lm"],
-    batches,
-    method.layout.starts(),
-    damage=frozen["damage"],
-    log_price=frozen["log_price"],
-    scalar_stats=scalar_stats,
-    schedules=method.group_size,
-    gamma=method.gamma,
-    reward=method.reward,
-    seed=run.seed,
-  )
+    coefficients = counterfactual.fit_labels(
+      method.setup,
+      frozen["lm"],
+      batches,
+      method.layout.starts(),
+      log_price=frozen["log_price"],
+      schedules=method.group_size,
+      gamma=method.gamma,
+      seed=run.seed,
+      **common,
+    )
   # By one rename: a run that is killed here must not leave half a file.
   temporary = path.with_suffix(".tmp.npy")
   np.save(temporary, coefficients)

@@ -27,7 +27,6 @@ TRAIN = [
   f"--updates={UPDATES}",
   "--damage_windows=8",
   "--calibration_windows=4",
-  "--ridge_windows=8",
   "--checkpoint_every=4",
 ]
 EVAL = [

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +56,7 @@ def gains_of(scalars, coefficients):
 def plant(monkeypatch):
   """Steps earn their planted gain, a text's own likelihood, and noise."""
 
-  def score_block(
-    setup, params, prefix, tokens, starts, played, *, record, dense
-  ):
+  def score_block(setup, params, prefix, tokens, starts, played, *, record):
     assert record
     shape = (played.shape[0], 1, HORIZON, len(SCALARS))
     key = jax.random.fold_in(jax.random.key(7), tokens[0, 0])
@@ -92,22 +89,14 @@ def plant(monkeypatch):
       log_p=gain + own + noise,
       observations=seen,
       extras=None,
-      # Noise that multiplies, with mean one.
-      divergence=None
-      if dense is None
-      else -gain * jax.random.exponential(noise_key, gain.shape),
     )
 
-  patch = functools.partial(monkeypatch.setattr, counterfactual.rollout_lib)
-  patch("score_block", score_block)
-  patch("dense_hidden", lambda *arguments: jnp.zeros(()))
-  # The planted tokens inherit nothing.
-  monkeypatch.setattr(counterfactual.damage_lib, "_INHERITED", 0.0)
+  monkeypatch.setattr(counterfactual.rollout_lib, "score_block", score_block)
 
 
 def fit(noise, batches, **options):
   windows = [np.full((4, 2 + HORIZON + HORIZON), i) for i in range(batches)]
-  return counterfactual.fit_ridge(
+  return counterfactual.fit_labels(
     NoModel(TABLE, HORIZON, noise),
     None,
     windows,
@@ -142,10 +131,37 @@ def test_planted_gains_are_found_in_noise_and_later_rewards(plant):
   assert relative_error(many) < relative_error(few)
 
 
-def test_planted_damage_is_found_in_divergences(plant):
-  few, many = (
-    fit(0.0, n, reward="divergence", ridges=(1e-6,)) for n in (2, 16)
+def samples_of(episodes):
+  """Planted damage under noise that multiplies, with mean one."""
+  generator = np.random.default_rng(4)
+  shape = (episodes, HORIZON)
+  scalars = STATS[0] + STATS[1] * generator.normal(size=(*shape, len(SCALARS)))
+  played = generator.integers(0, TABLE.size, shape)
+  expected = -np.take_along_axis(
+    gains_of(scalars, planted()), played[..., None], axis=-1
   )
+  return {
+    "scalars": scalars.astype(np.float32),
+    "action": played,
+    "divergence": expected[..., 0] * generator.exponential(size=shape),
+    "price": np.full(episodes, 10.0, np.float32),
+  }
+
+
+def test_planted_damage_is_found_in_divergences(monkeypatch):
+  # The planted tokens inherit nothing.
+  monkeypatch.setattr(counterfactual.damage_lib, "_INHERITED", 0.0)
+  few, many = (
+    counterfactual.fit_samples(
+      TABLE,
+      samples_of(episodes),
+      damage=jnp.asarray(DAMAGE),
+      scalar_stats=jnp.asarray(STATS),
+      ridges=(1e-6,),
+    )
+    for episodes in (60, 4000)
+  )
+  assert many.shape == (10, 3) and many.dtype == np.float32
   assert relative_error(many) < 0.1
   assert relative_error(many) < relative_error(few)
 

@@ -196,7 +196,8 @@ def test_split_equals_whole(implementation):
   first, state = run(arrays | {"x": arrays["x"][:, :4]}, None)
   rest = {"x": arrays["x"][:, 4:], "initial_state": state}
   second, end = run(arrays | rest, None)
-  np.testing.assert_array_equal(jnp.concatenate([first, second], 1), whole)
+  # Other lengths are other loops, in which products may be fused otherwise.
+  assert_close(jnp.concatenate([first, second], 1), whole, "float32", 4)
   np.testing.assert_array_equal(end, last)
 
 
@@ -210,7 +211,7 @@ def test_packed_equals_separate(implementation):
   first, _ = run(arrays | {"x": arrays["x"][:, :4]}, None)
   fresh = {"initial_state": jnp.zeros_like(arrays["initial_state"])}
   second, end = run(arrays | fresh | {"x": arrays["x"][:, 4:]}, None)
-  np.testing.assert_array_equal(jnp.concatenate([first, second], 1), packed)
+  assert_close(jnp.concatenate([first, second], 1), packed, "float32", 4)
   np.testing.assert_array_equal(end, last)
 
 

@@ -6,6 +6,7 @@ implementation runs, else the reason why not in one line; called with nothing
 it answers for the machine alone.
 """
 
+import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,17 @@ class UnsupportedError(NotImplementedError, ValueError):
 def always(*arrays: Any, **options: Any) -> None:
   """The `supports` of an implementation that runs everywhere."""
   del arrays, options
+
+
+def kernel(module: str, needs: Supports) -> Supports:
+  """The `supports` of a kernel's module, imported only where `needs` is met."""
+
+  def supports(*arrays: Any, **options: Any) -> str | None:
+    return needs() or importlib.import_module(module).supports(
+      *arrays, **options
+    )
+
+  return supports
 
 
 XLA_ONLY: Mapping[str, Supports] = types.MappingProxyType({"xla": always})

@@ -10,18 +10,14 @@ from jax import lax
 
 from ops import dispatch, segments
 
-
-def _mosaic_tpu(*arrays, **options) -> str | None:
-  """`supports` of the kernel, imported only where there is a TPU."""
-  if reason := dispatch.needs_tpu():
-    return reason
-  module = importlib.import_module("ops.causal_conv1d.mosaic_tpu")
-  return module.supports(*arrays, **options)
-
-
 # The kernel stands behind "xla" until a measurement puts it in front.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
-  {"xla": dispatch.always, "mosaic_tpu": _mosaic_tpu}
+  {
+    "xla": dispatch.always,
+    "mosaic_tpu": dispatch.kernel(
+      "ops.causal_conv1d.mosaic_tpu", dispatch.needs_tpu
+    ),
+  }
 )
 
 

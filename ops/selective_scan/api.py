@@ -9,26 +9,17 @@ import jax.numpy as jnp
 
 from ops import dispatch, segments
 
-
-def _kernel(name: str, needs: dispatch.Supports) -> dispatch.Supports:
-  """`supports` of a kernel's module, imported only where its machine is."""
-
-  def supports(*arrays, **options):
-    if reason := needs():
-      return reason
-    module = importlib.import_module(f"ops.selective_scan.{name}")
-    return module.supports(*arrays, **options)
-
-  return supports
-
-
 # The kernel that was measured to be faster (experiments/results) is in front of
 # "xla", the others stand behind it.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
-    "mosaic_gpu": _kernel("mosaic_gpu", dispatch.needs_hopper),
+    "mosaic_gpu": dispatch.kernel(
+      "ops.selective_scan.mosaic_gpu", dispatch.needs_hopper
+    ),
     "xla": dispatch.always,
-    "mosaic_tpu": _kernel("mosaic_tpu", dispatch.needs_tpu),
+    "mosaic_tpu": dispatch.kernel(
+      "ops.selective_scan.mosaic_tpu", dispatch.needs_tpu
+    ),
   }
 )
 
@@ -114,7 +105,8 @@ def apply(
   in front of a token, 2 is padding, which is zero in x, dt, B, C and z.
 
   Args:
-    scan: The implementation, returns (y, final state).
+    scan: The implementation. Returns y, (B, L, D) in x's dtype, and the final
+      state, (B, D, N) float32.
     arrays: x, dt, A, B, C, D, z, dt_bias and initial_state, None if not given.
     segment_ids: (B, L) int32 or None.
     dt_softplus: As in `selective_scan`.

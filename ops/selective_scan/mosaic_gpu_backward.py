@@ -1,6 +1,7 @@
 """The backward GPU kernel of the selective scan."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -103,9 +104,7 @@ def backward(
     row, number = lax.axis_index("batch"), lax.axis_index("blocks")
     first = number * block.channels
     own = pl.ds(first, block.channels)
-    slabs = [
-      pl.ds(first + i * block.rows, block.rows) for i in range(block.slabs)
-    ]
+    slabs = block.slabs_from(first)
     decays = [tiles.load(given["A"].at[s], block.states) for s in slabs]
 
     load_constants = lambda tokens: {
@@ -116,17 +115,9 @@ def backward(
       load_constants(config.unroll),
     )
 
-    def fetch(index, slot):
-      tokens = pl.ds(index * block.tile, block.tile)
-      sources = {name: given[name].at[row, tokens, own] for name in streamed}
-      for name in ("B", "C"):
-        sources[name] = given[name].at[row, tokens, first // per_group]
-      if "marks" in given:
-        sources["marks"] = given["marks"].at[row, :, tokens]
-      tiles.fetch(
-        [(source, raw[name].at[slot]) for name, source in sources.items()],
-        ready.at[slot],
-      )
+    fetch = functools.partial(
+      block.fetch, given, raw, ready, row, first, first // per_group
+    )
 
     def enter(slot):
       """Prepares dt, u, v, B and C of a tile in shared memory."""
@@ -333,26 +324,14 @@ def backward(
       out["d" + name][row, own] = jnp.sum(total, axis=0)
     plgpu.wait_smem_to_gmem(0)
 
-  shared = lambda *shape, dtype=jnp.float32: plgpu.SMEM(shape, dtype)
-  wide = (block.tile, block.channels)
-  narrow = (block.tile, size)
-  raw_shapes = {name: wide for name in streamed}
-  raw_shapes |= {"B": narrow, "C": narrow}
-  if "marks" in operands:
-    raw_shapes["marks"] = (2, block.tile)
+  shared, wide = tiles.shared, (block.tile, block.channels)
   kernel = plgpu.kernel(
     body,
     out_type=list(out_type.values()),
     grid=(num_blocks, batch),
     grid_names=("blocks", "batch"),
     scratch_types={
-      "raw": {
-        name: shared(config.stages, *shape, dtype=operands[name].dtype)
-        for name, shape in raw_shapes.items()
-      },
-      "ready": plgpu.Barrier(
-        num_arrivals=len(raw_shapes), num_barriers=config.stages
-      ),
+      **block.stream(operands, streamed, config.stages),
       "dt_": shared(*wide),
       "u_": shared(*wide),
       "v_": shared(*wide),

@@ -1,6 +1,7 @@
 """The forward GPU kernel of the selective scan."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -81,21 +82,11 @@ def forward(
     row = lax.axis_index("batch")
     first = lax.axis_index("blocks") * block.channels
     own = pl.ds(first, block.channels)
-    slabs = [
-      pl.ds(first + i * block.rows, block.rows) for i in range(block.slabs)
-    ]
+    slabs = block.slabs_from(first)
 
-    def fetch(index, slot):
-      tokens = pl.ds(index * block.tile, block.tile)
-      sources = {name: given[name].at[row, tokens, own] for name in streamed}
-      for name in ("B", "C"):
-        sources[name] = given[name].at[row, tokens, first // per_group]
-      if "marks" in given:
-        sources["marks"] = given["marks"].at[row, :, tokens]
-      tiles.fetch(
-        [(source, raw[name].at[slot]) for name, source in sources.items()],
-        ready.at[slot],
-      )
+    fetch = functools.partial(
+      block.fetch, given, raw, ready, row, first, first // per_group
+    )
 
     def enter(slot):
       """Prepares dt, u = dt x, B and C of a tile in shared memory."""
@@ -196,13 +187,7 @@ def forward(
       final[row, slab] = h
     plgpu.wait_smem_to_gmem(0)
 
-  shared = lambda *shape, dtype=jnp.float32: plgpu.SMEM(shape, dtype)
-  wide = (block.tile, block.channels)
-  narrow = (block.tile, size)
-  raw_shapes = {name: wide for name in streamed}
-  raw_shapes |= {"B": narrow, "C": narrow}
-  if "marks" in operands:
-    raw_shapes["marks"] = (2, block.tile)
+  shared, wide = tiles.shared, (block.tile, block.channels)
   out_type = [
     jax.ShapeDtypeStruct(x.shape, x.dtype),
     jax.ShapeDtypeStruct((batch, channels, block.quads, 4), jnp.float32),
@@ -216,13 +201,7 @@ def forward(
     grid=(channels // block.channels, batch),
     grid_names=("blocks", "batch"),
     scratch_types={
-      "raw": {
-        name: shared(config.stages, *shape, dtype=operands[name].dtype)
-        for name, shape in raw_shapes.items()
-      },
-      "ready": plgpu.Barrier(
-        num_arrivals=len(raw_shapes), num_barriers=config.stages
-      ),
+      **block.stream(operands, streamed, config.stages),
       "dt_": shared(*wide),
       "u_": shared(*wide),
       "B_": shared(block.tile, block.quads, 4),

@@ -46,6 +46,10 @@ _LOG1P = (
 )
 
 
+# What is fetched tile by tile, where it is given.
+_STREAMED = ("x", "dt", "dy", "z", "B", "C", "marks")
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
   """Sizes and register layouts of the part of a problem one block holds.
@@ -85,6 +89,60 @@ class Block:
   def slab(self, index: int) -> pl.Slice:
     """The channels of a slab inside of the block."""
     return pl.ds(index * self.rows, self.rows)
+
+  def slabs_from(self, first) -> list[pl.Slice]:
+    """The channels of all slabs, of a block that begins at channel `first`."""
+    return [pl.ds(first + i * self.rows, self.rows) for i in range(self.slabs)]
+
+  def stream(self, operands, streamed, stages: int) -> dict:
+    """Shared memory of the tiles that `fetch` brings, and their barriers.
+
+    Args:
+      operands: The kernel's operands by name.
+      streamed: Names of those that are (B, L, D).
+      stages: Tiles in shared memory.
+    """
+    shapes = dict.fromkeys(streamed, (self.tile, self.channels))
+    shapes |= dict.fromkeys(("B", "C"), (self.tile, self.size))
+    if "marks" in operands:
+      shapes["marks"] = (2, self.tile)
+    return {
+      "raw": {
+        name: shared(stages, *shape, dtype=operands[name].dtype)
+        for name, shape in shapes.items()
+      },
+      "ready": plgpu.Barrier(num_arrivals=len(shapes), num_barriers=stages),
+    }
+
+  def fetch(self, given, raw, ready, row, first, group, index, slot):
+    """Starts to copy tile `index` to shared memory; one warp does that.
+
+    Args:
+      given: The operands in global memory by name.
+      raw: Of `stream`, as `ready`.
+      ready: What is told when they have come.
+      row: Row of the batch.
+      first: First channel of the block.
+      group: Of B and C.
+      index: Of the tile.
+      slot: Stage that it goes to.
+    """
+    tokens = pl.ds(index * self.tile, self.tile)
+    place = {"B": (row, tokens, group), "C": (row, tokens, group)}
+    place["marks"] = row, slice(None), tokens
+    own = row, tokens, pl.ds(first, self.channels)
+    copies = [
+      (given[name].at[place.get(name, own)], raw[name].at[slot])
+      for name in _STREAMED
+      if name in raw
+    ]
+
+    @plgpu.warp_map
+    def _(warp):
+      @pl.when(warp == 0)
+      def _():
+        for source, target in copies:
+          plgpu.copy_gmem_to_smem(source, target, ready.at[slot])
 
   def over_states(self, ref) -> jax.Array:
     """Loads a slab's values, (rows,), and repeats them over the states."""
@@ -164,15 +222,9 @@ def load(ref, layout) -> jax.Array:
   return plgpu.load(ref, layout=layout, optimized=False)
 
 
-def fetch(copies, ready):
-  """Starts copies from global to shared memory; one warp does that for all."""
-
-  @plgpu.warp_map
-  def _(warp):
-    @pl.when(warp == 0)
-    def _():
-      for source, target in copies:
-        plgpu.copy_gmem_to_smem(source, target, ready)
+def shared(*shape: int, dtype=jnp.float32) -> plgpu.SMEM:
+  """Shared memory."""
+  return plgpu.SMEM(shape, dtype)
 
 
 def meet():

@@ -42,25 +42,9 @@ def selective_scan(
   dt_softplus,
   config=None,
 ):
-  """Returns (y, final state); arguments as in `api.selective_scan`.
+  """Implements `selective_scan` on any device; see `api.apply`.
 
-  Args:
-    x: (B, L, D).
-    dt: (B, L, D).
-    A: (D, N).
-    B: (B, L, G, N).
-    C: (B, L, G, N).
-    D: (D,) or None.
-    z: (B, L, D) or None.
-    dt_bias: (D,) or None.
-    initial_state: (B, D, N) or None.
-    marks: (B, L) int32 or None: 1 where the state is reset in front of a token,
-      2 where a token is padding and all its values are zero, else 0.
-    dt_softplus: Whether softplus is applied to dt + dt_bias.
-    config: A `tuning.XlaConfig`, by default that of the platform.
-
-  Returns:
-    y (B, L, D) in x's dtype and the state (B, D, N), float32.
+  `config` is by default that of the platform, `tuning.xla_config`.
   """
   batch, length, channels = x.shape
   groups, size = B.shape[2:]

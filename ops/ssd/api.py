@@ -14,24 +14,13 @@ from ops import dispatch, segments
 FORGET = -128.0
 
 
-def _kernel(name: str, needs: dispatch.Supports) -> dispatch.Supports:
-  """`supports` of a kernel's module, imported only where its machine is."""
-
-  def supports(*arrays, **options):
-    return needs() or importlib.import_module(f"ops.ssd.{name}").supports(
-      *arrays, **options
-    )
-
-  return supports
-
-
 # The kernel that was measured to be faster (experiments/results) is in front of
 # "xla", the others stand behind it.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
-    "mosaic_gpu": _kernel("mosaic_gpu", dispatch.needs_hopper),
+    "mosaic_gpu": dispatch.kernel("ops.ssd.mosaic_gpu", dispatch.needs_hopper),
     "xla": dispatch.always,
-    "mosaic_tpu": _kernel("mosaic_tpu", dispatch.needs_tpu),
+    "mosaic_tpu": dispatch.kernel("ops.ssd.mosaic_tpu", dispatch.needs_tpu),
   }
 )
 

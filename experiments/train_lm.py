@@ -53,6 +53,13 @@ _PEAK = cli.number(
   1e6,
 )
 _CHECKPOINT = cli.integer("checkpoint_every", 500, "updates", 1)
+_UNROLL = cli.integer(
+  "unroll",
+  1,
+  "layers laid out flat in one iteration of the scan over them, 0 for all: "
+  "faster on a GPU, longer to compile",
+  0,
+)
 _LOG = cli.integer("log_every", 10, "updates between lines of metrics", 1)
 _OPTIONS = option_flags.define(Options)
 
@@ -79,6 +86,7 @@ def main(_) -> None:
     implementations=Implementations(
       scan=_SCAN.value, conv=_CONV.value, attention=_ATTENTION.value
     ),
+    unroll=_UNROLL.value,
     peak_flops=_PEAK.value and 1e12 * _PEAK.value,
     checkpoint_every=_CHECKPOINT.value,
     log_every=_LOG.value,

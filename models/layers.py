@@ -6,6 +6,7 @@ the dtype of the activations; normalisation and rotation run in float32.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -76,12 +77,19 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises (..., D) in float32, returns the dtype of `x`."""
-    x32 = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-    normed = (x32 * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
-    return normed * jnp.broadcast_to(
-      self.scale[...].astype(x.dtype), normed.shape
-    )
+    return rms_norm(x, self.scale[...], self.eps)
+
+
+@functools.partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """`RMSNorm` of (..., D) by `scale` (D,); the backward pass keeps `x` alone.
+
+  Else its float32 intermediates would be most of what training keeps.
+  """
+  x32 = x.astype(jnp.float32)
+  mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+  normed = (x32 * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype)
+  return normed * jnp.broadcast_to(scale.astype(x.dtype), normed.shape)
 
 
 def rope_frequencies(

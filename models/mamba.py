@@ -81,6 +81,7 @@ class Mamba(nnx.Module):
     run: Pass,
     *,
     remat: bool = False,
+    unroll: int = 1,
   ) -> tuple[jax.Array, tuple[RecurrentState | AttentionCache, ...]]:
     """Runs all layers and the final norm.
 
@@ -90,6 +91,9 @@ class Mamba(nnx.Module):
       run: what all layers share.
       remat: recompute each layer in the backward pass instead of keeping what
         it computed.
+      unroll: layers laid out flat in one iteration of the scan. A scan copies
+        what a layer keeps for the backward pass, and its weights for a product;
+        of as many as there are layers no scan is left, and they compile longer.
 
     Returns:
       Hidden states (B, T, D) in the dtype of the pass, and the new states.
@@ -108,7 +112,9 @@ class Mamba(nnx.Module):
       indices = jnp.arange(stack.num_layers, dtype=jnp.int32)
       # The state is carried and updated in place: as an output of the scan it
       # would be a second copy of the donated one.
-      (x, state), _ = jax.lax.scan(layer, (x, state), (blocks, indices))
+      (x, state), _ = jax.lax.scan(
+        layer, (x, state), (blocks, indices), unroll=unroll
+      )
       new_states.append(state)
     return self.final_norm(x).astype(run.dtype), tuple(new_states)
 
@@ -223,6 +229,7 @@ def hidden_states(
   dtype: jnp.dtype | None = None,
   implementations: Implementations | None = None,
   remat: bool = False,
+  unroll: int = 1,
 ) -> jax.Array:
   """Hidden states (B, T, D) of `tokens` (B, T), for a loss over `head`.
 
@@ -235,6 +242,7 @@ def hidden_states(
       residual stream, norms, decays and states are float32 in any case.
     implementations: of the ops.
     remat: recompute each layer in the backward pass.
+    unroll: layers in one iteration of the scan, see `Mamba`.
   """
   model = bind(config, params)
   implementations = implementations or Implementations()
@@ -250,7 +258,8 @@ def hidden_states(
     RecurrentState() if stack.kind == "mamba" else AttentionCache()
     for stack in config.runs
   )
-  return model(model.embed(tokens), states, run, remat=remat)[0]
+  embedded = model.embed(tokens)
+  return model(embedded, states, run, remat=remat, unroll=unroll)[0]
 
 
 def forward(

@@ -7,6 +7,8 @@ pass.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 
 import jax
@@ -92,16 +94,47 @@ class Pass:
   is_step: bool
   implementations: Implementations
 
-  def convolve(self, x, conv, state):
-    """Convolves with SiLU; output and new state."""
+  def project(self, linear, x, sizes):
+    """Maps x by `linear` to arrays of so many columns each.
+
+    By a product each where tokens are many, since kernels would need a copy of
+    each slice of a wide one.
+    """
+    ends = list(itertools.accumulate(sizes))
+    if self.is_step:
+      return jnp.split(linear(x), ends[:-1], axis=-1)
+    parts = jnp.split(linear.kernel[...].astype(x.dtype), ends[:-1], axis=1)
+    return [jnp.matmul(x, part) for part in parts]
+
+  def convolve(self, parts, conv, state):
+    """Convolves the `parts` of the channels with SiLU; outputs and new state.
+
+    For a few tokens in one call, else each by itself.
+    """
     options = {
       "activation": "silu",
       "implementation": self.implementations.conv,
     }
-    weights = (conv.weight[...].astype(x.dtype), conv.bias[...].astype(x.dtype))
+    ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
+    cast = lambda v: v[...].astype(parts[0].dtype)
+    weight, bias = cast(conv.weight), cast(conv.bias)
     if self.is_step:
-      return causal_conv1d_step(x, *weights, state, **options)
-    return self._whole(causal_conv1d, state, x, *weights, **options)
+      x = jnp.concatenate(parts, axis=-1)
+      y, state = causal_conv1d_step(x, weight, bias, state, **options)
+      return jnp.split(y, ends, axis=-1), state
+    weights = zip(jnp.split(weight, ends), jnp.split(bias, ends))
+    states = [None] * len(parts)
+    if state is not None:
+      states = jnp.split(state, ends, axis=-1)
+    ys, states = zip(
+      *(
+        self._whole(causal_conv1d, own, part, *both, **options)
+        for own, part, both in zip(states, parts, weights)
+      )
+    )
+    if state is not None:
+      state = jnp.concatenate(states, axis=-1)
+    return ys, state
 
   def scan(self, whole, step, state, *arrays, **options):
     """Calls `whole` or its `step`; output and new state."""
@@ -168,12 +201,18 @@ class GatedRMSNorm(nnx.Module):
 
   def __call__(self, y: jax.Array, z: jax.Array) -> jax.Array:
     """Gates and normalises (..., E) in float32, returns the dtype of `y`."""
-    gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
-    grouped = gated.reshape(*y.shape[:-1], self.num_groups, -1)
-    mean_square = jnp.mean(jnp.square(grouped), axis=-1, keepdims=True)
-    normed = (grouped * jax.lax.rsqrt(mean_square + self.eps)).reshape(y.shape)
-    scale = self.scale[...].astype(jnp.float32)
-    return (normed * jnp.broadcast_to(scale, y.shape)).astype(y.dtype)
+    return _gated_rms_norm(y, z, self.scale[...], self.num_groups, self.eps)
+
+
+@functools.partial(jax.checkpoint, static_argnums=(3, 4), prevent_cse=False)
+def _gated_rms_norm(y, z, scale, num_groups, eps):
+  """`GatedRMSNorm`, of which the backward pass keeps `y` and `z` alone."""
+  gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
+  grouped = gated.reshape(*y.shape[:-1], num_groups, -1)
+  mean_square = jnp.mean(jnp.square(grouped), axis=-1, keepdims=True)
+  normed = (grouped * jax.lax.rsqrt(mean_square + eps)).reshape(y.shape)
+  scale = jnp.broadcast_to(scale.astype(jnp.float32), y.shape)
+  return (normed * scale).astype(y.dtype)
 
 
 class Mamba1Mixer(nnx.Module):
@@ -200,8 +239,8 @@ class Mamba1Mixer(nnx.Module):
   ) -> tuple[jax.Array, RecurrentState]:
     """Maps (B, T, D) to (B, T, D) and the state to the next."""
     c = self.config
-    x, z = jnp.split(self.in_proj(x), 2, axis=-1)
-    x, conv = run.convolve(x, self.conv, state.conv)
+    x, z = run.project(self.in_proj, x, (c.d_inner, c.d_inner))
+    (x,), conv = run.convolve((x,), self.conv, state.conv)
     dt, B, C = jnp.split(self.x_proj(x), [c.rank, c.rank + c.d_state], axis=-1)
     y, ssm = run.scan(
       selective_scan,
@@ -240,13 +279,12 @@ class Mamba2Mixer(nnx.Module):
   ) -> tuple[jax.Array, RecurrentState]:
     """Maps (B, T, D) to (B, T, D) and the state to the next."""
     c, shape = self.config, x.shape[:2]
-    z, xBC, dt = jnp.split(
-      self.in_proj(x), [c.d_inner, c.d_inner + c.conv_channels], axis=-1
+    state_size = c.num_groups * c.d_state
+    z, x, BC, dt = run.project(
+      self.in_proj, x, (c.d_inner, c.d_inner, 2 * state_size, c.num_heads)
     )
-    xBC, conv = run.convolve(xBC, self.conv, state.conv)
-    x, B, C = jnp.split(
-      xBC, [c.d_inner, c.d_inner + c.num_groups * c.d_state], axis=-1
-    )
+    (x, BC), conv = run.convolve((x, BC), self.conv, state.conv)
+    B, C = jnp.split(BC, 2, axis=-1)
     y, ssm = run.scan(
       ssd,
       ssd_step,

@@ -109,10 +109,16 @@ class GatedMlp(nnx.Module):
   def __call__(self, x: jax.Array, hooks: MlpHooks) -> jax.Array:
     """Maps (..., D) to (..., D)."""
     x = hooks.on_input(x) if hooks.on_input else x
-    middle = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+    middle = _gate(self.gate_proj(x), self.up_proj(x))
     middle = hooks.on_middle(middle) if hooks.on_middle else middle
     y = self.down_proj(middle)
     return hooks.on_output(y) if hooks.on_output else y
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gate(gate, up):
+  """silu(gate) * up, of which the backward pass keeps the two alone."""
+  return jax.nn.silu(gate) * up
 
 
 class Block(nnx.Module):
@@ -166,6 +172,7 @@ class Transformer(nnx.Module):
     layer_inputs: Any = None,
     hooks: MlpHooks | None = None,
     remat: bool = False,
+    unroll: int = 1,
   ) -> tuple[jax.Array, Any]:
     """Runs all layers and the final norm.
 
@@ -177,6 +184,9 @@ class Transformer(nnx.Module):
       hooks: inside every MLP.
       remat: keep only each layer's input for the backward pass, and compute
         the layer a second time there.
+      unroll: layers laid out flat in one iteration of the scan. A scan copies
+        what a layer keeps for the backward pass, and its weights for a product;
+        of as many as there are layers no scan is left, and they compile longer.
 
     Returns:
       Hidden states (..., D) and `attend`'s outputs stacked over L.
@@ -189,7 +199,9 @@ class Transformer(nnx.Module):
 
     if remat:
       layer = jax.checkpoint(layer, prevent_cse=False)
-    x, layer_outputs = jax.lax.scan(layer, x, (self.layers, layer_inputs))
+    x, layer_outputs = jax.lax.scan(
+      layer, x, (self.layers, layer_inputs), unroll=unroll
+    )
     return self.final_norm(x), layer_outputs
 
   def logits(self, hidden: jax.Array) -> jax.Array:

@@ -127,16 +127,18 @@ def selective_scan(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(options, given, marks):
-  y, final = _run_forward(options, given, marks, save_every=None)
+  y, final = _run_forward(options, given, marks, None)
   return y[:, : given["x"].shape[1]], final
 
 
 def _scan_forward(options, given, marks):
   every = options.config.backward.tile
-  y, final, states = _run_forward(options, given, marks, save_every=every)
+  y, final, states = _run_forward(options, given, marks, every)
   return (y[:, : given["x"].shape[1]], final), (given, marks, states)
 
 
+# Compiled by themselves, so that many layers lower their kernels once.
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def _run_forward(options, given, marks, save_every):
   return forward(
     _operands(options.config, given, marks),
@@ -146,6 +148,7 @@ def _run_forward(options, given, marks, save_every):
   )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _scan_backward(options, residuals, cotangents):
   given, marks, states = residuals
   dy, dfinal = cotangents

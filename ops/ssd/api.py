@@ -127,7 +127,7 @@ def apply(
 
   Every implementation has the signature `forward(x, log_decay, dt, B, C,
   initial_state, D, z, *, chunk_size) -> (y, state)`: log_decay and dt are
-  (B, L, H) float32, D is (H, P), B, C and z have x's dtype. Padding is zero in
+  (B, L, H) float32, D is (H, P) or (H, 1), B, C and z have x's dtype. Padding is zero in
   all of them and so leaves the state alone; log_decay is `FORGET` at the first
   token of a packed segment, so kernels need not know of segments.
   """
@@ -141,7 +141,6 @@ def apply(
     log_decay = jnp.where(starts, FORGET, log_decay)
   if D is not None:
     D = D.astype(jnp.float32).reshape(D.shape[0], -1)
-    D = jnp.broadcast_to(D, x.shape[2:])
   if initial_state is not None:
     initial_state = initial_state.astype(jnp.float32)
   B, C = B.astype(x.dtype), C.astype(x.dtype)

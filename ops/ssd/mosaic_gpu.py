@@ -148,7 +148,7 @@ def forward(
     whole_chunks(B),
     whole_chunks(C),
     None if initial_state is None else initial_state.reshape(narrow),
-    None if D is None else D.reshape(h * wide, CHANNELS),
+    None if D is None else _split_heads(D, wide),
   )
   y = y.reshape(b, -1, h, p)[:, :length]
   if z is not None:
@@ -157,25 +157,38 @@ def forward(
   return y, state.reshape(b, h, p, n)
 
 
+def _split_heads(D, wide):
+  """D, (H, P) or (H, 1), of heads of CHANNELS."""
+  if D.shape[1] == 1:
+    return jnp.repeat(D, wide, axis=0)
+  return D.reshape(-1, CHANNELS)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def scan(config, interpret, x, log_decay, dt, B, C, initial, D):
   """Returns y and the last state of whole chunks, heads of CHANNELS."""
   return _scan(config, interpret, x, log_decay, dt, B, C, initial, D)[0]
 
 
+# Compiled by themselves, so that many layers lower their kernels once.
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _scan(config, interpret, x, log_decay, dt, B, C, initial, D):
+  residuals = x, log_decay, dt, B, C, initial, D
   decays = chunk_decays(log_decay, dt)
   starts = None if initial is None else initial[:, None]
   if config.segments > 1:
     starts, _ = mosaic_gpu_states.segment_starts(
       x, B, decays, initial, config=config, interpret=interpret
     )
+  if D is not None:
+    D = jnp.broadcast_to(D, x.shape[2:])
   results = mosaic_gpu_forward.scan(
     x, decays, B, C, starts, D, config=config, interpret=interpret
   )
-  return results, (x, log_decay, dt, B, C, initial, D)
+  return results, residuals
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _pull(config, interpret, residuals, cotangents):
   x, log_decay, dt, B, C, initial, D = residuals
   return mosaic_gpu_backward.gradients(

@@ -33,7 +33,7 @@ def gradients(
   dx, dB, dC, sums = chunk_gradients(
     x, dy, decays, B, C, states, dstates, D, config=config, interpret=interpret
   )
-  into_I, across, ddt_J, within_J, out_J = jnp.moveaxis(sums, 3, 0)
+  into_I, across, ddt_J, within_J, out_J, *skipped_J = jnp.moveaxis(sums, 3, 0)
   lower = jnp.tril(jnp.ones((CHUNK, CHUNK), jnp.float32))
   matmul = lambda v, w: jnp.einsum("bchq,qk->bckh", v, w, precision="highest")
   dlog_decay = (
@@ -42,7 +42,9 @@ def gradients(
     + across.sum(-1)[:, :, None]
   )
   dD = None
-  if D is not None:
+  if skipped_J:
+    dD = skipped_J[0].sum((0, 1, 3))[:, None]
+  elif D is not None:
     # A product with batch axes here would not become one reduction.
     dD = (x.astype(jnp.float32) * dy.astype(jnp.float32)).sum((0, 1))
   return (
@@ -73,7 +75,7 @@ def chunk_gradients(
     C: (B, L, G, N).
     states: State before each chunk, (B, L / CHUNK, H, P, N) bfloat16.
     dstates: Gradient of the state after each chunk, like states.
-    D: (H, P) float32, or None.
+    D: (H, P) or (H, 1) float32, or None.
     config: A `mosaic_gpu.Config`.
     interpret: False, or the parameters of the interpreter.
 
@@ -81,12 +83,17 @@ def chunk_gradients(
     (like x, (splits, B, L, G, N) float32, the same, (B, L / CHUNK, H, 5, CHUNK)
     float32). The five are, for each token, what comes into it from before;
     for each channel, what crosses the chunk; for each token, the gradient of
-    dt, what goes to later tokens of the chunk, and what goes out of it.
+    dt, what goes to later tokens of the chunk, and what goes out of it. With D
+    of (H, 1) they are six: the last is x . dy of each token.
   """
   b, length, h, p = x.shape
   g, n = B.shape[2:]
   stages = config.gradient_stages
   steps = h // g // config.splits
+  one_skip = D is not None and D.shape[1] == 1
+  if D is not None:
+    D = jnp.broadcast_to(D, (h, p))
+  out_lines = 3 + one_skip
 
   def kernel(x_ref, dy_ref, decays_ref, B_ref, C_ref, S_ref, R_ref, *rest, **s):
     D_ref, rest = (None, rest) if D is None else (rest[0], rest[1:])
@@ -229,10 +236,14 @@ def chunk_gradients(
           dx_JP = read(0, 2) * tiles.rows(dt_J, p)
           if D is not None:
             D_P = plgpu.load(s["D"].at[slot], layout=COLUMN)
-            dx_JP += tiles.load_tile(dy_s) * tiles.columns(D_P, CHUNK)
+            dy_JP = tiles.load_tile(dy_s)
+            dx_JP += dy_JP * tiles.columns(D_P, CHUNK)
+          lines = vectors
+          if one_skip:
+            lines = *vectors, (tiles.load_tile(x_s) * dy_JP).sum(1)
           plgpu.wait_smem_to_gmem(0, wait_read_only=True)
           s["dx"][...] = dx_JP.astype(x.dtype)
-          store_sums("out", first + i, pl.ds(2, 3), *vectors)
+          store_sums("out", first + i, pl.ds(2, out_lines), *lines)
           plgpu.copy_smem_to_gmem(s["dx"], dx_ref.at[row, tokens, first + i])
           return read(1, 0)
 
@@ -272,7 +283,7 @@ def chunk_gradients(
       tiles.struct(x.shape, x.dtype),
       partial,
       partial,
-      tiles.struct((*decays.shape[:3], 5, CHUNK), jnp.float32),
+      tiles.struct((*decays.shape[:3], 2 + out_lines, CHUNK), jnp.float32),
     ),
     scratch_types={
       "B": tiles.tile(CHUNK, n),
@@ -285,7 +296,7 @@ def chunk_gradients(
       "D": tiles.vector(stages, p),
       "dx": tiles.tile(CHUNK, p),
       "into": tiles.vector(2, CHUNK),
-      "out": tiles.vector(3, CHUNK),
+      "out": tiles.vector(out_lines, CHUNK),
       "shared": plgpu.Barrier(num_arrivals=2),
       "loaded": plgpu.Barrier(
         num_arrivals=5 + (D is not None), num_barriers=stages

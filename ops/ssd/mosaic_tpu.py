@@ -96,7 +96,8 @@ def forward(
   if initial_state is None:
     initial_state = jnp.zeros((b, h, p, n), jnp.float32)
   if D is None:
-    D = jnp.zeros((h, p), jnp.float32)
+    D = jnp.zeros((h, 1), jnp.float32)
+  D = jnp.broadcast_to(D, (h, p))
   y, state = _scan(
     config,
     padded(x, h * p),

@@ -101,6 +101,8 @@ class Model:
     implementations: of the ops; a Transformer has only attention.
     remat: compute layers again in the backward pass.
     document_mask: tokens see their own document alone.
+    unroll: layers in one iteration of the scan over them, which divides them;
+      0 for all.
   """
 
   config: Config
@@ -108,6 +110,7 @@ class Model:
   implementations: Implementations = Implementations()
   remat: bool = False
   document_mask: bool = True
+  unroll: int = 1
 
   def init(self, key: jax.Array) -> Params:
     """Random float32 parameters."""
@@ -126,6 +129,7 @@ class Model:
     """
     # Where documents do not count, padding fills whole rows that do not either.
     segments = segment_ids if self.document_mask else None
+    unroll = self.unroll or self.config.num_layers
     if isinstance(self.config, MambaConfig):
       return mamba.hidden_states(
         self.config,
@@ -135,6 +139,7 @@ class Model:
         dtype=jnp.dtype(self.dtype),
         implementations=self.implementations,
         remat=self.remat,
+        unroll=unroll,
       )
     model = transformer.bind(self.config, params)
     attention = self.implementations.attention
@@ -143,6 +148,7 @@ class Model:
       transformer.token_positions(tokens),
       transformer.causal_attend(attention, segments, keep=False),
       remat=self.remat,
+      unroll=unroll,
     )
     return hidden
 

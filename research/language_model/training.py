@@ -48,6 +48,7 @@ class Run:
     cache: folder of tokens and tokenizers, shared by runs.
     mesh: devices; None takes all.
     implementations: of the ops.
+    unroll: layers in one iteration of the scan over them, 0 for all.
     peak_flops: of a device; None looks it up.
     checkpoint_every: updates.
     log_every: updates.
@@ -61,6 +62,7 @@ class Run:
   cache: pathlib.Path
   mesh: jax.sharding.Mesh | None = None
   implementations: Implementations = Implementations()
+  unroll: int = 1
   peak_flops: float | None = None
   checkpoint_every: int = 500
   log_every: int = 10
@@ -135,6 +137,7 @@ def train(run: Run, say: Say) -> Result:
     implementations=run.implementations,
     remat=options.remat,
     document_mask=options.document_mask,
+    unroll=run.unroll,
   )
   params = jax.jit(model.init)(jax.random.key(options.seed))
   num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -148,7 +151,7 @@ def train(run: Run, say: Say) -> Result:
     f"{len(train_corpus.tokens):,} tokens of training text, read "
     f"{epochs:.3g} times; unigram entropy {entropy:.4f} nats"
   )
-  schedule, tx = _optimizer(options)
+  schedule, tx = make_optimizer(options)
   step = learn.make_step(
     model,
     tx,
@@ -180,7 +183,7 @@ def train(run: Run, say: Say) -> Result:
   return result
 
 
-def _optimizer(options: Options):
+def make_optimizer(options: Options):
   """The schedule, and the optimizer that follows it."""
   schedule = optimizer.learning_rate(
     options.schedule,

@@ -241,7 +241,8 @@ def options_of(path):
   values = {}
   for name in given.keys() & fields.keys():
     kind, *_ = typing.get_args(fields[name].type) or (fields[name].type,)
-    values[name] = kind(given[name])
+    value = given[name]
+    values[name] = value == "true" if kind is bool else kind(value)
   return Options(**values)
 
 

@@ -23,6 +23,7 @@ CONFIGS = {
   "mamba1": MambaConfig.tiny("mamba1", num_layers=1, vocab_size=VOCAB),
   "mamba2": MambaConfig.tiny("mamba2", num_layers=1, vocab_size=VOCAB),
   "hybrid": MambaConfig.tiny("hybrid", vocab_size=VOCAB),
+  "deep": MambaConfig.tiny("mamba2", num_layers=2, vocab_size=VOCAB),
 }
 
 
@@ -140,9 +141,10 @@ def test_updates_lower_the_loss_on_their_batch(arch):
     ("transformer", {"accumulate": 4}),
     ("transformer", {"remat": True}),
     ("mamba2", {"devices": 2, "accumulate": 2}),
+    ("deep", {"unroll": 0}),
   ],
 )
-def test_devices_parts_and_rematerialisation_change_nothing(arch, changes):
+def test_devices_parts_and_layout_change_nothing(arch, changes):
   one, other = run(arch, **changes), plain(arch)
   # Sums in another order, three updates long; gradients are of order 1.
   np.testing.assert_allclose(one[0], other[0], rtol=2e-5)

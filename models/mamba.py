@@ -27,6 +27,7 @@ from models.mamba_blocks import (
   MambaBlock,
   Pass,
   RecurrentState,
+  step_run,
 )
 from models.mamba_config import MambaConfig, Run
 from ops import segments
@@ -109,12 +110,15 @@ class Mamba(nnx.Module):
     for stack, blocks, state in zip(
       self.config.runs, self.layers, states, strict=True
     ):
-      indices = jnp.arange(stack.num_layers, dtype=jnp.int32)
-      # The state is carried and updated in place: as an output of the scan it
-      # would be a second copy of the donated one.
-      (x, state), _ = jax.lax.scan(
-        layer, (x, state), (blocks, indices), unroll=unroll
-      )
+      if (stepped := step_run(blocks, x, state, run)) is not None:
+        x, state = stepped
+      else:
+        indices = jnp.arange(stack.num_layers, dtype=jnp.int32)
+        # The state is carried and updated in place: as an output of the scan it
+        # would be a second copy of the donated one.
+        (x, state), _ = jax.lax.scan(
+          layer, (x, state), (blocks, indices), unroll=unroll
+        )
       new_states.append(state)
     return self.final_norm(x).astype(run.dtype), tuple(new_states)
 

@@ -18,6 +18,8 @@ from flax import nnx
 from models import layers, transformer
 from models.mamba_config import MambaConfig
 from ops.causal_conv1d import causal_conv1d, causal_conv1d_step
+from ops.mamba2_step import Mamba2Weights, mamba2_step
+from ops.mamba2_step import api as mamba2_step_api
 from ops.selective_scan import selective_scan, selective_scan_step
 from ops.ssd import ssd, ssd_step
 
@@ -32,11 +34,14 @@ class Implementations:
   Attributes:
     scan: of `ops.selective_scan`, `ops.ssd` and their steps.
     conv: of `ops.causal_conv1d` and its step.
+    step: of `ops.mamba2_step`, one token through all Mamba-2 layers of a run;
+      "xla" for the steps of `scan` and `conv`, layer by layer.
     attention: of `jax.nn.dot_product_attention`, in a pass without cache.
   """
 
   scan: str | None = None
   conv: str | None = None
+  step: str | None = None
   attention: str | None = None
 
 
@@ -207,9 +212,14 @@ class GatedRMSNorm(nnx.Module):
 @functools.partial(jax.checkpoint, static_argnums=(3, 4), prevent_cse=False)
 def _gated_rms_norm(y, z, scale, num_groups, eps):
   """`GatedRMSNorm`, of which the backward pass keeps `y` and `z` alone."""
-  gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
-  grouped = gated.reshape(*y.shape[:-1], num_groups, -1)
-  mean_square = jnp.mean(jnp.square(grouped), axis=-1, keepdims=True)
+
+  def gate(y, z):
+    gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
+    return gated.reshape(*y.shape[:-1], num_groups, -1)
+
+  mean_square = jnp.mean(jnp.square(gate(y, z)), axis=-1, keepdims=True)
+  # Gated a second time: else XLA would write the float32 values to memory.
+  grouped = gate(*jax.lax.optimization_barrier((y, z)))
   normed = (grouped * jax.lax.rsqrt(mean_square + eps)).reshape(y.shape)
   scale = jnp.broadcast_to(scale.astype(jnp.float32), y.shape)
   return (normed * scale).astype(y.dtype)
@@ -330,6 +340,40 @@ class MambaBlock(nnx.Module):
       state,
     )
     return x + y.astype(x.dtype), states
+
+
+def step_run(
+  blocks: MambaBlock, x: jax.Array, states: RecurrentState, run: Pass
+) -> tuple[jax.Array, RecurrentState] | None:
+  """One token through the stacked Mamba-2 layers of a run, by `mamba2_step`.
+
+  Returns:
+    The residual (B, 1, D) and the states, or None for what goes layer by layer.
+  """
+  mixer = getattr(blocks, "mixer", None)
+  if not (run.is_step and x.shape[1] == 1 and isinstance(mixer, Mamba2Mixer)):
+    return None
+  weights = Mamba2Weights(
+    norm=blocks.norm.scale[...],
+    in_proj=mixer.in_proj.kernel[...],
+    conv_weight=mixer.conv.weight[...],
+    conv_bias=mixer.conv.bias[...],
+    dt_bias=mixer.dt_bias[...],
+    A_log=mixer.A_log[...],
+    D=mixer.D[...],
+    gated_norm=mixer.norm.scale[...],
+    out_proj=mixer.out_proj.kernel[...],
+  )
+  arrays = x[:, 0], weights, states.conv, states.ssm
+  name = mamba2_step_api.resolve(
+    *arrays, implementation=run.implementations.step
+  )
+  if name == "xla":
+    return None
+  x, conv, ssm = mamba2_step(
+    *arrays, eps=mixer.config.norm_eps, implementation=name
+  )
+  return x[:, None], RecurrentState(conv=conv, ssm=ssm)
 
 
 class AttentionBlock(nnx.Module):

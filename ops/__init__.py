@@ -14,6 +14,7 @@ State-space models, each with a twin for the next few tokens:
   causal_conv1d, causal_conv1d_step: depthwise convolution over a sequence.
   selective_scan, selective_scan_step: Mamba-1's recurrence.
   ssd, ssd_step: Mamba-2's recurrence, as products of matrices in chunks.
+  mamba2_step: one token through whole Mamba-2 layers, of stacked weights.
 
 Language models:
   token_logprob: log probability of tokens, without their logits in memory.
@@ -23,6 +24,8 @@ from ops.causal_conv1d import causal_conv1d as causal_conv1d
 from ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from ops.fake_quantize import fake_quantize as fake_quantize
 from ops.keep_top_channels import keep_top_channels as keep_top_channels
+from ops.mamba2_step import Mamba2Weights as Mamba2Weights
+from ops.mamba2_step import mamba2_step as mamba2_step
 from ops.select_pages import page_bounds as page_bounds
 from ops.select_pages import page_scores as page_scores
 from ops.select_pages import select_pages as select_pages

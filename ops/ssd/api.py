@@ -127,9 +127,9 @@ def apply(
 
   Every implementation has the signature `forward(x, log_decay, dt, B, C,
   initial_state, D, z, *, chunk_size) -> (y, state)`: log_decay and dt are
-  (B, L, H) float32, D is (H, P) or (H, 1), B, C and z have x's dtype. Padding is zero in
-  all of them and so leaves the state alone; log_decay is `FORGET` at the first
-  token of a packed segment, so kernels need not know of segments.
+  (B, L, H) float32, D is (H, P) or (H, 1), B, C and z have x's dtype. Padding
+  is zero in all of them and so leaves the state alone; log_decay is `FORGET` at
+  the first token of a packed segment, so kernels need not know of segments.
   """
   # Before softplus, whose gradient at garbage would not be a number.
   dt = segments.zero_padding(dt, segment_ids).astype(jnp.float32)

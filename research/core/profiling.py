@@ -1,8 +1,9 @@
-"""Which kernels the time of a computation goes to, as JAX's profiler sees it."""
+"""Which kernels the time of a computation goes to, by JAX's profiler."""
 
 import collections
 import dataclasses
 import pathlib
+import re
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ class Kernel:
   """A kernel's share of a call.
 
   Attributes:
-    name: as the device has it.
+    name: as the device has it, without a number at its end.
     ms: of all its launches in a call.
     launches: in a call.
   """
@@ -27,6 +28,8 @@ class Kernel:
 
 def kernels(call: Callable[[], Any], calls: int = 2) -> list[Kernel]:
   """Runs `call` under the profiler; what takes longest stands first.
+
+  XLA numbers kernels that it makes; those alike but for their number are one.
 
   Args:
     call: starts a computation that was compiled before.
@@ -47,8 +50,9 @@ def kernels(call: Callable[[], Any], calls: int = 2) -> list[Kernel]:
     for line in plane.lines:
       if "Stream" in line.name:
         for event in line.events:
-          nanoseconds[event.name] += event.duration_ns
-          launches[event.name] += 1
+          name = re.sub(r"(_\d+)+$", "", event.name)
+          nanoseconds[name] += event.duration_ns
+          launches[name] += 1
   return [
     Kernel(name, 1e-6 * spent / calls, launches[name] / calls)
     for name, spent in nanoseconds.most_common()

@@ -250,14 +250,14 @@ def options_of(path):
 def test_flagfiles_describe_models(path):
   options = options_of(path)
   config = architectures.config_of(options, options.vocab_size)
-  expected = 58e6 if "h200" in path.stem else 5e5
+  expected = 58e6 if "60m" in path.stem else 5e5
   assert config.num_params == pytest.approx(expected, rel=0.35)
 
 
-def test_h200_flagfiles_read_the_same_tokens():
+def test_60m_flagfiles_read_the_same_tokens():
   names = ("transformer", "mamba1", "mamba2")
   found = [
-    options_of(ROOT / f"experiments/flagfiles/lm_h200_{name}.flags")
+    options_of(ROOT / f"experiments/flagfiles/lm_60m_{name}.flags")
     for name in names
   ]
   assert [options.arch for options in found] == list(names)

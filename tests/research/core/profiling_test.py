@@ -23,7 +23,7 @@ def test_a_cpu_has_no_kernels():
 def test_kernels_are_added_up_by_name(monkeypatch):
   streams = [
     Named("Stream #1", events=[Event("gemm", 3e6), Event("add", 1e6)]),
-    Named("Stream #2", events=[Event("gemm", 5e6)]),
+    Named("Stream #2", events=[Event("gemm_2", 5e6)]),
     Named("XLA Ops", events=[Event("dot.1", 9e9)]),
   ]
   planes = [

@@ -1,0 +1,129 @@
+"""The first kernel of a layer: `in_proj` and the step of the convolution."""
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from ops.mamba2_step import mosaic_gpu_product as product
+from ops.selective_scan.mosaic_gpu_tile import sigmoid
+
+NAME = "mamba2_step_in"
+
+
+def project(
+  layer, scaled, squares, weights, conv_state, *, eps, config, interpret
+) -> jax.Array:
+  """Returns z, silu(conv(x, B, C)) and dt, (N, F filled up) float32.
+
+  A thread block owns some columns. As all are of one kind, and of no other
+  block, it steps their convolution in place. A row is normed by a factor after
+  the product, from the sum of the squares of the row.
+
+  Args:
+    layer: (1,) int32.
+    scaled: The residual stream times the scale of the norm, (N, D) bfloat16.
+    squares: Parts of the sum of its squares, see `mosaic_gpu.Residual`.
+    weights: Of all layers, as `mosaic_gpu.layer` makes them.
+    conv_state: A reference to (L, B, K-1, C).
+    eps: Of the norm.
+    config: A `mosaic_gpu.Config`.
+    interpret: False, or the parameters of the interpreter.
+  """
+  rows, depth = scaled.shape
+  taps, channels = conv_state.shape[2:]
+  e, width = weights.gated_norm.shape[1], weights.in_proj.shape[-1]
+  columns = config.in_columns
+  blocks = -(-width // columns)
+  matmul = product.Product(
+    rows,
+    depth,
+    columns,
+    config.in_stages,
+    overlap=config.overlap,
+    interpret=bool(interpret),
+  )
+  shape = rows, columns
+  parts = depth // config.out_columns
+  spread = lambda vector, axis: product.repeat(
+    vector, axis, shape, product.ROWS
+  )
+
+  def kernel(
+    layer_ref, scaled_ref, squares_ref, w_ref, taps_ref, bias_ref, next_ref,
+    conv_ref, out_ref, *, conv_s, conv_loaded, **s,
+  ):  # fmt: skip
+    layer = layer_ref[0]
+    block = lax.axis_index("columns")
+    column = block * columns
+    # Rows past the end of the batch are read as zeros, and not written.
+    some_rows = pl.ds(lax.axis_index("rows") * rows, rows)
+    channel = column - e
+    convolves = (channel >= 0) & (channel < channels)
+    own = conv_ref.at[layer, some_rows, :, pl.ds(channel, columns)]
+
+    def prepare():
+      @pl.when(convolves)
+      def _():
+        plgpu.copy_gmem_to_smem(own, conv_s, conv_loaded)
+
+      total = product.sum_of_rows(squares_ref, 0, parts)
+      factor = lax.rsqrt(total / depth + eps)
+      # Those of other columns are not used.
+      here = pl.ds(jnp.clip(channel, 0, channels - columns), columns)
+      per_column = [bias_ref.at[layer, here]]
+      per_column += [taps_ref.at[layer, k, here] for k in range(taps + 1)]
+      return factor, [
+        product.load(v, product.ROWS.reduce(0)) for v in per_column
+      ]
+
+    (results,) = matmul.results(
+      w_ref, scaled_ref, layer, column, s, prepare=prepare
+    )
+    value, (factor, (bias, *weight)) = results
+    if config.out_prefetch and not interpret:
+      product.prefetch(next_ref, layer, config.out_prefetch, block, blocks)
+    value *= spread(factor, 0)
+    target = out_ref.at[:, pl.ds(column, columns)]
+
+    @pl.when(convolves)
+    def _():
+      plgpu.barrier_wait(conv_loaded)
+      inputs = [
+        plgpu.load(conv_s.at[:, k], layout=product.ROWS, optimized=False)
+        for k in range(taps)
+      ]
+      inputs.append(value.astype(conv_s.dtype))
+      mixed = spread(bias, 1)
+      for tap, kept in zip(weight, inputs):
+        mixed += spread(tap, 1) * kept.astype(jnp.float32)
+      product.store(target, mixed * sigmoid(mixed))
+      for k in range(taps):
+        product.store(conv_s.at[:, k], inputs[k + 1])
+      plgpu.commit_smem()
+      plgpu.copy_smem_to_gmem(conv_s, own)
+      plgpu.wait_smem_to_gmem(0)
+
+    @pl.when(jnp.logical_not(convolves))
+    def _():
+      product.store(target, value)
+
+  run = plgpu.kernel(
+    kernel,
+    out_type=jax.ShapeDtypeStruct((rows, blocks * columns), jnp.float32),
+    grid=(blocks, 1),
+    grid_names=("columns", "rows"),
+    scratch_types={
+      **matmul.scratch(),
+      "conv_s": plgpu.SMEM((rows, taps, columns), conv_state.dtype),
+      "conv_loaded": plgpu.Barrier(),
+    },
+    kernel_name=NAME,
+    compiler_params=product.compiler_params(),
+    interpret=interpret,
+  )
+  return run(
+    layer, scaled, squares, weights.in_proj, weights.conv_weight,
+    weights.conv_bias, weights.out_proj, conv_state,
+  )  # fmt: skip

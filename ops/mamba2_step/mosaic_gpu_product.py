@@ -1,0 +1,243 @@
+"""The skinny product of the Mosaic GPU kernels: few rows, a stack of weights.
+
+Hopper's matrix unit (wgmma) multiplies tiles of 64 rows, of which a batch of
+one would waste 63. So the product is transposed: 64 columns of the weights are
+the rows of a tile, and the N rows of the batch its columns, of which any eight
+do. The weights come by TMA straight out of their stack, many chunks ahead; what
+they are multiplied with comes along, out of the L2 cache.
+
+The sums pass through shared memory, from where each warp takes whole rows, so
+that global memory is read and written in whole lines.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+# Columns of a tile of weights, and rows of a chunk of it.
+TILE = 64
+CHUNK = 64
+# Columns of what is prefetched at a time.
+BOX = 256
+# Arrays of partial sums, (N, .), are padded to a multiple of this.
+PARTIALS = 128
+# The layout of results, (N, columns): every fourth row to a warp, as whole
+# lines of memory.
+ROWS = plgpu.Layout.TILED(plgpu.Tiling(((4, TILE), (2,))), (-3,), (-2,), -1)
+# The layout of wgmma's sums, but that no thread holds two values side by side,
+# which would not lie side by side in the transposed memory.
+_SUMS = plgpu.Layout.TILED(
+  plgpu.Tiling(((64, 8), (16, 8), (8, 8), (2,), (1,))), (-8,), (-4, -3), -1
+)
+
+
+def load(ref, layout) -> jax.Array:
+  """Loads a reference in float32, in a layout."""
+  value = plgpu.load(ref, layout=layout, optimized=False)
+  return value.astype(jnp.float32)
+
+
+def store(ref, value):
+  """Stores to a reference, be it less than whole lines of memory."""
+  if hasattr(plgpu, "store"):
+    plgpu.store(ref, value, optimized=False)
+  else:  # jax 0.11, where every store may be of parts of lines
+    ref[...] = value
+
+
+def repeat(vector, axis: int, shape, layout) -> jax.Array:
+  """A tile of `shape` and `layout` with the vector along `axis`."""
+  value = lax.broadcast_in_dim(vector, shape, (axis,))
+  return plgpu.layout_cast(value, layout)
+
+
+def sum_of_rows(partials_ref, first, last) -> jax.Array:
+  """Adds up columns [first, last) of (N, .); others may hold anything."""
+  values = load(partials_ref, ROWS)
+  ids = plgpu.broadcasted_iota(jnp.int32, values.shape, 1, layout=ROWS)
+  inside = (ids >= first) & (ids < last)
+  return jnp.sum(jnp.where(inside, values, 0.0), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+  """x (N, K) @ W[layer] (K, .), of which a thread block gives some columns.
+
+  Attributes:
+    rows: N, a multiple of 8.
+    depth: K, a multiple of CHUNK.
+    columns: Columns of a block, TILE or twice that.
+    stages: Chunks of weights in shared memory; all but one are being fetched.
+    splits: Thread blocks that share K.
+    overlap: Whether the kernel may start before the one in front of it ends.
+    interpret: Whether the kernel is interpreted. The interpreter knows shared
+      memory as matrices, not as the tiles that these consist of.
+  """
+
+  rows: int
+  depth: int
+  columns: int
+  stages: int
+  splits: int = 1
+  overlap: bool = False
+  interpret: bool = False
+
+  def __post_init__(self):
+    """Checks what would else wait forever, or leave out some of K."""
+    if self.stages < 2 or self.depth % (self.splits * CHUNK):
+      raise ValueError(
+        f"mamba2_step: {self.stages} stages and {self.splits} splits do not fit"
+        f" the {self.depth} rows of the weights"
+      )
+
+  def scratch(self) -> dict:
+    """Shared memory and barriers for `results`."""
+    transforms = plgpu.TilingTransform((8, TILE)), plgpu.SwizzleTransform(128)
+    tile = lambda *shape: plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
+    tiles = self.columns // TILE
+    copies = CHUNK // 8 if self.interpret else 1
+    return {
+      "w": tile(self.stages, tiles, CHUNK, TILE),
+      "x": tile(self.stages, self.rows, CHUNK),
+      # Four more than needed let the threads of a warp store to all banks.
+      "sums": plgpu.SMEM((self.rows, self.columns + 4), jnp.float32),
+      "loaded": plgpu.Barrier(
+        num_arrivals=tiles * copies + 1, num_barriers=self.stages
+      ),
+    }
+
+  def results(
+    self, w_ref, x_ref, layer, column, s, *, split=0, parts=1, prepare
+  ) -> Iterator[tuple[jax.Array, object]]:  # fmt: skip
+    """Yields the product over each part of K, (N, columns) float32.
+
+    Args:
+      w_ref: The weights, see `by_eights`.
+      x_ref: (N, K) bfloat16.
+      layer: Of the weights.
+      column: The first of the block.
+      s: The kernel's shared memory by name, with that of `scratch`.
+      split: Which of the thread blocks that share K this is.
+      parts: How many parts the block's share of K is cut into.
+      prepare: Called when the weights are on their way and what other kernels
+        wrote can be read.
+
+    Yields:
+      The product, and what `prepare` returned.
+    """
+    steps = self.depth // CHUNK // self.splits
+    tiles, stages = self.columns // TILE, min(self.stages, steps)
+
+    def fetch_weights(i, slot):
+      first = (split * steps + i) * (CHUNK // 8)
+      for j in range(tiles):
+        columns = pl.ds(column + j * TILE, TILE)
+        if self.interpret:
+          copies = [
+            (w_ref.at[layer, first + k, :, columns], pl.ds(8 * k, 8))
+            for k in range(CHUNK // 8)
+          ]
+          copies = [(a, s["w"].at[slot, j, rows]) for a, rows in copies]
+        else:
+          # The same place as the (8, TILE) tiles that it consists of. The
+          # transform from tiles to a matrix would ask that the width of the
+          # weights be a multiple of TILE; so TMA fills up with zeros.
+          swizzled = s["w"].transforms[:1]
+          target = dataclasses.replace(s["w"], transforms=swizzled)
+          rows = pl.ds(first, CHUNK // 8)
+          copies = [
+            (w_ref.at[layer, rows, :, columns], target.at[slot, j, :, 0])
+          ]
+        for source, target in copies:
+          plgpu.copy_gmem_to_smem(source, target, s["loaded"].at[slot])
+
+    def fetch_rows(i, slot):
+      source = x_ref.at[:, pl.ds((split * steps + i) * CHUNK, CHUNK)]
+      plgpu.copy_gmem_to_smem(source, s["x"].at[slot], s["loaded"].at[slot])
+
+    def step(i, accumulators):
+      slot = lax.rem(i, jnp.int32(stages))
+      plgpu.barrier_wait(s["loaded"].at[slot])
+      for j, accumulator in enumerate(accumulators):
+        plgpu.wgmma(accumulator, s["w"].at[slot, j].T, s["x"].at[slot].T)
+      # All but these have been read.
+      plgpu.wgmma_wait(tiles)
+
+      @pl.when((i > 0) & (i - 1 + stages < steps))
+      def _():
+        old = lax.rem(i - 1, jnp.int32(stages))
+        fetch_weights(i - 1 + stages, old)
+        fetch_rows(i - 1 + stages, old)
+
+    def part(first, last, *accumulators):
+      @pl.loop(first, last)
+      def _(i):
+        step(i, accumulators)
+
+      return [accumulator[...] for accumulator in accumulators]
+
+    for i in range(stages):
+      fetch_weights(i, i)
+    if self.overlap and not self.interpret:
+      plgpu.griddepcontrol_launch_dependents()
+      plgpu.griddepcontrol_wait()
+    for i in range(stages):
+      fetch_rows(i, i)
+    prepared = prepare()
+    for k in range(parts):
+      sums = pl.run_scoped(
+        functools.partial(
+          part,
+          jnp.int32(k * steps // parts),
+          jnp.int32((k + 1) * steps // parts),
+        ),
+        *[plgpu.ACC((TILE, self.rows), jnp.float32)] * tiles,
+      )
+      for j, value in enumerate(sums):
+        columns = s["sums"].at[:, pl.ds(j * TILE, TILE)]
+        store(columns.T, plgpu.layout_cast(value, _SUMS))
+      columns = s["sums"].at[:, pl.ds(0, self.columns)]
+      yield load(columns, ROWS), prepared
+
+
+def by_eights(stack: jax.Array) -> jax.Array:
+  """Weights (L, K, F) as the kernels take them, (L, K / 8, 8, F)."""
+  layers, depth, width = stack.shape
+  return stack.reshape(layers, depth // 8, 8, width)
+
+
+def prefetch(w_ref, layer, rows: int, worker, workers: int) -> None:
+  """Brings the first rows of a layer's weights to the L2 cache.
+
+  Memory would else rest while one kernel ends and the next one begins. Each of
+  the blocks, `worker` of `workers`, asks for some boxes of CHUNK rows, and does
+  not wait for them. Not for kernels that are interpreted.
+  """
+  width = w_ref.shape[-1]
+  across = -(-width // BOX)
+  boxes = rows // CHUNK * across
+
+  @pl.loop(0, -(-boxes // workers))
+  def _(i):
+    box = worker + i * workers
+
+    @pl.when(box < boxes)
+    def _():
+      chunk = lax.div(box, jnp.int32(across)) * (CHUNK // 8)
+      columns = pl.ds(lax.rem(box, jnp.int32(across)) * BOX, BOX)
+      plgpu.async_prefetch(
+        w_ref.at[layer, pl.ds(chunk, CHUNK // 8), :, columns]
+      )
+
+
+def compiler_params() -> plgpu.CompilerParams:
+  """Returns what all kernels are compiled with: every layout is given."""
+  return plgpu.CompilerParams(
+    approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+  )

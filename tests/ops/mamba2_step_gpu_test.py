@@ -1,0 +1,281 @@
+"""The GPU kernels of `mamba2_step`, interpreted and lowered on a CPU."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from models import mamba
+from models.mamba_blocks import Implementations
+from models.mamba_config import AttentionLayers, MambaConfig
+from ops import dispatch
+from ops.mamba2_step import api, mosaic_gpu, mosaic_gpu_product
+from ops.mamba2_step.mosaic_gpu import Config
+from tests.ops.mamba2_step_test import EPS, compare, make
+from tests.ops.sequence_op import assert_close, tolerance
+
+SMALL = Config(in_stages=2, out_stages=3)
+# Model: layers, width, heads, groups, states.
+SHAPES = {
+  "mamba2-130m": (24, 768, 24, 1, 128),
+  "mamba2-2.7b": (64, 2560, 80, 1, 128),
+  "mamba2-8b": (4, 4096, 128, 8, 128),
+}
+HOPPER = AbstractMesh(
+  (1,),
+  ("device",),
+  axis_types=(AxisType.Auto,),
+  abstract_device=AbstractDevice(
+    device_kind="NVIDIA H200", num_cores=132, platform="gpu"
+  ),
+)
+interpreted = functools.partial(
+  mosaic_gpu.forward, interpret=plgpu.InterpretGPUParams()
+)
+
+
+def arrays(seed=0, **changes):
+  sizes = {"width": 128, "heads": 8, "channels": 64, "groups": 1, "state": 64}
+  return make(seed, **(sizes | {"dtype": "bfloat16"} | changes))
+
+
+@pytest.mark.parametrize(
+  "config, tokens, changes",
+  [
+    (None, 2, {"batch": 3, "layers": 1}),
+    (SMALL, 1, {"batch": 1, "state": 128, "layers": 1}),
+    (SMALL, 1, {"batch": 16, "taps": 3, "layers": 1}),
+    (Config(in_columns=128, out_columns=128), 1, {"batch": 9, "groups": 2}),
+  ],
+)
+def test_values(config, tokens, changes):
+  compare(
+    functools.partial(interpreted, config=config), arrays(**changes), tokens
+  )
+
+
+def test_other_layers_are_left_alone():
+  x, weights, conv, ssm = arrays(1, layers=3, batch=2)
+  padded = jnp.pad(x, ((0, 6), (0, 0)))
+  residual = mosaic_gpu.Residual.of(padded, weights.norm[1], SMALL)
+  swapped = dataclasses.replace(
+    weights, conv_weight=jnp.swapaxes(weights.conv_weight, 1, 2)
+  )
+  run = functools.partial(
+    mosaic_gpu.layer, SMALL, EPS, plgpu.InterpretGPUParams()
+  )
+  _, new_conv, new_ssm = run(
+    jnp.ones((1,), jnp.int32), residual, swapped, conv, ssm
+  )
+  for old, new in ((conv, new_conv), (ssm, new_ssm)):
+    old, new = np.asarray(old), np.asarray(new)
+    for index in (0, 2):
+      np.testing.assert_array_equal(new[index], old[index])
+    assert np.all(np.any(new[1] != old[1], axis=-1))
+
+
+def test_shares_of_the_rows_add_up():
+  # The interpreter knows no clusters' memory, so here the sums are added later.
+  rows, depth, width = 8, 256, 96
+  rng = np.random.default_rng(0)
+  x, w = (
+    jnp.asarray(rng.integers(-4, 5, shape), "bfloat16")
+    for shape in ((rows, depth), (2, depth, width))
+  )
+  matmul = mosaic_gpu_product.Product(rows, depth, 64, 2, 2, interpret=True)
+
+  def kernel(x_ref, w_ref, out_ref, **s):
+    column = jax.lax.axis_index("columns") * 64
+    split = jax.lax.axis_index("split")
+    results = matmul.results(
+      w_ref, x_ref, 1, column, s, split=split, parts=2, prepare=lambda: None
+    )
+    for part, (value, _) in enumerate(results):
+      out_ref[split, part, :, pl.ds(column, 64)] = value
+
+  run = plgpu.kernel(
+    kernel,
+    out_type=jax.ShapeDtypeStruct((2, 2, rows, 128), jnp.float32),
+    grid=(2, 2),
+    grid_names=("columns", "split"),
+    scratch_types=matmul.scratch(),
+    interpret=plgpu.InterpretGPUParams(),
+  )
+  found = run(x, mosaic_gpu_product.by_eights(w))[..., :width].reshape(
+    4, rows, -1
+  )
+  x, w = np.asarray(x, np.float32), np.asarray(w, np.float32)
+  for quarter in range(4):
+    own = slice(quarter * 64, (quarter + 1) * 64)
+    np.testing.assert_array_equal(found[quarter], x[:, own] @ w[1, own])
+
+
+def lowered(name, batch, **changes) -> str:
+  layers, width, heads, groups, state = SHAPES[name]
+  shapes = jax.eval_shape(
+    lambda: arrays(
+      layers=1,
+      batch=batch,
+      width=width,
+      heads=heads,
+      groups=groups,
+      state=state,
+    )  # fmt: skip
+  )
+  x, *stacks = shapes
+  stacks = jax.tree.map(
+    lambda v: jax.ShapeDtypeStruct((layers, *v.shape[1:]), v.dtype), stacks
+  )
+  config = mosaic_gpu.configure(
+    batch, width, 4 * width + 2 * groups * state + heads, 2 * width, groups,
+    state,
+  )  # fmt: skip
+  forward = functools.partial(
+    mosaic_gpu.forward, eps=EPS, config=dataclasses.replace(config, **changes)
+  )
+  with jax.sharding.use_abstract_mesh(HOPPER):
+    exported = export.export(
+      jax.jit(forward),
+      platforms=["cuda"],
+      disabled_checks=[export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
+    )(x, *stacks)
+  return str(exported.mlir_module())
+
+
+@pytest.mark.parametrize(
+  "name, batch, changes",
+  [
+    ("mamba2-130m", 1, {}),
+    ("mamba2-130m", 64, {"overlap": True}),
+    ("mamba2-2.7b", 1, {}),
+    ("mamba2-2.7b", 64, {}),
+    (
+      "mamba2-2.7b",
+      8,
+      {
+        "in_columns": 128,
+        "in_stages": 4,
+        "out_columns": 128,
+        "out_stages": 8,
+      },
+    ),
+    ("mamba2-8b", 3, {}),
+  ],
+)
+def test_lowers_for_hopper(name, batch, changes):
+  module = lowered(name, batch, **changes)
+  # Lowered once for all layers but the last, which may differ in donation.
+  assert module.count("custom_call @mosaic_gpu_v2") <= 6
+  assert module.count("call @layer") == SHAPES[name][0]
+  # Both states are written in place.
+  assert module.count("output_operand_alias<") >= 2
+  for kernel in ("mamba2_step_in", "mamba2_step_state", "mamba2_step_out"):
+    assert kernel in module
+
+
+def test_configurations():
+  choose = mosaic_gpu.configure
+  one = choose(1, 2560, 10576, 5120, 1, 128)
+  many = choose(64, 2560, 10576, 5120, 1, 128)
+  # Of 132 multiprocessors, two blocks each share 160 blocks, one each 80.
+  for config, rows, splits, each in ((one, 8, 4, 2), (many, 64, 2, 1)):
+    assert config.out_splits == splits
+    stage, tile = 2 * 64 * (64 + rows), 64 * rows
+    used = config.out_stages * stage + 4 * tile * config.out_splits
+    assert 2**17 / each < used < 227 * 1024 / each
+    used = config.in_stages * stage + (4 + 3 * 2) * tile
+    assert 2**16 < used < 113 * 1024
+  # The states of a large batch leave memory no time for anything else.
+  assert one.out_prefetch and not many.out_prefetch
+  assert choose(1, 4096, 18560, 8192, 8, 128).out_splits == 1
+  assert choose(1, 128, 1160, 512, 1, 64).out_stages >= 2
+
+
+def test_reasons():
+  x, weights, conv, ssm = arrays()
+  assert mosaic_gpu.unfit(x, weights, conv, ssm) is None
+  assert "GPU" in mosaic_gpu.supports()
+  wide = dataclasses.replace(weights, in_proj=weights.in_proj.astype("float32"))
+  assert "in_proj" in mosaic_gpu.unfit(x, wide, conv, ssm)
+  assert "conv_state" in mosaic_gpu.unfit(
+    x, weights, conv.astype("float32"), ssm
+  )
+  assert "ssm_state" in mosaic_gpu.unfit(
+    x, weights, conv, ssm.astype("bfloat16")
+  )
+  assert "rows" in mosaic_gpu.unfit(jnp.zeros((65, 128)), weights, conv, ssm)
+  assert "width" in mosaic_gpu.unfit(x[:, :100], weights, conv, ssm)
+  assert "states" in mosaic_gpu.unfit(x, weights, conv, ssm[..., :32])
+  assert "multiple of 8" in mosaic_gpu.unfit(x, weights, conv, ssm[:, :, :4])
+  with pytest.raises(ValueError, match="kernel needs bfloat16"):
+    mosaic_gpu.forward(x, wide, conv, ssm, eps=EPS)
+  with pytest.raises(ValueError, match="stages"):
+    interpreted(x, weights, conv, ssm, eps=EPS, config=Config(in_stages=1))
+
+
+@pytest.fixture
+def kernels_run_here(monkeypatch):
+  """As on a GPU: the kernels come first, here interpreted."""
+  monkeypatch.setattr(mosaic_gpu, "forward", interpreted)
+  usable = {"mosaic_gpu": mosaic_gpu.unfit, "xla": dispatch.always}
+  monkeypatch.setattr(api, "IMPLEMENTATIONS", usable)
+
+
+def decoded(config, dtype, step, tokens):
+  """Logits of decode steps, and the last state of the layers."""
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda v: jnp.asarray(0.1 * rng.normal(size=v.shape), dtype),
+    mamba.abstract_params(config),
+  )
+  state = mamba.init_state(
+    config, tokens.shape[0], cache_size=tokens.shape[1], dtype=dtype
+  )
+  decode = functools.partial(
+    mamba.decode, config, params, implementations=Implementations(step=step)
+  )
+  # Most of the time goes into compiling the interpreter.
+  decode = jax.jit(
+    decode,
+    donate_argnums=1,
+    compiler_options={"xla_backend_optimization_level": 0},
+  )
+  found = []
+  for t in range(tokens.shape[1]):
+    logits, state = decode(tokens[:, t : t + 1], state)
+    found.append(logits)
+  return found, state.layers
+
+
+@pytest.mark.usefixtures("kernels_run_here")
+def test_models_decode_by_it():
+  config = MambaConfig.tiny(
+    num_layers=3, d_model=128, expand=4, head_dim=64, d_state=64,
+    attention=AttentionLayers(
+      indices=(1,), num_heads=2, num_kv_heads=1, head_dim=64
+    ),
+  )  # fmt: skip
+  tokens = jax.random.randint(jax.random.key(1), (2, 2), 0, config.vocab_size)
+  expected = decoded(config, "bfloat16", "xla", tokens)
+  found = decoded(config, "bfloat16", None, tokens)
+  assert_close(found, expected, 3 * tolerance("bfloat16", 512))
+  # Not the same numbers: those of the kernels are rounded at other places.
+  assert np.any(np.asarray(found[0][0]) != np.asarray(expected[0][0]))
+
+
+@pytest.mark.usefixtures("kernels_run_here")
+def test_models_fall_back_to_layer_by_layer():
+  config = MambaConfig.tiny()
+  tokens = jax.random.randint(jax.random.key(1), (2, 1), 0, config.vocab_size)
+  expected = decoded(config, "float32", "xla", tokens)
+  found = decoded(config, "float32", None, tokens)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  with pytest.raises(dispatch.UnsupportedError, match="needs bfloat16"):
+    decoded(config, "float32", "mosaic_gpu", tokens)

@@ -1,6 +1,7 @@
 """The config of regression language models, with named sizes."""
 
 import dataclasses
+import math
 from typing import Any, Self
 
 from models.errors import InputError
@@ -61,6 +62,10 @@ class RegressionLMConfig:
       value = getattr(self, field.name)
       if field.type is int and (not isinstance(value, int) or value < 1):
         raise InputError(f"{field.name}={value!r} is no positive integer")
+      if field.type is float and not (
+        isinstance(value, int | float) and 0 < value < math.inf
+      ):
+        raise InputError(f"{field.name}={value!r} is no positive number")
     if self.num_heads % self.num_kv_heads:
       raise InputError(
         f"num_heads={self.num_heads} is no multiple of "

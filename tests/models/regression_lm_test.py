@@ -36,7 +36,8 @@ def model(encoder, **changes):
     num_kv_heads=1,
     **changes,
   )
-  params = regression_lm.init(config, jax.random.key(3))
+  init = jax.jit(lambda key: regression_lm.init(config, key))
+  params = init(jax.random.key(3))
   # Norms that do nothing would hide one that is left out.
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(4), len(leaves))

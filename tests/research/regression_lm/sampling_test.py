@@ -1,20 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from models.numbers import MISSING, START, Ieee, TargetCodec
 from models.sampling import Sampling
 from research.regression_lm import sampling
 from tests.research.regression_lm import toy
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def keys(rows, seed=0):

@@ -25,7 +25,8 @@ def model(codec=None, **changes):
 @functools.cache
 def params(made, seed=0, scale=3.0):
   """Random, with a head so large that the distribution is not even."""
-  found = regression_lm.init(made.config, jax.random.key(seed))
+  init = jax.jit(lambda key: regression_lm.init(made.config, key))
+  found = init(jax.random.key(seed))
   found["head"]["kernel"] = found["head"]["kernel"] * scale
   return found
 

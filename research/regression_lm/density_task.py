@@ -13,7 +13,7 @@ from research.regression_lm.examples import Example
 
 _NOISE = 0.05 / 1.96
 # Points that are drawn for one text of a batch.
-_POINTS = 16
+POINTS = 16
 _ECCENTRICITIES = (1, 2, 3)
 
 
@@ -84,20 +84,30 @@ def points(
   return np.array([x, y]) + offset + noise
 
 
-def examples_at(step: int, rows: int, seed: int) -> list[Example]:
-  """Examples of a step; as many texts as there are sixteenths of `rows`."""
+def drawn_at(step: int, texts: int, seed: int) -> tuple[list[str], np.ndarray]:
+  """Texts of a step, and `POINTS` points of each: (texts, POINTS, 2)."""
   rng = np.random.default_rng((seed, 23, step))
-  found: list[Example] = []
-  while len(found) < rows:
+  names, clouds = [], []
+  for _ in range(texts):
     place = (
       str(rng.choice(list(SHAPES))),
       round(float(rng.uniform(-5, 5)), 2),
       round(float(rng.uniform(-3, 3)), 2),
       int(rng.choice(_ECCENTRICITIES)),
     )
-    drawn = points(*place, _POINTS, rng)
-    found += [Example(x=text_of(*place), y=tuple(y)) for y in drawn.tolist()]
-  return found[:rows]
+    names.append(text_of(*place))
+    clouds.append(points(*place, POINTS, rng))
+  return names, np.stack(clouds)
+
+
+def examples_at(step: int, texts: int, seed: int) -> list[Example]:
+  """What `drawn_at` draws, an example a point."""
+  names, clouds = drawn_at(step, texts, seed)
+  return [
+    Example(x=name, y=tuple(point))
+    for name, cloud in zip(names, clouds.tolist())
+    for point in cloud
+  ]
 
 
 def energy_distance(a: np.ndarray, b: np.ndarray) -> float:

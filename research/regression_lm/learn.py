@@ -1,8 +1,8 @@
 """The loss of a batch and one update.
 
 Losses are sums over examples and their number, added up over devices, so that
-one device and many give the same. Shapes by axis letter: B examples, L text
-tokens, T target tokens, O objectives, G numbers of a grid.
+one device and many give the same. Shapes by axis letter: B texts, S examples
+of a text, L text tokens, T target tokens, O objectives, G numbers of a grid.
 """
 
 import dataclasses
@@ -68,6 +68,8 @@ def loss_sums(
     params: of it.
     batch: "tokens" (B, L), "lengths" (B,), "targets" (B, T), all int32, and
       for a grid "scores" (B, O) float32, NaN where an objective is missing.
+      Without a grid targets may be (B, S, T): S examples of each text, which
+      is read once.
     options: what is minimised.
     grid: of the expected value.
     key: of dropout; None drops nothing.
@@ -87,12 +89,13 @@ def loss_sums(
     dropout=options.dropout,
     key=keys[0],
   )
-  targets = batch["targets"][:, None]
+  targets = batch["targets"]
+  if targets.ndim == 2:
+    targets = targets[:, None]
   logprob, normalizer = likelihood.token_logprobs(
     model, params, memory, targets, dropout=options.dropout, key=keys[1]
   )
-  logprob, normalizer = logprob[:, 0], normalizer[:, 0]
-  count = jnp.sum(batch["targets"] != MISSING, axis=-1)
+  count = jnp.sum(targets != MISSING, axis=-1)
   each = jnp.maximum(count, 1).astype(jnp.float32)
   sums = {
     "loss": -jnp.sum(logprob.sum(-1) / each),

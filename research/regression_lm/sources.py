@@ -159,36 +159,45 @@ class DensitySource:
 
   def texts(self) -> list[str]:
     """Some texts."""
-    return [e.x for e in density_task.examples_at(0, 4096, 0)[::16]]
+    return density_task.drawn_at(0, 256, 0)[0]
 
   def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
-    """Examples are made as they are asked for; validation has other ones."""
+    """Examples are made as they are asked for; validation has other ones.
+
+    Raises:
+      InputError: `rows` cannot be cut into texts with their points.
+    """
+    if rows % density_task.POINTS:
+      raise InputError(
+        f"--batch={rows} is no multiple of {density_task.POINTS}, the points "
+        "of a text: change it"
+      )
+    texts = rows // density_task.POINTS
 
     def batch_at(step):
-      return _batch(lm, density_task.examples_at(step, rows, seed))
-
-    held_out = density_task.examples_at(0, 1024, seed + 1)
-    known = density_task.examples_at(0, 1024, seed)
+      names, clouds = density_task.drawn_at(step, texts, seed)
+      read = examples.read_texts(lm.tokenizer, names, lm.max_length)
+      tokens, lengths = read.rows(np.arange(texts))
+      targets = lm.model.codec.encode(clouds.reshape(rows, 2).tolist())
+      return {
+        "tokens": tokens,
+        "lengths": lengths,
+        "targets": targets.reshape(texts, density_task.POINTS, -1),
+      }
 
     def scored(scale):
-      def scored_batch_at(step):
-        batch = batch_at(step)
-        values = lm.model.codec.values(batch["targets"])
-        return batch | {"scores": scale.scores(values)}
+      raise InputError(
+        "--data=density has many numbers a text, whose expected value says "
+        "little: leave --expected_value and --ranking at 0"
+      )
 
-      return scored_batch_at
-
-    values = np.array([example.y for example in known])
+    held_out = density_task.examples_at(0, 64, seed + 1)
+    values = np.array([example.y for example in held_out])
     return Prepared(batch_at, lm.dataset(held_out), values, scored)
 
   def describe(self) -> dict[str, Any]:
     """Its name."""
     return {"kind": DENSITY}
-
-
-def _batch(lm: RegressionLM, drawn) -> dict[str, np.ndarray]:
-  data = examples.build(drawn, lm.tokenizer, lm.model.codec, lm.max_length)
-  return data.rows(np.arange(len(drawn)))
 
 
 def check_same(source: TableSource, described: dict[str, Any]) -> None:

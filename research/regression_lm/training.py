@@ -84,8 +84,7 @@ def train(run: Run, say: Say) -> RegressionLM:
       mesh, {"grid": scale.grid(lm.model.codec, o.grid)}
     )
   say(
-    f"{lm.num_params / 1e6:.4g}M parameters, {o.encoder} encoder, "
-    f"{len(prepared.values):,} training examples"
+    f"{lm.num_params / 1e6:.4g}M parameters, {lm.model.config.encoder} encoder"
   )
   schedule, tx = make_optimizer(o)
   step = learn.make_step(lm.model, tx, schedule, mesh, loss)

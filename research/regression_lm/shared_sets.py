@@ -20,37 +20,75 @@ from research.regression_lm.tables import Table
 # NAS-Bench-201: operation on the edge from node to node, in the file's order.
 _EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 _PATHS = ((0, 3), (0, 1, 3), (0, 2, 3), (0, 1, 2, 3))
-_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+# Operations and the word that a text has for each: one token of a small BPE.
+_OPS = {
+  "none": "none",
+  "skip_connect": "skip",
+  "nor_conv_1x1": "point",
+  "nor_conv_3x3": "conv",
+  "avg_pool_3x3": "pool",
+}
 
 
 def nasbench201(path: pathlib.Path, targets: Sequence[str]) -> Table:
-  """Cells as their string and its paths; features are the path encoding.
+  """Cells of operations on six edges, by what of them carries data.
 
-  A path is the operations from input to output; one with "none" carries
-  nothing and is left out (White et al. 2019, arXiv:1910.11858, section 3).
+  A path from input to output with "none" carries nothing, and a skip does
+  nothing. So the text tells, and the features count, the operations on live
+  edges, the live paths, the most convolutions on one, and the sequences of
+  operations along them with skips left out (the path encoding of White et al.
+  2019, arXiv:1910.11858, of an equivalent cell). Text and features say the
+  same.
   """
   rows = tables.csv_rows(path)
+  words = [word for word in _OPS.values() if word not in ("none", "skip")]
   kinds = [
     ops
-    for length in (1, 2, 3)
-    for ops in itertools.product(_OPS[1:], repeat=length)
+    for length in range(4)
+    for ops in itertools.product(words, repeat=length)
   ]
   index = {ops: i for i, ops in enumerate(kinds)}
-  features = np.zeros((len(rows), len(kinds)))
+  features = np.zeros((len(rows), len(kinds) + len(_OPS) + 1))
   for i, row in enumerate(rows):
-    cell = row.get("arch_str")
-    if cell is None:
+    if row.get("arch_str") is None:
       raise InputError(f"{path}: has no column 'arch_str'")
-    found = cell_paths(cell)
-    for ops in found:
-      features[i, index[ops]] = 1
-    written = " ; ".join(" > ".join(ops) for ops in found) or "nothing"
-    row["text"] = f"cell {cell} paths {written}"
+    live, paths = _live(row["arch_str"])
+    counts = [live.count(word) for word in list(_OPS.values())[1:]]
+    depth = max((_convolutions(ops) for ops in paths), default=0)
+    features[i, len(kinds) :] = [*counts, len(paths), depth]
+    for ops in paths:
+      features[i, index[ops]] += 1
+    said = [f"{word} {n}" for word, n in zip(list(_OPS.values())[1:], counts)]
+    written = " ; ".join(" ".join(ops) or "skip" for ops in sorted(paths))
+    row["text"] = (
+      f"depth {depth} {' '.join(said)} paths {len(paths)} {written}".strip()
+    )
   return _with_features(path, rows, targets, features)
 
 
-def cell_paths(cell: str) -> list[tuple[str, ...]]:
-  """Operations along each path of a NAS-Bench-201 cell that carries data.
+def _live(cell: str) -> tuple[list[str], list[tuple[str, ...]]]:
+  """Words of the edges that carry data, and of the paths, without skips."""
+  op_of = dict(zip(_EDGES, _cell_ops(cell)))
+  alive = [
+    edges
+    for edges in (list(itertools.pairwise(nodes)) for nodes in _PATHS)
+    if all(op_of[edge] != "none" for edge in edges)
+  ]
+  used = sorted({edge for edges in alive for edge in edges})
+  word = lambda edge: _OPS[op_of[edge]]
+  paths = [
+    tuple(word(edge) for edge in edges if word(edge) != "skip")
+    for edges in alive
+  ]
+  return [word(edge) for edge in used], paths
+
+
+def _convolutions(ops: Sequence[str]) -> int:
+  return sum(word in ("conv", "point") for word in ops)
+
+
+def _cell_ops(cell: str) -> list[str]:
+  """Operations of a cell's six edges.
 
   Raises:
     InputError: it is no such cell.
@@ -59,11 +97,7 @@ def cell_paths(cell: str) -> list[tuple[str, ...]]:
   names = [name for name in names if name]
   if len(names) != len(_EDGES) or not set(names) <= set(_OPS):
     raise InputError(f"{cell!r} is no cell of NAS-Bench-201")
-  op_of = dict(zip(_EDGES, names))
-  found = [
-    tuple(op_of[edge] for edge in itertools.pairwise(nodes)) for nodes in _PATHS
-  ]
-  return [ops for ops in found if "none" not in ops]
+  return names
 
 
 def kernelbench(path: pathlib.Path, targets: Sequence[str]) -> Table:

@@ -153,8 +153,6 @@ def test_cells_of_nasbench201(tmp_path):
     "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|"
     "none~2|"
   )
-  paths = shared_sets.cell_paths(cell)
-  assert paths == [("avg_pool_3x3",), ("nor_conv_3x3", "nor_conv_1x1")]
   empty = cell.replace("avg_pool_3x3", "none").replace("nor_conv_1x1", "none")
   rows = [["arch_str", "acc"], [cell, "91.5"], [empty, ""], [empty, "10"]]
   path = tmp_path / "nb.csv"
@@ -162,12 +160,16 @@ def test_cells_of_nasbench201(tmp_path):
   found = shared_sets.load("nasbench201", path, ["acc"])
   assert found.values.tolist() == [[91.5], [10.0]]
   # Features follow the rows that are kept, of which the empty one is second.
-  assert found.features.sum(1).tolist() == [2, 0]
-  assert "nor_conv_3x3 > nor_conv_1x1" in found.texts[0]
-  assert found.texts[1].endswith("paths nothing")
+  # 2 paths; 3 live operations, 2 paths and 2 convolutions on one of them.
+  assert found.features.sum(1).tolist() == [2 + 3 + 2 + 2, 0]
+  assert found.texts[0] == (
+    "depth 2 skip 0 point 1 conv 1 pool 1 paths 2 conv point ; pool"
+  )
+  assert found.texts[1] == ("depth 0 skip 0 point 0 conv 0 pool 0 paths 0")
   for bad in ("", "|none~0|", cell.replace("none", "conv9")):
     with pytest.raises(InputError, match="no cell of NAS-Bench-201"):
-      shared_sets.cell_paths(bad)
+      path.write_text(f"arch_str,acc\n{bad},1\n")
+      shared_sets.load("nasbench201", path, ["acc"])
 
 
 def test_kernelbench_joins_programs_with_timings(tmp_path):

@@ -49,6 +49,8 @@ def _density(lm) -> tuple[list[dict], str]:
 
 
 def _table(lm, options, described) -> tuple[list[dict], str]:
+  import numpy as np
+
   from research.core import report
   from research.regression_lm import evaluate, sources
   from research.regression_lm.tables import Split
@@ -68,8 +70,10 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
     seed=_SEED.value,
   )
   peers = [name for name in _PEERS.value if name != "none"]
+  known = table.examples(np.concatenate([parts.train, parts.valid]))
+  expected = lm.expected([table.texts[i] for i in parts.test], known)
   found = evaluate.predictions(
-    table, parts, prediction, peers, seed=_SEED.value
+    table, parts, prediction, peers, expected=expected, seed=_SEED.value
   )
   rows = [
     row

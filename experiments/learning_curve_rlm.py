@@ -32,6 +32,9 @@ _SAMPLES = cli.integer("samples", 64, "draws of a text", 2, 1 << 16)
 _METHOD = cli.choice("method", "full", "what is trained", ("full", "lora"))
 _EPOCHS = cli.integer("epochs", 100, "at most", 1, 10**6)
 _PATIENCE = cli.integer("patience", 10, "epochs without a better one", 1)
+_SELECT = cli.choice(
+  "select", "loss", "what validation looks at", ("loss", "expected")
+)
 _PEERS = flags.DEFINE_list(
   "peers", ["ridge on TF-IDF", "XGBoost", "MLP"], "beside the model, or none"
 )
@@ -65,6 +68,7 @@ def main(_) -> None:
       weight_decay=options.weight_decay,
       clip_norm=options.clip_norm,
       loss=options.loss(),
+      select=_SELECT.value,
       scale=options.scale,
       grid=options.grid,
     ),

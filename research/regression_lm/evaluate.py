@@ -13,6 +13,7 @@ from research.regression_lm.tables import Split, Table
 
 Say = Callable[[str], None]
 OURS = "regression LM"
+EXPECTED = "regression LM, expected rank"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class Predictions:
 
   def best_peer(self, measure: str) -> str | None:
     """The peer with the best value of a measure; None without peers."""
-    names = [name for name in self.by_method if name != OURS]
+    names = [n for n in self.by_method if n not in (OURS, EXPECTED)]
     sign = -1 if measure in ("mse", "mae") else 1
     score = lambda name: (
       sign * measures.MEASURES[measure](self.by_method[name], self.truth)
@@ -47,6 +48,7 @@ def predictions(
   prediction: Prediction,
   peer_names: Sequence[str],
   *,
+  expected: np.ndarray | None = None,
   seed: int = 0,
 ) -> list[Predictions]:
   """Gathers ours and trains the peers, for each objective.
@@ -57,6 +59,7 @@ def predictions(
       the model was given both.
     prediction: ours, for `split.test` in order.
     peer_names: of `peers.NAMES`.
+    expected: (M, O) of `RegressionLM.expected` for `split.test`, or None.
     seed: of the peers.
   """
   known = np.concatenate([split.train, split.valid])
@@ -67,6 +70,8 @@ def predictions(
     there = np.isfinite(column[split.test])
     test = split.test[there]
     by_method = {OURS: measures.without_gaps(prediction.median[there, place])}
+    if expected is not None:
+      by_method[EXPECTED] = expected[there, place]
     problem = peers.Problem(
       train_texts=[table.texts[i] for i in train],
       train_features=table.features[train],
@@ -118,14 +123,17 @@ def rows(
       add(method, metric, interval)
     best = found.best_peer(metric)
     if best is not None:
-      difference = measures.paired_difference(
-        measure,
-        found.by_method[OURS],
-        found.by_method[best],
-        found.truth,
-        num_samples=num_samples,
-      )
-      add(OURS, f"{metric}, minus {best}", difference)
+      for ours in (OURS, EXPECTED):
+        if ours not in found.by_method:
+          continue
+        difference = measures.paired_difference(
+          measure,
+          found.by_method[ours],
+          found.by_method[best],
+          found.truth,
+          num_samples=num_samples,
+        )
+        add(ours, f"{metric}, minus {best}", difference)
   for method, values in found.by_method.items():
     draws = found.draws if method == OURS else values[:, None]
     scores = calibration.crps(draws, found.truth)

@@ -191,7 +191,9 @@ class Dataset:
       batch = self.rows(filled)
       batch["targets"] = batch["targets"].copy()
       batch["targets"][len(indices) :] = MISSING
-      batch.pop("scores", None)
+      if self.scores is not None:
+        batch["scores"] = batch["scores"].copy()
+        batch["scores"][len(indices) :] = np.nan
       batches.append(batch)
     return batches
 

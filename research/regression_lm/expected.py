@@ -80,6 +80,18 @@ class Scale:
       found[..., place] = np.where(np.isfinite(column), mapped, np.nan)
     return found
 
+  def values(self, scores: np.ndarray) -> np.ndarray:
+    """The values (..., O) that have scores (..., O), within what is known."""
+    found = np.empty(scores.shape, np.float64)
+    for place, known in enumerate(self.known):
+      column = np.asarray(scores[..., place], np.float64)
+      if self.kind == "value":
+        found[..., place] = column * (known.std() or 1.0) + known.mean()
+      else:
+        ranks = (np.arange(len(known)) + 0.5) / len(known)
+        found[..., place] = np.interp(column, ranks, known)
+    return found
+
   def grid(self, codec: TargetCodec, size: int) -> Grid:
     """Grid of the quantiles of the training targets, as the codec rounds them.
 

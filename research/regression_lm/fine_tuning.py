@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.errors import InputError
 from models.regression_lm import Params
@@ -23,6 +24,7 @@ from research.regression_lm.learn import LossOptions
 from research.regression_lm.likelihood import Model
 
 METHODS = ("full", "lora")
+SELECT = ("loss", "expected")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,10 @@ class FineTuneOptions:
     warmup: updates of linear warmup.
     weight_decay: of matrices.
     clip_norm: of the gradient; 0 leaves it.
-    loss: what is minimised; early stopping looks at the cross-entropy alone.
+    loss: what is minimised.
+    select: what validation looks at: "loss", the cross-entropy, or "expected",
+      the squared error of expected values, which goes on falling where few
+      examples are learned by heart; it needs a loss over a grid.
     scale: of the losses over a grid, "value" or "rank".
     grid: numbers of that grid.
     rank: of the adapters.
@@ -55,6 +60,7 @@ class FineTuneOptions:
   weight_decay: float = 0.01
   clip_norm: float = 1.0
   loss: LossOptions = LossOptions()
+  select: str = "loss"
   scale: str = "rank"
   grid: int = 32
   rank: int = 8
@@ -65,6 +71,12 @@ class FineTuneOptions:
     """Checks the options; raises InputError."""
     if self.method not in METHODS:
       raise InputError(f"method={self.method!r}: take one of {METHODS}")
+    if self.select not in SELECT:
+      raise InputError(f"select={self.select!r}: take one of {SELECT}")
+    if self.select == "expected" and not self.loss.needs_grid:
+      raise InputError(
+        'select="expected" needs an expected_value or ranking loss: give one'
+      )
     if self.scale not in SCALES:
       raise InputError(f"scale={self.scale!r}: take one of {SCALES}")
     for name in ("max_epochs", "patience", "batch", "rank", "grid"):
@@ -83,8 +95,8 @@ class History:
 
   Attributes:
     train_loss: mean of each epoch, nats a token.
-    valid_loss: in front of the first epoch and behind each; empty without
-      validation examples.
+    valid_loss: what `select` names, in front of the first epoch and behind
+      each; empty without validation examples.
     best_epoch: whose parameters were kept; 0 are those it began with.
   """
 
@@ -100,7 +112,8 @@ def fine_tune(
   valid: Dataset | None,
   options: FineTuneOptions,
   *,
-  values=None,
+  values: np.ndarray | None = None,
+  valid_values: np.ndarray | None = None,
   mesh: jax.sharding.Mesh | None = None,
   on_epoch: Callable[[int, float, float | None], None] | None = None,
 ) -> tuple[Params, History]:
@@ -114,6 +127,7 @@ def fine_tune(
       `max_epochs` and keeps the last.
     options: how.
     values: (N, O) targets of `train`, for losses over a grid.
+    valid_values: those of `valid`, for select="expected".
     mesh: devices; None takes one.
     on_epoch: called with number, training loss and validation loss.
 
@@ -134,6 +148,8 @@ def fine_tune(
     scale = Scale.fit(o.scale, values)
     train = dataclasses.replace(train, scores=scale.scores(values))
     frozen["grid"] = scale.grid(model.codec, o.grid)
+    if o.select == "expected" and valid is not None:
+      valid = dataclasses.replace(valid, scores=scale.scores(valid_values))
   frozen = mesh_lib.replicate(mesh, frozen)
   step = state_lib.jit_step(
     learn.make_step(model, tx, schedule, mesh, o.loss, combine=combine), mesh
@@ -141,14 +157,12 @@ def fine_tune(
   evaluate = None
   if valid is not None:
     valid_rows = -(-min(o.batch, len(valid)) // mesh.size) * mesh.size
-    evaluate = learn.make_evaluation(
-      model, mesh, valid.whole(valid_rows), combine=combine
-    )
+    evaluate = _evaluation(model, mesh, valid.whole(valid_rows), combine, o)
   state = state_lib.create_state(trained, tx, jax.random.key(o.seed))
   best, best_epoch = jax.tree.map(jnp.copy, state.params), 0
   train_loss, valid_loss = [], []
   if evaluate:
-    valid_loss.append(evaluate(state.params, frozen)["loss"])
+    valid_loss.append(evaluate(state.params, frozen))
   for epoch in range(1, o.max_epochs + 1):
     losses = []
     for number in range((epoch - 1) * per_epoch, epoch * per_epoch):
@@ -162,7 +176,7 @@ def fine_tune(
         f"below {o.learning_rate}"
       )
     if evaluate:
-      valid_loss.append(evaluate(state.params, frozen)["loss"])
+      valid_loss.append(evaluate(state.params, frozen))
     if on_epoch:
       on_epoch(epoch, train_loss[-1], valid_loss[-1] if evaluate else None)
     if not evaluate or valid_loss[-1] < min(valid_loss[:-1]):
@@ -174,6 +188,20 @@ def fine_tune(
       break
   history = History(tuple(train_loss), tuple(valid_loss), best_epoch)
   return jax.jit(combine)(best, frozen["params"]), history
+
+
+def _evaluation(model, mesh, batches, combine, options: FineTuneOptions):
+  """Parameters to the number that decides."""
+  by_loss = options.select == "loss"
+  losses = learn.make_evaluation(
+    model,
+    mesh,
+    batches,
+    options=LossOptions() if by_loss else options.loss,
+    combine=combine,
+  )
+  name = "loss" if by_loss else "squared_error"
+  return lambda trained, frozen: losses(trained, frozen)[name]
 
 
 def _trainable(params: Params, options: FineTuneOptions):

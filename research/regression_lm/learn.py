@@ -167,17 +167,20 @@ def make_evaluation(
   mesh: jax.sharding.Mesh,
   batches: list[Batch],
   *,
+  options: LossOptions = LossOptions(),  # noqa: B008 (frozen)
   combine: Combine = lambda trained, frozen: trained,
 ) -> Callable[[Tree, Tree], dict[str, float]]:
   """A function from parameters to the mean losses of `batches`.
 
   The batches are placed on the devices once. Its results are "loss" (nats a
-  token, mean over examples) and "nll" (nats an example).
+  token, mean over examples), "nll" (nats an example) and, where `options` ask
+  for a grid, "squared_error" of expected scores.
   """
 
   def sums(trained, batch, frozen):
-    params = combine(trained, (frozen or {}).get("params"))
-    return loss_sums(model, params, batch, LossOptions())[1]
+    frozen = frozen or {}
+    params = combine(trained, frozen.get("params"))
+    return loss_sums(model, params, batch, options, frozen.get("grid"))[1]
 
   summed = jax.jit(mesh_lib.sum_over_devices(sums, mesh))
   placed = [mesh_lib.shard_batch(mesh, batch) for batch in batches]
@@ -187,6 +190,7 @@ def make_evaluation(
     # On the host in float64: many batches, whose sums are alike.
     total = lambda name: sum(float(part[name]) for part in found)
     examples = max(total("examples"), 1.0)
-    return {name: total(name) / examples for name in ("loss", "nll")}
+    names = [n for n in ("loss", "nll", "squared_error") if n in found[0]]
+    return {name: total(name) / examples for name in names}
 
   return evaluate

@@ -103,7 +103,8 @@ def _one(
   curve: Curve, table: Table, size: int, seed: int
 ) -> list[dict[str, Any]]:
   parts = split(curve, table, size, seed)
-  draws = []
+  draws, means = [], []
+  known = table.examples(np.concatenate([parts.train, parts.valid]))
   for member in range(curve.ensemble):
     lm = make(curve, table, parts, 1000 * seed + member)
     history = lm.fine_tune(
@@ -122,10 +123,16 @@ def _one(
       seed=member,
     )
     draws.append(prediction.samples)
+    means.append(lm.expected([table.texts[i] for i in parts.test], known))
   pooled = dataclasses.replace(prediction, samples=np.concatenate(draws, 1))
   rows = []
   for found in evaluate.predictions(
-    table, parts, pooled, curve.peers, seed=seed
+    table,
+    parts,
+    pooled,
+    curve.peers,
+    expected=np.mean(means, axis=0),
+    seed=seed,
   ):
     rows += evaluate.rows(
       found,

@@ -14,7 +14,7 @@ from models.numbers import START
 from models.regression_lm import Params
 from models.sampling import Sampling
 from models.sampling import draw as draw_tokens
-from research.regression_lm import likelihood
+from research.regression_lm import expected, likelihood
 from research.regression_lm.likelihood import Model
 
 
@@ -122,3 +122,41 @@ def score(
   )
   logprobs, _ = likelihood.token_logprobs(model, params, memory, targets)
   return likelihood.by_objective(model, logprobs)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def expectation(
+  model: Model,
+  params: Params,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  grid: expected.Grid,
+) -> jax.Array:
+  """Expected scores (B, O) over a grid, by exact probabilities.
+
+  Each objective is given the likeliest tokens of those before it.
+
+  Args:
+    model: the model.
+    params: of it.
+    tokens: (B, L) int32.
+    lengths: (B,) int32.
+    grid: of numbers and their scores.
+  """
+  targets = jnp.zeros((tokens.shape[0], model.codec.length), jnp.int32)
+  if model.codec.num_objectives > 1:
+    keys = jax.random.split(jax.random.key(0), tokens.shape[0])
+    likeliest, _ = draw(
+      model,
+      params,
+      tokens,
+      lengths,
+      keys,
+      num_samples=1,
+      sampling=Sampling(temperature=0.0),
+    )
+    targets = likeliest[:, 0]
+  memory = regression_lm.encode(
+    model.config, params, tokens, lengths, compute=model.compute
+  )
+  return expected.scores(model, params, memory, targets, grid)

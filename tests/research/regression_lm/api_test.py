@@ -170,6 +170,45 @@ def test_losses_over_a_grid_train():
   assert history.train_loss[-1] < history.train_loss[0]
 
 
+def test_expected_values_are_among_what_is_known(tuned):
+  lm, *_ = tuned
+  found = lm.expected(TEXTS[:6], EXAMPLES, grid=8)
+  known = np.array([e.y[0] for e in EXAMPLES])
+  assert found.shape == (6, 2)
+  assert (found[:, 0] >= known.min()).all()
+  assert (found[:, 0] <= known.max()).all()
+  np.testing.assert_allclose(found[:, 1], -0.5)
+  values = lm.expected(TEXTS[:6], EXAMPLES, grid=8, scale="value")
+  # Of one objective all that is known is on the grid: the mean is exact.
+  grid = sorted(set(known))
+  logprob = np.stack(
+    [lm.log_prob([Example(x, v) for v in grid])[:, 0] for x in TEXTS[:6]]
+  )
+  chances = np.exp(logprob - logprob.max(1, keepdims=True))
+  mean = chances @ grid / chances.sum(1)
+  np.testing.assert_allclose(values[:, 0], mean, rtol=1e-4)
+
+
+def test_validation_may_look_at_expected_values():
+  from research.regression_lm.learn import LossOptions
+
+  lm = make(num_objectives=1)
+  given = [Example(x=e.x, y=e.y[0]) for e in EXAMPLES]
+  history = lm.fine_tune(
+    given,
+    given[::4],
+    max_epochs=3,
+    batch=8,
+    learning_rate=0.02,
+    loss=LossOptions(expected_value=3.0),
+    select="expected",
+    scale="rank",
+    grid=8,
+  )
+  # Squared errors of ranks in [0, 1], and not nats.
+  assert 0 < min(history.valid_loss) <= max(history.valid_loss) < 0.5
+
+
 def test_a_bpe_is_learned_from_the_texts():
   lm = make(tokenizer="bpe", vocab_size=280, texts=EXAMPLES)
   assert 257 <= lm.tokenizer.vocab_size <= 280
@@ -198,6 +237,9 @@ def test_other_formats_of_numbers():
     (lambda lm: lm.predict(["a"], level=1), "level=1"),
     (lambda lm: lm.density("a", [math.nan]), "not finite"),
     (lambda lm: lm.log_prob([Example("a")]), "no example has a target"),
+    (lambda lm: lm.expected(["a"], [1.0], grid=1), "grid=1"),
+    (lambda lm: lm.expected(["a"], [1.0]), "objective 1 has no finite"),
+    (lambda lm: lm.fine_tune(EXAMPLES, select="expected"), "needs an expected"),
     (lambda lm: lm.fine_tune([]), "there are no examples"),
     (lambda lm: lm.fine_tune(EXAMPLES, epochs=3), "epochs=3: there is no such"),
     (lambda lm: lm.fine_tune(EXAMPLES, batch=0), "batch=0"),

@@ -177,6 +177,10 @@ def test_scales_map_to_standard_values_and_to_ranks():
   assert np.isnan(standard[4:]).all()
   ranks = Scale.fit("rank", values).scores(values)[:, 0]
   np.testing.assert_allclose(ranks[:4], [0.125, 0.5, 0.5, 0.875])
+  for kind in ("value", "rank"):
+    fitted = Scale.fit(kind, values)
+    back = fitted.values(fitted.scores(values[:4]))
+    np.testing.assert_allclose(back, values[:4], rtol=1e-6)
   with pytest.raises(InputError, match="scale 'log'"):
     Scale.fit("log", values)
   with pytest.raises(InputError, match="objective 0 has no finite"):

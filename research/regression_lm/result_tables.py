@@ -6,6 +6,11 @@ from typing import Any
 from research.core.report import markdown_table
 from research.regression_lm import learning_curve
 
+_DENSITY = {
+  "CRPS 1": "crps_1",
+  "CRPS 2": "crps_2",
+  "CRPS 2 given 1": "crps_2_given_1",
+}
 _COLUMNS = ("kendall", "spearman", "mse", "crps")
 
 
@@ -16,10 +21,10 @@ def densities(rows: Sequence[Mapping[str, Any]]) -> str:
     line = lines.setdefault(row["text"], {"text": row["text"]})
     short = "model" if row["method"] == "regression LM" else "truth"
     line[f"energy distance, {short}"] = f"{row['energy_distance']:.4f}"
-    for number in (1, 2):
-      line[f"CRPS {number}, {short}"] = f"{row[f'crps_{number}']:.4f}"
+    for name, key in _DENSITY.items():
+      line[f"{name}, {short}"] = f"{row[key]:.4f}"
   names = ["text"]
-  for measure in ("energy distance", "CRPS 1", "CRPS 2"):
+  for measure in ("energy distance", *_DENSITY):
     names += [f"{measure}, model", f"{measure}, truth"]
   return markdown_table(list(lines.values()), names)
 

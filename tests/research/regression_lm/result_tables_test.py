@@ -17,7 +17,7 @@ def test_methods_show_means_and_spread_over_seeds():
 def test_densities_stand_beside_the_truth():
   rows = [
     {"text": "a", "method": method, "energy_distance": value, "crps_1": 1.0,
-     "crps_2": 2.0}
+     "crps_2": 2.0, "crps_2_given_1": 3.0}
     for method, value in (("regression LM", 0.25), ("true density", 0.0))
   ]  # fmt: skip
   lines = result_tables.densities(rows).splitlines()

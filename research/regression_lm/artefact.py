@@ -71,7 +71,7 @@ def save(directory: str | os.PathLike[str], artefact: Artefact) -> None:
   temporary = directory.with_name(f".{directory.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
-  safetensors.numpy.save_file(_flatten(artefact.params), temporary / WEIGHTS)
+  safetensors.numpy.save_file(flatten(artefact.params), temporary / WEIGHTS)
   artefact.tokenizer.backend.save(str(temporary / TOKENIZER))
   described = {
     "kind": _KIND,
@@ -185,7 +185,7 @@ def _read_params(
     if not np.isfinite(array.astype(np.float32)).all():
       raise InputError(f"{path}: tensor {name!r} is not finite")
     flat[name] = jnp.asarray(array, dtype or array.dtype)
-  return _unflatten(flat)
+  return unflatten(flat)
 
 
 def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
@@ -199,12 +199,14 @@ def _leaves(tree: Params) -> dict[str, Any]:
   }
 
 
-def _flatten(params: Params) -> dict[str, np.ndarray]:
+def flatten(params: Params) -> dict[str, np.ndarray]:
+  """Parameters by names such as "decoder.attn.q_proj.kernel", on the host."""
   leaves = jax.device_get(_leaves(params))
   return {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
 
 
-def _unflatten(flat: dict[str, Any]) -> Params:
+def unflatten(flat: dict[str, Any]) -> Params:
+  """The nested dict that `flatten` was given."""
   tree: Params = {}
   for name, leaf in flat.items():
     *parents, last = name.split(".")

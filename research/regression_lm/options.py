@@ -12,6 +12,7 @@ from research.regression_lm.learn import LossOptions
 
 NUMBERS = ("ieee", "p10", "normalized")
 OPTIMIZERS = ("adamw", "muon")
+EXPORTS = ("best", "last")
 _SIZE_FIELDS = (
   "encoder",
   "encoder_layers",
@@ -118,6 +119,11 @@ class Options:
     False, "compute every layer again in the backward pass, to save memory"
   )
   eval_every: int = _option(100, "updates", lower=1, upper=10**8)
+  export: str = _option(
+    "best",
+    "which weights become the model: of the best validation loss, or the last",
+    choices=EXPORTS,
+  )
   seed: int = _option(0, "of everything", lower=0, upper=2**31 - 1)
 
   def __post_init__(self):

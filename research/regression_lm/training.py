@@ -16,6 +16,7 @@ from research.core import state as state_lib
 from research.language_model import optimizer
 from research.regression_lm import learn
 from research.regression_lm.api import RegressionLM
+from research.regression_lm.best import Best
 from research.regression_lm.expected import Scale
 from research.regression_lm.likelihood import Model
 from research.regression_lm.options import Options
@@ -88,11 +89,13 @@ def train(run: Run, say: Say) -> RegressionLM:
   )
   schedule, tx = make_optimizer(o)
   step = learn.make_step(lm.model, tx, schedule, mesh, loss)
-  hooks = []
+  hooks, best = [], None
   if prepared.valid is not None:
     rows = -(-min(o.batch, len(prepared.valid)) // mesh.size) * mesh.size
     evaluate = learn.make_evaluation(lm.model, mesh, prepared.valid.whole(rows))
-    hooks.append(loop.Hook(_evaluation(evaluate), o.eval_every))
+    if o.export == "best":
+      best = Best(run.workdir / "best.safetensors")
+    hooks.append(loop.Hook(_evaluation(evaluate, best), o.eval_every))
   state = loop.run(
     state_lib.jit_step(step, mesh),
     state_lib.create_state(lm.params, tx, jax.random.key(o.seed)),
@@ -107,7 +110,9 @@ def train(run: Run, say: Say) -> RegressionLM:
     timing=lambda seconds: {"examples_per_second": o.batch / seconds},
     frozen=frozen,
   )
-  lm.params = jax.device_get(state.params)
+  lm.params, lm.info["step"] = jax.device_get(state.params), o.steps
+  if best is not None:
+    lm.info["step"], lm.params = best.load(lm.params)
   lm.info["data"] = run.source.describe()
   if not (run.workdir / "model").exists():
     lm.save(run.workdir / "model")
@@ -199,9 +204,11 @@ def _muon(schedule, options: Options) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(options.clip_norm), update)
 
 
-def _evaluation(evaluate):
+def _evaluation(evaluate, best: Best | None):
   def hook(state):
     found = evaluate(state.params)
+    if best is not None:
+      best.offer(int(state.step), found["loss"], state.params)
     return {"valid_loss": found["loss"], "valid_nll": found["nll"]}
 
   return hook
@@ -216,7 +223,8 @@ def _report(run: Run, lm: RegressionLM) -> None:
   evaluations = [row for row in rows if "valid_loss" in row][-12:]
   parts = [
     f"{lm.num_params / 1e6:.4g}M parameters, {lm.num_objectives} numbers of "
-    f"{lm.model.codec.format.length} tokens.",
+    f"{lm.model.codec.format.length} tokens; the model in `model/` is that of "
+    f"update {lm.info['step']}.",
     report.picture("Curves of the run", "curves.png"),
   ]
   if evaluations:

@@ -74,6 +74,9 @@ def test_a_run_learns_and_leaves_its_files(home, whole):
   texts = ["a: 1, b: 2"]
   np.testing.assert_array_equal(found.sample(texts, 5), lm.sample(texts, 5))
   assert found.info["data"]["targets"] == ["y"]
+  # The model is that of the best evaluation, after 3, 6 or 9 updates.
+  losses = {r["step"] + 1: r["valid_loss"] for r in rows if "valid_loss" in r}
+  assert found.info["step"] == min(losses, key=losses.get)
 
 
 def test_a_killed_run_ends_with_the_same_numbers(home, whole, monkeypatch):

@@ -4,8 +4,7 @@
   python experiments/readme_tables.py --check  # exits with 1 where out of date
 
 A table stands between the lines `<!-- table: FILE -->` and `<!-- end -->`,
-FILE relative to the README. Its form follows from the rows: evaluations have a
-`role`, benchmarks an `op`, those of ops a `peer_ms`. Takes seconds.
+FILE relative to the README. Its form follows from the keys of the rows.
 """
 
 import json
@@ -20,6 +19,7 @@ import cli
 from models.errors import InputError
 from research.bench import table
 from research.core.report import markdown_table
+from research.regression_lm import result_tables
 
 _README = flags.DEFINE_string("readme", "README.md", "the file to fill")
 _CHECK = flags.DEFINE_bool("check", False, "write nothing, only compare")
@@ -29,8 +29,7 @@ _BLOCK = re.compile(
 )
 # The others are parts of these, for whoever wants to know where time goes.
 _OPS = "prefill scan/uniform scan/policy block warm_update grpo_update".split()
-# Net keep beyond which a score is not at the policy's budget.
-_SAME_BUDGET = 0.002
+_SAME_BUDGET = 0.002  # net keep beyond which a score is at another one
 
 Row = dict[str, Any]
 
@@ -116,6 +115,7 @@ def _table(path: pathlib.Path, name: str) -> str:
     result = json.loads(path.read_text(encoding="utf-8"))
     rows = result["rows"]
     kinds = {"peer_ms": table.markdown, "op": _speed, "role": _quality}
+    kinds |= result_tables.KINDS
     body = next(kinds[key] for key in kinds if key in rows[0])(rows)
     where = f"{result['device']}, {result['seconds']:,.0f} s"
     commit = f"commit {result['commit'] or 'unknown'}"

@@ -1,5 +1,8 @@
 """Device meshes: the batch is split over "data", all else is replicated."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -77,3 +80,38 @@ def replicate[Tree](mesh: jax.sharding.Mesh, tree: Tree) -> Tree:
   may share memory with the input, so donate only one of them.
   """
   return jax.device_put(tree, replicated_sharding(mesh))
+
+
+def sum_over_devices(
+  function: Callable[..., Any], mesh: jax.sharding.Mesh
+) -> Callable[..., Any]:
+  """Adds up what every device computes of its rows.
+
+  By hand and not by the compiler, which cannot split a kernel.
+
+  Args:
+    function: `(replicated, batch, *more replicated) -> sums`, a pytree.
+    mesh: a mesh from `data_mesh`.
+
+  Returns:
+    A function of the same arguments, whose result is the sum over the rows of
+    all devices.
+  """
+  if mesh.size == 1:
+    return function
+
+  def summed(replicated, batch, *more):
+    return jax.lax.psum(function(replicated, batch, *more), DATA_AXIS)
+
+  def call(replicated, batch, *more):
+    rest = (PartitionSpec(),) * len(more)
+    return jax.shard_map(
+      summed,
+      mesh=mesh,
+      in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), *rest),
+      out_specs=PartitionSpec(),
+      # Kernels do not say along which axes their results vary.
+      check_vma=False,
+    )(replicated, batch, *more)
+
+  return call

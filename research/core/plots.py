@@ -15,7 +15,7 @@ _INK = "#2b2b2b"
 _FAINT = "#8a8a8a"
 _OURS = "#d55e00"
 # Okabe and Ito (2008): distinct under the common colour-vision deficiencies.
-_BASELINES = (
+BASELINES = (
   "#0072b2",
   "#009e73",
   "#cc79a7",
@@ -78,7 +78,7 @@ def pareto_plot(
   """
   for s in series:
     _check(s)
-  figure, axes = _new_figure((_WIDTH, 4.9))
+  figure, axes = new_figure((_WIDTH, 4.9))
   axis = axes[0][0]
   if log_y:
     axis.set_yscale("log")
@@ -103,7 +103,7 @@ def pareto_plot(
     text.set_fontweight("bold" if s.role == "ours" else "normal")
     text.set_color(_OURS if s.role == "ours" else _INK)
   _headline(figure, axis, title, subtitle)
-  _save(figure, path)
+  save(figure, path)
 
 
 def panels_plot(
@@ -130,7 +130,7 @@ def panels_plot(
   names = {tuple(s.name for s in series) for series in panels.values()}
   if len(names) != 1:
     raise ValueError("panels must hold the same methods in the same order")
-  figure, (axes,) = _new_figure((_WIDTH, 3.9), 1, len(panels))
+  figure, (axes,) = new_figure((_WIDTH, 3.9), 1, len(panels))
   for axis, (xlabel, series) in zip(axes, panels.items(), strict=True):
     handles = []
     for number, s in enumerate(series):
@@ -151,7 +151,7 @@ def panels_plot(
   figure.suptitle(
     title, x=0.02, ha="left", fontsize=13, fontweight="bold", color=_INK
   )
-  _save(figure, path)
+  save(figure, path)
 
 
 def curves_plot(
@@ -178,15 +178,15 @@ def curves_plot(
     raise ValueError("no scalar metrics to draw")
   columns = min(3, len(keys))
   rows = -(-len(keys) // columns)
-  figure, axes = _new_figure((_WIDTH, 0.7 + 2.0 * rows), rows, columns)
+  figure, axes = new_figure((_WIDTH, 0.7 + 2.0 * rows), rows, columns)
   panels = [axis for row in axes for axis in row]
   for axis, key in zip(panels, keys, strict=False):
     points = [
       (row["step"], row[key]) for row in metrics if row.get(key) is not None
     ]
     steps, values = np.asarray(points, np.float64).reshape(-1, 2).T
-    axis.plot(steps, values, color=_BASELINES[3], linewidth=0.8, alpha=0.6)
-    axis.plot(steps, _running_mean(values), color=_BASELINES[0], linewidth=1.8)
+    axis.plot(steps, values, color=BASELINES[3], linewidth=0.8, alpha=0.6)
+    axis.plot(steps, _running_mean(values), color=BASELINES[0], linewidth=1.8)
     axis.set_title(key, loc="left", fontsize=9.5, color=_INK)
     axis.locator_params(axis="both", nbins=5)
   for axis in panels[len(keys) :]:
@@ -195,7 +195,7 @@ def curves_plot(
   figure.suptitle(
     title, x=0.02, ha="left", fontsize=13, fontweight="bold", color=_INK
   )
-  _save(figure, path)
+  save(figure, path)
 
 
 def _check(s: Series) -> None:
@@ -206,7 +206,7 @@ def _check(s: Series) -> None:
     raise ValueError(f"x, y, low and high of {s.name} do not fit together")
 
 
-def _new_figure(size, rows: int = 1, columns: int = 1):
+def new_figure(size, rows: int = 1, columns: int = 1):
   """Figure and grid of axes in the house style, without global state."""
   # matplotlib takes long to import, and a figure made without pyplot needs no
   # display and leaves the settings of a notebook alone.
@@ -234,7 +234,7 @@ def _draw(axis, s: Series, number: int):
   style = {
     "ours": {"color": _OURS, "marker": "o", "linewidth": 2.6, "markersize": 7},
     "baseline": {
-      "color": _BASELINES[number % len(_BASELINES)],
+      "color": BASELINES[number % len(BASELINES)],
       "marker": _MARKERS[number % len(_MARKERS)],
       "linewidth": 1.4,
       "markersize": 5,
@@ -325,5 +325,6 @@ def _scalar_keys(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
   return [name for name in names if name != "step"]
 
 
-def _save(figure, path: str | pathlib.Path) -> None:
+def save(figure, path: str | pathlib.Path) -> None:
+  """Writes a figure as PNG, without the time in it."""
   figure.savefig(path, facecolor="white", metadata={"Software": None})

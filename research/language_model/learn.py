@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
 
 from ops.token_logprob import token_logprob
 from research.core import mesh as mesh_lib
@@ -99,7 +98,7 @@ def make_step(
 
     return jax.lax.scan(add, zeros, parts)[0]
 
-  summed = _over_devices(gradients, mesh)
+  summed = mesh_lib.sum_over_devices(gradients, mesh)
 
   def step(state: TrainState, batch: Batch, frozen: None):
     grads, sums = summed(state.params, batch)
@@ -124,7 +123,7 @@ def make_evaluation(
   The batches are placed on the devices once.
   """
   sums = jax.jit(
-    _over_devices(
+    mesh_lib.sum_over_devices(
       lambda params, batch: token_sums(model, params, batch, vocab_size), mesh
     )
   )
@@ -142,26 +141,3 @@ def make_evaluation(
 def _parts(x: jax.Array, count: int) -> jax.Array:
   """Cuts the rows of (B, ...) into (A, B / A, ...)."""
   return x.reshape(count, x.shape[0] // count, *x.shape[1:])
-
-
-def _over_devices(
-  function: Callable[[Tree, Batch], Tree], mesh: jax.sharding.Mesh
-) -> Callable[[Tree, Batch], Tree]:
-  """Adds up what every device computes of its rows.
-
-  By hand and not by the compiler, which cannot split a kernel.
-  """
-  if mesh.size == 1:
-    return function
-
-  def summed(params, batch):
-    return jax.lax.psum(function(params, batch), mesh_lib.DATA_AXIS)
-
-  return jax.shard_map(
-    summed,
-    mesh=mesh,
-    in_specs=(PartitionSpec(), PartitionSpec(mesh_lib.DATA_AXIS)),
-    out_specs=PartitionSpec(),
-    # Kernels do not say along which axes their results vary.
-    check_vma=False,
-  )

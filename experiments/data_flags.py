@@ -1,0 +1,55 @@
+"""Flags that say which examples a regression language model is given."""
+
+import dataclasses
+
+from absl import flags
+
+import cli
+from research.regression_lm.sources import KINDS, DataOptions
+
+# --help lists the flags of the script: they are its own, not this module's.
+flags.disclaim_key_flags()
+
+DATA = cli.choice("data", "csv", "kind of --path", KINDS)
+PATH = flags.DEFINE_string("path", None, "file or folder of the data")
+TARGETS = flags.DEFINE_list("targets", [], "columns to predict, in order")
+_TEXT = flags.DEFINE_string(
+  "text_column",
+  None,
+  "of jsonl (x if not given) and csv (all columns that are no targets)",
+)
+_GROUP = flags.DEFINE_string(
+  "group_column", None, "of jsonl and csv: rows that belong together"
+)
+_BY_GROUP = flags.DEFINE_bool(
+  "by_group", False, "hold out whole groups, such as all runs of a program"
+)
+_TRAIN = cli.number(
+  "train", 0.8, "share of the rows (or groups), or their number", 0.0
+)
+_VALID = cli.number("valid", 0.1, "share or number of rows", 0.0)
+_TEST = cli.integer("test", 0, "rows of the test at most; 0 takes all", 0)
+_SEED = cli.integer("split_seed", 0, "of the split", 0)
+
+
+def data_options() -> DataOptions:
+  """The flags as options."""
+  return DataOptions(
+    kind=DATA.value,
+    targets=tuple(TARGETS.value),
+    text=_TEXT.value,
+    group=_GROUP.value,
+    by_group=_BY_GROUP.value,
+    train=_TRAIN.value,
+    valid=_VALID.value,
+    test=_TEST.value,
+    split_seed=_SEED.value,
+  )
+
+
+def from_json(described: dict) -> DataOptions:
+  """The options that a model was trained with."""
+  names = {field.name for field in dataclasses.fields(DataOptions)}
+  found = {name: v for name, v in described.items() if name in names}
+  found["targets"] = tuple(found.get("targets", ()))
+  return DataOptions(**found)

@@ -1,0 +1,118 @@
+"""Evaluates a regression language model beside its peers on held-out rows.
+
+  python experiments/eval_rlm.py --model=runs/rlm/model --path=runs.csv
+
+The split is the one that the model was trained with. Prints Spearman, Kendall's
+tau, squared and absolute error, CRPS and coverage, each with a 95% bootstrap
+interval in the JSON of --result; ridge on TF-IDF, XGBoost and an MLP, trained
+on the same rows, stand in the same table. A model of the synthetic densities
+(--data=density) is judged by its draws instead, and plotted.
+"""
+
+import pathlib
+import time
+
+from absl import flags
+
+import cli
+import data_flags
+
+_MODEL = flags.DEFINE_string("model", "runs/rlm/model", "folder of the model")
+_SAMPLES = cli.integer("samples", 64, "draws a text", 2, 1 << 16)
+_TEMPERATURE = cli.number("temperature", 1.0, "of the draws", 0.0, 100.0)
+_TOP_P = cli.number("top_p", 1.0, "of the draws", 1e-6, 1.0)
+_LIMIT = cli.integer("limit", None, "test rows at most", 2)
+_PEERS = flags.DEFINE_list(
+  "peers", ["ridge on TF-IDF", "XGBoost", "MLP"], "beside the model, or none"
+)
+_BOOTSTRAP = cli.integer("bootstrap", 200, "resamples", 10, 1 << 16)
+_LEVEL = cli.number("level", 0.9, "of the interval", 0.01, 0.99)
+_DTYPE = cli.choice(
+  "dtype", "float32", "of activations", ("float32", "bfloat16")
+)
+_SEED = cli.integer("seed", 0, "of draws and peers", 0)
+_PLOT = flags.DEFINE_string("plot", None, "PNG of the synthetic densities")
+_RESULT = flags.DEFINE_string("result", None, "JSON file to write")
+
+
+def _density(lm) -> tuple[list[dict], str]:
+  from research.core import report
+  from research.regression_lm import density_report
+
+  rows, clouds = density_report.evaluate(
+    lm, num_samples=_SAMPLES.value, seed=_SEED.value
+  )
+  if _PLOT.value:
+    pathlib.Path(_PLOT.value).parent.mkdir(parents=True, exist_ok=True)
+    density_report.plot(_PLOT.value, clouds)
+  return rows, report.markdown_table(rows, list(rows[0]))
+
+
+def _table(lm, options, described) -> tuple[list[dict], str]:
+  import numpy as np
+
+  from research.core import report
+  from research.regression_lm import evaluate, sources
+  from research.regression_lm.tables import Split
+
+  source = sources.open_source(options, data_flags.PATH.value)
+  table, parts = source.table, source.parts
+  if described:
+    sources.check_same(source, described)
+  parts = Split(parts.train, parts.valid, parts.test[: _LIMIT.value])
+  prediction = evaluate.predict(
+    lm,
+    table,
+    parts.test,
+    num_samples=_SAMPLES.value,
+    temperature=_TEMPERATURE.value,
+    top_p=_TOP_P.value,
+    seed=_SEED.value,
+  )
+  peers = [name for name in _PEERS.value if name != "none"]
+  known = table.examples(np.concatenate([parts.train, parts.valid]))
+  expected = lm.expected([table.texts[i] for i in parts.test], known)
+  found = evaluate.predictions(
+    table, parts, prediction, peers, expected=expected, seed=_SEED.value
+  )
+  rows = [
+    row
+    for each in found
+    for row in evaluate.rows(
+      each,
+      num_samples=_BOOTSTRAP.value,
+      level=_LEVEL.value,
+      system="regression_lm",
+      data=options.kind,
+      train=len(parts.train) + len(parts.valid),
+      seeds=1,
+    )
+  ]
+  lines = evaluate.table_lines(rows)
+  return rows, report.markdown_table(lines, list(lines[0]))
+
+
+def main(_) -> None:
+  """Evaluates; see the module's docstring."""
+  began = time.perf_counter()
+  from research.regression_lm import RegressionLM
+  from research.regression_lm.sources import DENSITY
+
+  lm = RegressionLM.from_pretrained(_MODEL.value, dtype=_DTYPE.value)
+  described = lm.info.get("data")
+  options = (
+    data_flags.from_json(described) if described else data_flags.data_options()
+  )
+  if options.kind == DENSITY:
+    rows, text = _density(lm)
+  else:
+    rows, text = _table(lm, options, described)
+  print(text)
+  if _RESULT.value:
+    seconds = time.perf_counter() - began
+    cli.write_result(_RESULT.value, rows, cli.command(), seconds)
+    print(f"result: {_RESULT.value}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,412 @@
+"""Regression language model: reads a text, writes numbers.
+
+An encoder over the text, and a decoder that writes the tokens of
+`models.numbers` with attention to it. Keys and values of the text are computed
+once a text (`encode`), and any number of rows of targets reads them: in cross
+attention, where target tokens do not see each other, rows stand along the axis
+of queries and nothing is copied. Layers are stacked and scanned.
+
+Shapes by axis letter: B texts, L text tokens, S rows of targets a text, T
+tokens of a row, C decoder layers, D width, H query heads, N key/value heads, K
+head dimension, V target tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import bidirectional, layers, transformer
+from models.mamba_blocks import Implementations
+from models.numbers import START
+from models.regression_lm_config import RegressionLMConfig
+
+Params = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+  """What the decoder reads of the texts.
+
+  Attributes:
+    k: (C, B, L, N, K).
+    v: (C, B, L, N, K).
+    mask: (B, L) bool, False where there is padding.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  mask: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+  """Keys and values of the target tokens that were read.
+
+  Attributes:
+    k: (C, B, S, T, N, K), rotated keys.
+    v: (C, B, S, T, N, K).
+    length: int32 scalar, tokens of every row.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  length: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+  """How a pass is computed.
+
+  Attributes:
+    dtype: of activations; norms, logits and sums are float32.
+    attention: of `jax.nn.dot_product_attention` in the encoder: None, "xla"
+      or "cudnn".
+    mamba: implementations of the ops of "mamba2".
+    remat: compute every layer again in the backward pass, to save memory.
+  """
+
+  dtype: str = "float32"
+  attention: str | None = None
+  mamba: Implementations = Implementations()
+  remat: bool = False
+
+
+class CrossAttention(nnx.Module):
+  """Target tokens attend to the text, without positions."""
+
+  def __init__(self, config: RegressionLMConfig, *, rngs: nnx.Rngs):
+    """Builds the four projections."""
+    c = self.config = config
+    linear = functools.partial(layers.Linear, rngs=rngs)
+    self.q_proj = linear(c.d_model, c.num_heads * c.head_dim)
+    self.k_proj = linear(c.d_model, c.num_kv_heads * c.head_dim)
+    self.v_proj = linear(c.d_model, c.num_kv_heads * c.head_dim)
+    self.o_proj = linear(c.num_heads * c.head_dim, c.d_model)
+
+  def keys_and_values(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Maps (B, L, D) to keys and values (B, L, N, K)."""
+    shape = (*text.shape[:-1], self.config.num_kv_heads, self.config.head_dim)
+    k, v = (proj(text).reshape(shape) for proj in (self.k_proj, self.v_proj))
+    return k, v
+
+  def __call__(
+    self,
+    x: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+  ) -> jax.Array:
+    """Maps (B, S, T, D), given one layer of a `Memory`."""
+    q = self.q_proj(x).reshape(
+      x.shape[0], -1, self.config.num_heads, self.config.head_dim
+    )
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
+    return self.o_proj(mixed.reshape(*x.shape[:-1], -1))
+
+
+class DecoderBlock(nnx.Module):
+  """Pre-norm: attention to earlier tokens, to the text, gated MLP."""
+
+  def __init__(self, config: RegressionLMConfig, *, rngs: nnx.Rngs):
+    """Builds the three parts and their norms."""
+    norm = functools.partial(
+      layers.RMSNorm, config.d_model, eps=config.norm_eps
+    )
+    self.attn_norm = norm()
+    self.attn = transformer.Attention(config.attention, rngs=rngs)
+    self.cross_norm = norm()
+    self.cross = CrossAttention(config, rngs=rngs)
+    self.mlp_norm = norm()
+    self.mlp = transformer.GatedMlp(config.attention, rngs=rngs)
+
+
+class RegressionLM(nnx.Module):
+  """Embed and encode the text; embed and decode the targets."""
+
+  def __init__(self, config: RegressionLMConfig, *, rngs: nnx.Rngs):
+    """Random weights."""
+    c = self.config = config
+    self.embed = transformer.Embedding(c.vocab_size, c.d_model, rngs=rngs)
+    keys = jax.random.split(rngs.params(), c.encoder_layers)
+    self.encoder = jax.vmap(lambda key: _encoder_block(c, key))(keys)
+    self.encoder_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
+    self.target_embed = transformer.Embedding(
+      c.target_vocab_size, c.d_model, rngs=rngs
+    )
+    # What a digit is worth depends on its place, which rotations tell only by
+    # distances.
+    self.slots = transformer.Embedding(c.target_length, c.d_model, rngs=rngs)
+    keys = jax.random.split(rngs.params(), c.decoder_layers)
+    self.decoder = jax.vmap(
+      lambda key: DecoderBlock(c, rngs=nnx.Rngs(params=key))
+    )(keys)
+    self.final_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
+    self.head = layers.Linear(c.d_model, c.target_vocab_size, rngs=rngs)
+
+
+def _encoder_block(config: RegressionLMConfig, key: jax.Array) -> nnx.Module:
+  rngs = nnx.Rngs(params=key)
+  if config.encoder == "mamba2":
+    return bidirectional.MambaBlock(config, rngs=rngs)
+  return transformer.Block(config.attention, rngs=rngs)
+
+
+@functools.lru_cache(maxsize=64)
+def graphdef(config: RegressionLMConfig) -> nnx.GraphDef:
+  """The static half of `nnx.split` for `config`; allocates nothing."""
+  return nnx.split(nnx.eval_shape(lambda: _random(config)))[0]
+
+
+def _random(
+  config: RegressionLMConfig, key: jax.Array | None = None
+) -> RegressionLM:
+  key = jax.random.key(0) if key is None else key
+  return RegressionLM(config, rngs=nnx.Rngs(params=key))
+
+
+def init(
+  config: RegressionLMConfig, key: jax.Array, param_dtype: str = "float32"
+) -> Params:
+  """Random parameters as a nested dict, layers stacked on axis 0."""
+  params = nnx.to_pure_dict(nnx.split(_random(config, key))[1])
+  return jax.tree.map(lambda x: x.astype(param_dtype), params)
+
+
+def abstract_params(config: RegressionLMConfig) -> Params:
+  """The shapes and dtypes of `init`, without its arrays."""
+  state = nnx.split(nnx.eval_shape(lambda: _random(config)))[1]
+  return nnx.to_pure_dict(state)
+
+
+def bind(config: RegressionLMConfig, params: Params) -> RegressionLM:
+  """The module over `params` (a nested dict as `init` returns it)."""
+  return nnx.merge(graphdef(config), params)
+
+
+def num_params(config: RegressionLMConfig) -> int:
+  """Parameters of a model."""
+  leaves = jax.tree.leaves(abstract_params(config))
+  return sum(leaf.size for leaf in leaves)
+
+
+def encode(
+  config: RegressionLMConfig,
+  params: Params,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  *,
+  compute: Compute = Compute(),  # noqa: B008 (frozen)
+  dropout: float = 0.0,
+  key: jax.Array | None = None,
+) -> Memory:
+  """Reads texts, each token of one seeing all of them.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    tokens: (B, L) int32; what stands behind a row's length does not matter.
+    lengths: (B,) int32, 1 to L.
+    compute: how.
+    dropout: share of what a layer adds that is dropped, in training.
+    key: of dropout; None drops nothing.
+  """
+  model = bind(config, params)
+  mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+  positions = transformer.token_positions(tokens)
+  # Padding is embedded as token 0, so that ids out of range do no harm.
+  x = model.embed(jnp.where(mask, tokens, 0)).astype(compute.dtype)
+  keys = _layer_keys(key, config.encoder_layers, dropout)
+  attend = _encoder_attend(config, mask, compute)
+
+  def layer(x, block_and_key):
+    block, layer_key = block_and_key
+    drop_mixed, drop_mlp = _droppers(layer_key, dropout)
+    hooks = transformer.MlpHooks(on_output=drop_mlp)
+    if config.encoder == "mamba2":
+      return block(x, mask, hooks, compute.mamba, drop_mixed), None
+    mixed, _ = block.attn(block.attn_norm(x), positions, attend, None)
+    x = x + drop_mixed(mixed)
+    return x + block.mlp(block.mlp_norm(x), hooks), None
+
+  x, _ = jax.lax.scan(_maybe_remat(layer, compute), x, (model.encoder, keys))
+  text = model.encoder_norm(x)
+  k, v = jax.vmap(lambda block: block.cross.keys_and_values(text))(
+    model.decoder
+  )
+  return Memory(k=k, v=v, mask=mask)
+
+
+def logits(
+  config: RegressionLMConfig,
+  params: Params,
+  memory: Memory,
+  targets: jax.Array,
+  *,
+  compute: Compute = Compute(),  # noqa: B008 (frozen)
+  dropout: float = 0.0,
+  key: jax.Array | None = None,
+) -> jax.Array:
+  """Logits of every target token given those before it, in one pass.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    memory: of B texts.
+    targets: (B, S, T) int32.
+    compute: how.
+    dropout: as for `encode`.
+    key: as for `encode`.
+
+  Returns:
+    float32 (B, S, T, V); those of token t do not depend on tokens t and later.
+  """
+  model = bind(config, params)
+  start = jnp.full_like(targets[..., :1], START)
+  inputs = jnp.concatenate([start, targets[..., :-1]], axis=-1)
+  x = _embed_targets(model, inputs, jnp.arange(inputs.shape[-1]), compute)
+  shape = x.shape
+  positions = jnp.broadcast_to(jnp.arange(shape[2]), (shape[0], *shape[1:3]))
+
+  def attend(q, k, v, _):
+    q, k, v = (y.reshape(-1, *y.shape[2:]) for y in (q, k, v))
+    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    return mixed.reshape(*shape[:3], -1), None
+
+  keys = _layer_keys(key, config.decoder_layers, dropout)
+
+  def layer(x, inputs):
+    block, k, v, layer_key = inputs
+    mix = lambda x: block.attn(x, positions, attend, None)
+    x, _ = _decoder_layer(
+      block, x, mix, (k, v, memory.mask), layer_key, dropout
+    )
+    return x, None
+
+  x, _ = jax.lax.scan(
+    _maybe_remat(layer, compute), x, (model.decoder, memory.k, memory.v, keys)
+  )
+  return _head(model, x)
+
+
+def init_cache(
+  config: RegressionLMConfig,
+  batch: int,
+  rows: int,
+  *,
+  dtype: str = "float32",
+) -> Cache:
+  """A cache of B = `batch` texts with S = `rows` rows that are empty."""
+  c = config
+  shape = (c.decoder_layers, batch, rows, c.target_length)
+  shape = (*shape, c.num_kv_heads, c.head_dim)
+  k, v = (jnp.zeros(shape, dtype) for _ in range(2))
+  return Cache(k=k, v=v, length=jnp.zeros((), jnp.int32))
+
+
+def step(
+  config: RegressionLMConfig,
+  params: Params,
+  memory: Memory,
+  tokens: jax.Array,
+  cache: Cache,
+  *,
+  compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> tuple[jax.Array, Cache]:
+  """Reads one token (B, S) of every row behind those of `cache`.
+
+  The first is `START`. The caller keeps to T steps.
+
+  Returns:
+    Logits of the next token, float32 (B, S, V), and the longer cache.
+  """
+  model = bind(config, params)
+  place = cache.length
+  x = _embed_targets(model, tokens[..., None], place[None], compute)
+  positions = jnp.broadcast_to(place, x.shape[:-1])
+  seen = jnp.arange(cache.k.shape[3]) <= place
+
+  def attend(q, k, v, layer_cache):
+    all_k, all_v = (
+      jax.lax.dynamic_update_slice_in_dim(whole, new, place, axis=2)
+      for whole, new in zip(layer_cache, (k, v))
+    )
+    flat = (y.reshape(-1, *y.shape[2:]) for y in (q, all_k, all_v))
+    mixed = jax.nn.dot_product_attention(*flat, mask=seen[None, None, None])
+    return mixed.reshape(*x.shape[:-1], -1), (all_k, all_v)
+
+  def layer(x, inputs):
+    block, k, v, layer_cache = inputs
+    mix = lambda x: block.attn(x, positions, attend, layer_cache)
+    return _decoder_layer(block, x, mix, (k, v, memory.mask))
+
+  x, (k, v) = jax.lax.scan(
+    layer, x, (model.decoder, memory.k, memory.v, (cache.k, cache.v))
+  )
+  return _head(model, x)[..., 0, :], Cache(k=k, v=v, length=place + 1)
+
+
+def _encoder_attend(config, mask, compute) -> transformer.Attend | None:
+  if config.encoder == "favor":
+    features = bidirectional.favor_features(
+      config.head_dim, config.num_features
+    )
+    return bidirectional.linear_attend(mask, features)
+  if config.encoder == "linear":
+    return bidirectional.linear_attend(mask, bidirectional.elu_features)
+  return bidirectional.full_attend(mask, compute.attention)
+
+
+def _decoder_layer(block, x, mix, memory, key=None, dropout=0.0):
+  """One block over (B, S, T, D); `mix` runs its self-attention."""
+  drop_mixed, drop_mlp = _droppers(key, dropout)
+  mixed, output = mix(block.attn_norm(x))
+  x = x + drop_mixed(mixed)
+  x = x + block.cross(block.cross_norm(x), *memory)
+  hooks = transformer.MlpHooks(on_output=drop_mlp)
+  return x + block.mlp(block.mlp_norm(x), hooks), output
+
+
+def _embed_targets(model, tokens, slots, compute) -> jax.Array:
+  """(B, S, T, D) of tokens (B, S, T) at `slots` (T,)."""
+  x = model.target_embed(tokens)
+  x = x + jnp.broadcast_to(model.slots(slots), x.shape)
+  return x.astype(compute.dtype)
+
+
+def _head(model: RegressionLM, x: jax.Array) -> jax.Array:
+  kernel = model.head.kernel[...].astype(x.dtype)
+  hidden = model.final_norm(x)
+  return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def _maybe_remat(layer: Callable, compute: Compute) -> Callable:
+  return jax.checkpoint(layer, prevent_cse=False) if compute.remat else layer
+
+
+def _layer_keys(key, count: int, dropout: float):
+  if key is None or dropout == 0.0:
+    return None
+  return jax.random.split(key, count)
+
+
+def _droppers(key, rate: float):
+  """Functions for the two parts of a layer that add to the residual."""
+  if key is None or rate == 0.0:
+    return lambda x: x, None
+  keys = jax.random.split(key)
+
+  def dropper(key):
+    def drop(x):
+      kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+      return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))
+
+    return drop
+
+  return dropper(keys[0]), dropper(keys[1])

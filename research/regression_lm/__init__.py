@@ -1,0 +1,7 @@
+"""Regression language models: predict a number from any text."""
+
+from research.regression_lm.api import RegressionLM
+from research.regression_lm.ensemble import Ensemble
+from research.regression_lm.examples import Example
+
+__all__ = ["Ensemble", "Example", "RegressionLM"]

@@ -1,0 +1,222 @@
+"""A model as a folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+
+The folder appears by one rename, so it is whole or absent. A checksum of the
+weights stands in the config: damage inside of an array is else not seen.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from models import numbers, regression_lm
+from models import tokenizer as tokenizer_lib
+from models.convert.safetensors_io import SafetensorsFile
+from models.errors import InputError
+from models.numbers import TargetCodec
+from models.regression_lm import Params
+from models.regression_lm_config import RegressionLMConfig
+from models.tokenizer import Tokenizer
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+_KIND = "frugax-regression-lm"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artefact:
+  """What is in the folder.
+
+  Attributes:
+    config: shape of the model.
+    codec: of its targets.
+    params: of the model.
+    tokenizer: of its texts.
+    max_length: tokens that a text is cut to.
+    info: what else its maker wrote down, JSON values.
+  """
+
+  config: RegressionLMConfig
+  codec: TargetCodec
+  params: Params
+  tokenizer: Tokenizer
+  max_length: int
+  info: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def save(directory: str | os.PathLike[str], artefact: Artefact) -> None:
+  """Writes a folder that must not exist yet, or be empty.
+
+  Raises:
+    InputError: it exists and holds something.
+  """
+  directory = pathlib.Path(directory)
+  if directory.exists() and (
+    not directory.is_dir() or any(directory.iterdir())
+  ):
+    raise InputError(
+      f"{directory}: exists and is not overwritten: give another directory"
+    )
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  temporary = directory.with_name(f".{directory.name}.partial")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  safetensors.numpy.save_file(flatten(artefact.params), temporary / WEIGHTS)
+  artefact.tokenizer.backend.save(str(temporary / TOKENIZER))
+  described = {
+    "kind": _KIND,
+    "version": _VERSION,
+    "model": dataclasses.asdict(artefact.config),
+    "numbers": artefact.codec.format.to_json(),
+    "num_objectives": artefact.codec.num_objectives,
+    "max_length": artefact.max_length,
+    "weights_sha256": _digest(temporary / WEIGHTS),
+    "tokenizer_sha256": _digest(temporary / TOKENIZER),
+    "info": artefact.info,
+  }
+  text = json.dumps(described, indent=2) + "\n"
+  (temporary / CONFIG).write_text(text, encoding="utf-8")
+  if directory.exists():
+    directory.rmdir()
+  temporary.rename(directory)
+
+
+def load(
+  directory: str | os.PathLike[str], param_dtype: str | None = None
+) -> Artefact:
+  """Reads a folder.
+
+  Args:
+    directory: of `save`.
+    param_dtype: of the parameters; None for that of the file.
+
+  Raises:
+    InputError: a file is missing, damaged or does not fit the others.
+  """
+  directory = pathlib.Path(directory).expanduser()
+  path = directory / CONFIG
+  described = _read_config(path)
+  try:
+    config = RegressionLMConfig(**described["model"])
+    codec = TargetCodec(
+      format=numbers.from_json(described["numbers"]),
+      num_objectives=described["num_objectives"],
+    )
+    max_length, info = int(described["max_length"]), dict(described["info"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise InputError(
+      f"{path}: does not describe a model ({error}): get the file again"
+    ) from error
+  expected = (len(codec.tokens), codec.length)
+  if expected != (config.target_vocab_size, config.target_length):
+    raise InputError(
+      f"{path}: its numbers have {expected[0]} tokens in rows of "
+      f"{expected[1]}, its model {config.target_vocab_size} in rows of "
+      f"{config.target_length}: get the file again"
+    )
+  params = _read_params(directory / WEIGHTS, config, param_dtype)
+  tokenizer = tokenizer_lib.from_json(directory / TOKENIZER)
+  for name, file in (("weights", WEIGHTS), ("tokenizer", TOKENIZER)):
+    if _digest(directory / file) != described.get(f"{name}_sha256"):
+      raise InputError(
+        f"{directory / file}: is not the file that {CONFIG} was written with, "
+        "or is damaged: get both again"
+      )
+  if tokenizer.vocab_size > config.vocab_size:
+    raise InputError(
+      f"{directory / TOKENIZER}: has {tokenizer.vocab_size} tokens, the model "
+      f"{config.vocab_size}: get the tokenizer that belongs to it"
+    )
+  return Artefact(config, codec, params, tokenizer, max_length, info)
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    described = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError as error:
+    raise InputError(
+      f"{path}: is missing: give the folder that a model was saved to"
+    ) from error
+  except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    raise InputError(
+      f"{path}: is no readable JSON: get the file again"
+    ) from error
+  if not isinstance(described, dict) or described.get("kind") != _KIND:
+    raise InputError(f"{path}: is not of a regression language model")
+  if described.get("version") != _VERSION:
+    raise InputError(
+      f"{path}: has version {described.get('version')!r}, this code reads "
+      f"{_VERSION}"
+    )
+  return described
+
+
+def _read_params(
+  path: pathlib.Path, config: RegressionLMConfig, dtype: str | None
+) -> Params:
+  if not path.is_file():
+    raise InputError(f"{path}: is missing: get the folder again")
+  file = SafetensorsFile(path)
+  wanted = _shapes(regression_lm.abstract_params(config))
+  found = set(file.names())
+  for name in sorted(found ^ wanted.keys()):
+    what = "lacks" if name in wanted else "holds the unknown"
+    raise InputError(f"{path}: {what} tensor {name!r}: get the file again")
+  flat = {}
+  for name, shape in wanted.items():
+    if file.shape(name) != shape:
+      raise InputError(
+        f"{path}: tensor {name!r} has shape {file.shape(name)}, the model "
+        f"needs {shape}: get the file again"
+      )
+    array = file.read(name)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      raise InputError(f"{path}: tensor {name!r} is {array.dtype}")
+    if not np.isfinite(array.astype(np.float32)).all():
+      raise InputError(f"{path}: tensor {name!r} is not finite")
+    flat[name] = jnp.asarray(array, dtype or array.dtype)
+  return unflatten(flat)
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+  return {name: leaf.shape for name, leaf in _leaves(tree).items()}
+
+
+def _leaves(tree: Params) -> dict[str, Any]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def flatten(params: Params) -> dict[str, np.ndarray]:
+  """Parameters by names such as "decoder.attn.q_proj.kernel", on the host."""
+  leaves = jax.device_get(_leaves(params))
+  return {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
+
+
+def unflatten(flat: dict[str, Any]) -> Params:
+  """The nested dict that `flatten` was given."""
+  tree: Params = {}
+  for name, leaf in flat.items():
+    *parents, last = name.split(".")
+    place = tree
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    place[last] = leaf
+  return tree
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open("rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,73 @@
+"""The parameters with the best validation loss of a run, in one file.
+
+The file is written by the evaluations of a run, by rename, with the loss in it.
+A run that was killed evaluates again what it did after its last checkpoint, and
+finds the same losses: what is in the file stays right.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import safetensors
+import safetensors.numpy
+
+from models.errors import InputError
+from models.regression_lm import Params
+from research.regression_lm import artefact
+
+
+class Best:
+  """Keeps the best parameters in `path`."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads the loss of the file, where there is one.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    self._path = path
+    self.loss = float(self._metadata()["loss"]) if path.exists() else None
+
+  def offer(self, step: int, loss: float, params: Params) -> None:
+    """Writes the file where `loss` is less than any before."""
+    if self.loss is not None and not loss < self.loss:
+      return
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = self._path.with_name(self._path.name + ".partial")
+    safetensors.numpy.save_file(
+      artefact.flatten(params),
+      temporary,
+      # In all its digits, so that a second run compares with the same number.
+      metadata={"step": str(step), "loss": repr(float(loss))},
+    )
+    temporary.replace(self._path)
+    self.loss = float(loss)
+
+  def load(self, like: Params) -> tuple[int, Params]:
+    """The step and the parameters of the file.
+
+    Args:
+      like: parameters of the same model.
+
+    Raises:
+      InputError: the file is damaged, or of another model.
+    """
+    step = int(self._metadata()["step"])
+    flat = safetensors.numpy.load_file(self._path)
+    wanted: dict[str, Any] = artefact.flatten(like)
+    shapes = {name: leaf.shape for name, leaf in flat.items()}
+    if shapes != {name: leaf.shape for name, leaf in wanted.items()}:
+      raise InputError(f"{self._path}: is of another model: remove it")
+    return step, jax.tree.map(jnp.asarray, artefact.unflatten(flat))
+
+  def _metadata(self) -> dict[str, str]:
+    try:
+      with safetensors.safe_open(self._path, framework="numpy") as file:
+        found = file.metadata() or {}
+      return {"loss": found["loss"], "step": found["step"]}
+    except (safetensors.SafetensorError, OSError, KeyError) as error:
+      raise InputError(
+        f"{self._path}: is damaged: give another --workdir"
+      ) from error

@@ -1,0 +1,119 @@
+"""What draws say: point predictions, intervals, and how true they are.
+
+On the host in float64. Draws that are no number (NaN, or INVALID) are left
+out, and their share is told. Shapes by axis letter: B texts, S draws, O
+objectives; all functions take draws along the second axis.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+  """Draws for B texts, and what follows from them.
+
+  Attributes:
+    samples: (B, S, O) float64, NaN where a draw is no number.
+    level: probability of the interval.
+  """
+
+  samples: np.ndarray
+  level: float = 0.9
+
+  @property
+  def mean(self) -> np.ndarray:
+    """(B, O) mean of the draws."""
+    count = np.sum(~np.isnan(self.samples), axis=1)
+    total = np.nansum(self.samples, axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+  @property
+  def median(self) -> np.ndarray:
+    """(B, O) median of the draws."""
+    return self.quantile(0.5)
+
+  @property
+  def low(self) -> np.ndarray:
+    """(B, O) lower end of the central interval."""
+    return self.quantile((1 - self.level) / 2)
+
+  @property
+  def high(self) -> np.ndarray:
+    """(B, O) upper end of the central interval."""
+    return self.quantile((1 + self.level) / 2)
+
+  @property
+  def not_a_number(self) -> np.ndarray:
+    """(B, O) share of the draws that are NaN or INVALID."""
+    return np.mean(np.isnan(self.samples), axis=1)
+
+  def quantile(self, share: float) -> np.ndarray:
+    """(B, O) quantile of the draws, as `quantile`."""
+    return quantile(self.samples, share)
+
+
+def quantile(samples: np.ndarray, share: float) -> np.ndarray:
+  """Quantile of draws (B, S, ...) by linear interpolation: (B, ...).
+
+  NaN is left out, infinite draws keep their order; NaN where none is left.
+  """
+  ordered = np.sort(np.asarray(samples, np.float64), axis=1)
+  count = np.sum(~np.isnan(ordered), axis=1)
+  place = share * (np.maximum(count, 1) - 1)
+  below = np.floor(place).astype(int)
+  above = np.minimum(below + 1, np.maximum(count, 1) - 1)
+  take = lambda at: np.take_along_axis(ordered, at[:, None], axis=1)[:, 0]
+  low, high = take(below), take(above)
+  # Between equal ones nothing is added: infinite minus infinite is no number.
+  gap = np.zeros_like(low)
+  np.subtract(high, low, out=gap, where=low != high)
+  part = np.where(place > below, place - below, 0.0)
+  with np.errstate(invalid="ignore"):
+    return np.where(part > 0, low + part * gap, low)
+
+
+def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+  """Continuous ranked probability score of draws (B, S) for truth (B,): (B,).
+
+  E|X - y| - E|X - X'| / 2 (Gneiting and Raftery 2007, eq. 21), the second mean
+  over pairs of different draws, so that the number of draws does not shift the
+  score (Ferro 2014). In units of the truth; less is better. Draws that are not
+  finite are left out; NaN where the truth is not finite or no draw is left.
+  """
+  finite = np.isfinite(samples)
+  ordered = np.sort(np.where(finite, samples, np.nan), axis=1)
+  there = ~np.isnan(ordered)
+  count = there.sum(axis=1)
+  values = np.where(there, ordered, 0.0)
+  n = np.maximum(count, 1)
+  ranks = 2 * np.arange(samples.shape[1])[None] - (n[:, None] - 1)
+  spread = np.sum(np.where(there, ranks * values, 0.0), axis=1)
+  spread = spread / np.maximum(n * (n - 1) / 2, 1)
+  known = np.isfinite(truth) & (count > 0)
+  target = np.where(known, truth, 0.0)
+  distance = np.sum(np.where(there, np.abs(values - target[:, None]), 0), 1)
+  return np.where(known, distance / n - spread / 2, np.nan)
+
+
+def coverage(samples: np.ndarray, truth: np.ndarray, level: float) -> float:
+  """Share of finite truths (B,) in the central interval of draws (B, S)."""
+  low = quantile(samples, (1 - level) / 2)
+  high = quantile(samples, (1 + level) / 2)
+  known = np.isfinite(truth) & ~np.isnan(low)
+  inside = (truth >= low) & (truth <= high)
+  return float(np.mean(inside[known])) if known.any() else float("nan")
+
+
+def pit(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+  """Share of the draws (B, S) below the truth, ties by half: (B,).
+
+  Even in [0, 1] where draws are calibrated (Dawid 1984).
+  """
+  finite = np.isfinite(samples)
+  count = np.maximum(finite.sum(axis=1), 1)
+  below = (finite & (samples < truth[:, None])).sum(axis=1)
+  ties = (finite & (samples == truth[:, None])).sum(axis=1)
+  known = np.isfinite(truth) & finite.any(axis=1)
+  return np.where(known, (below + ties / 2) / count, np.nan)

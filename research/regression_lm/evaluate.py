@@ -1,0 +1,184 @@
+"""A model and its peers on one test part: rows of a result file."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.regression_lm import calibration, measures, peers
+from research.regression_lm.api import RegressionLM
+from research.regression_lm.calibration import Prediction
+from research.regression_lm.tables import Split, Table
+
+Say = Callable[[str], None]
+OURS = "regression LM"
+EXPECTED = "regression LM, expected rank"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+  """Point predictions of one objective by several methods.
+
+  Attributes:
+    target: its name.
+    truth: (M,) finite.
+    by_method: method -> (M,); the first is ours.
+    draws: (M, S) of ours.
+  """
+
+  target: str
+  truth: np.ndarray
+  by_method: dict[str, np.ndarray]
+  draws: np.ndarray
+
+  def best_peer(self, measure: str) -> str | None:
+    """The peer with the best value of a measure; None without peers."""
+    names = [n for n in self.by_method if n not in (OURS, EXPECTED)]
+    sign = -1 if measure in ("mse", "mae") else 1
+    score = lambda name: (
+      sign * measures.MEASURES[measure](self.by_method[name], self.truth)
+    )
+    return max(names, key=score) if names else None
+
+
+def predictions(
+  table: Table,
+  split: Split,
+  prediction: Prediction,
+  peer_names: Sequence[str],
+  *,
+  expected: np.ndarray | None = None,
+  seed: int = 0,
+) -> list[Predictions]:
+  """Gathers ours and trains the peers, for each objective.
+
+  Args:
+    table: all rows.
+    split: its parts; peers are trained on `train` and `valid` together, since
+      the model was given both.
+    prediction: ours, for `split.test` in order.
+    peer_names: of `peers.NAMES`.
+    expected: (M, O) of `RegressionLM.expected` for `split.test`, or None.
+    seed: of the peers.
+  """
+  known = np.concatenate([split.train, split.valid])
+  found = []
+  for place, target in enumerate(table.targets):
+    column = table.values[:, place]
+    train = known[np.isfinite(column[known])]
+    there = np.isfinite(column[split.test])
+    test = split.test[there]
+    by_method = {OURS: measures.without_gaps(prediction.median[there, place])}
+    if expected is not None:
+      by_method[EXPECTED] = expected[there, place]
+    problem = peers.Problem(
+      train_texts=[table.texts[i] for i in train],
+      train_features=table.features[train],
+      train_values=column[train],
+      test_texts=[table.texts[i] for i in test],
+      test_features=table.features[test],
+      seed=seed,
+    )
+    for name in peer_names:
+      by_method[name] = peers.predict(name, problem)
+    draws = prediction.samples[there, :, place]
+    found.append(Predictions(target, column[test], by_method, draws))
+  return found
+
+
+def rows(
+  found: Predictions,
+  *,
+  num_samples: int = 200,
+  level: float = 0.9,
+  **shared: Any,
+) -> list[dict[str, Any]]:
+  """Result rows of one objective: every measure of every method.
+
+  For each measure a row also tells the difference of ours to the best peer,
+  paired, under `metric` "<measure>, minus <peer>".
+
+  Args:
+    found: the predictions.
+    num_samples: of the bootstrap.
+    level: of the interval whose coverage is told.
+    **shared: columns that all rows have.
+  """
+  shared = {"target": found.target, "tests": len(found.truth)} | shared
+  rows = []
+
+  def add(method, metric, interval):
+    rows.append(
+      shared
+      | {"method": method, "metric": metric}
+      | dict(zip(("value", "low", "high"), interval))
+    )
+
+  for metric, measure in measures.MEASURES.items():
+    for method, values in found.by_method.items():
+      interval = measures.bootstrap(
+        measure, values, found.truth, num_samples=num_samples
+      )
+      add(method, metric, interval)
+    best = found.best_peer(metric)
+    if best is not None:
+      for ours in (OURS, EXPECTED):
+        if ours not in found.by_method:
+          continue
+        difference = measures.paired_difference(
+          measure,
+          found.by_method[ours],
+          found.by_method[best],
+          found.truth,
+          num_samples=num_samples,
+        )
+        add(ours, f"{metric}, minus {best}", difference)
+  for method, values in found.by_method.items():
+    draws = found.draws if method == OURS else values[:, None]
+    scores = calibration.crps(draws, found.truth)
+    # A point has the absolute error as its score.
+    interval = measures.bootstrap(np.nanmean, scores, num_samples=num_samples)
+    add(method, "crps", interval)
+  covered = lambda draws, truth: calibration.coverage(draws, truth, level)
+  interval = measures.bootstrap(
+    covered, found.draws, found.truth, num_samples=num_samples
+  )
+  add(OURS, f"coverage of {level:g}", interval)
+  return rows
+
+
+def table_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """One line a method and target, one column a measure, for a report."""
+  lines: dict[tuple, dict[str, Any]] = {}
+  for row in rows:
+    if ", minus" in row["metric"]:
+      continue
+    key = (row["target"], row.get("train", 0), row["method"])
+    line = lines.setdefault(
+      key,
+      {"target": row["target"], "train": row.get("train"),
+       "method": row["method"]},
+    )  # fmt: skip
+    line[row["metric"]] = row["value"]
+  return list(lines.values())
+
+
+def predict(
+  lm: RegressionLM,
+  table: Table,
+  indices: np.ndarray,
+  *,
+  num_samples: int,
+  temperature: float,
+  top_p: float,
+  seed: int,
+) -> Prediction:
+  """Draws for some rows of a table."""
+  return lm.predict(
+    [table.texts[i] for i in indices],
+    num_samples,
+    temperature=temperature,
+    top_p=top_p,
+    seed=seed,
+  )

@@ -1,0 +1,234 @@
+"""Adaptation to few examples, with early stopping on validation.
+
+All in memory: examples are few and epochs short. Long training with files and
+exact resume is `training`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.errors import InputError
+from models.regression_lm import Params
+from research.core import mesh as mesh_lib
+from research.core import state as state_lib
+from research.language_model import optimizer
+from research.regression_lm import learn, lora
+from research.regression_lm.examples import Dataset
+from research.regression_lm.expected import SCALES, Scale
+from research.regression_lm.learn import LossOptions
+from research.regression_lm.likelihood import Model
+
+METHODS = ("full", "lora")
+SELECT = ("loss", "expected")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuneOptions:
+  """How a model is adapted.
+
+  Attributes:
+    method: "full", or "lora" with adapters of `rank`.
+    max_epochs: at most.
+    patience: epochs without a better validation loss before the end.
+    batch: examples of an update, over all devices; fewer where there are fewer.
+    learning_rate: peak; it falls to a tenth by a cosine over `max_epochs`.
+    warmup: updates of linear warmup.
+    weight_decay: of matrices.
+    clip_norm: of the gradient; 0 leaves it.
+    loss: what is minimised.
+    select: what validation looks at: "loss", the cross-entropy, or "expected",
+      the squared error of expected values, which goes on falling where few
+      examples are learned by heart; it needs a loss over a grid.
+    scale: of the losses over a grid, "value" or "rank".
+    grid: numbers of that grid.
+    rank: of the adapters.
+    alpha: adapters are scaled by alpha / rank.
+    seed: of everything.
+  """
+
+  method: str = "full"
+  max_epochs: int = 100
+  patience: int = 5
+  batch: int = 32
+  learning_rate: float = 3e-4
+  warmup: int = 10
+  weight_decay: float = 0.01
+  clip_norm: float = 1.0
+  loss: LossOptions = LossOptions()
+  select: str = "loss"
+  scale: str = "rank"
+  grid: int = 32
+  rank: int = 8
+  alpha: float = 16.0
+  seed: int = 0
+
+  def __post_init__(self):
+    """Checks the options; raises InputError."""
+    if self.method not in METHODS:
+      raise InputError(f"method={self.method!r}: take one of {METHODS}")
+    if self.select not in SELECT:
+      raise InputError(f"select={self.select!r}: take one of {SELECT}")
+    if self.select == "expected" and not self.loss.needs_grid:
+      raise InputError(
+        'select="expected" needs an expected_value or ranking loss: give one'
+      )
+    if self.scale not in SCALES:
+      raise InputError(f"scale={self.scale!r}: take one of {SCALES}")
+    for name in ("max_epochs", "patience", "batch", "rank", "grid"):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}={value!r} is no positive integer")
+    for name in ("learning_rate", "weight_decay", "clip_norm", "alpha"):
+      value = getattr(self, name)
+      if not 0 <= value < math.inf:
+        raise InputError(f"{name}={value!r} is not in [0, inf)")
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+  """What happened.
+
+  Attributes:
+    train_loss: mean of each epoch, nats a token.
+    valid_loss: what `select` names, in front of the first epoch and behind
+      each; empty without validation examples.
+    best_epoch: whose parameters were kept; 0 are those it began with.
+  """
+
+  train_loss: tuple[float, ...]
+  valid_loss: tuple[float, ...]
+  best_epoch: int
+
+
+def fine_tune(
+  model: Model,
+  params: Params,
+  train: Dataset,
+  valid: Dataset | None,
+  options: FineTuneOptions,
+  *,
+  values: np.ndarray | None = None,
+  valid_values: np.ndarray | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  on_epoch: Callable[[int, float, float | None], None] | None = None,
+) -> tuple[Params, History]:
+  """Adapts parameters to examples.
+
+  Args:
+    model: the model.
+    params: to begin with; they are left as they are.
+    train: examples.
+    valid: decide when to stop, and which epoch is kept; None trains
+      `max_epochs` and keeps the last.
+    options: how.
+    values: (N, O) targets of `train`, for losses over a grid.
+    valid_values: those of `valid`, for select="expected".
+    mesh: devices; None takes one.
+    on_epoch: called with number, training loss and validation loss.
+
+  Returns:
+    The parameters, adapters merged into them, and the history.
+
+  Raises:
+    InputError: the loss is not finite: the learning rate is too high.
+  """
+  o = options
+  mesh = mesh or mesh_lib.data_mesh(1)
+  rows = max(mesh.size, min(o.batch, len(train)) // mesh.size * mesh.size)
+  per_epoch = max(1, -(-len(train) // rows))
+  schedule, tx = _optimizer(o, o.max_epochs * per_epoch)
+  trained, combine = _trainable(params, o)
+  frozen = {"params": params if o.method == "lora" else None}
+  if o.loss.needs_grid:
+    scale = Scale.fit(o.scale, values)
+    train = dataclasses.replace(train, scores=scale.scores(values))
+    frozen["grid"] = scale.grid(model.codec, o.grid)
+    if o.select == "expected" and valid is not None:
+      valid = dataclasses.replace(valid, scores=scale.scores(valid_values))
+  frozen = mesh_lib.replicate(mesh, frozen)
+  step = state_lib.jit_step(
+    learn.make_step(model, tx, schedule, mesh, o.loss, combine=combine), mesh
+  )
+  evaluate = None
+  if valid is not None:
+    valid_rows = -(-min(o.batch, len(valid)) // mesh.size) * mesh.size
+    evaluate = _evaluation(model, mesh, valid.whole(valid_rows), combine, o)
+  state = state_lib.create_state(trained, tx, jax.random.key(o.seed))
+  best, best_epoch = jax.tree.map(jnp.copy, state.params), 0
+  train_loss, valid_loss = [], []
+  if evaluate:
+    valid_loss.append(evaluate(state.params, frozen))
+  for epoch in range(1, o.max_epochs + 1):
+    losses = []
+    for number in range((epoch - 1) * per_epoch, epoch * per_epoch):
+      batch = train.batch_at(number, rows, o.seed)
+      state, metrics = step(state, batch, frozen)
+      losses.append(metrics["loss"])
+    train_loss.append(float(sum(jax.device_get(losses))) / len(losses))
+    if not math.isfinite(train_loss[-1]):
+      raise InputError(
+        f"the loss is {train_loss[-1]} in epoch {epoch}: give a learning_rate "
+        f"below {o.learning_rate}"
+      )
+    if evaluate:
+      valid_loss.append(evaluate(state.params, frozen))
+    if on_epoch:
+      on_epoch(epoch, train_loss[-1], valid_loss[-1] if evaluate else None)
+    if not evaluate or valid_loss[-1] < min(valid_loss[:-1]):
+      best_epoch = epoch
+      if evaluate or epoch == o.max_epochs:
+        # A copy: the next update takes the memory of the state.
+        best = jax.tree.map(jnp.copy, state.params)
+    elif epoch - best_epoch >= o.patience:
+      break
+  history = History(tuple(train_loss), tuple(valid_loss), best_epoch)
+  return jax.jit(combine)(best, frozen["params"]), history
+
+
+def _evaluation(model, mesh, batches, combine, options: FineTuneOptions):
+  """Parameters to the number that decides."""
+  by_loss = options.select == "loss"
+  losses = learn.make_evaluation(
+    model,
+    mesh,
+    batches,
+    options=LossOptions() if by_loss else options.loss,
+    combine=combine,
+  )
+  name = "loss" if by_loss else "squared_error"
+  return lambda trained, frozen: losses(trained, frozen)[name]
+
+
+def _trainable(params: Params, options: FineTuneOptions):
+  """What is trained, and how it becomes parameters."""
+  if options.method == "full":
+    copied = jax.tree.map(jnp.copy, params)
+    return copied, lambda trained, frozen: trained
+  key = jax.random.key(options.seed)
+  adapters = lora.init(params, options.rank, key)
+  scale = options.alpha / options.rank
+  return adapters, lambda trained, frozen: lora.merge(frozen, trained, scale)
+
+
+def _optimizer(options: FineTuneOptions, num_steps: int):
+  schedule = optimizer.learning_rate(
+    "cosine",
+    options.learning_rate,
+    num_steps,
+    warmup_steps=min(options.warmup, num_steps),
+    final_share=0.1,
+    decay_share=0.0,
+  )
+  return schedule, optimizer.adamw(
+    schedule,
+    beta1=0.9,
+    beta2=0.99,
+    eps=1e-8,
+    weight_decay=options.weight_decay,
+    clip_norm=options.clip_norm,
+  )

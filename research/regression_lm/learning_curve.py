@@ -1,0 +1,202 @@
+"""Models and peers by the number of training examples, over seeds."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.errors import InputError
+from research.core import metrics
+from research.regression_lm import evaluate
+from research.regression_lm.api import RegressionLM
+from research.regression_lm.fine_tuning import FineTuneOptions
+from research.regression_lm.options import Options
+from research.regression_lm.sources import DataOptions
+from research.regression_lm.tables import Split, Table
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+  """What is compared.
+
+  Attributes:
+    data: which data; its `train`, `valid` and `split_seed` are not used.
+    sizes: numbers of training examples; a share of them is for validation.
+    valid_share: that share.
+    seeds: splits, and models of each.
+    model: sizes, tokenizer and numbers of a model from scratch.
+    fine_tune: how it is trained.
+    start: folder of a model to begin with instead.
+    ensemble: models that are trained on a split, their draws pooled.
+    num_samples: draws of each.
+    peers: names of peers.
+    tests: test rows at most; the same for all sizes and seeds.
+  """
+
+  data: DataOptions
+  sizes: Sequence[int]
+  valid_share: float = 0.2
+  seeds: int = 3
+  model: Options
+  fine_tune: FineTuneOptions
+  start: str | None = None
+  ensemble: int = 1
+  num_samples: int = 64
+  peers: Sequence[str]
+  tests: int = 5000
+
+
+def run(
+  curve: Curve, table: Table, workdir: pathlib.Path, say: Say
+) -> list[dict[str, Any]]:
+  """Trains and evaluates; parts that are done in `workdir` are read.
+
+  Args:
+    curve: what is compared.
+    table: all rows.
+    workdir: keeps the rows of each size and seed.
+    say: prints a line.
+
+  Returns:
+    Rows as `evaluate.rows`, one set for each size and seed, with "train" and
+    "seed".
+
+  Raises:
+    InputError: there are too few rows.
+  """
+  rows = []
+  for size in curve.sizes:
+    for seed in range(curve.seeds):
+      kept = workdir / f"{size}-{seed}.json"
+      if kept.exists():
+        part = _read(kept)
+      else:
+        part = _one(curve, table, size, seed)
+        metrics.write_json(kept, metrics.to_json_value(part))
+      rows += part
+      say(f"{size} examples, seed {seed}: {_line(part)}")
+  return rows
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise InputError(f"{path} is damaged: remove it") from error
+
+
+def _line(rows: Sequence[dict[str, Any]]) -> str:
+  found = [
+    f"{row['method']} {row['value']:.3f}"
+    for row in rows
+    if row["metric"] == "kendall"
+  ]
+  return "Kendall's tau " + ", ".join(found)
+
+
+def _one(
+  curve: Curve, table: Table, size: int, seed: int
+) -> list[dict[str, Any]]:
+  parts = split(curve, table, size, seed)
+  draws, means = [], []
+  known = table.examples(np.concatenate([parts.train, parts.valid]))
+  for member in range(curve.ensemble):
+    lm = make(curve, table, parts, 1000 * seed + member)
+    history = lm.fine_tune(
+      table.examples(parts.train),
+      table.examples(parts.valid) if len(parts.valid) else None,
+      options=curve.fine_tune,
+      seed=1000 * seed + member,
+    )
+    prediction = evaluate.predict(
+      lm,
+      table,
+      parts.test,
+      num_samples=curve.num_samples,
+      temperature=1.0,
+      top_p=1.0,
+      seed=member,
+    )
+    draws.append(prediction.samples)
+    means.append(lm.expected([table.texts[i] for i in parts.test], known))
+  pooled = dataclasses.replace(prediction, samples=np.concatenate(draws, 1))
+  rows = []
+  for found in evaluate.predictions(
+    table,
+    parts,
+    pooled,
+    curve.peers,
+    expected=np.mean(means, axis=0),
+    seed=seed,
+  ):
+    rows += evaluate.rows(
+      found,
+      system="regression_lm",
+      data=curve.data.kind,
+      train=size,
+      seed=seed,
+      best_epoch=history.best_epoch,
+      num_params=lm.num_params,
+    )
+  return rows
+
+
+def split(curve: Curve, table: Table, size: int, seed: int) -> Split:
+  """The parts of one size and seed; the test is the same for all sizes.
+
+  Raises:
+    InputError: there are too few rows.
+  """
+  order = np.random.default_rng((seed, 31)).permutation(len(table))
+  test = order[: min(curve.tests, len(order) - max(curve.sizes))]
+  if not len(test) or size < 2:
+    raise InputError(
+      f"{len(table)} rows leave no test beside {max(curve.sizes)} for training:"
+      " take smaller --sizes"
+    )
+  known = order[len(test) : len(test) + size]
+  cut = round(size * curve.valid_share)
+  return Split(train=known[cut:], valid=known[:cut], test=test)
+
+
+def make(curve: Curve, table: Table, parts: Split, seed: int) -> RegressionLM:
+  """A model before training."""
+  if curve.start:
+    return RegressionLM.from_pretrained(curve.start)
+  o = curve.model
+  return RegressionLM.from_scratch(
+    [table.texts[i] for i in parts.train],
+    tokenizer=o.tokenizer,
+    vocab_size=o.vocab_size,
+    size=o.size,
+    numbers=o.number_format(),
+    num_objectives=len(table.targets),
+    max_length=o.max_length,
+    seed=seed,
+    dtype=o.dtype,
+    **o.sizes(),
+  )
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Means over seeds, with the standard deviation between them."""
+  groups: dict[tuple, list[float]] = {}
+  for row in rows:
+    if ", minus" not in row["metric"] and row["value"] is not None:
+      key = (row["target"], row["train"], row["method"], row["metric"])
+      groups.setdefault(key, []).append(row["value"])
+  lines: dict[tuple, dict[str, Any]] = {}
+  for (target, train, method, metric), values in groups.items():
+    line = lines.setdefault(
+      (target, train, method),
+      {"target": target, "train": train, "method": method},
+    )
+    line[metric] = float(np.mean(values))
+    line[f"{metric} sd"] = float(np.std(values, ddof=min(1, len(values) - 1)))
+    line["seeds"] = len(values)
+  return list(lines.values())

@@ -1,0 +1,177 @@
+"""All options of a training run; scripts make a flag of every field."""
+
+import dataclasses
+from typing import Any
+
+from models.errors import InputError
+from models.numbers import P10, Ieee, Normalized, NumberFormat
+from models.regression_lm_config import ENCODERS, SIZES
+from research.language_model.optimizer import SCHEDULES
+from research.regression_lm.expected import SCALES
+from research.regression_lm.learn import LossOptions
+
+NUMBERS = ("ieee", "p10", "normalized")
+OPTIMIZERS = ("adamw", "muon")
+EXPORTS = ("best", "last")
+_SIZE_FIELDS = (
+  "encoder",
+  "encoder_layers",
+  "decoder_layers",
+  "d_model",
+  "d_ff",
+  "num_heads",
+  "num_kv_heads",
+  "head_dim",
+)
+
+
+def _option(default: Any, text: str, **bounds: Any) -> Any:
+  """A field that a script turns into a flag."""
+  return dataclasses.field(
+    default=default, metadata={"text": text, "bounds": bounds}
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """Options of a run; every attribute is described by its metadata."""
+
+  size: str = _option("small", "named sizes", choices=tuple(SIZES))
+  encoder: str = _option("transformer", "of the text", choices=ENCODERS)
+  encoder_layers: int | None = _option(
+    None, "blocks over the text; those of --size if not given", lower=1
+  )
+  decoder_layers: int | None = _option(
+    None, "blocks over the numbers", lower=1, upper=1024
+  )
+  d_model: int | None = _option(None, "width", lower=8, upper=65536)
+  d_ff: int | None = _option(None, "width of the MLPs", lower=8)
+  num_heads: int | None = _option(None, "query heads", lower=1, upper=1024)
+  num_kv_heads: int | None = _option(
+    None, "key and value heads", lower=1, upper=1024
+  )
+  head_dim: int | None = _option(None, "size of a head", lower=2, upper=1024)
+
+  tokenizer: str = _option(
+    "bytes",
+    "of the text: bytes, bpe (learned from the training texts), a hub id, or"
+    " the path of a tokenizer.json",
+  )
+  vocab_size: int = _option(
+    4096, "of --tokenizer=bpe", lower=257, upper=1 << 20
+  )
+  max_length: int = _option(
+    2048, "tokens that a text is cut to", lower=1, upper=1 << 20
+  )
+  numbers: str = _option("ieee", "how numbers are written", choices=NUMBERS)
+  base: int = _option(10, "of the digits, but for p10", lower=2, upper=1024)
+  mantissa_digits: int = _option(
+    4, "significant digits of a number", lower=1, upper=50
+  )
+  exponent_digits: int = _option(1, "of ieee", lower=1, upper=3)
+  exponent_range: int = _option(10, "of p10", lower=0, upper=300)
+  special: bool = _option(
+    False, "also write NaN, infinities and INVALID (failed measurements)"
+  )
+
+  steps: int = _option(1000, "updates", lower=1, upper=10**8)
+  batch: int = _option(
+    64, "examples of an update, over all devices", lower=1, upper=1 << 20
+  )
+  optimizer: str = _option("adamw", "of the weights", choices=OPTIMIZERS)
+  learning_rate: float = _option(1e-3, "peak", lower=0.0, upper=10.0)
+  schedule: str = _option("cosine", "of the rate", choices=SCHEDULES)
+  warmup: int = _option(100, "updates of linear warmup", lower=0, upper=10**7)
+  final_share: float = _option(
+    0.05, "of the peak at the end", lower=0.0, upper=1.0
+  )
+  decay_share: float = _option(
+    0.2, "of the updates in which wsd falls", lower=0.0, upper=1.0
+  )
+  weight_decay: float = _option(0.01, "of matrices", lower=0.0, upper=10.0)
+  clip_norm: float = _option(
+    1.0, "of the gradient; 0 leaves it", lower=0.0, upper=1e6
+  )
+  dropout: float = _option(
+    0.0, "share of what a layer adds that is dropped", lower=0.0, upper=0.9
+  )
+  z_loss: float = _option(
+    0.0, "weight of the squared log normalizer", lower=0.0, upper=1.0
+  )
+  expected_value: float = _option(
+    0.0, "weight of the expected-value loss (RAFT)", lower=0.0, upper=1e4
+  )
+  ranking: float = _option(
+    0.0, "weight of the pairwise ranking loss", lower=0.0, upper=1e4
+  )
+  scale: str = _option(
+    "rank", "of the expected value and the ranking", choices=SCALES
+  )
+  grid: int = _option(
+    32, "numbers that an expected value is over", lower=2, upper=4096
+  )
+  dtype: str = _option(
+    "float32",
+    "of activations; weights and sums are float32",
+    choices=("float32", "bfloat16"),
+  )
+  remat: bool = _option(
+    False, "compute every layer again in the backward pass, to save memory"
+  )
+  eval_every: int = _option(100, "updates", lower=1, upper=10**8)
+  export: str = _option(
+    "best",
+    "which weights become the model: of the best validation loss, or the last",
+    choices=EXPORTS,
+  )
+  seed: int = _option(0, "of everything", lower=0, upper=2**31 - 1)
+
+  def __post_init__(self):
+    """Checks options against each other.
+
+    Raises:
+      InputError: they do not fit.
+    """
+    self.number_format()
+
+  def number_format(self) -> NumberFormat:
+    """How numbers are written.
+
+    Raises:
+      InputError: its sizes do not do.
+    """
+    if self.numbers == "p10":
+      return P10(
+        digits=self.mantissa_digits,
+        exponent_range=self.exponent_range,
+        special=self.special,
+      )
+    if self.numbers == "normalized":
+      return Normalized(
+        base=self.base, digits=self.mantissa_digits, special=self.special
+      )
+    if self.numbers != "ieee":
+      raise InputError(f"--numbers={self.numbers!r}: take one of {NUMBERS}")
+    return Ieee(
+      base=self.base,
+      exponent_digits=self.exponent_digits,
+      mantissa_digits=self.mantissa_digits,
+      special=self.special,
+    )
+
+  def sizes(self) -> dict[str, Any]:
+    """The sizes that differ from those of `size`."""
+    return {
+      name: getattr(self, name)
+      for name in _SIZE_FIELDS
+      if getattr(self, name) is not None
+    }
+
+  def loss(self) -> LossOptions:
+    """What is minimised."""
+    return LossOptions(
+      z_loss=self.z_loss,
+      expected_value=self.expected_value,
+      ranking=self.ranking,
+      dropout=self.dropout,
+    )

@@ -1,0 +1,146 @@
+"""Tabular and text peers on the same split: ridge, XGBoost, MLP.
+
+They are given what a practitioner would give them: TF-IDF of words to a ridge
+whose strength is chosen by cross-validation; the numeric features of a table,
+where it has some, to XGBoost and an MLP, else an SVD of the TF-IDF.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from models.errors import InputError
+
+NAMES = ("ridge on TF-IDF", "XGBoost", "MLP")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+  """Training and test parts of one objective.
+
+  Attributes:
+    train_texts: N texts.
+    train_features: (N, F), F may be 0.
+    train_values: (N,) finite.
+    test_texts: M texts.
+    test_features: (M, F).
+    seed: of what is random.
+  """
+
+  train_texts: Sequence[str]
+  train_features: np.ndarray
+  train_values: np.ndarray
+  test_texts: Sequence[str]
+  test_features: np.ndarray
+  seed: int = 0
+
+  @property
+  def is_log(self) -> bool:
+    """Whether numbers are so far apart that peers are given their logarithm."""
+    low, high = self.train_values.min(), self.train_values.max()
+    return bool(low > 0 and high / low > 30)
+
+
+def predict(name: str, problem: Problem) -> np.ndarray:
+  """Trains a peer and predicts the test part, (M,).
+
+  Raises:
+    InputError: the peer is unknown, or its package is not installed.
+  """
+  peers: dict[str, Callable[[Problem, np.ndarray], np.ndarray]] = dict(
+    zip(NAMES, (_ridge, _xgboost, _mlp))
+  )
+  if name not in peers:
+    raise InputError(f"peer {name!r} is unknown: take some of {NAMES}")
+  values = problem.train_values
+  if problem.is_log:
+    values = np.log(values)
+  mean, spread = values.mean(), values.std() or 1.0
+  try:
+    found = peers[name](problem, (values - mean) / spread)
+  except ImportError as error:
+    raise InputError(
+      f"peer {name!r} needs {error.name}: pip install -e '.[dev]'"
+    ) from error
+  found = np.asarray(found, np.float64) * spread + mean
+  if not problem.is_log:
+    return found
+  # Beyond what was seen a logarithm may come back as infinite.
+  return np.exp(np.clip(found, values.min() - 5, values.max() + 5))
+
+
+def _tfidf(problem: Problem):
+  from sklearn.feature_extraction.text import TfidfVectorizer
+
+  vectorizer = TfidfVectorizer(
+    lowercase=False,
+    token_pattern=r"[A-Za-z_]+|\d|[^\sA-Za-z_\d]",
+    ngram_range=(1, 3),
+    max_features=50000,
+    sublinear_tf=True,
+  )
+  train = vectorizer.fit_transform(problem.train_texts)
+  return train, vectorizer.transform(problem.test_texts)
+
+
+def _ridge(problem: Problem, values: np.ndarray) -> np.ndarray:
+  from sklearn.linear_model import RidgeCV
+
+  train, test = _tfidf(problem)
+  folds = min(5, len(values))
+  alphas = np.logspace(-3, 3, 13)
+  if folds < 2:
+    return np.zeros(test.shape[0])
+  model = RidgeCV(alphas=alphas, cv=folds).fit(train, values)
+  return model.predict(test)
+
+
+def _dense(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+  if problem.train_features.shape[1]:
+    return problem.train_features, problem.test_features
+  from sklearn.decomposition import TruncatedSVD
+
+  train, test = _tfidf(problem)
+  size = min(100, train.shape[1] - 1, train.shape[0] - 1)
+  svd = TruncatedSVD(max(size, 1), random_state=problem.seed)
+  return svd.fit_transform(train), svd.transform(test)
+
+
+def _xgboost(problem: Problem, values: np.ndarray) -> np.ndarray:
+  import xgboost
+
+  train, test = _dense(problem)
+  model = xgboost.XGBRegressor(
+    n_estimators=500,
+    learning_rate=0.05,
+    max_depth=6,
+    subsample=0.8,
+    colsample_bytree=0.8,
+    min_child_weight=1,
+    random_state=problem.seed,
+    # Threads cost more than they save on few rows.
+    n_jobs=1 if len(values) < 5000 else None,
+  )
+  return model.fit(train, values).predict(test)
+
+
+def _mlp(problem: Problem, values: np.ndarray) -> np.ndarray:
+  from sklearn.exceptions import ConvergenceWarning
+  from sklearn.neural_network import MLPRegressor
+  from sklearn.preprocessing import StandardScaler
+
+  train, test = _dense(problem)
+  scaler = StandardScaler().fit(train)
+  model = MLPRegressor(
+    hidden_layer_sizes=(128, 128),
+    alpha=1e-3,
+    max_iter=400,
+    early_stopping=len(values) >= 50,
+    n_iter_no_change=20,
+    random_state=problem.seed,
+  )
+  with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+    model.fit(scaler.transform(train), values)
+  return model.predict(scaler.transform(test))

@@ -1,0 +1,55 @@
+"""Result rows of regression language models as Markdown."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from research.core.report import markdown_table
+from research.regression_lm import learning_curve
+
+_DENSITY = {
+  "CRPS 1": "crps_1",
+  "CRPS 2": "crps_2",
+  "CRPS 2 given 1": "crps_2_given_1",
+}
+_COLUMNS = ("kendall", "spearman", "mse", "crps")
+
+
+def densities(rows: Sequence[Mapping[str, Any]]) -> str:
+  """One line a text: the model beside a second set of true points."""
+  lines: dict[str, dict[str, Any]] = {}
+  for row in rows:
+    line = lines.setdefault(row["text"], {"text": row["text"]})
+    short = "model" if row["method"] == "regression LM" else "truth"
+    line[f"energy distance, {short}"] = f"{row['energy_distance']:.4f}"
+    for name, key in _DENSITY.items():
+      line[f"{name}, {short}"] = f"{row[key]:.4f}"
+  names = ["text"]
+  for measure in ("energy distance", *_DENSITY):
+    names += [f"{measure}, model", f"{measure}, truth"]
+  return markdown_table(list(lines.values()), names)
+
+
+def methods(rows: Sequence[Mapping[str, Any]]) -> str:
+  """One line a target, size and method: means over seeds, and their spread."""
+  shown = []
+  for line in learning_curve.summary(rows):
+    cells = {
+      "target": line["target"],
+      "training rows": line["train"],
+      "method": line["method"],
+    }
+    for name in _COLUMNS:
+      if name in line:
+        spread = f" ± {line[f'{name} sd']:.3f}" if line["seeds"] > 1 else ""
+        cells[name] = f"{line[name]:.3f}{spread}"
+    shown.append(cells | {"seeds": line["seeds"]})
+  return markdown_table(
+    shown, ["target", "training rows", "method", *_COLUMNS, "seeds"]
+  )
+
+
+# The key that tells rows of a kind -> their table.
+KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+  "energy_distance": densities,
+  "tests": methods,
+}

@@ -1,0 +1,162 @@
+"""Draws of numbers: the text read once, all draws of all texts in one scan.
+
+Shapes by axis letter: B texts, L text tokens, S draws a text, T target tokens,
+O objectives.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from models import regression_lm
+from models.numbers import START
+from models.regression_lm import Params
+from models.sampling import Sampling
+from models.sampling import draw as draw_tokens
+from research.regression_lm import expected, likelihood
+from research.regression_lm.likelihood import Model
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "num_samples", "sampling")
+)
+def draw(
+  model: Model,
+  params: Params,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  keys: jax.Array,
+  *,
+  num_samples: int,
+  sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+  given: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws targets from the model's distribution over the grammar.
+
+  A text's draws depend on its own key alone, not on the texts beside it.
+
+  Args:
+    model: the model.
+    params: of it.
+    tokens: (B, L) int32.
+    lengths: (B,) int32, 1 to L.
+    keys: (B,) one for each text.
+    num_samples: S.
+    sampling: temperature, top-k and top-p of every token, counted after the
+      grammar.
+    given: (B, T) int32 tokens that are known (`MISSING` among them); `START`
+      where one is to be drawn. Later objectives are then drawn given earlier
+      ones; those in front of a given one do not know of it.
+
+  Returns:
+    Ids (B, S, T) int32, and the log-probability of every row by the model as
+    it is, temperature 1: (B, S) float32, of the tokens that were drawn.
+  """
+  config, length = model.config, model.codec.length
+  batch, table = tokens.shape[0], model.next_state()
+  memory = regression_lm.encode(
+    config, params, tokens, lengths, compute=model.compute
+  )
+  if given is None:
+    given = jnp.full((batch, length), START, jnp.int32)
+
+  def step(carry, place_and_known):
+    token, state, cache, logprob = carry
+    place, known = place_and_known
+    logits, cache = regression_lm.step(
+      config, params, memory, token, cache, compute=model.compute
+    )
+    logits = likelihood.restrict(table, state, logits)
+    draw_keys = jax.vmap(
+      lambda key: jax.random.split(jax.random.fold_in(key, place), num_samples)
+    )(keys)
+    drawn = draw_tokens(
+      draw_keys.reshape(-1), logits.reshape(batch * num_samples, -1), sampling
+    ).reshape(batch, num_samples)
+    free = jnp.broadcast_to((known == START)[:, None], drawn.shape)
+    token = jnp.where(free, drawn, known[:, None])
+    gain = jnp.take_along_axis(
+      jax.nn.log_softmax(logits), drawn[..., None], axis=-1
+    )[..., 0]
+    state = jnp.maximum(table[state, token], 0)
+    logprob = logprob + jnp.where(free, gain, 0.0)
+    return (token, state, cache, logprob), token
+
+  shape = (batch, num_samples)
+  carry = (
+    jnp.full(shape, START, jnp.int32),
+    jnp.zeros(shape, jnp.int32),
+    regression_lm.init_cache(
+      config, batch, num_samples, dtype=model.compute.dtype
+    ),
+    jnp.zeros(shape, jnp.float32),
+  )
+  places = jnp.arange(length, dtype=jnp.int32)
+  (_, _, _, logprob), ids = jax.lax.scan(step, carry, (places, given.T))
+  return jnp.moveaxis(ids, 0, -1), logprob
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def score(
+  model: Model,
+  params: Params,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  targets: jax.Array,
+) -> jax.Array:
+  """Log-probability of each objective given the text and those before it.
+
+  Args:
+    model: the model.
+    params: of it.
+    tokens: (B, L) int32.
+    lengths: (B,) int32.
+    targets: (B, S, T) int32.
+
+  Returns:
+    (B, S, O) float32; 0 where an objective is missing.
+  """
+  memory = regression_lm.encode(
+    model.config, params, tokens, lengths, compute=model.compute
+  )
+  logprobs, _ = likelihood.token_logprobs(model, params, memory, targets)
+  return likelihood.by_objective(model, logprobs)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def expectation(
+  model: Model,
+  params: Params,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  grid: expected.Grid,
+) -> jax.Array:
+  """Expected scores (B, O) over a grid, by exact probabilities.
+
+  Each objective is given the likeliest tokens of those before it.
+
+  Args:
+    model: the model.
+    params: of it.
+    tokens: (B, L) int32.
+    lengths: (B,) int32.
+    grid: of numbers and their scores.
+  """
+  targets = jnp.zeros((tokens.shape[0], model.codec.length), jnp.int32)
+  if model.codec.num_objectives > 1:
+    keys = jax.random.split(jax.random.key(0), tokens.shape[0])
+    likeliest, _ = draw(
+      model,
+      params,
+      tokens,
+      lengths,
+      keys,
+      num_samples=1,
+      sampling=Sampling(temperature=0.0),
+    )
+    targets = likeliest[:, 0]
+  memory = regression_lm.encode(
+    model.config, params, tokens, lengths, compute=model.compute
+  )
+  return expected.scores(model, params, memory, targets, grid)

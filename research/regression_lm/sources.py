@@ -1,0 +1,233 @@
+"""Where a training run has its examples from."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.errors import InputError
+from research.regression_lm import density_task, examples, shared_sets, tables
+from research.regression_lm.api import RegressionLM
+from research.regression_lm.examples import Dataset
+from research.regression_lm.tables import Split, Table
+
+DENSITY = "density"
+KINDS = ("jsonl", "csv", *shared_sets.SETS, DENSITY)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+  """Examples as a run takes them.
+
+  Attributes:
+    batch_at: step -> batch, a pure function.
+    valid: held-out examples, or None.
+    values: (N, O) training targets, for losses over a grid.
+    scored: `batch_at` for a `Scale`, whose batches have "scores".
+  """
+
+  batch_at: Callable[[int], dict[str, np.ndarray]]
+  valid: Dataset | None
+  values: np.ndarray
+  scored: Callable[[Any], Callable[[int], dict[str, np.ndarray]]]
+
+
+class Source(Protocol):
+  """What `training` asks of a source."""
+
+  num_objectives: int
+
+  def texts(self) -> Sequence[str]:
+    """Training texts, to learn a tokenizer from."""
+
+  def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
+    """Tokenizes for a model."""
+
+  def describe(self) -> dict[str, Any]:
+    """JSON values that say which examples these are, without paths."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions:
+  """Which part of which data; the path is not part of it.
+
+  Attributes:
+    kind: one of `KINDS`.
+    targets: columns to predict, in order.
+    text: column of texts, for jsonl and csv.
+    group: column of groups, for jsonl and csv.
+    by_group: keep groups on one side of the split.
+    train: share of the rows (or groups), or their number.
+    valid: likewise.
+    test: rows of the test part at most; 0 takes all.
+    split_seed: of the split.
+  """
+
+  kind: str
+  targets: tuple[str, ...] = ()
+  text: str | None = None
+  group: str | None = None
+  by_group: bool = False
+  train: float = 0.8
+  valid: float = 0.1
+  test: int = 0
+  split_seed: int = 0
+
+  def load(self, path: str) -> Table:
+    """Reads the table.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    return shared_sets.load(
+      self.kind, path, self.targets, text=self.text, group=self.group
+    )
+
+  def split(self, table: Table, train: float | None = None) -> Split:
+    """Its parts; `train` overrides the option.
+
+    Raises:
+      InputError: there are too few rows.
+    """
+    return tables.split(
+      table,
+      train=self.train if train is None else train,
+      valid=self.valid,
+      seed=self.split_seed,
+      by_group=self.by_group,
+      test=self.test or None,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TableSource:
+  """The training part of a table, and its validation part.
+
+  Attributes:
+    table: all rows.
+    parts: its split.
+    options: which data this is.
+  """
+
+  table: Table
+  parts: Split
+  options: DataOptions
+
+  @property
+  def num_objectives(self) -> int:
+    """O."""
+    return len(self.table.targets)
+
+  def texts(self) -> list[str]:
+    """Those of the training part alone."""
+    return [self.table.texts[i] for i in self.parts.train]
+
+  def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
+    """Tokenizes both parts."""
+    train = lm.dataset(self.table.examples(self.parts.train))
+    valid = None
+    if len(self.parts.valid):
+      valid = lm.dataset(self.table.examples(self.parts.valid))
+    values = lm.model.codec.values(train.targets)
+
+    def scored(scale):
+      data = dataclasses.replace(train, scores=scale.scores(values))
+      return lambda step: data.batch_at(step, rows, seed)
+
+    return Prepared(
+      lambda step: train.batch_at(step, rows, seed), valid, values, scored
+    )
+
+  def describe(self) -> dict[str, Any]:
+    """The options, and a digest of the training rows."""
+    digest = hashlib.sha256()
+    for i in self.parts.train:
+      digest.update(self.table.texts[i].encode())
+      digest.update(self.table.values[i].tobytes())
+    options = dataclasses.asdict(self.options)
+    options["targets"] = list(options["targets"])
+    return options | {"digest": digest.hexdigest()[:16]}
+
+
+@dataclasses.dataclass(frozen=True)
+class DensitySource:
+  """The synthetic task of `density_task`: examples without end."""
+
+  num_objectives = 2
+
+  def texts(self) -> list[str]:
+    """Some texts."""
+    return density_task.drawn_at(0, 256, 0)[0]
+
+  def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
+    """Examples are made as they are asked for; validation has other ones.
+
+    Raises:
+      InputError: `rows` cannot be cut into texts with their points.
+    """
+    if rows % density_task.POINTS:
+      raise InputError(
+        f"--batch={rows} is no multiple of {density_task.POINTS}, the points "
+        "of a text: change it"
+      )
+    texts = rows // density_task.POINTS
+
+    def batch_at(step):
+      names, clouds = density_task.drawn_at(step, texts, seed)
+      read = examples.read_texts(lm.tokenizer, names, lm.max_length)
+      tokens, lengths = read.rows(np.arange(texts))
+      targets = lm.model.codec.encode(clouds.reshape(rows, 2).tolist())
+      return {
+        "tokens": tokens,
+        "lengths": lengths,
+        "targets": targets.reshape(texts, density_task.POINTS, -1),
+      }
+
+    def scored(scale):
+      raise InputError(
+        "--data=density has many numbers a text, whose expected value says "
+        "little: leave --expected_value and --ranking at 0"
+      )
+
+    held_out = density_task.examples_at(0, 64, seed + 1)
+    values = np.array([example.y for example in held_out])
+    return Prepared(batch_at, lm.dataset(held_out), values, scored)
+
+  def describe(self) -> dict[str, Any]:
+    """Its name."""
+    return {"kind": DENSITY}
+
+
+def check_same(source: TableSource, described: dict[str, Any]) -> None:
+  """Checks that a model was trained on this very split.
+
+  Else rows that it was trained on might be in the test.
+
+  Raises:
+    InputError: the rows are others.
+  """
+  found = source.describe()["digest"]
+  if found != described.get("digest"):
+    raise InputError(
+      f"--path: its training rows ({found}) are not those of the model "
+      f"({described.get('digest')}): give the file it was trained on"
+    )
+
+
+def open_source(options: DataOptions, path: str | None) -> Source:
+  """The source that options and a path name.
+
+  Raises:
+    InputError: the data cannot be read.
+  """
+  if options.kind == DENSITY:
+    return DensitySource()
+
+  if not path:
+    raise InputError(
+      f"--data={options.kind} needs --path of its file or folder"
+    )
+  table = options.load(path)
+  return TableSource(table, options.split(table), options)

@@ -1,0 +1,240 @@
+"""A whole training run with files and exact resume, and the model it gives."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+import optax
+from optax import contrib
+
+from models.errors import InputError
+from models.regression_lm import Compute
+from research.core import loop, metrics, plots, report
+from research.core import mesh as mesh_lib
+from research.core import state as state_lib
+from research.language_model import optimizer
+from research.regression_lm import learn
+from research.regression_lm.api import RegressionLM
+from research.regression_lm.best import Best
+from research.regression_lm.expected import Scale
+from research.regression_lm.likelihood import Model
+from research.regression_lm.options import Options
+from research.regression_lm.sources import Source
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """Everything a run is made of.
+
+  Attributes:
+    options: what decides the numbers.
+    source: of examples.
+    workdir: of the run.
+    start: folder of a model to go on from; its sizes, tokenizer and numbers
+      win over those of the options.
+    mesh: devices; None takes all.
+    attention: implementation of attention over text.
+    checkpoint_every: updates.
+    log_every: updates.
+    progress: show bars.
+  """
+
+  options: Options
+  source: Source
+  workdir: pathlib.Path
+  start: str | None = None
+  mesh: jax.sharding.Mesh | None = None
+  attention: str | None = None
+  checkpoint_every: int = 500
+  log_every: int = 10
+  progress: bool = True
+
+
+def train(run: Run, say: Say) -> RegressionLM:
+  """Trains a model and writes it to `workdir/model`.
+
+  Args:
+    run: the run.
+    say: prints a line.
+
+  Raises:
+    InputError: options, data or the workdir do not do.
+    loop.Stopped: interrupted or diverged.
+  """
+  o, mesh = run.options, run.mesh or mesh_lib.data_mesh()
+  if o.batch % mesh.size:
+    raise InputError(
+      f"--batch={o.batch} is no multiple of {mesh.size} devices: change it"
+    )
+  lm = _model(run)
+  flags = dataclasses.asdict(o) | {
+    "source": run.source.describe(),
+    "start": run.start and pathlib.Path(run.start).name,
+  }
+  loop.claim_workdir(run.workdir, flags)
+  prepared = run.source.prepare(lm, o.batch, o.seed)
+  batch_at, frozen = prepared.batch_at, None
+  loss = o.loss()
+  if loss.needs_grid:
+    scale = Scale.fit(o.scale, prepared.values)
+    batch_at = prepared.scored(scale)
+    frozen = mesh_lib.replicate(
+      mesh, {"grid": scale.grid(lm.model.codec, o.grid)}
+    )
+  say(
+    f"{lm.num_params / 1e6:.4g}M parameters, {lm.model.config.encoder} encoder"
+  )
+  schedule, tx = make_optimizer(o)
+  step = learn.make_step(lm.model, tx, schedule, mesh, loss)
+  hooks, best = [], None
+  if prepared.valid is not None:
+    rows = -(-min(o.batch, len(prepared.valid)) // mesh.size) * mesh.size
+    evaluate = learn.make_evaluation(lm.model, mesh, prepared.valid.whole(rows))
+    if o.export == "best":
+      best = Best(run.workdir / "best.safetensors")
+    hooks.append(loop.Hook(_evaluation(evaluate, best), o.eval_every))
+  state = loop.run(
+    state_lib.jit_step(step, mesh),
+    state_lib.create_state(lm.params, tx, jax.random.key(o.seed)),
+    batch_at,
+    num_steps=o.steps,
+    workdir=run.workdir,
+    config=flags,
+    checkpoint_every=run.checkpoint_every,
+    log_every=run.log_every,
+    hooks=hooks,
+    progress=run.progress,
+    timing=lambda seconds: {"examples_per_second": o.batch / seconds},
+    frozen=frozen,
+  )
+  lm.params, lm.info["step"] = jax.device_get(state.params), o.steps
+  if best is not None:
+    lm.info["step"], lm.params = best.load(lm.params)
+  lm.info["data"] = run.source.describe()
+  if not (run.workdir / "model").exists():
+    lm.save(run.workdir / "model")
+  _report(run, lm)
+  return lm
+
+
+def _model(run: Run) -> RegressionLM:
+  o = run.options
+  if run.start:
+    lm = RegressionLM.from_pretrained(run.start, dtype=o.dtype)
+    if lm.num_objectives != run.source.num_objectives:
+      raise InputError(
+        f"--start={run.start}: predicts {lm.num_objectives} numbers, the data "
+        f"has {run.source.num_objectives}: give as many --targets"
+      )
+  else:
+    lm = RegressionLM.from_scratch(
+      run.source.texts() if o.tokenizer == "bpe" else (),
+      tokenizer=o.tokenizer,
+      vocab_size=o.vocab_size,
+      size=o.size,
+      numbers=o.number_format(),
+      num_objectives=run.source.num_objectives,
+      max_length=o.max_length,
+      seed=o.seed,
+      **o.sizes(),
+    )
+  compute = Compute(dtype=o.dtype, attention=run.attention, remat=o.remat)
+  lm.model = Model(
+    config=lm.model.config, codec=lm.model.codec, compute=compute
+  )
+  return lm
+
+
+def make_optimizer(
+  options: Options,
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  """The schedule, and the optimizer that follows it."""
+  o = options
+  schedule = optimizer.learning_rate(
+    o.schedule,
+    o.learning_rate,
+    o.steps,
+    warmup_steps=o.warmup,
+    final_share=o.final_share,
+    decay_share=o.decay_share,
+  )
+  if o.optimizer == "muon":
+    return schedule, _muon(schedule, o)
+  return schedule, optimizer.adamw(
+    schedule,
+    beta1=0.9,
+    beta2=0.98,
+    eps=1e-8,
+    weight_decay=o.weight_decay,
+    clip_norm=o.clip_norm,
+  )
+
+
+def _muon(schedule, options: Options) -> optax.GradientTransformation:
+  """Muon (Jordan et al. 2024) on the layers' matrices, AdamW on the rest.
+
+  Updates are scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982, eq. 4),
+  so that one learning rate serves both.
+  """
+
+  def dimensions(params):
+    def of(path, leaf):
+      is_matrix = path[-1].key == "kernel" and leaf.ndim == 3
+      return (
+        contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        if is_matrix
+        else None
+      )
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+  update = contrib.muon(
+    schedule,
+    weight_decay=options.weight_decay,
+    weight_decay_mask=optimizer.decayed,
+    adam_b2=0.98,
+    muon_weight_dimension_numbers=dimensions,
+    consistent_rms=0.2,
+  )
+  if not options.clip_norm:
+    return update
+  return optax.chain(optax.clip_by_global_norm(options.clip_norm), update)
+
+
+def _evaluation(evaluate, best: Best | None):
+  def hook(state):
+    found = evaluate(state.params)
+    if best is not None:
+      best.offer(int(state.step), found["loss"], state.params)
+    return {"valid_loss": found["loss"], "valid_nll": found["nll"]}
+
+  return hook
+
+
+def _report(run: Run, lm: RegressionLM) -> None:
+  """`curves.png` and `report.md`."""
+  rows = metrics.read_jsonl(run.workdir / "metrics.jsonl")
+  keys = ["loss", "valid_loss", "grad_norm", "learning_rate"]
+  keys = [key for key in keys if any(key in row for row in rows)]
+  plots.curves_plot(run.workdir / "curves.png", rows, keys)
+  evaluations = [row for row in rows if "valid_loss" in row][-12:]
+  parts = [
+    f"{lm.num_params / 1e6:.4g}M parameters, {lm.num_objectives} numbers of "
+    f"{lm.model.codec.format.length} tokens; the model in `model/` is that of "
+    f"update {lm.info['step']}.",
+    report.picture("Curves of the run", "curves.png"),
+  ]
+  if evaluations:
+    columns = {
+      "step": "step",
+      "loss": "training loss",
+      "valid_loss": "validation loss",
+      "examples_per_second": "examples/s",
+    }
+    parts.insert(1, report.markdown_table(evaluations, columns))
+  report.write_report(
+    run.workdir / "report.md", "Regression language model", parts
+  )

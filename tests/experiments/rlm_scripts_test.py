@@ -1,0 +1,152 @@
+"""The scripts of regression language models, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from research.regression_lm import RegressionLM
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = "data/kernel_tuner/convolution.csv.xz"
+SMALL = [
+  "--size=tiny",
+  "--tokenizer=bytes",
+  "--max_length=160",
+  "--mantissa_digits=2",
+  "--batch=8",
+  "--warmup=1",
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  return tmp_path_factory.mktemp("rlm_scripts")
+
+
+def run(home, script, *arguments):
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    # Every process would compile the same again; at these sizes that is all.
+    "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+  }
+  done = subprocess.run(
+    [sys.executable, f"experiments/{script}.py", *map(str, arguments)],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def train(home, *arguments):
+  return run(
+    home,
+    "train_rlm",
+    "--flagfile=experiments/flagfiles/rlm_tiny.flags",
+    *SMALL,
+    "--steps=6",
+    "--eval_every=3",
+    "--checkpoint_every=3",
+    "--log_every=1",
+    "--train=60",
+    "--valid=16",
+    *arguments,
+  )
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+  code, out, err = train(home, f"--workdir={home / 'run'}")
+  assert code == 0, err
+  assert "Traceback" not in err and "Warning" not in err
+  assert "model:" in out
+  return home / "run"
+
+
+def test_the_tiny_flagfile_trains_a_model_that_can_be_read(trained):
+  lm = RegressionLM.from_pretrained(trained / "model")
+  assert lm.num_objectives == 2
+  assert lm.info["data"]["targets"] == ["time_ms_A100", "time_ms_MI250X"]
+  rows = (trained / "metrics.jsonl").read_text().splitlines()
+  assert len(rows) == 6
+  assert np.isfinite(lm.sample(["block_size_x: 16"], 3)).all()
+
+
+def test_evaluation_stands_beside_its_peers(home, trained):
+  result = home / "result.json"
+  arguments = [
+    f"--model={trained / 'model'}",
+    "--samples=8",
+    "--limit=40",
+    "--bootstrap=20",
+    f"--result={result}",
+  ]
+  code, out, err = run(home, "eval_rlm", f"--path={DATA}", *arguments)
+  assert code == 0, err
+  for name in ("regression LM", "ridge on TF-IDF", "XGBoost", "MLP"):
+    assert name in out
+  rows = json.loads(result.read_text())["rows"]
+  assert {row["target"] for row in rows} == {"time_ms_A100", "time_ms_MI250X"}
+  assert all(row["tests"] == 40 and row["train"] == 76 for row in rows)
+  other = home / "other.csv"
+  other.write_text("a,time_ms_A100,time_ms_MI250X\n" + "1,2,3\n" * 100)
+  code, _, err = run(home, "eval_rlm", f"--path={other}", *arguments)
+  assert code == 2 and "are not those of the model" in err
+  assert len(err.strip().splitlines()) == 1
+
+
+def test_a_learning_curve_keeps_what_is_done(home):
+  arguments = [
+    "--data=kernel_tuner",
+    f"--path={DATA}",
+    "--targets=time_ms_A100",
+    *SMALL,
+    f"--workdir={home / 'curve'}",
+    "--sizes=12,20",
+    "--seeds=1",
+    "--tests=30",
+    "--epochs=2",
+    "--samples=4",
+    "--ensemble=2",
+    "--peers=XGBoost",
+    f"--result={home / 'curve.json'}",
+  ]
+  code, out, err = run(home, "learning_curve_rlm", *arguments)
+  assert code == 0, err
+  first = json.loads((home / "curve.json").read_text())
+  assert {row["train"] for row in first["rows"]} == {12, 20}
+  assert "12 examples, seed 0: Kendall's tau regression LM" in out
+  (home / "curve/20-0.json").unlink()
+  code, _, err = run(home, "learning_curve_rlm", *arguments)
+  assert code == 0, err
+  assert json.loads((home / "curve.json").read_text())["rows"] == first["rows"]
+
+
+@pytest.mark.parametrize(
+  "script, arguments, words",
+  [
+    ("train_rlm", ["--data=csv"], "needs --path"),
+    ("train_rlm", ["--data=csv", "--path=none.csv"], "no such file"),
+    ("train_rlm", ["--size=huge"], "--size=huge"),
+    ("train_rlm", ["--numbers=p10", "--mantissa_digits=40"], "digits=40"),
+    ("eval_rlm", ["--model=none"], "is missing"),
+    ("learning_curve_rlm", ["--data=csv"], "--path: give"),
+  ],
+)
+def test_mistakes_are_one_line_and_exit_with_2(home, script, arguments, words):
+  place = [] if script == "eval_rlm" else [f"--workdir={home / 'x'}"]
+  code, _, err = run(home, script, *place, *arguments)
+  assert code == 2 and words in err
+  assert len(err.strip().splitlines()) == 1, err

@@ -1,0 +1,280 @@
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from models.errors import InputError
+from models.numbers import P10, Ieee
+from research.regression_lm import Example, RegressionLM
+
+TEXTS = [f"{name} width={n}" for name in ("conv", "dense") for n in range(1, 9)]
+EXAMPLES = [
+  Example(x=text, y=[float(i % 8 + 1), None if i % 5 == 0 else -0.5])
+  for i, text in enumerate(TEXTS)
+]
+
+
+def make(**changes):
+  options = {
+    "size": "tiny",
+    "numbers": Ieee(mantissa_digits=1),
+    "num_objectives": 2,
+    "max_length": 32,
+  }
+  return RegressionLM.from_scratch(**(options | changes))
+
+
+@pytest.fixture(scope="module")
+def tuned():
+  lm = make()
+  before = lm.log_prob(EXAMPLES).sum()
+  history = lm.fine_tune(
+    EXAMPLES,
+    EXAMPLES[::3],
+    max_epochs=12,
+    patience=12,
+    batch=8,
+    learning_rate=0.02,
+  )
+  return lm, before, history
+
+
+def test_fine_tuning_learns_and_keeps_the_best_epoch(tuned):
+  lm, before, history = tuned
+  assert lm.log_prob(EXAMPLES).sum() > before + 30
+  assert len(history.valid_loss) == 1 + len(history.train_loss) == 13
+  best = min(history.valid_loss)
+  assert history.valid_loss[history.best_epoch] == best
+  # Those of the best epoch are what is left, not those of the last.
+  parts = lm.log_prob(EXAMPLES[::3])
+  tokens = lm.model.codec.format.length * (1 + (parts[:, 1] != 0))
+  assert -(parts.sum(1) / tokens).mean() == pytest.approx(best, rel=1e-4)
+
+
+def test_predictions_are_of_the_draws(tuned):
+  lm, *_ = tuned
+  found = lm.predict(TEXTS[:3], 50, level=0.8, seed=3)
+  draws = lm.sample(TEXTS[:3], 50, seed=3)
+  np.testing.assert_array_equal(found.samples, draws)
+  assert draws.shape == (3, 50, 2) and draws.dtype == np.float64
+  assert (found.low <= found.median).all() and (
+    found.median <= found.high
+  ).all()
+  np.testing.assert_array_equal(found.median, np.median(draws, axis=1))
+  assert (np.abs(found.median[:, 1] + 0.5) < 0.2).all()
+
+
+def test_draws_depend_on_place_and_seed_not_on_the_batch(tuned):
+  lm, *_ = tuned
+  whole = lm.sample(TEXTS[:5], 20)
+  np.testing.assert_array_equal(whole[:2], lm.sample(TEXTS[:2], 20))
+  longer = [*TEXTS[:4], "a much longer text than others"]
+  np.testing.assert_array_equal(whole[:4], lm.sample(longer, 20)[:4])
+  assert (whole != lm.sample(TEXTS[:5], 20, seed=1)).any()
+  np.testing.assert_array_equal(
+    lm.sample(EXAMPLES[:2], 20), lm.sample(TEXTS[:2], 20)
+  )
+
+
+def test_probabilities_and_densities(tuned):
+  lm, *_ = tuned
+  parts = lm.log_prob(EXAMPLES[:6])
+  assert parts.shape == (6, 2)
+  assert (parts[[0, 5], 1] == 0).all() and (parts[1:5] < 0).all()
+  codec = lm.model.codec
+  density = lm.log_prob(EXAMPLES[:6], density=True)
+  widths = codec.widths(codec.encode([e.y for e in EXAMPLES[:6]]))
+  np.testing.assert_allclose(density, parts - np.log(widths))
+  # One digit in each decade: the masses of all numbers are the whole.
+  ones = [
+    sign * digit * 10.0**power
+    for sign in (1, -1)
+    for power in range(-9, 10)
+    for digit in range(1, 10)
+  ]
+  mass = lm.density(TEXTS[0], ones) * [10.0 ** math.floor(
+    math.log10(abs(v)) + 1e-9) for v in ones]  # fmt: skip
+  zeros = 1 - mass.sum()
+  assert -1e-4 < zeros < 0.2
+
+
+def test_known_objectives_are_kept(tuned):
+  lm, *_ = tuned
+  draws = lm.sample(TEXTS[:2], 10, given=[[3.0, None], [None, -0.5]])
+  assert (draws[0, :, 0] == 3).all() and np.isfinite(draws[0, :, 1]).all()
+  assert np.isnan(draws[1, :, 0]).all() and (draws[1, :, 1] == -0.5).all()
+
+
+def test_a_saved_model_is_the_model(tuned, tmp_path):
+  lm, *_ = tuned
+  lm.info["note"] = "kept"
+  lm.save(tmp_path / "model")
+  found = RegressionLM.from_pretrained(tmp_path / "model")
+  assert found.model == lm.model and found.info == {"note": "kept"}
+  assert found.max_length == 32 and found.num_params == lm.num_params
+  np.testing.assert_array_equal(found.sample(TEXTS, 8), lm.sample(TEXTS, 8))
+  np.testing.assert_array_equal(found.log_prob(EXAMPLES), lm.log_prob(EXAMPLES))
+  with pytest.raises(InputError, match="not overwritten"):
+    lm.save(tmp_path / "model")
+
+
+def test_lora_moves_the_layers_alone_and_learns(tuned):
+  lm = make(seed=1)
+  start = jax.tree.map(np.asarray, lm.params)
+  before = lm.log_prob(EXAMPLES).sum()
+  lm.fine_tune(
+    EXAMPLES, method="lora", rank=4, max_epochs=8, batch=8, learning_rate=0.03
+  )
+  assert lm.log_prob(EXAMPLES).sum() > before + 10
+  for name in ("embed", "target_embed", "slots", "head", "final_norm"):
+    jax.tree.map(np.testing.assert_array_equal, lm.params[name], start[name])
+
+
+def test_early_stopping_leaves_a_model_that_gets_no_better(tuned):
+  """Validation targets that contradict training are never learned."""
+  lm = make(seed=2)
+  start = jax.tree.map(np.asarray, lm.params)
+  wrong = [Example(x=e.x, y=[-9e9, 9e9]) for e in EXAMPLES[:4]]
+  epochs = []
+  history = lm.fine_tune(
+    EXAMPLES,
+    wrong,
+    max_epochs=50,
+    patience=2,
+    batch=16,
+    learning_rate=0.05,
+    on_epoch=lambda *told: epochs.append(told),
+  )
+  assert len(epochs) == len(history.train_loss) < 50
+  kept = history.best_epoch
+  assert len(epochs) == kept + 2
+  if kept == 0:
+    jax.tree.map(np.testing.assert_array_equal, lm.params, start)
+
+
+def test_losses_over_a_grid_train():
+  lm = make(num_objectives=1)
+  from research.regression_lm.learn import LossOptions
+
+  given = [Example(x=e.x, y=e.y[0]) for e in EXAMPLES]
+  history = lm.fine_tune(
+    given,
+    max_epochs=4,
+    batch=8,
+    learning_rate=0.02,
+    loss=LossOptions(expected_value=1.0, ranking=0.5, z_loss=1e-3),
+    grid=8,
+  )
+  assert history.train_loss[-1] < history.train_loss[0]
+
+
+def test_expected_values_are_among_what_is_known(tuned):
+  lm, *_ = tuned
+  found = lm.expected(TEXTS[:6], EXAMPLES, grid=8)
+  known = np.array([e.y[0] for e in EXAMPLES])
+  assert found.shape == (6, 2)
+  assert (found[:, 0] >= known.min()).all()
+  assert (found[:, 0] <= known.max()).all()
+  np.testing.assert_allclose(found[:, 1], -0.5)
+  values = lm.expected(TEXTS[:6], EXAMPLES, grid=8, scale="value")
+  # Of one objective all that is known is on the grid: the mean is exact.
+  grid = sorted(set(known))
+  logprob = np.stack(
+    [lm.log_prob([Example(x, v) for v in grid])[:, 0] for x in TEXTS[:6]]
+  )
+  chances = np.exp(logprob - logprob.max(1, keepdims=True))
+  mean = chances @ grid / chances.sum(1)
+  np.testing.assert_allclose(values[:, 0], mean, rtol=1e-4)
+
+
+def test_validation_may_look_at_expected_values():
+  from research.regression_lm.learn import LossOptions
+
+  lm = make(num_objectives=1)
+  given = [Example(x=e.x, y=e.y[0]) for e in EXAMPLES]
+  history = lm.fine_tune(
+    given,
+    given[::4],
+    max_epochs=3,
+    batch=8,
+    learning_rate=0.02,
+    loss=LossOptions(expected_value=3.0),
+    select="expected",
+    scale="rank",
+    grid=8,
+  )
+  # Squared errors of ranks in [0, 1], and not nats.
+  assert 0 < min(history.valid_loss) <= max(history.valid_loss) < 0.5
+
+
+def test_a_bpe_is_learned_from_the_texts():
+  lm = make(tokenizer="bpe", vocab_size=280, texts=EXAMPLES)
+  assert 257 <= lm.tokenizer.vocab_size <= 280
+  assert len(lm.tokenizer.encode(TEXTS[0])) < len(TEXTS[0])
+  assert lm.sample(TEXTS[:1], 2).shape == (1, 2, 2)
+
+
+def test_other_formats_of_numbers():
+  lm = make(numbers=P10(digits=2, special=True), num_objectives=1)
+  given = [Example("a", math.inf), Example("b", "INVALID"), Example("c", 2)]
+  assert (lm.log_prob(given) < 0).all()
+  assert lm.predict(["a"], 4).not_a_number.shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+  "call, words",
+  [
+    (lambda lm: lm.sample("one text"), "xs is one text"),
+    (lambda lm: lm.sample([]), "there is no text"),
+    (lambda lm: lm.sample([""]), "text 0 is empty"),
+    (lambda lm: lm.sample([3]), "text 0 is a int"),
+    (lambda lm: lm.sample(["a"], 0), "num_samples=0"),
+    (lambda lm: lm.sample(["a"], temperature=-1), "temperature=-1"),
+    (lambda lm: lm.sample(["a"], top_p=0), "top_p=0"),
+    (lambda lm: lm.sample(["a"], given=[1, 2]), "2 known targets for 1 texts"),
+    (lambda lm: lm.predict(["a"], level=1), "level=1"),
+    (lambda lm: lm.density("a", [math.nan]), "not finite"),
+    (lambda lm: lm.log_prob([Example("a")]), "no example has a target"),
+    (lambda lm: lm.expected(["a"], [1.0], grid=1), "grid=1"),
+    (lambda lm: lm.expected(["a"], [1.0]), "objective 1 has no finite"),
+    (lambda lm: lm.fine_tune(EXAMPLES, select="expected"), "needs an expected"),
+    (lambda lm: lm.fine_tune([]), "there are no examples"),
+    (lambda lm: lm.fine_tune(EXAMPLES, epochs=3), "epochs=3: there is no such"),
+    (lambda lm: lm.fine_tune(EXAMPLES, batch=0), "batch=0"),
+    (lambda lm: lm.fine_tune(EXAMPLES, method="prompt"), "method='prompt'"),
+    (
+      lambda lm: lm.fine_tune(EXAMPLES, learning_rate=math.nan),
+      "learning_rate=nan",
+    ),
+    (lambda lm: make(size="giant"), "size 'giant'"),
+    (lambda lm: make(tokenizer="bpe"), "learned from texts"),
+    (lambda lm: make(max_length=0), "max_length=0"),
+    (lambda lm: make(widht=3), "widht=3: there is no such size"),
+    (lambda lm: RegressionLM.from_pretrained("no/such"), "is missing"),
+  ],
+)
+def test_mistakes_are_one_line(tuned, call, words):
+  lm, *_ = tuned
+  with pytest.raises(InputError, match=words) as caught:
+    call(lm)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_rate_that_is_too_high_leaves_the_weights():
+  lm = make(seed=3)
+  start = lm.params
+  with pytest.raises(InputError, match="the loss is nan|the loss is inf"):
+    lm.fine_tune(
+      EXAMPLES, learning_rate=1e30, clip_norm=0.0, max_epochs=3, batch=4
+    )
+  assert lm.params is start
+
+
+def test_the_description_is_json(tuned, tmp_path):
+  lm, *_ = tuned
+  lm.save(tmp_path / "model")
+  described = json.loads((tmp_path / "model/config.json").read_text())
+  assert described["numbers"]["kind"] == "ieee"
+  assert described["num_objectives"] == 2

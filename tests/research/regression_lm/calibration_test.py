@@ -1,0 +1,67 @@
+import math
+
+import numpy as np
+import pytest
+
+from research.regression_lm import calibration
+from research.regression_lm.calibration import Prediction
+
+
+def test_quantiles_are_numpys_where_all_is_finite():
+  samples = np.random.default_rng(0).normal(size=(5, 33, 2))
+  for share in (0.0, 0.05, 0.5, 0.77, 1.0):
+    np.testing.assert_allclose(
+      calibration.quantile(samples, share), np.quantile(samples, share, axis=1)
+    )
+
+
+def test_what_is_no_number_is_left_out_and_told():
+  nan, inf = math.nan, math.inf
+  samples = np.array(
+    [[[1.0], [nan], [3.0]], [[nan], [nan], [nan]], [[inf], [inf], [2.0]]]
+  )
+  found = Prediction(samples, level=1.0)
+  np.testing.assert_array_equal(found.median[:, 0], [2.0, nan, inf])
+  np.testing.assert_array_equal(found.mean[:, 0], [2.0, nan, inf])
+  np.testing.assert_array_equal(found.low[:, 0], [1.0, nan, 2.0])
+  np.testing.assert_array_equal(found.high[:, 0], [3.0, nan, inf])
+  np.testing.assert_allclose(found.not_a_number[:, 0], [1 / 3, 1, 0])
+
+
+def test_crps_is_the_double_sum():
+  generator = np.random.default_rng(1)
+  samples, truth = generator.normal(size=(4, 9)), generator.normal(size=4)
+  samples[2, 3:] = np.nan
+  samples[3, :2] = np.inf
+  found = calibration.crps(samples, truth)
+  for row, y, value in zip(samples, truth, found):
+    row = row[np.isfinite(row)]
+    pairs = [abs(a - b) for i, a in enumerate(row) for b in row[:i]]
+    assert value == pytest.approx(np.abs(row - y).mean() - np.mean(pairs) / 2)
+  assert np.isnan(calibration.crps(samples[:1], np.array([np.nan])))[0]
+  single = calibration.crps(np.array([[2.0]]), np.array([5.0]))
+  assert single == [3.0]
+
+
+def test_crps_of_a_normal_is_its_closed_form_and_does_not_shift_with_draws():
+  """E over y of the CRPS of N(0, 1) is 1 / sqrt(pi)."""
+  generator = np.random.default_rng(2)
+  for draws in (2, 50):
+    samples = generator.normal(size=(20000, draws))
+    found = calibration.crps(samples, generator.normal(size=20000)).mean()
+    assert found == pytest.approx(1 / math.sqrt(math.pi), abs=0.015)
+
+
+def test_coverage_and_pit_of_calibrated_draws():
+  generator = np.random.default_rng(3)
+  samples = generator.normal(size=(4000, 200))
+  truth = generator.normal(size=4000)
+  # Four standard deviations of a share of 4000.
+  for level in (0.5, 0.9):
+    found = calibration.coverage(samples, truth, level)
+    assert abs(found - level) < 4 * math.sqrt(0.25 / 4000) + 0.01
+  pit = np.sort(calibration.pit(samples, truth))
+  assert np.abs(pit - np.linspace(0, 1, 4000)).max() < 0.04
+  narrow = calibration.coverage(0.5 * samples, truth, 0.9)
+  assert narrow < 0.75
+  assert math.isnan(calibration.coverage(samples[:1], np.array([np.nan]), 0.9))

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from models.errors import InputError
+from research.regression_lm import evaluate, peers, tables
+from research.regression_lm.calibration import Prediction
+
+ROWS = 120
+
+
+@pytest.fixture(scope="module")
+def table():
+  """Numbers that follow from two features, both in the text."""
+  generator = np.random.default_rng(0)
+  features = generator.integers(1, 9, (ROWS, 2)).astype(float)
+  values = np.stack([features @ [1.0, 2.0], 10.0 ** features[:, 0]], 1)
+  values[5, 0] = np.nan
+  return tables.Table(
+    texts=[f"a {int(a)} b {int(b)}" for a, b in features],
+    values=values,
+    targets=["sum", "power"],
+    groups=[str(i) for i in range(ROWS)],
+    features=features,
+  )
+
+
+@pytest.fixture(scope="module")
+def found(table):
+  parts = tables.split(table, train=0.6, valid=0.1, seed=0)
+  generator = np.random.default_rng(1)
+  truth = table.values[parts.test]
+  draws = truth[:, None] + generator.normal(size=(len(truth), 40, 2))
+  draws[0, :, 1] = np.nan
+  return evaluate.predictions(
+    table, parts, Prediction(draws), peers.NAMES
+  ), parts
+
+
+def test_peers_learn_what_their_features_say(found):
+  (first, second), _ = found
+  for name in ("XGBoost", "MLP"):
+    row = peers_score(first, name)
+    assert row > 0.9, name
+  assert peers_score(second, "XGBoost") > 0.95
+  # Digits say the size only one by one: a ridge has them as words.
+  assert peers_score(second, "ridge on TF-IDF") > 0.5
+
+
+def peers_score(found, name):
+  measure = evaluate.measures.spearman
+  return measure(found.by_method[name], found.truth)
+
+
+def test_missing_truth_is_left_out_and_a_missing_prediction_is_not(found):
+  (first, second), parts = found
+  assert len(first.truth) == len(parts.test) - (5 in parts.test)
+  assert len(second.truth) == len(parts.test)
+  assert np.isfinite(second.by_method[evaluate.OURS]).all()
+
+
+def test_rows_tell_all_methods_with_intervals(found):
+  (first, _), _ = found
+  rows = evaluate.rows(first, num_samples=50, system="regression_lm")
+  metrics = {(row["method"], row["metric"]) for row in rows}
+  for method in (evaluate.OURS, *peers.NAMES):
+    for metric in ("spearman", "kendall", "mse", "mae", "crps"):
+      assert (method, metric) in metrics
+  assert (evaluate.OURS, "coverage of 0.9") in metrics
+  for row in rows:
+    assert row["low"] <= row["value"] <= row["high"] or "minus" in row["metric"]
+    assert row["target"] == "sum" and row["system"] == "regression_lm"
+  by = {(r["method"], r["metric"]): r["value"] for r in rows}
+  best = first.best_peer("kendall")
+  assert by[evaluate.OURS, f"kendall, minus {best}"] == pytest.approx(
+    by[evaluate.OURS, "kendall"] - by[best, "kendall"]
+  )
+  assert by["MLP", "crps"] == pytest.approx(by["MLP", "mae"])
+  lines = evaluate.table_lines(rows)
+  assert [line["method"] for line in lines] == [evaluate.OURS, *peers.NAMES]
+  assert first.best_peer("mse") in peers.NAMES
+
+
+def test_texts_alone_are_enough_for_every_peer(table):
+  problem = peers.Problem(
+    train_texts=table.texts[:80],
+    train_features=table.features[:80, :0],
+    train_values=table.values[:80, 1],
+    test_texts=table.texts[80:],
+    test_features=table.features[80:, :0],
+  )
+  assert problem.is_log
+  for name in ("ridge on TF-IDF", "XGBoost"):
+    predicted = peers.predict(name, problem)
+    assert predicted.shape == (40,) and (predicted > 0).all()
+  with pytest.raises(InputError, match="peer 'oracle' is unknown"):
+    peers.predict("oracle", problem)

@@ -1,0 +1,196 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models import regression_lm
+from models.errors import InputError
+from models.numbers import MISSING, Ieee, TargetCodec
+from research.core import mesh as mesh_lib
+from research.core import state as state_lib
+from research.regression_lm import expected, learn, sampling
+from research.regression_lm.expected import Scale
+from research.regression_lm.learn import LossOptions
+from tests.research.regression_lm import toy
+
+CODEC = TargetCodec(format=Ieee(base=2, mantissa_digits=2), num_objectives=2)
+ALL = LossOptions(z_loss=0.1, expected_value=0.5, ranking=0.3)
+
+
+@functools.cache
+def set_up():
+  model = toy.model(CODEC)
+  tokens, lengths = toy.texts(8)
+  targets = toy.targets(CODEC, 8)
+  width = CODEC.format.length
+  targets[1, :width] = MISSING
+  targets[2, width:] = MISSING
+  targets[3] = MISSING
+  values = CODEC.values(targets)
+  scale = Scale.fit("value", values)
+  batch = {
+    "tokens": tokens,
+    "lengths": lengths,
+    "targets": targets,
+    "scores": scale.scores(values),
+  }
+  return model, toy.params(model), batch, scale
+
+
+def test_the_loss_is_the_mean_over_what_is_there():
+  model, params, batch, _ = set_up()
+  _, sums = jax.jit(lambda p: learn.loss_sums(model, p, batch, LossOptions()))(
+    params
+  )
+  parts = sampling.score(
+    model, params, batch["tokens"], batch["lengths"], batch["targets"][:, None]
+  )[:, 0]
+  count = (batch["targets"] != MISSING).sum(-1)
+  total = -np.asarray(parts).sum(-1)
+  assert (np.asarray(parts)[[1, 2, 3, 3], [0, 1, 0, 1]] == 0).all()
+  there = count > 0
+  assert sums["examples"] == there.sum() == 7
+  np.testing.assert_allclose(sums["nll"], total.sum(), rtol=1e-5)
+  np.testing.assert_allclose(
+    sums["loss"], (total[there] / count[there]).sum(), rtol=1e-5
+  )
+
+
+def test_gradients_are_finite_and_blind_to_what_is_forbidden():
+  model, params, batch, scale = set_up()
+  grid = scale.grid(CODEC, 4)
+  grads = jax.jit(
+    jax.grad(lambda p: learn.loss_sums(model, p, batch, ALL, grid)[0])
+  )(params)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+    assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+  head = np.asarray(grads["head"]["kernel"])
+  assert (head[:, : MISSING + 1] == 0).all() and np.abs(head[:, 2:]).min() > 0
+
+
+def run(devices, options, steps=3, rate=0.05):
+  model, params, batch, scale = set_up()
+  mesh = mesh_lib.data_mesh(devices)
+  schedule = optax.schedules.constant_schedule(rate)
+  tx = optax.sgd(schedule)
+  frozen = {"grid": scale.grid(CODEC, 4)} if options.needs_grid else None
+  step = state_lib.jit_step(
+    learn.make_step(model, tx, schedule, mesh, options), mesh
+  )
+  state = state_lib.create_state(
+    jax.tree.map(jnp.copy, params), tx, jax.random.key(0)
+  )
+  history = []
+  for _ in range(steps):
+    state, metrics = step(state, batch, frozen)
+    history.append({k: float(v) for k, v in metrics.items()})
+  return history, state
+
+
+def test_one_device_and_many_give_the_same():
+  one, one_state = run(1, LossOptions(z_loss=0.1))
+  many, many_state = run(4, LossOptions(z_loss=0.1))
+  for a, b in zip(one, many):
+    for name in ("loss", "nll", "grad_norm"):
+      assert a[name] == pytest.approx(b[name], rel=1e-4), name
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    one_state.params,
+    many_state.params,
+  )
+  assert one[-1]["loss"] < one[0]["loss"]
+
+
+def test_dropout_differs_by_step_and_not_in_a_second_run():
+  frozen_rate = {"rate": 0.0, "steps": 2}
+  first, _ = run(1, LossOptions(dropout=0.3), **frozen_rate)
+  again, _ = run(1, LossOptions(dropout=0.3), **frozen_rate)
+  assert first == again
+  assert first[0]["loss"] != first[1]["loss"]
+
+
+def test_evaluation_adds_up_batches():
+  model, params, batch, _ = set_up()
+  mesh = mesh_lib.data_mesh(1)
+  halves = [
+    {name: x[part] for name, x in batch.items()}
+    for part in (slice(0, 3), slice(3, 8))
+  ]
+  whole = learn.make_evaluation(model, mesh, [batch])(params)
+  parts = learn.make_evaluation(model, mesh, halves)(params)
+  assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_expected_value_is_that_of_the_exact_distribution():
+  """With every number on the grid it is the mean of the distribution."""
+  codec = TargetCodec(format=Ieee(base=2, mantissa_digits=2))
+  model = toy.model(codec)
+  params = toy.params(model)
+  tokens, lengths = toy.texts(3)
+  rows = toy.support(codec)
+  values = codec.values(rows)
+  # Zero is written in several ways, of which a grid holds one.
+  keep = np.concatenate([values[:, 0] != 0])
+  rows, values = rows[keep], values[keep]
+  scale = Scale.fit("value", values)
+  grid = scale.grid(codec, 50)
+  assert np.isfinite(grid.scores).sum() == len(np.unique(values))
+  memory = regression_lm.encode(model.config, params, tokens, lengths)
+  targets = np.full((3, codec.length), MISSING, np.int32)
+  found = expected.scores(model, params, memory, targets, grid)
+  repeated = np.broadcast_to(rows, (3, *rows.shape))
+  logprob = sampling.score(model, params, tokens, lengths, repeated).sum(-1)
+  chances = np.exp(np.asarray(logprob, np.float64))
+  chances /= chances.sum(1, keepdims=True)
+  exact = chances @ scale.scores(values)[:, 0]
+  np.testing.assert_allclose(found[:, 0], exact, atol=1e-5)
+
+
+def test_later_objectives_of_a_grid_are_given_the_earlier():
+  model, params, batch, scale = set_up()
+  grid = scale.grid(CODEC, 3)
+  memory = regression_lm.encode(
+    model.config, params, batch["tokens"], batch["lengths"]
+  )
+  logprobs = expected.grid_logprobs(
+    model, params, memory, batch["targets"], grid
+  )
+  assert logprobs.shape == (8, 2, 3)
+  width = CODEC.format.length
+  for g in range(3):
+    rows = np.array(batch["targets"])
+    rows[:, width:] = grid.ids[1, g]
+    parts = sampling.score(
+      model, params, batch["tokens"], batch["lengths"], rows[:, None]
+    )
+    np.testing.assert_allclose(logprobs[:, 1, g], parts[:, 0, 1], atol=1e-4)
+
+
+def test_scales_map_to_standard_values_and_to_ranks():
+  values = np.array([[1.0], [2.0], [2.0], [5.0], [np.nan], [np.inf]])
+  standard = Scale.fit("value", values).scores(values)[:, 0]
+  np.testing.assert_allclose(standard[:4].mean(), 0, atol=1e-6)
+  np.testing.assert_allclose(standard[:4].std(), 1, rtol=1e-6)
+  assert np.isnan(standard[4:]).all()
+  ranks = Scale.fit("rank", values).scores(values)[:, 0]
+  np.testing.assert_allclose(ranks[:4], [0.125, 0.5, 0.5, 0.875])
+  for kind in ("value", "rank"):
+    fitted = Scale.fit(kind, values)
+    back = fitted.values(fitted.scores(values[:4]))
+    np.testing.assert_allclose(back, values[:4], rtol=1e-6)
+  with pytest.raises(InputError, match="scale 'log'"):
+    Scale.fit("log", values)
+  with pytest.raises(InputError, match="objective 0 has no finite"):
+    Scale.fit("rank", values[4:])
+
+
+def test_losses_of_expected_values_by_hand():
+  means = jnp.array([[0.0], [1.0], [3.0]])
+  truth = jnp.array([[2.0], [1.0], [jnp.nan]])
+  assert expected.squared_error(means, truth) == 4.0
+  # One pair, 0 above 1, and the mean says the other way by 1.
+  loss = expected.ranking_loss(means, truth)
+  assert loss == pytest.approx(3 * np.log1p(np.e), rel=1e-6)

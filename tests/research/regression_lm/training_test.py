@@ -1,0 +1,181 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from models.errors import InputError
+from research.core import loop, metrics
+from research.core import mesh as mesh_lib
+from research.regression_lm import RegressionLM, sources, training
+from research.regression_lm.options import Options
+from research.regression_lm.sources import DataOptions
+
+OPTIONS = Options(
+  size="tiny",
+  mantissa_digits=2,
+  steps=9,
+  batch=8,
+  learning_rate=0.02,
+  warmup=2,
+  eval_every=3,
+  dropout=0.1,
+  expected_value=0.2,
+  ranking=0.1,
+  grid=4,
+)
+DATA = DataOptions(kind="csv", targets=("y",))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  home = tmp_path_factory.mktemp("rlm")
+  lines = [f"{a},{b},{a + 2 * b}" for a in range(6) for b in range(5)]
+  (home / "data.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+  return home
+
+
+def run_of(home, name, options=OPTIONS, **changes):
+  source = sources.open_source(DATA, home / "data.csv")
+  return training.Run(
+    options=options,
+    source=source,
+    workdir=home / name,
+    mesh=mesh_lib.data_mesh(1),
+    checkpoint_every=4,
+    log_every=1,
+    progress=False,
+    **changes,
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+  said = []
+  lm = training.train(run_of(home, "whole"), said.append)
+  return lm, said
+
+
+def rows_of(home, name):
+  rows = metrics.read_jsonl(home / name / "metrics.jsonl")
+  return [metrics.without_timing(row) for row in rows]
+
+
+def test_a_run_learns_and_leaves_its_files(home, whole):
+  lm, said = whole
+  rows = rows_of(home, "whole")
+  assert [row["step"] for row in rows] == list(range(9))
+  assert rows[-1]["valid_loss"] < rows[2]["valid_loss"]
+  assert all(row["squared_error"] >= 0 < row["ranking"] for row in rows)
+  assert "parameters" in said[0]
+  assert "validation loss" in (home / "whole/report.md").read_text()
+  found = RegressionLM.from_pretrained(home / "whole/model")
+  texts = ["a: 1, b: 2"]
+  np.testing.assert_array_equal(found.sample(texts, 5), lm.sample(texts, 5))
+  assert found.info["data"]["targets"] == ["y"]
+  # The model is that of the best evaluation, after 3, 6 or 9 updates.
+  losses = {r["step"] + 1: r["valid_loss"] for r in rows if "valid_loss" in r}
+  assert found.info["step"] == min(losses, key=losses.get)
+
+
+def test_a_killed_run_ends_with_the_same_numbers(home, whole, monkeypatch):
+  class Killed(Exception):
+    pass
+
+  save, calls = loop.Checkpointer.save, []
+
+  def dies(self, step, state):
+    save(self, step, state)
+    calls.append(step)
+    if step == 4:
+      raise Killed
+
+  monkeypatch.setattr(loop.Checkpointer, "save", dies)
+  with pytest.raises(Killed):
+    training.train(run_of(home, "killed"), lambda line: None)
+  assert not (home / "killed/model").exists()
+  lm = training.train(run_of(home, "killed"), lambda line: None)
+  assert calls == [4, 8, 9]
+  assert rows_of(home, "killed") == rows_of(home, "whole")
+  jax.tree.map(np.testing.assert_array_equal, lm.params, whole[0].params)
+
+
+def test_training_goes_on_from_a_model(home, whole):
+  start = home / "whole/model"
+  short = dataclasses.replace(OPTIONS, steps=1, size="mini", learning_rate=0.0,
+                              weight_decay=0.0)  # fmt: skip
+  lm = training.train(
+    run_of(home, "second", short, start=str(start)), lambda line: None
+  )
+  jax.tree.map(np.testing.assert_array_equal, lm.params, whole[0].params)
+  two = dataclasses.replace(DATA, targets=("y", "a"))
+  run = dataclasses.replace(
+    run_of(home, "third", short, start=str(start)),
+    source=sources.open_source(two, home / "data.csv"),
+  )
+  with pytest.raises(InputError, match="predicts 1 numbers, the data has 2"):
+    training.train(run, lambda line: None)
+
+
+def test_a_workdir_keeps_to_its_data(home, whole):
+  other = dataclasses.replace(DATA, split_seed=1)
+  run = dataclasses.replace(
+    run_of(home, "whole"),
+    source=sources.open_source(other, home / "data.csv"),
+  )
+  with pytest.raises(InputError, match="source"):
+    training.train(run, lambda line: None)
+  source = sources.open_source(DATA, home / "data.csv")
+  described = whole[0].info["data"]
+  sources.check_same(source, described)
+  with pytest.raises(InputError, match="are not those of the model"):
+    sources.check_same(run.source, described)
+
+
+def test_densities_share_texts(home):
+  options = dataclasses.replace(
+    OPTIONS,
+    batch=32,
+    steps=2,
+    expected_value=0.0,
+    ranking=0.0,
+    optimizer="muon",
+  )
+  run = dataclasses.replace(
+    run_of(home, "density", options), source=sources.DensitySource()
+  )
+  lm = training.train(run, lambda line: None)
+  assert lm.num_objectives == 2
+  rows = rows_of(home, "density")
+  assert rows[0]["loss"] > 0 and np.isfinite(rows[-1]["valid_loss"])
+  batch = run.source.prepare(lm, 32, 0).batch_at(0)
+  assert batch["tokens"].shape[0] == 2
+  assert batch["targets"].shape == (2, 16, lm.model.codec.length)
+  for change, words in [
+    ({"batch": 8}, "no multiple of 16"),
+    ({"ranking": 1.0}, "leave --expected_value"),
+  ]:
+    bad = dataclasses.replace(options, **change)
+    bad_run = dataclasses.replace(run, options=bad, workdir=home / words[:4])
+    with pytest.raises(InputError, match=words):
+      training.train(bad_run, lambda line: None)
+
+
+def test_muon_orthogonalises_the_layers_matrices_alone():
+  schedule, tx = training.make_optimizer(
+    Options(optimizer="muon", warmup=0, weight_decay=0.0, clip_norm=0.0)
+  )
+  lm = RegressionLM.from_scratch(size="tiny", encoder_layers=2)
+  noise = functools.partial(jax.random.normal, jax.random.key(0))
+  params = {
+    "slots": lm.params["slots"],
+    "q_proj": lm.params["encoder"]["attn"]["q_proj"],
+  }
+  grads = jax.tree.map(lambda x: noise(x.shape), params)
+  update, _ = tx.update(grads, tx.init(params), params)
+  for layer in update["q_proj"]["kernel"]:
+    sizes = np.linalg.svd(layer, compute_uv=False)
+    assert sizes.max() / sizes.min() < 2.5
+  table = np.linalg.svd(update["slots"]["table"], compute_uv=False)
+  assert table.max() / table.min() > 2.5

@@ -3,11 +3,11 @@
   python experiments/plot_lm.py --runs=runs/lm_a,runs/lm_b --plot=runs/lm.png
 
 Over tokens on the left, over the time of updates on the right. Takes seconds;
-runs that are still under way are drawn as far as they are.
+runs that are still under way are drawn as far as they are. --result names the
+device and commit of the runs, where all are finished and have the same.
 """
 
 import pathlib
-import time
 
 from absl import flags
 
@@ -27,7 +27,6 @@ _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 
 def main(_) -> None:
   """Draws; see the module's docstring."""
-  began = time.perf_counter()
   folders = [pathlib.Path(name) for name in _RUNS.value]
   names = _NAMES.value or [folder.name for folder in folders]
   if not folders:
@@ -58,8 +57,10 @@ def main(_) -> None:
   }
   print(report.markdown_table(rows, columns), end="")
   if _RESULT.value:
-    seconds = time.perf_counter() - began
-    cli.write_result(_RESULT.value, rows, cli.command(), seconds)
+    # Of the updates of all runs.
+    seconds = sum(float(curve.seconds[-1]) for curve in found)
+    origin = curves.shared_origin(found)
+    cli.write_result(_RESULT.value, rows, cli.command(), seconds, **origin)
   print(f"plot: {path}")
 
 

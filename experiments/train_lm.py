@@ -5,8 +5,9 @@
 
 Two minutes on two CPU cores, and the held-out loss is below the unigram entropy
 of the text. Writes the run to --workdir: flags, metrics, checkpoints, curves,
-`report.md`, and the model with its tokenizer in `model/`. The same command goes
-on where a killed run was. `plot_lm.py` draws several runs.
+`report.md`, `result.json` with device and commit, and the model with its
+tokenizer in `model/`. The same command goes on where a killed run was.
+`plot_lm.py` draws several runs.
 """
 
 import pathlib
@@ -95,6 +96,8 @@ def main(_) -> None:
   for line in result.lines():
     print(line)
   seconds = time.perf_counter() - began
+  row = {"metric": "eval_loss", "value": result.eval_loss}
+  cli.write_result(run.workdir / "result.json", [row], cli.command(), seconds)
   print(f"model: {run.workdir / 'model'} ({seconds:.0f} s)")
 
 

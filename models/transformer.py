@@ -351,20 +351,58 @@ def decode(
     Float32 logits (B, T, V) and the longer cache.
   """
   model = bind(config, params)
-  steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-  positions = cache.length[:, None] + steps
+  steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+  positions = cache.length[:, None] + steps[None]
   slots = jnp.arange(cache.k.shape[2], dtype=jnp.int32)
-  mask = slots[None, None, None] <= positions[:, None, :, None]
-  rows = jnp.arange(tokens.shape[0])[:, None]
+  old = slots[None] < cache.length[:, None]
+  masks = old[:, None], steps[None, None] <= steps[None, :, None]
 
   def attend(q, k, v, layer_cache):
-    all_k = layer_cache[0].at[rows, positions].set(k, mode="drop")
-    all_v = layer_cache[1].at[rows, positions].set(v, mode="drop")
-    mixed = jax.nn.dot_product_attention(q, all_k, all_v, mask=mask)
-    return mixed, (all_k, all_v)
+    return _attend_in_parts(q, zip(layer_cache, (k, v)), masks), (k, v)
 
-  hidden, (k, v) = model(
+  # Layers read the old cache and give their new keys and values, so that all
+  # are written at once, in the place of the cache where it is donated.
+  hidden, new = model(
     model.embed(tokens), positions, attend, layer_inputs=(cache.k, cache.v)
+  )
+  rows = jnp.arange(tokens.shape[0])[:, None]
+  k, v = (
+    whole.at[:, rows, positions].set(part, mode="drop")
+    for whole, part in zip((cache.k, cache.v), new)
   )
   length = cache.length + tokens.shape[1]
   return model.logits(hidden), KVCache(k=k, v=v, length=length)
+
+
+def _attend_in_parts(q, keys_and_values, masks) -> jax.Array:
+  """Attention to keys and values that lie in several arrays.
+
+  Args:
+    q: (B, T, H, K).
+    keys_and_values: the parts of the keys and those of the values, (B, S, N, K)
+      each.
+    masks: of the parts, (B or 1, T or 1, S) each, True where a key is seen.
+
+  Returns:
+    (B, T, H, K).
+  """
+  keys, values = keys_and_values
+  batch, length, _, size = q.shape
+  q = q.reshape(batch, length, keys[0].shape[2], -1, size)
+  scores = [
+    jnp.where(
+      mask[:, None, None],
+      jnp.einsum("btngk,bsnk->bngts", q, k, preferred_element_type=jnp.float32),
+      -jnp.inf,
+    )
+    for k, mask in zip(keys, masks, strict=True)
+  ]
+  shares = jax.nn.softmax(size**-0.5 * jnp.concatenate(scores, -1), axis=-1)
+  shares = jnp.split(
+    shares.astype(values[0].dtype), [keys[0].shape[1]], axis=-1
+  )
+  mixed = sum(
+    jnp.einsum("bngts,bsnk->btngk", share, v)
+    for share, v in zip(shares, values, strict=True)
+  )
+  return mixed.reshape(batch, length, -1, size)

@@ -253,7 +253,7 @@ def _decode_rows(plan: Plan, spec: str, limits: Ceilings, say):
       "tokens_per_second": 1e3 * batch / row["ms"],
       "floor_ms": floor,
       "share": floor / row["ms"],
-      "bytes": moved,
+      "bytes_moved": moved,
     }
 
 

@@ -26,6 +26,8 @@ class Curve:
     tokens_per_second: median over the run's lines.
     mfu: the same of the share of the peak; None where that is not known.
     flags: of the run.
+    origin: "device", "commit" and "versions" of a finished run, by its
+      `result.json`; else empty.
   """
 
   name: str
@@ -35,6 +37,7 @@ class Curve:
   tokens_per_second: float
   mfu: float | None
   flags: dict[str, Any]
+  origin: dict[str, Any]
 
 
 def read(workdir: pathlib.Path, name: str) -> Curve:
@@ -50,15 +53,19 @@ def read(workdir: pathlib.Path, name: str) -> Curve:
       f"{workdir}: holds no evaluation of a language model: train there first "
       "with train_lm.py"
     )
-  found, seconds, before = [], 0.0, rows[0]["step"]
+  points, seconds, before = [], 0.0, rows[0]["step"]
   # The first line's time is that of compilation.
   for row in rows[1:] if len(rows) > 1 else rows:
     seconds += row["step_seconds"] * (row["step"] - before)
     before = row["step"]
     if row.get("eval_loss") is not None:
-      found.append((row["tokens"], seconds, row["eval_loss"]))
-  tokens, times, losses = np.asarray(found, np.float64).T
+      points.append((row["tokens"], seconds, row["eval_loss"]))
+  tokens, times, losses = np.asarray(points, np.float64).T
   steady = rows[1:] or rows
+  origin, result = {}, workdir / "result.json"
+  if result.exists():
+    found = json.loads(result.read_text())
+    origin = {key: found[key] for key in ("device", "commit", "versions")}
   shares = [row["mfu"] for row in steady if "mfu" in row]
   return Curve(
     name=name,
@@ -70,7 +77,14 @@ def read(workdir: pathlib.Path, name: str) -> Curve:
     ),
     mfu=statistics.median(shares) if shares else None,
     flags=json.loads((workdir / "flags.json").read_text()),
+    origin=origin,
   )
+
+
+def shared_origin(curves: Sequence[Curve]) -> dict[str, Any]:
+  """Where all the runs were made, or nothing where that is not one place."""
+  first = curves[0].origin
+  return first if all(curve.origin == first for curve in curves) else {}
 
 
 def plot(path: pathlib.Path, curves: Sequence[Curve], title: str) -> None:
@@ -97,7 +111,11 @@ def rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     {
       "system": "language_model",
       "model": c.name,
-      "data": ",".join(c.flags["eval_text"] or c.flags["text"]),
+      # Names alone: where the files lay says nothing to others.
+      "data": ",".join(
+        pathlib.Path(text).name
+        for text in c.flags["eval_text"] or c.flags["text"]
+      ),
       "method": c.flags["arch"],
       "budget": int(c.tokens[-1]),
       "metric": "perplexity",

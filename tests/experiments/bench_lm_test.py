@@ -35,6 +35,7 @@ def test_a_run_times_decoding_and_training(tmp_path):
   assert done.returncode == 0, done.stderr
   found = json.loads(path.read_text())
   decode, update = found["rows"]
+  assert found["complete"] is True
   assert decode["implementation"] == "xla"
   # bfloat16 has 8 bits; the logits are sums of some layers' roundings.
   assert 0 < decode["error"] < 0.05

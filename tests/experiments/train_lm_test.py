@@ -134,6 +134,9 @@ def test_a_run_writes_its_workdir(trained):
   flags = json.loads((workdir / "flags.json").read_text())
   assert flags["arch"] == "transformer" and flags["steps"] == STEPS
   assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+  result = json.loads((workdir / "result.json").read_text())
+  assert result["rows"][0]["value"] == rows[-1]["eval_loss"]
+  assert result["device"].startswith("cpu")
   report = (workdir / "report.md").read_text()
   assert "held-out perplexity" in report and "curves.png" in report
   assert f"model: {workdir / 'model'}" in out

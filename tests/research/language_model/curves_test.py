@@ -24,7 +24,7 @@ def run(tmp_path):
     row |= {"tokens_per_second": 100 / row["step_seconds"], "mfu": 0.25}
   text = "".join(json.dumps(row) + "\n" for row in rows)
   (workdir / "metrics.jsonl").write_text(text)
-  flags = {"arch": "mamba2", "text": ["a"], "eval_text": ["b", "c"]}
+  flags = {"arch": "mamba2", "text": ["a"], "eval_text": ["/d/b", "c"]}
   (workdir / "flags.json").write_text(json.dumps(flags))
   return workdir
 
@@ -44,6 +44,16 @@ def test_rows_tell_the_last_evaluation(run):
   assert row["budget"] == 1500 and row["data"] == "b,c"
   assert (row["model"], row["method"]) == ("ours", "mamba2")
   json.dumps(row)
+
+
+def test_runs_say_where_they_were_made(run):
+  unfinished = curves.read(run, "unfinished")
+  assert unfinished.origin == {}
+  result = {"device": "GPU x1", "commit": "c", "versions": {}, "rows": []}
+  (run / "result.json").write_text(json.dumps(result))
+  finished = curves.read(run, "finished")
+  assert curves.shared_origin([finished, finished])["device"] == "GPU x1"
+  assert curves.shared_origin([finished, unfinished]) == {}
 
 
 def test_runs_are_drawn_on_one_plot(run, tmp_path):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.bench.cases import Arrays, Case, floating
-from research.core.timing import in_turn
 
 # Tokens of the first row that errors are taken from: the reference is a loop.
 _TOKENS = 64
@@ -27,20 +26,22 @@ def prepare(
   sets: Sequence[Arrays],
   which: str,
   cotangent: jax.Array | None = None,
-) -> Callable[[], Any]:
-  """Returns a call of one pass; what it returns begins with y where there is y.
+) -> Callable[[], list[Any]]:
+  """Returns a call of one pass over all sets; outputs begin with y if they can.
+
+  All sets are one computation, so that starting it from Python, which may take
+  longer than a short op, is shared by them.
 
   Args:
     function: arrays to outputs, y first; to y alone where it is differentiated.
-    sets: copies of its arrays that calls take in turn, so that none finds its
-      own in the cache; see `research.core.timing.cold_sets`.
+    sets: copies of its arrays that are taken one after the other, so that none
+      is found in the cache; see `research.core.timing.cold_sets`.
     which: "fwd"; "fwd+bwd", both in one computation; or "bwd", from what the
       forward has kept.
     cotangent: of y, (B, L, ...); None for a random one.
   """
   if which == "fwd":
-    forward = jax.jit(function)
-    return in_turn([lambda a=arrays: forward(a) for arrays in sets])
+    return _one_by_one(function, [(arrays,) for arrays in sets])
   vjp = lambda moved, fixed: jax.vjp(
     lambda values: function({**values, **fixed}), moved
   )
@@ -53,16 +54,32 @@ def prepare(
     split.append((moved, fixed, jnp.copy(cotangent) if index else cotangent))
   if which == "bwd":
     keep = jax.jit(vjp)
-    backward = jax.jit(lambda pull, outer: pull(outer))
     kept = [(keep(moved, fixed)[1], outer) for moved, fixed, outer in split]
-    return in_turn([lambda a=arguments: backward(*a) for arguments in kept])
+    return _one_by_one(lambda pull, outer: pull(outer), kept)
 
-  @jax.jit
   def both(moved, fixed, outer):
     y, pull = vjp(moved, fixed)
     return y, pull(outer)[0]
 
-  return in_turn([lambda a=arguments: both(*a) for arguments in split])
+  return _one_by_one(both, split)
+
+
+def _one_by_one(
+  function: Callable[..., Any], arguments: Sequence[tuple]
+) -> Callable[[], list[Any]]:
+  """Calls `function` with all arguments, in turn, as one computation."""
+
+  @jax.jit
+  def run(arguments):
+    found = []
+    for own in arguments:
+      if found:
+        # Else the compiler might do two at a time.
+        own, found[-1] = jax.lax.optimization_barrier((own, found[-1]))
+      found.append(function(*own))
+    return found
+
+  return lambda: run(list(arguments))
 
 
 def _cotangent(function, arrays) -> jax.Array:
@@ -94,7 +111,7 @@ def backward_error(case: Case, implementation: str) -> float:
   """
   arrays = case.prefix(_TOKENS)
   function = lambda arrays: case.call(arrays, implementation)
-  _, gradients = prepare(function, [arrays], "fwd+bwd")()
+  ((_, gradients),) = prepare(function, [arrays], "fwd+bwd")()
   outer = np.asarray(_cotangent(function, arrays)).astype(np.float64)
   exact, rng = _float64(arrays), np.random.default_rng(0)
   found, directions = 0.0, {}
@@ -148,7 +165,8 @@ def whole(case: Case, backward: bool) -> Any | None:
     outer = outer.astype(jnp.float32)
   with jax.default_matmul_precision("highest"):
     call = prepare(function, [{**case.arrays, **exact}], which, outer)
-    return compared(call(), which)
+    (output,) = call()
+    return compared(output, which)
 
 
 @jax.jit
@@ -180,7 +198,7 @@ class Errors:
   def of(
     self, implementation: str, which: str, output: Any
   ) -> dict[str, float | None]:
-    """Returns a row's columns of what a call of `prepare` returned."""
+    """Returns a row's columns of an output of `prepare`."""
     case, backward = self._case, which != "fwd"
     if not backward:
       error = forward_error(case, y_of(output))

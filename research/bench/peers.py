@@ -27,11 +27,13 @@ class Run:
     call: starts it.
     wait: waits for what `call` returned.
     y: y in NumPy, from what `call` returned; None for a backward alone.
+    passes: that a call makes.
   """
 
   call: Callable[[], Any]
   wait: Callable[[Any], Any]
   y: Callable[[Any], np.ndarray] | None
+  passes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ def _selective_scan(function, t, _):
 def _ssd(function, t, detail):
   return function(
     *(t["x"], t["dt"], t["A"], t["B"], t["C"]),
-    chunk_size=int(detail.removeprefix("chunk ")),
+    chunk_size=int(detail.split()[1]),
     D=t["D"],
     dt_bias=t["dt_bias"],
     dt_softplus=True,
@@ -77,6 +79,9 @@ def _ssd(function, t, detail):
 def _causal_conv1d(function, t, _):
   return function(t["x"], t["weight"], t["bias"], activation="silu")
 
+
+# Replayed: to launch kernels from Python may take longer than they do.
+_GRAPH = "CUDA graph"
 
 _KERNELS = {
   "selective_scan": _Kernel(
@@ -109,7 +114,11 @@ def details(peer: str, case: Case) -> tuple[str | None, ...]:
   """
   if peer == "plain":
     return () if case.plain is None else (None,)
-  return _KERNELS[case.op].details if case.op in _KERNELS else ()
+  if case.op not in _KERNELS:
+    return ()
+  ways = _KERNELS[case.op].details
+  graphs = [_GRAPH if way is None else f"{way} {_GRAPH}" for way in ways]
+  return *ways, *graphs
 
 
 def missing(peer: str, op: str) -> str | None:
@@ -152,10 +161,9 @@ def make(
 
 def _plain(case: Case, which: str, sets: Sequence[Arrays]) -> Run:
   call = measure.prepare(case.plain, sets, which)
-  y = (
-    None if which == "bwd" else lambda out: np.asarray(jax.tree.leaves(out)[0])
-  )
-  return Run(call, jax.block_until_ready, y)
+  first = lambda out: np.asarray(jax.tree.leaves(out)[0])
+  y = None if which == "bwd" else first
+  return Run(call, jax.block_until_ready, y, len(sets))
 
 
 def _torch(kernel: _Kernel, which: str, sets, detail) -> Run:
@@ -199,8 +207,30 @@ def _torch(kernel: _Kernel, which: str, sets, detail) -> Run:
     out = out.movedim(-1, 1) if kernel.tokens_last else out
     return out.detach().float().cpu().numpy()
 
+  calls = [passes(arrays) for arrays in sets]
+  if detail and detail.endswith(_GRAPH):
+    calls = [_replayed(torch, call) for call in calls]
   return Run(
-    in_turn([passes(arrays) for arrays in sets]),
+    in_turn(calls),
     lambda _: torch.cuda.synchronize(),
     None if which == "bwd" else y,
   )
+
+
+def _replayed(torch, call: Callable[[], Any]) -> Callable[[], Any]:
+  """Captures what `call` does in a CUDA graph, and returns its replay."""
+  aside = torch.cuda.Stream()
+  with torch.cuda.stream(aside):
+    # Autotuning and first allocations cannot be captured.
+    for _ in range(3):
+      call()
+  torch.cuda.current_stream().wait_stream(aside)
+  graph = torch.cuda.CUDAGraph()
+  with torch.cuda.graph(graph):
+    out = call()
+
+  def replay():
+    graph.replay()
+    return out
+
+  return replay

@@ -174,11 +174,11 @@ def _time(
   """A row's columns of an implementation."""
   function = lambda arrays: case.call(arrays, name)
   call = measure.prepare(function, sets, which)
-  found = errors.of(name, which, call())
+  found = errors.of(name, which, call()[0])
   seconds = seconds_a_call(
     call, jax.block_until_ready, repeats=plan.repeats, seconds=plan.seconds
   )
-  return {"ms": 1e3 * seconds, **found}
+  return {"ms": 1e3 * seconds / len(sets), **found}
 
 
 def _time_peer(case: Case, sets, plan: Plan, peer: str, which: str, note):
@@ -203,7 +203,7 @@ def _time_detail(case: Case, sets, plan: Plan, peer, which, detail) -> dict:
   seconds = seconds_a_call(
     prepared.call, prepared.wait, repeats=plan.repeats, seconds=plan.seconds
   )
-  return {"peer_ms": 1e3 * seconds, "peer_error": error}
+  return {"peer_ms": 1e3 * seconds / prepared.passes, "peer_error": error}
 
 
 # Column to its format; the first number is its width.

@@ -36,8 +36,22 @@ class Tensor:
     return self.value
 
 
-class NoGrad:
-  __enter__ = __exit__ = lambda *_: None
+class Context:
+  """A context of torch in which nothing is different."""
+
+  def __init__(self, *_):
+    pass
+
+  __enter__ = __exit__ = wait_stream = lambda *_: None
+
+
+class Graph:
+  """A graph that counts its replays."""
+
+  replays = 0
+
+  def replay(self):
+    Graph.replays += 1
 
 
 @pytest.fixture
@@ -47,11 +61,17 @@ def install(monkeypatch):
   def put(modules, cuda=True):
     torch = types.SimpleNamespace(
       cuda=types.SimpleNamespace(
-        is_available=lambda: cuda, synchronize=lambda: None
+        is_available=lambda: cuda,
+        synchronize=lambda: None,
+        Stream=Context,
+        stream=Context,
+        current_stream=Context,
+        CUDAGraph=Graph,
+        graph=Context,
       ),
       from_dlpack=Tensor,
       contiguous_format="C",
-      no_grad=NoGrad,
+      no_grad=Context,
     )
     monkeypatch.setitem(sys.modules, "torch", torch)
     for name in (SCAN, SSD, "causal_conv1d"):
@@ -107,8 +127,11 @@ def test_tokens_last_and_back(install):
     return Tensor(np.moveaxis(case.plain(arrays | {"bias": bias.value}), 1, -1))
 
   install({"causal_conv1d": {"causal_conv1d_fn": convolve}})
-  made = peers.make("mamba_ssm", case, "fwd", [case.arrays])
-  assert measure.forward_error(case, made.y(made.call())) < 1e-5
+  for detail in peers.details("mamba_ssm", case):
+    made = peers.make("mamba_ssm", case, "fwd", [case.arrays], detail)
+    Graph.replays = 0
+    assert measure.forward_error(case, made.y(made.call())) < 1e-5
+    assert Graph.replays == (detail == "CUDA graph")
 
 
 def test_the_better_chunk_size_counts(install, monkeypatch):
@@ -140,5 +163,7 @@ def test_the_better_chunk_size_counts(install, monkeypatch):
     better = slow.get("fails") and 256 or 384 - slow["slow"]
     assert row["peer_detail"] == f"chunk {better}" and row["peer_error"] < 1e-5
     assert row["peer_ms"] == (2.0 if "fails" in slow else 1.0)
-  said = "ssd peer mamba_ssm fwd chunk 128 failed: out of memory"
-  assert notes == [said]
+  assert notes == [
+    f"ssd peer mamba_ssm fwd chunk 128{way} failed: out of memory"
+    for way in ("", " CUDA graph")
+  ]

@@ -7,7 +7,6 @@ pass.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 
@@ -20,6 +19,7 @@ from models.mamba_config import MambaConfig
 from ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ops.mamba2_step import Mamba2Weights, mamba2_step
 from ops.mamba2_step import api as mamba2_step_api
+from ops.rms_norm import rms_norm
 from ops.selective_scan import selective_scan, selective_scan_step
 from ops.ssd import ssd, ssd_step
 
@@ -34,6 +34,7 @@ class Implementations:
   Attributes:
     scan: of `ops.selective_scan`, `ops.ssd` and their steps.
     conv: of `ops.causal_conv1d` and its step.
+    norm: of `ops.rms_norm` in the Mamba layers, where tokens are many.
     step: of `ops.mamba2_step`, one token through all Mamba-2 layers of a run;
       "xla" for the steps of `scan` and `conv`, layer by layer.
     attention: of `jax.nn.dot_product_attention`, in a pass without cache.
@@ -41,6 +42,7 @@ class Implementations:
 
   scan: str | None = None
   conv: str | None = None
+  norm: str | None = None
   step: str | None = None
   attention: str | None = None
 
@@ -98,6 +100,11 @@ class Pass:
   segment_ids: jax.Array | None
   is_step: bool
   implementations: Implementations
+
+  @property
+  def norm(self) -> str | None:
+    """The implementation of norms; for a few tokens the best that runs."""
+    return None if self.is_step else self.implementations.norm
 
   def project(self, linear, x, sizes):
     """Maps x by `linear` to arrays of so many columns each.
@@ -204,25 +211,13 @@ class GatedRMSNorm(nnx.Module):
     self.num_groups, self.eps = num_groups, eps
     self.scale = nnx.Param(jnp.ones((features,)))
 
-  def __call__(self, y: jax.Array, z: jax.Array) -> jax.Array:
-    """Gates and normalises (..., E) in float32, returns the dtype of `y`."""
-    return _gated_rms_norm(y, z, self.scale[...], self.num_groups, self.eps)
+  def __call__(self, y: jax.Array, z: jax.Array, **options) -> jax.Array:
+    """Gates and normalises (..., E) in float32, returns the dtype of `y`.
 
-
-@functools.partial(jax.checkpoint, static_argnums=(3, 4), prevent_cse=False)
-def _gated_rms_norm(y, z, scale, num_groups, eps):
-  """`GatedRMSNorm`, of which the backward pass keeps `y` and `z` alone."""
-
-  def gate(y, z):
-    gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
-    return gated.reshape(*y.shape[:-1], num_groups, -1)
-
-  mean_square = jnp.mean(jnp.square(gate(y, z)), axis=-1, keepdims=True)
-  # Gated a second time: else XLA would write the float32 values to memory.
-  grouped = gate(*jax.lax.optimization_barrier((y, z)))
-  normed = (grouped * jax.lax.rsqrt(mean_square + eps)).reshape(y.shape)
-  scale = jnp.broadcast_to(scale.astype(jnp.float32), y.shape)
-  return (normed * scale).astype(y.dtype)
+    Takes the options of `ops.rms_norm`.
+    """
+    options |= {"num_groups": self.num_groups, "eps": self.eps}
+    return rms_norm(y, self.scale[...], gate=z, **options)
 
 
 class Mamba1Mixer(nnx.Module):
@@ -307,7 +302,8 @@ class Mamba2Mixer(nnx.Module):
       D=self.D[...].astype(jnp.float32),
       dt_bias=self.dt_bias[...].astype(jnp.float32),
     )
-    y = self.norm(y.reshape(*shape, c.d_inner), z)
+    y = y.reshape(*shape, c.d_inner)
+    y = self.norm(y, z, implementation=run.norm)
     return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
 
 
@@ -324,13 +320,14 @@ class MambaBlock(nnx.Module):
     self, x: jax.Array, states: RecurrentState, index: jax.Array, run: Pass
   ) -> tuple[jax.Array, RecurrentState]:
     """Maps the residual (B, T, D) float32; updates layer `index` of a run."""
+    normed = self.norm(x, dtype=run.dtype, implementation=run.norm)
     if states.conv is None:
-      y, _ = self.mixer(self.norm(x).astype(run.dtype), states, run)
+      y, _ = self.mixer(normed, states, run)
       return x + y.astype(x.dtype), states
     state = jax.tree.map(
       lambda s: jax.lax.dynamic_index_in_dim(s, index, keepdims=False), states
     )
-    y, state = self.mixer(self.norm(x).astype(run.dtype), state, run)
+    y, state = self.mixer(normed, state, run)
     # All is read before anything is written: XLA would else keep the old
     # states by copying those of all layers, in every layer.
     y, state = jax.lax.optimization_barrier((y, state))

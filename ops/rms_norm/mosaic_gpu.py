@@ -92,7 +92,7 @@ def configure(rows: int, channels: int, groups: int = 1) -> Config:
       again=share > 20,
     )
 
-  return Config(walk(32, 16 * PROCESSORS), walk(16, 7 * PROCESSORS))
+  return Config(walk(32, 14 * PROCESSORS), walk(16, 7 * PROCESSORS))
 
 
 def supports(

@@ -127,17 +127,21 @@ def test_lowers_for_hopper(form, rows, channels, groups, dtype):
     assert name in text
 
 
-def test_many_layers_lower_the_kernels_once():
-  def run(x, scale, residual):
-    for _ in range(3):
-      x, residual = mosaic_gpu.forward(
-        x, scale, None, residual, num_groups=1, eps=1e-5, dtype=x.dtype
-      )
-    return jnp.sum(x.astype(jnp.float32) + residual)
+def test_many_layers_share_their_kernels():
+  def kernels(layers):
+    def run(x, scale, residual):
+      for _ in range(layers):
+        x, residual = mosaic_gpu.forward(
+          x, scale, None, residual, num_groups=1, eps=1e-5, dtype=x.dtype
+        )
+      return jnp.sum(x.astype(jnp.float32))
 
-  x, scale, _, residual = shapes("residual", 64, 128)
-  text = lowered(jax.grad(run, argnums=(0, 1, 2)), x, scale, residual)
-  assert text.count("custom_call @mosaic_gpu_v2") == 2
+    x, scale, _, residual = shapes("residual", 64, 128)
+    text = lowered(jax.grad(run, argnums=(0, 1, 2)), x, scale, residual)
+    return text.count("custom_call @mosaic_gpu_v2")
+
+  # The first and the last layer may have their own.
+  assert kernels(6) == kernels(3) <= 4
 
 
 def test_vmap_lowers_for_hopper():

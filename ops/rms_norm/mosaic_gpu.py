@@ -228,7 +228,7 @@ def launch(
 
   def body(*refs, sums_):
     inputs, (scale_ref, *results) = refs[: len(names)], refs[len(names) :]
-    scale = walk.load_scale(scale_ref)
+    scale = walk.scales(scale_ref)
 
     def step(index, row, slabs, carry):
       values = [[value(p) for p in walk.pieces(slab)] for slab in slabs]
@@ -236,7 +236,7 @@ def launch(
       totals = walk.row_sums(index, squares, sums_)
       targets = [walk.slabs_of(ref, row) for ref in results]
       for k, (slab, (total,)) in enumerate(zip(slabs, totals, strict=True)):
-        root = lax.rsqrt(total / walk.channels + norm.eps)
+        root = lax.rsqrt(total * (1.0 / walk.channels) + norm.eps)
         root = walk.over_row(root)
         pieces = walk.pieces(slab, again=True)
         for i, piece in enumerate(pieces):
@@ -244,9 +244,9 @@ def launch(
           h = v * root
           if is_plain:
             h = h.astype(x_dtype).astype(jnp.float32)
-            h = (h * scale[i]).astype(x_dtype)
+            h = (h * scale(i)).astype(x_dtype)
           else:
-            h = h * scale[i]
+            h = h * scale(i)
           walk.store(targets[0][k], i, h)
           if "residual" in names:
             walk.store(targets[1][k], i, v)

@@ -46,6 +46,7 @@ def backward(
     outs["narrow"] = norm.dtypes[0]
   # Then the last block begins inside of the one before.
   overlaps = rows % walk.rows > 0
+  mean = 1.0 / walk.channels
 
   def value(piece):
     """Returns v, and for a gated norm x, z and sigmoid(z)."""
@@ -68,7 +69,7 @@ def backward(
   def body(*refs, sums_):
     inputs, (scale_ref, *results) = refs[: len(names)], refs[len(names) :]
     *results, dscale_ref = results
-    scale = walk.load_scale(scale_ref)
+    scale = walk.scales(scale_ref)
 
     def step(index, row, slabs, dscale):
       values, parts = [], []
@@ -76,7 +77,8 @@ def backward(
         pieces = walk.pieces(slab)
         found = [value(piece) for piece in pieces]
         grads = [
-          piece["dh"].astype(jnp.float32) * s for piece, s in zip(pieces, scale)
+          piece["dh"].astype(jnp.float32) * scale(i)
+          for i, piece in enumerate(pieces)
         ]
         values.append(found)
         parts.append(
@@ -93,8 +95,8 @@ def backward(
       for k, (slab, (squares, products)) in enumerate(
         zip(slabs, sums, strict=True)
       ):
-        root = lax.rsqrt(squares / walk.channels + norm.eps)
-        along = root * root * root * (products / walk.channels)
+        root = lax.rsqrt(squares * mean + norm.eps)
+        along = root * root * root * (products * mean)
         counted = root
         if overlaps:
           least = lax.axis_index("segment") * walk.rows
@@ -104,7 +106,7 @@ def backward(
           v, gated = value(piece) if walk.again else values[k][i]
           dh = piece["dh"].astype(jnp.float32)
           dscale[i] = dscale[i] + dh * v * counted
-          dv = dh * scale[i] * root - v * along
+          dv = dh * scale(i) * root - v * along
           for name, gradient in gradients(piece, dv, gated).items():
             walk.store(targets[name][k], i, gradient)
       return dscale

@@ -11,6 +11,7 @@ the multiprocessor keep the memory busy.
 import dataclasses
 import functools
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -37,7 +38,8 @@ class Walk:
     rows: Rows of a block, a multiple of `step_rows` and at most T.
     ahead: Whether to load the next slabs while these are at work.
     again: Whether to compute again what follows from the inputs once the sums
-      of a row are known, not to hold it in registers.
+      of a row are known, and to load the scale again, not to hold either in
+      registers.
   """
 
   channels: int
@@ -198,17 +200,22 @@ class Walk:
     target = slab.at[:, pl.ds(self.spans[index], self.shape[1])]
     target[...] = values.astype(target.dtype)
 
-  def load_scale(self, ref) -> list[jax.Array]:
-    """Loads the pieces of the group's scale, over a slab."""
+  def scales(self, ref) -> Callable[[int], jax.Array]:
+    """Returns the function from a piece's index to the group's scale there.
+
+    Of wide rows each call loads it, which the first-level cache then has.
+    """
     own, width = ref.at[lax.axis_index("group")], self.shape[1]
-    if self.split:
-      return [
-        load(own.at[:, pl.ds(span, width)], self.layout) for span in self.spans
-      ]
-    return [
-      self._repeat(load(own.at[pl.ds(span, width)], self.layout.reduce(0)), 1)
-      for span in self.spans
-    ]
+
+    def load_piece(index):
+      span = pl.ds(self.spans[index], width)
+      if self.split:
+        return load(own.at[:, span], self.layout)
+      return self._repeat(load(own.at[span], self.layout.reduce(0)), 1)
+
+    if self.again:
+      return load_piece
+    return [load_piece(i) for i in range(len(self.spans))].__getitem__
 
   def store_sums(self, ref, sums: list[jax.Array]):
     """Stores this block's pieces of sums over rows; see `sums_type`."""

@@ -6,13 +6,14 @@ the dtype of the activations; normalisation and rotation run in float32.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from ops.rms_norm import rms_norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,21 +76,12 @@ class RMSNorm(nnx.Module):
     self.eps = eps
     self.scale = nnx.Param(jnp.ones((features,)))
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalises (..., D) in float32, returns the dtype of `x`."""
-    return rms_norm(x, self.scale[...], self.eps)
+  def __call__(self, x: jax.Array, **options) -> jax.Array:
+    """Normalises (..., D) in float32, returns the dtype of `x`.
 
-
-@functools.partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-  """`RMSNorm` of (..., D) by `scale` (D,); the backward pass keeps `x` alone.
-
-  Else its float32 intermediates would be most of what training keeps.
-  """
-  x32 = x.astype(jnp.float32)
-  mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-  normed = (x32 * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype)
-  return normed * jnp.broadcast_to(scale.astype(x.dtype), normed.shape)
+    Takes the options of `ops.rms_norm`.
+    """
+    return rms_norm(x, self.scale[...], eps=self.eps, **options)
 
 
 def rope_frequencies(

@@ -106,21 +106,23 @@ class Mamba(nnx.Module):
 
     if remat:
       layer = jax.checkpoint(layer, prevent_cse=False)
-    x, new_states = x.astype(jnp.float32), []
+    stream = x.astype(jnp.float32), jnp.zeros(x.shape, run.dtype)
+    new_states = []
     for stack, blocks, state in zip(
       self.config.runs, self.layers, states, strict=True
     ):
-      if (stepped := step_run(blocks, x, state, run)) is not None:
-        x, state = stepped
+      if (stepped := step_run(blocks, stream, state, run)) is not None:
+        stream, state = stepped
       else:
         indices = jnp.arange(stack.num_layers, dtype=jnp.int32)
         # The state is carried and updated in place: as an output of the scan it
         # would be a second copy of the donated one.
-        (x, state), _ = jax.lax.scan(
-          layer, (x, state), (blocks, indices), unroll=unroll
+        (stream, state), _ = jax.lax.scan(
+          layer, (stream, state), (blocks, indices), unroll=unroll
         )
       new_states.append(state)
-    return self.final_norm(x).astype(run.dtype), tuple(new_states)
+    hidden, _ = run.add_and_norm(stream, self.final_norm)
+    return hidden, tuple(new_states)
 
   def head(self) -> jax.Array:
     """The output matrix (padded V, D), as `ops.token_logprob` takes it."""

@@ -4,10 +4,12 @@ Shapes by axis letter: B batch, T tokens, L layers of a run, D width, E inner
 channels, H heads, P channels a head, G groups, N state size, K taps, S cache
 slots. The residual stream is float32, the work of a layer has the dtype of the
 pass.
+
+A layer takes and returns the stream as two arrays (B, T, D), the residual and
+what the last layer adds to it, so that the sum is one pass with the next norm.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 
@@ -20,8 +22,12 @@ from models.mamba_config import MambaConfig
 from ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ops.mamba2_step import Mamba2Weights, mamba2_step
 from ops.mamba2_step import api as mamba2_step_api
+from ops.rms_norm import rms_norm
 from ops.selective_scan import selective_scan, selective_scan_step
 from ops.ssd import ssd, ssd_step
+
+# The residual, and what is to be added to it.
+type Stream = tuple[jax.Array, jax.Array]
 
 # Range of the initial step sizes, and their floor (Mamba, section 3.6).
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 0.1, 1e-4
@@ -34,6 +40,7 @@ class Implementations:
   Attributes:
     scan: of `ops.selective_scan`, `ops.ssd` and their steps.
     conv: of `ops.causal_conv1d` and its step.
+    norm: of `ops.rms_norm`, where tokens are many.
     step: of `ops.mamba2_step`, one token through all Mamba-2 layers of a run;
       "xla" for the steps of `scan` and `conv`, layer by layer.
     attention: of `jax.nn.dot_product_attention`, in a pass without cache.
@@ -41,6 +48,7 @@ class Implementations:
 
   scan: str | None = None
   conv: str | None = None
+  norm: str | None = None
   step: str | None = None
   attention: str | None = None
 
@@ -98,6 +106,18 @@ class Pass:
   segment_ids: jax.Array | None
   is_step: bool
   implementations: Implementations
+
+  @property
+  def norm(self) -> str | None:
+    """The implementation of norms; for a few tokens the best that runs."""
+    return None if self.is_step else self.implementations.norm
+
+  def add_and_norm(
+    self, stream: Stream, norm: layers.RMSNorm
+  ) -> tuple[jax.Array, jax.Array]:
+    """Adds the stream up; returns its norm in the dtype of the pass, and it."""
+    x, y = stream
+    return norm(y, residual=x, dtype=self.dtype, implementation=self.norm)
 
   def project(self, linear, x, sizes):
     """Maps x by `linear` to arrays of so many columns each.
@@ -204,25 +224,13 @@ class GatedRMSNorm(nnx.Module):
     self.num_groups, self.eps = num_groups, eps
     self.scale = nnx.Param(jnp.ones((features,)))
 
-  def __call__(self, y: jax.Array, z: jax.Array) -> jax.Array:
-    """Gates and normalises (..., E) in float32, returns the dtype of `y`."""
-    return _gated_rms_norm(y, z, self.scale[...], self.num_groups, self.eps)
+  def __call__(self, y: jax.Array, z: jax.Array, **options) -> jax.Array:
+    """Gates and normalises (..., E) in float32, returns the dtype of `y`.
 
-
-@functools.partial(jax.checkpoint, static_argnums=(3, 4), prevent_cse=False)
-def _gated_rms_norm(y, z, scale, num_groups, eps):
-  """`GatedRMSNorm`, of which the backward pass keeps `y` and `z` alone."""
-
-  def gate(y, z):
-    gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
-    return gated.reshape(*y.shape[:-1], num_groups, -1)
-
-  mean_square = jnp.mean(jnp.square(gate(y, z)), axis=-1, keepdims=True)
-  # Gated a second time: else XLA would write the float32 values to memory.
-  grouped = gate(*jax.lax.optimization_barrier((y, z)))
-  normed = (grouped * jax.lax.rsqrt(mean_square + eps)).reshape(y.shape)
-  scale = jnp.broadcast_to(scale.astype(jnp.float32), y.shape)
-  return (normed * scale).astype(y.dtype)
+    Takes the options of `ops.rms_norm`.
+    """
+    options |= {"num_groups": self.num_groups, "eps": self.eps}
+    return rms_norm(y, self.scale[...], gate=z, **options)
 
 
 class Mamba1Mixer(nnx.Module):
@@ -307,7 +315,8 @@ class Mamba2Mixer(nnx.Module):
       D=self.D[...].astype(jnp.float32),
       dt_bias=self.dt_bias[...].astype(jnp.float32),
     )
-    y = self.norm(y.reshape(*shape, c.d_inner), z)
+    y = y.reshape(*shape, c.d_inner)
+    y = self.norm(y, z, implementation=run.norm)
     return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
 
 
@@ -321,16 +330,17 @@ class MambaBlock(nnx.Module):
     self.mixer = mixer(config, rngs=rngs)
 
   def __call__(
-    self, x: jax.Array, states: RecurrentState, index: jax.Array, run: Pass
-  ) -> tuple[jax.Array, RecurrentState]:
-    """Maps the residual (B, T, D) float32; updates layer `index` of a run."""
+    self, stream: Stream, states: RecurrentState, index: jax.Array, run: Pass
+  ) -> tuple[Stream, RecurrentState]:
+    """Maps the stream; updates the state of layer `index` of a run."""
+    normed, x = run.add_and_norm(stream, self.norm)
     if states.conv is None:
-      y, _ = self.mixer(self.norm(x).astype(run.dtype), states, run)
-      return x + y.astype(x.dtype), states
+      y, _ = self.mixer(normed, states, run)
+      return (x, y), states
     state = jax.tree.map(
       lambda s: jax.lax.dynamic_index_in_dim(s, index, keepdims=False), states
     )
-    y, state = self.mixer(self.norm(x).astype(run.dtype), state, run)
+    y, state = self.mixer(normed, state, run)
     # All is read before anything is written: XLA would else keep the old
     # states by copying those of all layers, in every layer.
     y, state = jax.lax.optimization_barrier((y, state))
@@ -339,17 +349,18 @@ class MambaBlock(nnx.Module):
       states,
       state,
     )
-    return x + y.astype(x.dtype), states
+    return (x, y), states
 
 
 def step_run(
-  blocks: MambaBlock, x: jax.Array, states: RecurrentState, run: Pass
-) -> tuple[jax.Array, RecurrentState] | None:
+  blocks: MambaBlock, stream: Stream, states: RecurrentState, run: Pass
+) -> tuple[Stream, RecurrentState] | None:
   """One token through the stacked Mamba-2 layers of a run, by `mamba2_step`.
 
   Returns:
-    The residual (B, 1, D) and the states, or None for what goes layer by layer.
+    The stream and the states, or None for what goes layer by layer.
   """
+  x, y = stream
   mixer = getattr(blocks, "mixer", None)
   if not (run.is_step and x.shape[1] == 1 and isinstance(mixer, Mamba2Mixer)):
     return None
@@ -364,6 +375,7 @@ def step_run(
     gated_norm=mixer.norm.scale[...],
     out_proj=mixer.out_proj.kernel[...],
   )
+  x = x + y.astype(x.dtype)
   arrays = x[:, 0], weights, states.conv, states.ssm
   name = mamba2_step_api.resolve(
     *arrays, implementation=run.implementations.step
@@ -373,7 +385,8 @@ def step_run(
   x, conv, ssm = mamba2_step(
     *arrays, eps=mixer.config.norm_eps, implementation=name
   )
-  return x[:, None], RecurrentState(conv=conv, ssm=ssm)
+  stream = x[:, None], jnp.zeros_like(y)
+  return stream, RecurrentState(conv=conv, ssm=ssm)
 
 
 class AttentionBlock(nnx.Module):
@@ -393,20 +406,15 @@ class AttentionBlock(nnx.Module):
       _shrink(self.mlp.down_proj, config.num_layers)
 
   def __call__(
-    self, x: jax.Array, cache: AttentionCache, index: jax.Array, run: Pass
-  ) -> tuple[jax.Array, AttentionCache]:
-    """Maps the residual (B, T, D) float32; updates layer `index` of a run."""
-    y, cache = self.attn(
-      self.attn_norm(x).astype(run.dtype),
-      run.positions,
-      run.attend,
-      (cache, index),
-    )
-    x = x + y.astype(x.dtype)
+    self, stream: Stream, cache: AttentionCache, index: jax.Array, run: Pass
+  ) -> tuple[Stream, AttentionCache]:
+    """Maps the stream; updates the cache of layer `index` of a run."""
+    normed, x = run.add_and_norm(stream, self.attn_norm)
+    y, cache = self.attn(normed, run.positions, run.attend, (cache, index))
     if self.mlp is None:
-      return x, cache
-    y = self.mlp(self.mlp_norm(x).astype(run.dtype), transformer.MlpHooks())
-    return x + y.astype(x.dtype), cache
+      return (x, y), cache
+    normed, x = run.add_and_norm((x, y), self.mlp_norm)
+    return (x, self.mlp(normed, transformer.MlpHooks())), cache
 
 
 def _shrink(linear: layers.Linear, num_layers: int) -> None:

@@ -16,6 +16,9 @@ State-space models, each with a twin for the next few tokens:
   ssd, ssd_step: Mamba-2's recurrence, as products of matrices in chunks.
   mamba2_step: one token through whole Mamba-2 layers, of stacked weights.
 
+Norms:
+  rms_norm: root-mean-square norm, with a gate or after a residual sum.
+
 Language models:
   token_logprob: log probability of tokens, without their logits in memory.
 """
@@ -26,6 +29,7 @@ from ops.fake_quantize import fake_quantize as fake_quantize
 from ops.keep_top_channels import keep_top_channels as keep_top_channels
 from ops.mamba2_step import Mamba2Weights as Mamba2Weights
 from ops.mamba2_step import mamba2_step as mamba2_step
+from ops.rms_norm import rms_norm as rms_norm
 from ops.select_pages import page_bounds as page_bounds
 from ops.select_pages import page_scores as page_scores
 from ops.select_pages import select_pages as select_pages

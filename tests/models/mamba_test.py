@@ -386,7 +386,7 @@ def test_decoding_writes_a_donated_state_in_place(kind):
     assert f"f32[{shape}]" not in copied
 
 
-@pytest.mark.parametrize("op", ["scan", "conv"])
+@pytest.mark.parametrize("op", ["scan", "conv", "norm"])
 def test_implementations_are_passed_on(op):
   config, params, tokens = draw("hybrid")
 
@@ -405,6 +405,10 @@ def test_implementations_are_passed_on(op):
     (mamba.prefill, tokens),
     (mamba.decode, tokens[:, :1], state),
   ):
+    if op == "norm" and function is mamba.decode:
+      # For a few tokens it takes the best that runs.
+      assert run(function, "none", *arrays)[0].shape == (2, 1, 61)
+      continue
     with pytest.raises(UnsupportedError, match="'none'"):
       run(function, "none", *arrays)
 

@@ -250,9 +250,13 @@ def test_mistakes_are_one_line(tuned, call, words):
 def test_a_rate_that_is_too_high_leaves_the_weights():
   lm = make(seed=3)
   start = lm.params
+  options = {"clip_norm": 0.0, "batch": 16, "warmup": 0}
   with pytest.raises(InputError, match="the loss is nan|the loss is inf"):
+    lm.fine_tune(EXAMPLES, learning_rate=1e30, max_epochs=3, **options)
+  # One update: its loss was finite, what it did is not.
+  with pytest.raises(InputError, match="a weight is not finite"):
     lm.fine_tune(
-      EXAMPLES, learning_rate=1e30, clip_norm=0.0, max_epochs=3, batch=4
+      EXAMPLES, learning_rate=3e38, weight_decay=1e3, max_epochs=1, **options
     )
   assert lm.params is start
 

@@ -11,8 +11,9 @@ class Grammar:
 
   Every finite number but zero has one sequence, so that probabilities of
   sequences, renormalised over what is allowed, are those of numbers. Zero has
-  one for each sign and, where it may come from underflow, exponent sign. State 0 is in front of a number; behind its last token the machine is
-  in state 0 again, for the next objective. Axis letters: S states, V tokens.
+  one for each sign and, where it may come from underflow, exponent sign. State
+  0 is in front of a number; behind its last token the machine is in state 0
+  again, for the next objective. Axis letters: S states, V tokens.
 
   Attributes:
     next_state: (S, V) int32; -1 where the token is not allowed.

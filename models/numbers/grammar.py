@@ -9,10 +9,11 @@ import numpy as np
 class Grammar:
   """A state machine that accepts exactly the canonical token sequences.
 
-  Every finite number has one sequence (zero has one for each sign), so that
-  probabilities of sequences, renormalised over what is allowed, are those of
-  numbers. State 0 is in front of a number; behind its last token the machine is
-  in state 0 again, for the next objective. Axis letters: S states, V tokens.
+  Every finite number but zero has one sequence, so that probabilities of
+  sequences, renormalised over what is allowed, are those of numbers. Zero has
+  one for each sign and, where it may come from underflow, exponent sign. State
+  0 is in front of a number; behind its last token the machine is in state 0
+  again, for the next objective. Axis letters: S states, V tokens.
 
   Attributes:
     next_state: (S, V) int32; -1 where the token is not allowed.

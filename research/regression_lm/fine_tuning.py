@@ -186,6 +186,11 @@ def fine_tune(
         best = jax.tree.map(jnp.copy, state.params)
     elif epoch - best_epoch >= o.patience:
       break
+  # A finite loss does not say that the update after it was finite too.
+  if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(best)):
+    raise InputError(
+      f"a weight is not finite: give a learning_rate below {o.learning_rate}"
+    )
   history = History(tuple(train_loss), tuple(valid_loss), best_epoch)
   return jax.jit(combine)(best, frozen["params"]), history
 

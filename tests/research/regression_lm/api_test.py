@@ -154,22 +154,6 @@ def test_early_stopping_leaves_a_model_that_gets_no_better(tuned):
     jax.tree.map(np.testing.assert_array_equal, lm.params, start)
 
 
-def test_losses_over_a_grid_train():
-  lm = make(num_objectives=1)
-  from research.regression_lm.learn import LossOptions
-
-  given = [Example(x=e.x, y=e.y[0]) for e in EXAMPLES]
-  history = lm.fine_tune(
-    given,
-    max_epochs=4,
-    batch=8,
-    learning_rate=0.02,
-    loss=LossOptions(expected_value=1.0, ranking=0.5, z_loss=1e-3),
-    grid=8,
-  )
-  assert history.train_loss[-1] < history.train_loss[0]
-
-
 def test_expected_values_are_among_what_is_known(tuned):
   lm, *_ = tuned
   found = lm.expected(TEXTS[:6], EXAMPLES, grid=8)
@@ -189,7 +173,7 @@ def test_expected_values_are_among_what_is_known(tuned):
   np.testing.assert_allclose(values[:, 0], mean, rtol=1e-4)
 
 
-def test_validation_may_look_at_expected_values():
+def test_losses_over_a_grid_train_and_decide_when_to_stop():
   from research.regression_lm.learn import LossOptions
 
   lm = make(num_objectives=1)
@@ -200,11 +184,12 @@ def test_validation_may_look_at_expected_values():
     max_epochs=3,
     batch=8,
     learning_rate=0.02,
-    loss=LossOptions(expected_value=3.0),
+    loss=LossOptions(expected_value=3.0, ranking=0.5, z_loss=1e-3),
     select="expected",
     scale="rank",
     grid=8,
   )
+  assert history.train_loss[-1] < history.train_loss[0]
   # Squared errors of ranks in [0, 1], and not nats.
   assert 0 < min(history.valid_loss) <= max(history.valid_loss) < 0.5
 
@@ -265,9 +250,13 @@ def test_mistakes_are_one_line(tuned, call, words):
 def test_a_rate_that_is_too_high_leaves_the_weights():
   lm = make(seed=3)
   start = lm.params
+  options = {"clip_norm": 0.0, "batch": 16, "warmup": 0}
   with pytest.raises(InputError, match="the loss is nan|the loss is inf"):
+    lm.fine_tune(EXAMPLES, learning_rate=1e30, max_epochs=3, **options)
+  # One update: its loss was finite, what it did is not.
+  with pytest.raises(InputError, match="a weight is not finite"):
     lm.fine_tune(
-      EXAMPLES, learning_rate=1e30, clip_norm=0.0, max_epochs=3, batch=4
+      EXAMPLES, learning_rate=3e38, weight_decay=1e3, max_epochs=1, **options
     )
   assert lm.params is start
 

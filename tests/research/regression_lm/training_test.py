@@ -9,6 +9,7 @@ from models.errors import InputError
 from research.core import loop, metrics
 from research.core import mesh as mesh_lib
 from research.regression_lm import RegressionLM, sources, training
+from research.regression_lm.expected import Scale
 from research.regression_lm.options import Options
 from research.regression_lm.sources import DataOptions
 
@@ -21,9 +22,6 @@ OPTIONS = Options(
   warmup=2,
   eval_every=3,
   dropout=0.1,
-  expected_value=0.2,
-  ranking=0.1,
-  grid=4,
 )
 DATA = DataOptions(kind="csv", targets=("y",))
 
@@ -67,7 +65,6 @@ def test_a_run_learns_and_leaves_its_files(home, whole):
   rows = rows_of(home, "whole")
   assert [row["step"] for row in rows] == list(range(9))
   assert rows[-1]["valid_loss"] < rows[2]["valid_loss"]
-  assert all(row["squared_error"] >= 0 < row["ranking"] for row in rows)
   assert "parameters" in said[0]
   assert "validation loss" in (home / "whole/report.md").read_text()
   found = RegressionLM.from_pretrained(home / "whole/model")
@@ -102,16 +99,14 @@ def test_a_killed_run_ends_with_the_same_numbers(home, whole, monkeypatch):
 
 
 def test_training_goes_on_from_a_model(home, whole):
-  start = home / "whole/model"
-  short = dataclasses.replace(OPTIONS, steps=1, size="mini", learning_rate=0.0,
-                              weight_decay=0.0)  # fmt: skip
-  lm = training.train(
-    run_of(home, "second", short, start=str(start)), lambda line: None
-  )
+  start = str(home / "whole/model")
+  other = dataclasses.replace(OPTIONS, size="mini", dtype="bfloat16")
+  lm = training._model(run_of(home, "second", other, start=start))
   jax.tree.map(np.testing.assert_array_equal, lm.params, whole[0].params)
+  assert lm.model.compute.dtype == "bfloat16"
   two = dataclasses.replace(DATA, targets=("y", "a"))
   run = dataclasses.replace(
-    run_of(home, "third", short, start=str(start)),
+    run_of(home, "third", start=start),
     source=sources.open_source(two, home / "data.csv"),
   )
   with pytest.raises(InputError, match="predicts 1 numbers, the data has 2"):
@@ -131,6 +126,17 @@ def test_a_workdir_keeps_to_its_data(home, whole):
   sources.check_same(source, described)
   with pytest.raises(InputError, match="are not those of the model"):
     sources.check_same(run.source, described)
+
+
+def test_batches_of_a_grid_have_scores(home, whole):
+  source = sources.open_source(DATA, home / "data.csv")
+  prepared = source.prepare(whole[0], 8, 0)
+  scale = Scale.fit("rank", prepared.values)
+  batch = prepared.scored(scale)(3)
+  plain = prepared.batch_at(3)
+  np.testing.assert_array_equal(batch["tokens"], plain["tokens"])
+  values = whole[0].model.codec.values(batch["targets"])
+  np.testing.assert_array_equal(batch["scores"], scale.scores(values))
 
 
 def test_densities_share_texts(home):

@@ -25,6 +25,7 @@ from ops.causal_conv1d import (
   causal_conv1d_reference,
   causal_conv1d_step,
 )
+from ops.rms_norm import rms_norm, rms_norm_reference
 from ops.selective_scan import (
   selective_scan,
   selective_scan_reference,
@@ -182,6 +183,7 @@ class _Draw:
     return jnp.asarray(self._rng.integers(below, size=shape, dtype=np.int32))
 
 
+_EPS = 1e-5
 # Time steps of about softplus(-3) = 0.05, as Mamba begins with.
 _DT_BIAS = -3.0
 
@@ -274,6 +276,28 @@ def _causal_conv1d(size, batch, length, draw):
     ),
     reference=lambda a: causal_conv1d_reference(**a, activation="silu"),
     plain=plain.causal_conv1d,
+    exps=(exps, exps),
+  )
+
+
+def _rms_norm(size, batch, length, draw):
+  """Mamba-2's gated norm."""
+  exps = float(batch * length * size.channels)
+  return Case(
+    op="rms_norm",
+    function=rms_norm,
+    shape=f"B{batch} L{length} C{size.channels} gated",
+    arrays={
+      "x": draw(batch, length, size.channels),
+      "gate": draw(batch, length, size.channels),
+      "scale": draw.parameter(size.channels),
+    },
+    sequences=frozenset({"x", "gate"}),
+    call=lambda arrays, implementation: rms_norm(
+      **arrays, eps=_EPS, implementation=implementation
+    ),
+    reference=lambda a: rms_norm_reference(**a, eps=_EPS),
+    plain=lambda arrays: plain.gated_rms_norm(arrays, _EPS),
     exps=(exps, exps),
   )
 
@@ -378,6 +402,7 @@ BUILDERS = {
   "selective_scan": _selective_scan,
   "ssd": _ssd,
   "causal_conv1d": _causal_conv1d,
+  "rms_norm": _rms_norm,
   "token_logprob": _token_logprob,
   "selective_scan_step": _selective_scan_step,
   "ssd_step": _ssd_step,

@@ -61,6 +61,17 @@ def causal_conv1d(arrays: dict[str, jax.Array]) -> jax.Array:
   return jax.nn.silu(y).astype(x.dtype)
 
 
+def gated_rms_norm(arrays: dict[str, jax.Array], eps: float) -> jax.Array:
+  """Its formula in float32, whose values are kept for the backward pass."""
+  x, gate, scale = (
+    arrays[name].astype(jnp.float32) for name in ("x", "gate", "scale")
+  )
+  value = x * jax.nn.silu(gate)
+  mean = jnp.mean(jnp.square(value), axis=-1, keepdims=True)
+  normed = value * jax.lax.rsqrt(mean + eps) * scale[None, None]
+  return normed.astype(arrays["x"].dtype)
+
+
 def token_logprob(arrays: dict[str, jax.Array]) -> jax.Array:
   """`jax.nn.log_softmax` of all logits."""
   logits = jnp.einsum(

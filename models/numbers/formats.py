@@ -5,6 +5,7 @@ P10 is from Charton 2021, arXiv:2112.01898). Rounding is exact (`rounding`),
 where the release truncates a product of floats.
 """
 
+import abc
 import dataclasses
 import decimal
 import functools
@@ -28,7 +29,7 @@ _SPECIAL = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NumberFormat:
+class NumberFormat(abc.ABC):
   """Numbers as sequences of `length` tokens; ids count from 0.
 
   Attributes:
@@ -50,9 +51,9 @@ class NumberFormat:
         )
 
   @property
+  @abc.abstractmethod
   def length(self) -> int:
     """Tokens of a number."""
-    raise NotImplementedError
 
   @functools.cached_property
   def tokens(self) -> tuple[str, ...]:
@@ -123,20 +124,20 @@ class NumberFormat:
   def _first_special(self) -> int:
     return len(self._names())
 
-  def _names(self) -> list[str]:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _names(self) -> list[str]: ...
 
-  def _add_grammar(self, builder: Builder) -> None:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _add_grammar(self, builder: Builder) -> None: ...
 
-  def _encode(self, value: decimal.Decimal) -> list[int]:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _encode(self, value: decimal.Decimal) -> list[int]: ...
 
-  def _values(self, ids: np.ndarray) -> np.ndarray:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _values(self, ids: np.ndarray) -> np.ndarray: ...
 
-  def _widths(self, ids: np.ndarray) -> np.ndarray:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _widths(self, ids: np.ndarray) -> np.ndarray: ...
 
   def _zero(self) -> np.ndarray:
     return np.asarray(self._encode(decimal.Decimal(0)))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ops.rms_norm.mosaic_gpu_walk import Walk, sigmoid
+from ops.causal_conv1d.mosaic_gpu_walk import sigmoid
+from ops.rms_norm.mosaic_gpu_walk import Walk
 
 NAME = "rms_norm_bwd"
 

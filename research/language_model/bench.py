@@ -142,19 +142,16 @@ def _trained(spec: str) -> Options:
   )
 
 
-def _random(shapes, dtype):
-  """Small random parameters of these shapes, drawn on the device."""
+def _initial(config: MambaConfig) -> Any:
+  """Parameters as training begins with, in bfloat16.
+
+  So every layer counts in the error: small random norms would silence them.
+  """
 
   @jax.jit
   def draw():
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    return tree.unflatten(
-      [
-        (0.02 * jax.random.normal(key, leaf.shape)).astype(dtype)
-        for key, leaf in zip(keys, leaves)
-      ]
-    )
+    params = mamba.init(config, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
 
   return draw()
 
@@ -206,7 +203,7 @@ def _logits(config, params, batch, dtype, step):
 
 def _decode_rows(plan: Plan, spec: str, limits: Ceilings, say):
   config, batch = _decoded(spec)
-  params = _random(mamba.abstract_params(config), jnp.bfloat16)
+  params = _initial(config)
   state = mamba.init_state(config, batch, dtype=jnp.bfloat16)
   size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
   moved = size(params) + 2 * size(state)

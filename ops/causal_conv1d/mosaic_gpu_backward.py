@@ -155,7 +155,8 @@ def backward(
       inputs, dpre = differentiate(loaded, before)
       dpre = jnp.where(end + k < length, dpre, 0.0)
       partial, done = spread(dpre, loaded[-1], partial)
-      dx_[end + k - taps + 1] = done
+      token = end + k - taps + 1
+      store(token, done, lambda token=token: dx_.at[token])
       before = inputs[:-1]
     columns = [*sums[:taps][::-1], *sums[taps:]]
     for i, total in enumerate(columns):

@@ -160,10 +160,11 @@ def make(
 
 
 def _plain(case: Case, which: str, sets: Sequence[Arrays]) -> Run:
-  call = measure.prepare(case.plain, sets, which)
+  passes = measure.passes_of(sets, jax.default_backend())
+  call = measure.prepare(case.plain, sets, which, passes=passes)
   first = lambda out: np.asarray(jax.tree.leaves(out)[0])
   y = None if which == "bwd" else first
-  return Run(call, jax.block_until_ready, y, len(sets))
+  return Run(call, jax.block_until_ready, y, passes)
 
 
 def _torch(kernel: _Kernel, which: str, sets, detail) -> Run:
@@ -207,27 +208,30 @@ def _torch(kernel: _Kernel, which: str, sets, detail) -> Run:
     out = out.movedim(-1, 1) if kernel.tokens_last else out
     return out.detach().float().cpu().numpy()
 
-  calls = [passes(arrays) for arrays in sets]
+  call, count = in_turn([passes(arrays) for arrays in sets]), 1
   if detail and detail.endswith(_GRAPH):
-    calls = [_replayed(torch, call) for call in calls]
+    count = measure.passes_of(sets, "gpu")
+    call = _replayed(torch, call, count)
   return Run(
-    in_turn(calls),
+    call,
     lambda _: torch.cuda.synchronize(),
     None if which == "bwd" else y,
+    count,
   )
 
 
-def _replayed(torch, call: Callable[[], Any]) -> Callable[[], Any]:
-  """Captures what `call` does in a CUDA graph, and returns its replay."""
+def _replayed(torch, call: Callable[[], Any], count: int) -> Callable[[], Any]:
+  """Captures `count` calls in a CUDA graph; its replay returns what one did."""
   aside = torch.cuda.Stream()
   with torch.cuda.stream(aside):
     # Autotuning and first allocations cannot be captured.
-    for _ in range(3):
+    for _ in range(max(count, 3)):
       call()
   torch.cuda.current_stream().wait_stream(aside)
   graph = torch.cuda.CUDAGraph()
   with torch.cuda.graph(graph):
-    out = call()
+    for _ in range(count):
+      out = call()
 
   def replay():
     graph.replay()

@@ -173,12 +173,13 @@ def _time(
 ) -> dict:
   """A row's columns of an implementation."""
   function = lambda arrays: case.call(arrays, name)
-  call = measure.prepare(function, sets, which)
+  passes = measure.passes_of(sets, jax.default_backend())
+  call = measure.prepare(function, sets, which, passes=passes)
   found = errors.of(name, which, call()[0])
   seconds = seconds_a_call(
     call, jax.block_until_ready, repeats=plan.repeats, seconds=plan.seconds
   )
-  return {"ms": 1e3 * seconds / len(sets), **found}
+  return {"ms": 1e3 * seconds / passes, **found}
 
 
 def _time_peer(case: Case, sets, plan: Plan, peer: str, which: str, note):

@@ -74,6 +74,13 @@ def test_a_call_takes_all_sets(which):
   again, _ = (measure.compared(out, which) for out in call())
   assert measure.full_error(second, first) > 0.1
   assert measure.full_error(again, first) == 0
+  sets = [case.arrays, doubled]
+  assert measure.passes_of(sets, "cpu") == 2
+  assert measure.passes_of(sets, "gpu") == 4
+  assert measure.passes_of([*sets, case.arrays], "gpu") == 6
+  more = measure.prepare(function, sets, which, passes=4)()
+  assert measure.full_error(measure.compared(more[2], which), first) == 0
+  assert measure.full_error(measure.compared(more[3], which), second) == 0
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,18 @@ def read(workdir: pathlib.Path, name: str) -> Curve:
 
 
 def shared_origin(curves: Sequence[Curve]) -> dict[str, Any]:
-  """Where all the runs were made, or nothing where that is not one place."""
-  first = curves[0].origin
-  return first if all(curve.origin == first for curve in curves) else {}
+  """Where all the runs were made, or nothing where that is not one place.
+
+  Where their commits differ these are named one after the other.
+  """
+  commits = {curve.origin.get("commit"): None for curve in curves}
+  places = [
+    {key: value for key, value in curve.origin.items() if key != "commit"}
+    for curve in curves
+  ]
+  if None in commits or any(place != places[0] for place in places):
+    return {}
+  return places[0] | {"commit": ", ".join(commits)}
 
 
 def plot(path: pathlib.Path, curves: Sequence[Curve], title: str) -> None:
@@ -126,6 +135,7 @@ def rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
       "seconds": float(c.seconds[-1]),
       "tokens_per_second": c.tokens_per_second,
       "mfu": c.mfu,
+      "commit": c.origin.get("commit"),
       "tokens_curve": c.tokens.tolist(),
       "seconds_curve": c.seconds.tolist(),
       "loss_curve": c.loss.tolist(),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import matplotlib.image
@@ -54,6 +55,14 @@ def test_runs_say_where_they_were_made(run):
   finished = curves.read(run, "finished")
   assert curves.shared_origin([finished, finished])["device"] == "GPU x1"
   assert curves.shared_origin([finished, unfinished]) == {}
+  moved = {"commit": "b" * 40}
+  later = dataclasses.replace(finished, origin=finished.origin | moved)
+  both = f"{finished.origin['commit']}, {'b' * 40}"
+  assert curves.shared_origin([finished, later])["commit"] == both
+  elsewhere = dataclasses.replace(
+    finished, origin=finished.origin | {"device": "TPU x1"}
+  )
+  assert curves.shared_origin([finished, elsewhere]) == {}
 
 
 def test_runs_are_drawn_on_one_plot(run, tmp_path):

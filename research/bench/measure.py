@@ -23,7 +23,7 @@ _STEP = 1e-5
 _WHOLE, _WHOLE_CPU = 2**27, 2**24
 # Passes in one computation on an accelerator, at least: what lies between two
 # computations, some 20 us, is shared by them.
-_PASSES = 4
+_PASSES = 8
 
 
 def passes_of(sets: Sequence[Arrays], platform: str) -> int:

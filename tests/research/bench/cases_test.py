@@ -76,8 +76,8 @@ def test_a_call_takes_all_sets(which):
   assert measure.full_error(again, first) == 0
   sets = [case.arrays, doubled]
   assert measure.passes_of(sets, "cpu") == 2
-  assert measure.passes_of(sets, "gpu") == 4
-  assert measure.passes_of([*sets, case.arrays], "gpu") == 6
+  assert measure.passes_of(sets, "gpu") == 8
+  assert measure.passes_of([*sets, case.arrays], "gpu") == 9
   more = measure.prepare(function, sets, which, passes=4)()
   assert measure.full_error(measure.compared(more[2], which), first) == 0
   assert measure.full_error(measure.compared(more[3], which), second) == 0

@@ -193,7 +193,9 @@ def _logits(config, params, batch, dtype, step):
       tokens,
       state,
       implementations=Implementations(step=step),
-    )
+    ),
+    # Not timed: to look for fast products would take most of a minute.
+    compiler_options={"xla_gpu_autotune_level": 0},
   )
   for token in range(_PROMPT):
     tokens = jnp.arange(batch, dtype=jnp.int32)[:, None] % config.vocab_size

@@ -73,6 +73,7 @@ class _Process:
     )
     self._process.start()
     other.close()
+    self.is_ready = False
     self.chunk: list[int] = []
     self.failed: list[Row] = []
     self.program: int | None = None
@@ -139,7 +140,7 @@ def _serve(
   starts = 0
   while any(p.chunk for p in processes) or left:
     waiting = {process.pipe: process for process in processes}
-    ready = connection.wait(list(waiting), timeout=1.0)
+    ready = connection.wait(list(waiting), timeout=min(1.0, plan.limit))
     for pipe in ready:
       process = waiting[pipe]
       try:
@@ -160,7 +161,8 @@ def _serve(
             "one process at a time: take 1, or set JAX_PLATFORMS=cpu"
           )
         loop.claim_workdir(folder, value)
-        if process.failed:
+        process.is_ready = True
+        if process.chunk:
           process.give(process.chunk, process.failed)
         elif left:
           process.give(left.popleft(), [])
@@ -172,9 +174,10 @@ def _serve(
         if left:
           process.give(left.popleft(), [])
     for process in list(processes):
-      started = process.program is not None
-      limit = plan.limit if started else _START_SECONDS
-      if process.chunk and time.monotonic() - process.since > limit:
+      if process.is_ready and not process.chunk:
+        continue
+      limit = _START_SECONDS if process.program is None else plan.limit
+      if time.monotonic() - process.since > limit:
         _replace(plan, processes, process, f"took more than {limit:g} s")
 
 

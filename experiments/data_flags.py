@@ -17,7 +17,7 @@ _TEXT = flags.DEFINE_string(
   "text_column",
   None,
   "of jsonl (x if not given), csv (all columns that are no targets) and"
-  " programs (source if not given; jaxpr, stablehlo)",
+  " programs (source if not given; typed, jaxpr, stablehlo)",
 )
 _GROUP = flags.DEFINE_string(
   "group_column", None, "of jsonl and csv: rows that belong together"

@@ -4,11 +4,12 @@
     --workdir=runs/programs --output=runs/programs.jsonl.xz \
     --result=runs/programs.json
 
-Each row has a program as source, jaxpr and StableHLO; FLOPs, bytes and memory
-as its compiler counts them; and the least of many times of it, twice. About
-0.3 s a program and core. Interrupted, the same command goes on; with a larger
---count it adds to what is there. Every process has a core of its own, and XLA
-so one thread: leave a core to the system. On a GPU: --workers=1.
+Each row has a program as source (plain, and with shapes as comments), jaxpr and
+StableHLO; FLOPs, bytes and memory as its compiler counts them; and the least of
+many times of it, twice. About 0.3 s a program and core. Interrupted, the same
+command goes on; with a larger --count it adds to what is there. Every process
+has a core of its own, and XLA so one thread: leave a core to the system. On a
+GPU: --workers=1.
 """
 
 import collections

@@ -3,9 +3,17 @@
 import dataclasses
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 
 FLOATS = ("float32", "bfloat16", "float16")
+_SHORT = {
+  "float32": "f32",
+  "bfloat16": "bf16",
+  "float16": "f16",
+  "int32": "i32",
+  "int8": "i8",
+}
 # Bytes of all inputs of a program together at most.
 _MOST_BYTES = 1 << 23
 
@@ -97,6 +105,7 @@ class Builder:
     self.inputs: dict[Value, int | None] = {}
     self.values: list[Value] = []
     self.used: set[str] = set()
+    self._arrays: dict[str, Value] = {}
     self._left = budget
     self._count = 0
 
@@ -162,6 +171,7 @@ class Builder:
     if total > _MOST_BYTES:
       raise NoFit
     self.inputs[value] = bound
+    self._arrays[name] = value
     return value
 
   def find(self, fits: Callable[[Value], bool]) -> Value | None:
@@ -233,10 +243,32 @@ class Builder:
     """A line of the function's body, or some."""
     self.lines.append(text)
 
-  def name(self) -> str:
-    """A new name."""
+  def name(
+    self, shape: Sequence[int] | None = None, dtype: str | None = None
+  ) -> str:
+    """A new name; the shape is told where `keep` will not tell it."""
     self._count += 1
-    return f"x{self._count}"
+    name = f"x{self._count}"
+    self._arrays.pop(name, None)  # Of a statement that was undone.
+    if shape is not None:
+      self._arrays[name] = Value(name, tuple(shape), dtype or self.dtype)
+    return name
+
+  def typed_lines(self) -> list[str]:
+    """The lines with a comment that has shape and dtype of each name."""
+    return [
+      "\n".join(self._typed(part) for part in line.split("\n"))
+      for line in self.lines
+    ]
+
+  def _typed(self, line: str) -> str:
+    names = dict.fromkeys(re.findall(r"\b[ax]\d+\b", line))
+    notes = [
+      f"{v.name} {_SHORT[v.dtype]}[{','.join(map(str, v.shape))}]"
+      for v in map(self._arrays.get, names)
+      if v is not None
+    ]
+    return f"{line}  # {', '.join(notes)}" if notes else line
 
   def keep(
     self, name: str, shape: Sequence[int], dtype: str | None = None
@@ -250,6 +282,7 @@ class Builder:
     if value.size > max(2 * self.scale, 64) or not value.size:
       raise NoFit
     self.values.append(value)
+    self._arrays[name] = value
     return value
 
   def let(

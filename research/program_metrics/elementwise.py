@@ -112,7 +112,8 @@ def layer_norm(b: Builder) -> None:
   """Layer norm, written out."""
   x = b.take(2, 3)
   gain, bias = b.input(x.shape[-1:]), b.input(x.shape[-1:])
-  mean, scale = b.name(), b.name()
+  mean = b.name(x.shape, x.dtype)
+  scale = b.name((*x.shape[:-1], 1), x.dtype)
   b.line(f"{mean} = {x.name} - jnp.mean({x.name}, axis=-1, keepdims=True)")
   b.line(
     f"{scale} = jax.lax.rsqrt("
@@ -125,7 +126,8 @@ def layer_norm(b: Builder) -> None:
 def rms_norm(b: Builder) -> None:
   """RMS norm, written out."""
   x = b.take(2, 3)
-  gain, scale = b.input(x.shape[-1:]), b.name()
+  gain = b.input(x.shape[-1:])
+  scale = b.name((*x.shape[:-1], 1), x.dtype)
   b.line(
     f"{scale} = jax.lax.rsqrt("
     f"jnp.mean({x.name} * {x.name}, axis=-1, keepdims=True) + 1e-3)"
@@ -136,9 +138,9 @@ def rms_norm(b: Builder) -> None:
 def quantize(b: Builder) -> None:
   """Rounds to 8 bits and back, one scale a row."""
   x = b.take(2, 3)
-  scale = b.name()
+  scale = b.name((*x.shape[:-1], 1), x.dtype)
   b.line(f"{scale} = jnp.max(jnp.abs({x.name}), axis=-1, keepdims=True) + 1e-3")
-  q = b.name()
+  q = b.name(x.shape, "int8")
   b.line(f"{q} = jnp.round({x.name} / {scale} * 127).astype(jnp.int8)")
   b.let(f"{q}.astype({scale}.dtype) * ({scale} / 127)", x.shape, x.dtype,
         2 * x.size)  # fmt: skip
@@ -148,7 +150,7 @@ def cast(b: Builder) -> None:
   """Work in another precision."""
   x = b.take()
   other = "bfloat16" if x.dtype == "float32" else "float32"
-  name = b.name()
+  name = b.name(x.shape, other)
   b.line(f"{name} = {x.name}.astype(jnp.{other})")
   b.let(f"({name} * {name} + 1).astype(jnp.{x.dtype})", x.shape, x.dtype,
         2 * x.size)  # fmt: skip
@@ -181,7 +183,7 @@ def rotary(b: Builder) -> None:
   rows, half = x.shape[0], x.shape[1] // 2
   if x.dtype != "float32":
     raise NoFit
-  angle, left, right = b.name(), b.name(), b.name()
+  angle, left, right = (b.name((rows, half)) for _ in range(3))
   b.line(
     f"{angle} = jnp.arange({rows})[:, None] * 0.01 ** "
     f"(jnp.arange({half}) / {half})"

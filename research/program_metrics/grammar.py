@@ -56,6 +56,7 @@ class Program:
   Attributes:
     index: of it.
     source: Python text with `inputs` and `f`.
+    typed: the same with the shapes of each statement's arrays as comments.
     inputs: arguments by name, in order.
     operators: names of the operators of its statements, in order; "gradient"
       is the last where `f` is the gradient of what they compute.
@@ -64,6 +65,7 @@ class Program:
 
   index: int
   source: str
+  typed: str
   inputs: Mapping[str, Input]
   operators: tuple[str, ...]
   outputs: tuple[tuple[tuple[int, ...], str], ...]
@@ -182,13 +184,16 @@ def _write(draws: Draws, index: int) -> Program:
     value.name: Input(value.shape, value.dtype, bound)
     for value, bound in b.inputs.items()
   }
+  write = _gradient if is_gradient else _plain
+  head = _HEAD + _inputs(inputs)
+  source = head + write(b, b.lines, outputs)
+  typed = head + write(b, b.typed_lines(), outputs)
   if is_gradient:
-    outputs, source = _gradient(b, outputs)
-  else:
-    source = _function("f", inputs, b.lines, [v.name for v in outputs])
+    outputs = [v for v in b.inputs if v.is_float]
   return Program(
     index=index,
-    source=_HEAD + _inputs(inputs) + source,
+    source=source,
+    typed=typed,
     inputs=inputs,
     operators=tuple(operators),
     outputs=tuple((v.shape, v.dtype) for v in outputs),
@@ -212,16 +217,21 @@ def _function(name: str, arguments, lines, results) -> str:
   return f"def {name}({', '.join(arguments)}):\n{textwrap.indent(body, '  ')}\n"
 
 
-def _gradient(b: Builder, outputs) -> tuple[list, str]:
-  """The gradient to all float inputs, and its source."""
-  floats = [i for i, v in enumerate(b.inputs) if v.is_float]
+def _plain(b: Builder, lines, outputs) -> str:
+  return _function(
+    "f", [v.name for v in b.inputs], lines, [v.name for v in outputs]
+  )
+
+
+def _gradient(b: Builder, lines, outputs) -> str:
+  """The gradient to all float inputs."""
   arguments = [v.name for v in b.inputs]
   means = [f"jnp.mean({v.name}.astype(jnp.float32))" for v in outputs]
-  loss = _function("loss", arguments, b.lines, [" + ".join(means)])
+  loss = _function("loss", arguments, lines, [" + ".join(means)])
+  floats = [i for i, v in enumerate(b.inputs) if v.is_float]
   where = tuple(floats) if len(floats) > 1 else floats[0]
   call = f"jax.grad(loss, argnums={where})({', '.join(arguments)})"
-  found = [list(b.inputs)[i] for i in floats]
-  return found, f"{loss}\n\n{_function('f', arguments, [], [call])}"
+  return f"{loss}\n\n{_function('f', arguments, [], [call])}"
 
 
 def arguments(made: Program, seed: int = 0) -> list[np.ndarray]:

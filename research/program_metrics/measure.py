@@ -27,7 +27,7 @@ _MEMORY = {
   "peak_bytes": "peak_memory_in_bytes",
 }
 COUNTS = (*_ANALYSIS, *_MEMORY)
-VIEWS = ("source", "jaxpr", "stablehlo")
+VIEWS = ("source", "typed", "jaxpr", "stablehlo")
 # Calls of one program that are not waited for one by one.
 _MOST_CALLS = 64
 
@@ -84,6 +84,7 @@ def compile_program(program: Program) -> Compiled:
     "index": program.index,
     "operators": " ".join(program.operators),
     "source": program.source,
+    "typed": program.typed,
     "jaxpr": without_addresses(str(traced.jaxpr)),
     "stablehlo": lowered.as_text(),
     "hash": fingerprint(compiled.as_text()),

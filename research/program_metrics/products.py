@@ -46,7 +46,7 @@ def gated_mlp(b: Builder) -> None:
   up = _weight(b, width)
   gate = b.input(up.shape)
   down = b.input((up.shape[1], width))
-  hidden = b.name()
+  hidden = b.name((x.shape[0], up.shape[1]), x.dtype)
   b.line(
     f"{hidden} = jax.nn.silu({x.name} @ {gate.name}) * ({x.name} @ {up.name})"
   )
@@ -130,12 +130,12 @@ def attention(b: Builder) -> None:
   )
   names = []
   for _ in range(3):
-    w, name = b.input((width, width)), b.name()
+    w, name = b.input((width, width)), b.name((length, heads, size))
     split = f".reshape({length}, {heads}, {size})"
     b.line(f"{name} = ({x.name} @ {w.name}){split}")
     names.append(name)
   q, k, v = names
-  s, p = b.name(), b.name()
+  s, p = (b.name((heads, length, length)) for _ in range(2))
   b.line(f'{s} = jnp.einsum("qhd,khd->hqk", {q}, {k}) * {size**-0.5:.4f}')
   if b.draws.chance(0.5):
     b.line(f"mask = jnp.tril(jnp.ones(({length}, {length}), bool))")

@@ -210,7 +210,7 @@ def _with_features(path, rows, targets, features) -> Table:
 
 # Columns of `programs` that are a text, that the compiler counts, and that
 # hold a second measurement of another column.
-VIEWS = ("source", "jaxpr", "stablehlo")
+VIEWS = ("source", "typed", "jaxpr", "stablehlo")
 _COSTS = ("flops", "bytes_accessed", "transcendentals", "peak_bytes")
 _AGAIN = {"latency_us": "latency_again_us"}
 

@@ -1,4 +1,5 @@
 import hashlib
+import re
 
 import jax
 import numpy as np
@@ -91,3 +92,17 @@ def test_arguments_are_the_same_again_and_in_bounds(programs):
     assert a.shape == item.shape
     if item.bound is not None:
       assert a.dtype == np.int32 and 0 <= a.min() and a.max() < item.bound
+
+
+def test_the_typed_source_is_the_source_with_true_comments(programs):
+  for program in covering(programs)[:12]:
+    lines = program.typed.split("\n")
+    assert "\n".join(line.split("  #")[0] for line in lines) == program.source
+    run, inputs = function(program)
+    shapes = [
+      jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, *_ in inputs.values()
+    ]
+    with jax.numpy_rank_promotion("allow"):
+      jaxpr = str(jax.make_jaxpr(run)(*shapes))
+    for note in re.findall(r"[ax]\d+ ((?:b?f|i)\d+\[[\d,]*\])", program.typed):
+      assert note in jaxpr

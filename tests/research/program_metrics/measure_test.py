@@ -24,6 +24,7 @@ def f(a1):
 MADE = Program(
   index=3,
   source=SOURCE,
+  typed=SOURCE,
   inputs={"a1": Input((32, 16), "float32")},
   operators=("matmul", "tanh"),
   outputs=(((32, 32), "float32"),),

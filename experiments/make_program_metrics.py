@@ -1,7 +1,7 @@
 """Writes random JAX programs, compiles and times them: a data set of its own.
 
-  python experiments/make_program_metrics.py --count=12000 --workers=15 \
-    --workdir=runs/programs --output=runs/programs.jsonl.xz \
+  JAX_PLATFORMS=cpu python experiments/make_program_metrics.py --count=12000 \
+    --workers=15 --workdir=runs/programs --output=runs/programs.jsonl.xz \
     --result=runs/programs.json
 
 Each row has a program as source (plain, and with shapes as comments), jaxpr and

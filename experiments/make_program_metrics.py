@@ -13,6 +13,7 @@ GPU: --workers=1.
 """
 
 import collections
+import dataclasses
 import pathlib
 import time
 
@@ -43,21 +44,15 @@ def main(_) -> None:
   began = time.perf_counter()
   if not _OUTPUT.value:
     raise InputError("--output: give the file to write, such as x.jsonl.xz")
+  from research.program_metrics import dataset  # Mistakes are told at once.
+
   output = pathlib.Path(_OUTPUT.value)
+  dataset.check_name(output)
   workdir = pathlib.Path(_WORKDIR.value)
 
-  import dataclasses
-
   from research.core import loop, report
-  from research.program_metrics import (
-    collect,
-    dataset,
-    grammar,
-    measure,
-    worker,
-  )
+  from research.program_metrics import collect, grammar, measure, worker
 
-  dataset.check_name(output)
   plan = collect.Plan(
     seed=_SEED.value,
     count=_COUNT.value,

@@ -17,7 +17,12 @@ def start(*arguments):
   return subprocess.Popen(
     [sys.executable, "experiments/make_program_metrics.py", *arguments],
     cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": str(ROOT),
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    },
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

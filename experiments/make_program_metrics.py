@@ -81,7 +81,9 @@ def main(_) -> None:
     [row | {"latency_process_us": times.get(row["index"])} for row in kept]
   )
   dataset.write(output, kept)
-  lines = dataset.summary(kept, (*measure.COUNTS, "latency_us"))
+  lines = dataset.summary(
+    kept, (*measure.COUNTS, "latency_us", "compile_seconds")
+  )
   ceilings = dataset.ceilings(kept)
   parts = {
     split: collections.Counter(row[dataset.column(split)] for row in kept)

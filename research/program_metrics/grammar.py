@@ -89,7 +89,9 @@ OPERATORS: dict[str, Operator] = {
   **_family(elementwise.unary, elementwise.UNARY, 0.4),
   **_family(elementwise.binary, elementwise.BINARY, 0.9),
   **_family(elementwise.reduce, elementwise.REDUCE, 0.6),
-  **_family(elementwise.cumulative, elementwise.CUMULATIVE, 0.6),
+  **_family(elementwise.cumulative, ("cumsum", "cumprod", "cummax"), 0.6),
+  # XLA compiles its gradient for a quarter of a minute.
+  **_family(elementwise.cumulative, ("cumlogsumexp",), 0.6, has_gradient=False),
   **_family(elementwise.normalise, elementwise.NORMALISE, 0.9),
   **_each(elementwise, "layer_norm rms_norm quantize cast rotary", 1.0),
   **_each(elementwise, "argmax integers random_bits", 0.5),

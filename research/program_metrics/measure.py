@@ -77,7 +77,9 @@ def compile_program(program: Program) -> Compiled:
   ]
   traced = jax.jit(namespace["f"]).trace(*shapes)
   lowered = traced.lower()
+  start = time.perf_counter()
   compiled = lowered.compile()
+  seconds = time.perf_counter() - start
   analysis = compiled.cost_analysis() or {}
   memory = compiled.memory_analysis()
   row = {
@@ -88,6 +90,7 @@ def compile_program(program: Program) -> Compiled:
     "jaxpr": without_addresses(str(traced.jaxpr)),
     "stablehlo": lowered.as_text(),
     "hash": fingerprint(compiled.as_text()),
+    "compile_seconds": seconds,
   }
   # A program that computes nothing of a kind has no such key.
   row |= {name: int(analysis.get(key, 0)) for name, key in _ANALYSIS.items()}

@@ -16,13 +16,20 @@ TARGETS = flags.DEFINE_list("targets", [], "columns to predict, in order")
 _TEXT = flags.DEFINE_string(
   "text_column",
   None,
-  "of jsonl (x if not given) and csv (all columns that are no targets)",
+  "of jsonl (x if not given), csv (all columns that are no targets) and"
+  " programs (source if not given; typed, jaxpr, stablehlo)",
 )
 _GROUP = flags.DEFINE_string(
   "group_column", None, "of jsonl and csv: rows that belong together"
 )
 _BY_GROUP = flags.DEFINE_bool(
   "by_group", False, "hold out whole groups, such as all runs of a program"
+)
+_NAMED = flags.DEFINE_string(
+  "split",
+  None,
+  "one that the data brings with it, such as random, operators or sizes of"
+  " programs; --train and --test then only cap the rows",
 )
 _TRAIN = cli.number(
   "train", 0.8, "share of the rows (or groups), or their number", 0.0
@@ -44,6 +51,7 @@ def data_options() -> DataOptions:
     valid=_VALID.value,
     test=_TEST.value,
     split_seed=_SEED.value,
+    named=_NAMED.value,
   )
 
 

@@ -5,8 +5,9 @@
 The split is the one that the model was trained with. Prints Spearman, Kendall's
 tau, squared and absolute error, CRPS and coverage, each with a 95% bootstrap
 interval in the JSON of --result; ridge on TF-IDF, XGBoost and an MLP, trained
-on the same rows, stand in the same table. A model of the synthetic densities
-(--data=density) is judged by its draws instead, and plotted.
+on the same rows, stand in the same table. Other --peers, for --data=programs,
+read token counts or, for latency, a compiler's cost analysis. A model of the
+synthetic densities (--data=density) is judged by its draws, and plotted.
 """
 
 import pathlib
@@ -23,7 +24,10 @@ _TEMPERATURE = cli.number("temperature", 1.0, "of the draws", 0.0, 100.0)
 _TOP_P = cli.number("top_p", 1.0, "of the draws", 1e-6, 1.0)
 _LIMIT = cli.integer("limit", None, "test rows at most", 2)
 _PEERS = flags.DEFINE_list(
-  "peers", ["ridge on TF-IDF", "XGBoost", "MLP"], "beside the model, or none"
+  "peers",
+  ["ridge on TF-IDF", "XGBoost", "MLP"],
+  "beside the model, or none; also 'XGBoost on token counts', 'cost analysis'"
+  " and 'XGBoost on the cost analysis'",
 )
 _BOOTSTRAP = cli.integer("bootstrap", 200, "resamples", 10, 1 << 16)
 _LEVEL = cli.number("level", 0.9, "of the interval", 0.01, 0.99)
@@ -84,6 +88,8 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
       level=_LEVEL.value,
       system="regression_lm",
       data=options.kind,
+      text=options.text,
+      split=options.named,
       train=len(parts.train) + len(parts.valid),
       seeds=1,
     )

@@ -14,6 +14,8 @@ from research.regression_lm.tables import Split, Table
 Say = Callable[[str], None]
 OURS = "regression LM"
 EXPECTED = "regression LM, expected rank"
+# No method, but what a second measurement says: the ceiling.
+AGAIN = "measured again"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Predictions:
 
   def best_peer(self, measure: str) -> str | None:
     """The peer with the best value of a measure; None without peers."""
-    names = [n for n in self.by_method if n not in (OURS, EXPECTED)]
+    names = [n for n in self.by_method if n not in (OURS, EXPECTED, AGAIN)]
     sign = -1 if measure in ("mse", "mae") else 1
     score = lambda name: (
       sign * measures.MEASURES[measure](self.by_method[name], self.truth)
@@ -58,11 +60,15 @@ def predictions(
     split: its parts; peers are trained on `train` and `valid` together, since
       the model was given both.
     prediction: ours, for `split.test` in order.
-    peer_names: of `peers.NAMES`.
+    peer_names: of `peers.NAMES`, and of `peers.COST_NAMES`, which predict
+      nothing where a compiler counted nothing, or the target is such a count.
     expected: (M, O) of `RegressionLM.expected` for `split.test`, or None.
     seed: of the peers.
   """
+  for name in peer_names:
+    peers.check(name)
   known = np.concatenate([split.train, split.valid])
+  costs = np.array(list(table.costs.values())).reshape(-1, len(table)).T
   found = []
   for place, target in enumerate(table.targets):
     column = table.values[:, place]
@@ -79,9 +85,15 @@ def predictions(
       test_texts=[table.texts[i] for i in test],
       test_features=table.features[test],
       seed=seed,
+      train_costs=costs[train],
+      test_costs=costs[test],
     )
+    uncounted = not table.costs or target in table.costs
     for name in peer_names:
-      by_method[name] = peers.predict(name, problem)
+      if not (uncounted and name in peers.COST_NAMES):
+        by_method[name] = peers.predict(name, problem)
+    if target in table.again:
+      by_method[AGAIN] = measures.without_gaps(table.again[target][test])
     draws = prediction.samples[there, :, place]
     found.append(Predictions(target, column[test], by_method, draws))
   return found

@@ -2,7 +2,8 @@
 
 They are given what a practitioner would give them: TF-IDF of words to a ridge
 whose strength is chosen by cross-validation; the numeric features of a table,
-where it has some, to XGBoost and an MLP, else an SVD of the TF-IDF.
+where it has some, to XGBoost and an MLP, else an SVD of the TF-IDF. Of programs
+a compiler's own counts predict the time, without their text.
 """
 
 import dataclasses
@@ -13,7 +14,9 @@ import numpy as np
 
 from models.errors import InputError
 
-NAMES = ("ridge on TF-IDF", "XGBoost", "MLP")
+NAMES = ("ridge on TF-IDF", "XGBoost", "XGBoost on token counts", "MLP")
+# These take `Problem.train_costs`.
+COST_NAMES = ("cost analysis", "XGBoost on the cost analysis")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +30,8 @@ class Problem:
     test_texts: M texts.
     test_features: (M, F).
     seed: of what is random.
+    train_costs: (N, C) non-negative counts of a compiler; C may be 0.
+    test_costs: (M, C).
   """
 
   train_texts: Sequence[str]
@@ -35,6 +40,8 @@ class Problem:
   test_texts: Sequence[str]
   test_features: np.ndarray
   seed: int = 0
+  train_costs: np.ndarray | None = None
+  test_costs: np.ndarray | None = None
 
   @property
   def is_log(self) -> bool:
@@ -50,10 +57,12 @@ def predict(name: str, problem: Problem) -> np.ndarray:
     InputError: the peer is unknown, or its package is not installed.
   """
   peers: dict[str, Callable[[Problem, np.ndarray], np.ndarray]] = dict(
-    zip(NAMES, (_ridge, _xgboost, _mlp))
+    zip(
+      (*NAMES, *COST_NAMES),
+      (_ridge, _xgboost, _token_counts, _mlp, _cost_line, _cost_trees),
+    )
   )
-  if name not in peers:
-    raise InputError(f"peer {name!r} is unknown: take some of {NAMES}")
+  check(name)
   values = problem.train_values
   if problem.is_log:
     values = np.log(values)
@@ -69,6 +78,13 @@ def predict(name: str, problem: Problem) -> np.ndarray:
     return found
   # Beyond what was seen a logarithm may come back as infinite.
   return np.exp(np.clip(found, values.min() - 5, values.max() + 5))
+
+
+def check(name: str) -> None:
+  """Raises InputError where there is no such peer."""
+  known = (*NAMES, *COST_NAMES)
+  if name not in known:
+    raise InputError(f"peer {name!r} is unknown: take some of {known}")
 
 
 def _tfidf(problem: Problem):
@@ -109,9 +125,39 @@ def _dense(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _xgboost(problem: Problem, values: np.ndarray) -> np.ndarray:
+  return _boosted(problem, values, *_dense(problem))
+
+
+def _token_counts(problem: Problem, values: np.ndarray) -> np.ndarray:
+  """How often each word, whole number and sign stands in the text."""
+  from sklearn.feature_extraction.text import CountVectorizer
+
+  vectorizer = CountVectorizer(
+    lowercase=False,
+    token_pattern=r"[A-Za-z_]\w*|\d+|[^\sA-Za-z_\d]",
+    max_features=5000,
+    dtype=np.float32,
+  )
+  train = vectorizer.fit_transform(problem.train_texts)
+  test = vectorizer.transform(problem.test_texts)
+  return _boosted(problem, values, train, test)
+
+
+def _cost_line(problem: Problem, values: np.ndarray) -> np.ndarray:
+  """A line through the logarithms of the counts: powers, as a roofline has."""
+  from sklearn.linear_model import LinearRegression
+
+  train, test = np.log1p(problem.train_costs), np.log1p(problem.test_costs)
+  return LinearRegression().fit(train, values).predict(test)
+
+
+def _cost_trees(problem: Problem, values: np.ndarray) -> np.ndarray:
+  return _boosted(problem, values, problem.train_costs, problem.test_costs)
+
+
+def _boosted(problem: Problem, values: np.ndarray, train, test) -> np.ndarray:
   import xgboost
 
-  train, test = _dense(problem)
   model = xgboost.XGBRegressor(
     n_estimators=500,
     learning_rate=0.05,

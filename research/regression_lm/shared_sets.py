@@ -1,11 +1,14 @@
 """Loaders of public sets of measurements, from the files they come in.
 
-None of them ships with the repository. NAS-Bench-201 (Dong and Yang 2020) is
-joined with latencies of HELP (Lee et al. 2021); NAS-Bench-Graph (Qin et al.
-2022); Accel-NASBench (Ahmad et al. 2023); timings of KernelBench (Ouyang et al.
-2025); tuning spaces of Kernel Tuner (van Werkhoven 2019).
+None ships with the repository, but for a slice of the last. NAS-Bench-201 (Dong
+and Yang 2020) is joined with latencies of HELP (Lee et al. 2021);
+NAS-Bench-Graph (Qin et al. 2022); Accel-NASBench (Ahmad et al. 2023); timings
+of KernelBench (Ouyang et al. 2025); tuning spaces of Kernel Tuner (van
+Werkhoven 2019); JAX programs that `research.program_metrics` wrote and
+measured.
 """
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -205,12 +208,64 @@ def _with_features(path, rows, targets, features) -> Table:
   )
 
 
+# Columns of `programs` that are a text, that the compiler counts, and that
+# hold a second measurement of another column.
+VIEWS = ("source", "typed", "jaxpr", "stablehlo")
+_COSTS = ("flops", "bytes_accessed", "transcendentals", "peak_bytes")
+_AGAIN = {"latency_us": "latency_again_us"}
+
+
+def programs(
+  path: pathlib.Path, targets: Sequence[str], view: str = VIEWS[0]
+) -> Table:
+  """JAX programs and what they cost, by `experiments/make_program_metrics.py`.
+
+  The groups are the programs' operators.
+
+  Args:
+    path: of the JSONL file; .gz and .xz are unpacked.
+    targets: such as flops, bytes_accessed, peak_bytes, latency_us.
+    view: one of `VIEWS`.
+
+  Raises:
+    InputError: the file is no such file, or the view is unknown.
+  """
+  if view not in VIEWS:
+    raise InputError(f"--text_column={view}: take one of {', '.join(VIEWS)}")
+  rows = tables.jsonl_rows(path, view)
+  for number, row in enumerate(rows, 1):
+    missing = {*_COSTS, *targets, "operators"} - row.keys()
+    if missing:
+      raise InputError(f"{path} line {number}: has no {sorted(missing)[0]!r}")
+  found = tables.make_table(
+    path, rows, targets, lambda row: row[view], lambda row: row["operators"]
+  )
+  if len(found) != len(rows):
+    raise InputError(f"{path}: a program has none of the targets: remove it")
+  numbers = lambda name: np.array([row[name] for row in rows], np.float64)
+  splits = [name for name in rows[0] if name.startswith("split_")]
+  return dataclasses.replace(
+    found,
+    parts={
+      name.removeprefix("split_"): [row[name] for row in rows]
+      for name in splits
+    },
+    costs={name: numbers(name) for name in _COSTS},
+    again={
+      target: numbers(other)
+      for target, other in _AGAIN.items()
+      if target in targets
+    },
+  )
+
+
 SETS: dict[str, Callable[[pathlib.Path, Sequence[str]], Table]] = {
   "nasbench201": nasbench201,
   "kernelbench": kernelbench,
   "kernel_tuner": kernel_tuner,
   "accel_nasbench": accel_nasbench,
   "nasbench_graph": nasbench_graph,
+  "programs": programs,
 }
 
 
@@ -228,7 +283,7 @@ def load(
     kind: "jsonl", "csv", or a key of `SETS`.
     path: of the file, or of the set's folder.
     targets: names of the numbers to predict, in order.
-    text: column of texts of "jsonl" and "csv".
+    text: column of texts of "jsonl", "csv" and "programs".
     group: their column of groups.
 
   Raises:
@@ -243,4 +298,6 @@ def load(
     raise InputError(
       f"data {kind!r} is unknown: take jsonl, csv or one of {list(SETS)}"
     )
+  if kind == "programs" and text is not None:
+    return programs(path, targets, text)
   return SETS[kind](path, targets)

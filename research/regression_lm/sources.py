@@ -56,13 +56,16 @@ class DataOptions:
   Attributes:
     kind: one of `KINDS`.
     targets: columns to predict, in order.
-    text: column of texts, for jsonl and csv.
+    text: column of texts, for jsonl, csv and programs.
     group: column of groups, for jsonl and csv.
     by_group: keep groups on one side of the split.
     train: share of the rows (or groups), or their number.
     valid: likewise.
     test: rows of the test part at most; 0 takes all.
     split_seed: of the split.
+    named: a split that the data brings with it; then `train` and `test` only
+      cap the rows (a share of `train` caps nothing), and `valid` and
+      `by_group` say nothing.
   """
 
   kind: str
@@ -74,6 +77,7 @@ class DataOptions:
   valid: float = 0.1
   test: int = 0
   split_seed: int = 0
+  named: str | None = None
 
   def load(self, path: str) -> Table:
     """Reads the table.
@@ -91,9 +95,18 @@ class DataOptions:
     Raises:
       InputError: there are too few rows.
     """
+    train = self.train if train is None else train
+    if self.named is not None:
+      return tables.named_split(
+        table,
+        self.named,
+        seed=self.split_seed,
+        train=int(train) if train >= 1 else 0,
+        test=self.test,
+      )
     return tables.split(
       table,
-      train=self.train if train is None else train,
+      train=train,
       valid=self.valid,
       seed=self.split_seed,
       by_group=self.by_group,

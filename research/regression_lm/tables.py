@@ -33,6 +33,12 @@ class Table:
     targets: names of the O numbers.
     groups: N names; a split keeps a group together.
     features: (N, F) float64 for tabular peers; F may be 0.
+    parts: named split -> N times "train", "valid" or "test", for data that
+      says itself what is held out.
+    costs: name -> (N,) float64 that a compiler counted, for a peer that
+      predicts times from them.
+    again: target -> (N,) float64 of a second measurement, the ceiling of what
+      can be predicted.
   """
 
   texts: Sequence[str]
@@ -40,6 +46,9 @@ class Table:
   targets: Sequence[str]
   groups: Sequence[str]
   features: np.ndarray
+  parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  costs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  again: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     """N."""
@@ -115,6 +124,35 @@ def split(
   return Split(*(shuffle.permutation(part) for part in rows))
 
 
+def named_split(
+  table: Table, name: str, *, seed: int, train: int = 0, test: int = 0
+) -> Split:
+  """A split that the data brings with it.
+
+  Args:
+    table: the table.
+    name: of the split.
+    seed: of the order, and of what is left out.
+    train: rows for training at most; 0 takes all.
+    test: likewise.
+
+  Raises:
+    InputError: the data has no such split, or a part of it is empty.
+  """
+  if name not in table.parts:
+    known = ", ".join(table.parts) or "none"
+    raise InputError(f"--split={name}: the data has {known}")
+  parts = np.array(table.parts[name])
+  generator = np.random.default_rng((seed, 19))
+  rows = [
+    generator.permutation(np.flatnonzero(parts == part))
+    for part in ("train", "valid", "test")
+  ]
+  if not len(rows[0]) or not len(rows[2]):
+    raise InputError(f"--split={name}: no row is for training, or for the test")
+  return Split(rows[0][: train or None], rows[1], rows[2][: test or None])
+
+
 def read_jsonl(
   path: str | pathlib.Path,
   targets: Sequence[str],
@@ -123,6 +161,18 @@ def read_jsonl(
   group: str | None = None,
 ) -> Table:
   """One JSON object a line; a target may be a number, null or absent.
+
+  Raises:
+    InputError: the file cannot be read, or a line does not do.
+  """
+  rows = jsonl_rows(path, text)
+  return make_table(
+    path, rows, targets, lambda row: row[text], group and (lambda r: r[group])
+  )
+
+
+def jsonl_rows(path: str | pathlib.Path, text: str) -> list[dict[str, Any]]:
+  """The objects of a JSONL file, each with a text in the column `text`.
 
   Raises:
     InputError: the file cannot be read, or a line does not do.
@@ -143,9 +193,7 @@ def read_jsonl(
         f"{_some(row)}: name the column of texts"
       )
     rows.append(row)
-  return make_table(
-    path, rows, targets, lambda row: row[text], group and (lambda r: r[group])
-  )
+  return rows
 
 
 def read_csv(

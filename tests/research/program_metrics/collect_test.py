@@ -1,0 +1,73 @@
+import os
+
+import pytest
+
+from models.errors import InputError
+from research.program_metrics import collect, grammar, measure
+from research.program_metrics.collect import CHUNK, Plan
+
+TIMING = measure.Timing(repeats=2, burst=1e-5)
+# The cheapest to compile of the first two chunks.
+ONLY = (2, 4, CHUNK + 2)
+
+
+def plan(**more):
+  return Plan(
+    **{"seed": 0, "count": 32, "workers": 1, "timing": TIMING, "only": ONLY}
+    | more
+  )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("collect") / "programs"
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+  return collect.collect(plan(), folder)
+
+
+def test_rows_have_texts_numbers_and_the_machine(rows):
+  assert [row["index"] for row in rows] == [*ONLY]
+  for row in rows:
+    assert row["source"] == grammar.program(0, row["index"]).source
+    for view in measure.VIEWS:
+      assert row[view]
+    for name in (*measure.COUNTS, "latency_us", "latency_again_us"):
+      assert row[name] >= 0
+    assert row["latency_us"] > 0 and row["backend"] == "cpu"
+    assert row["jax"] and row["jaxlib"] and row["device"]
+    assert row["xla_flags"] == os.environ.get("XLA_FLAGS", "")
+
+
+def test_what_is_done_is_read_and_the_rest_is_measured(folder, rows):
+  first, second = sorted(folder.glob("0*.json"))
+  before = first.stat().st_mtime_ns
+  second.unlink()
+  again = collect.collect(plan(), folder)
+  assert first.stat().st_mtime_ns == before and second.exists()
+  assert again[:2] == rows[:2]
+  assert again[2]["hash"] == rows[2]["hash"]
+  assert again[2]["latency_us"] != rows[2]["latency_us"]
+
+
+def test_what_takes_too_long_is_left_out_with_its_reason(tmp_path):
+  found = collect.collect(plan(limit=1e-3, only=(2,)), tmp_path / "a")
+  assert found == [{"index": 2, "failure": "took more than 0.001 s"}]
+
+
+def test_chunks_do_not_change_with_the_count():
+  chunks = plan(count=20, only=None).chunks()
+  assert chunks == plan(count=100, only=None).chunks()[:2]
+  assert [len(chunk) for chunk in chunks] == [CHUNK, CHUNK]
+  assert plan().chunks() == [[2, 4], [CHUNK + 2]]
+
+
+def test_mistakes_are_one_line(tmp_path):
+  with pytest.raises(InputError, match="each needs its own"):
+    collect.collect(plan(workers=len(os.sched_getaffinity(0)) + 1), tmp_path)
+  (tmp_path / "000000.json").write_text("[{")
+  (tmp_path / "000001.json").write_text("[]")
+  with pytest.raises(InputError, match="000000.json is damaged: remove it"):
+    collect.collect(plan(), tmp_path)

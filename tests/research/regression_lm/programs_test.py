@@ -1,0 +1,123 @@
+"""The shipped slice of measured programs, its loader, splits and peers."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from models.errors import InputError
+from research.program_metrics import dataset, grammar
+from research.regression_lm import evaluate, measures, peers, shared_sets
+from research.regression_lm.calibration import Prediction
+from research.regression_lm.sources import DataOptions, TableSource
+
+PATH = pathlib.Path("data/program_metrics/programs.jsonl.xz")
+TARGETS = ("flops", "bytes_accessed", "peak_bytes", "latency_us")
+
+
+def options(**more):
+  return DataOptions(**{"kind": "programs", "targets": TARGETS} | more)
+
+
+@pytest.fixture(scope="module")
+def table():
+  return options().load(PATH)
+
+
+def test_the_shipped_programs_are_those_of_the_grammar(table):
+  assert len(table) == 192 and PATH.stat().st_size < 300_000
+  for i in (0, 17, 191):
+    assert table.texts[i] == grammar.program(0, i).source
+
+
+def test_rows_have_numbers_of_all_kinds(table):
+  assert list(table.targets) == list(TARGETS)
+  assert np.isfinite(table.values).all() and (table.values >= 0).all()
+  np.testing.assert_array_equal(table.costs["flops"], table.values[:, 0])
+  assert set(table.parts) == {*dataset.SPLITS} and len(table.costs) == 4
+  # What two runs say of the same programs is nearly the same.
+  again = table.again["latency_us"]
+  assert measures.spearman(again, table.values[:, 3]) > 0.95
+  # Of texts of one length the numbers differ by orders of magnitude.
+  low, high = np.percentile(table.values[:, 0], [10, 90])
+  assert high > 100 * max(low, 1)
+
+
+@pytest.mark.parametrize("view", shared_sets.VIEWS)
+def test_a_view_is_the_text(view, table):
+  found = options(text=view).load(PATH)
+  np.testing.assert_array_equal(found.values, table.values)
+  word = {"jaxpr": "lambda", "stablehlo": "module @jit_f"}
+  assert all(word.get(view, "def f(") in text for text in found.texts)
+
+
+@pytest.mark.parametrize("named", dataset.SPLITS)
+def test_named_splits_are_those_of_the_data(table, named):
+  parts = options(named=named).split(table)
+  rows = np.concatenate([parts.train, parts.valid, parts.test])
+  assert sorted(rows) == list(range(len(table)))
+  words = np.array(table.parts[named])
+  for part in dataset.PARTS:
+    assert set(words[getattr(parts, part)]) == {part}
+  if named == "operators":
+    uses = [bool({*dataset.HELD_OUT} & {*g.split()}) for g in table.groups]
+    assert set(np.flatnonzero(uses)) == set(parts.test)
+  few = options(named=named, train=20, test=5).split(table)
+  np.testing.assert_array_equal(few.train, parts.train[:20])
+  np.testing.assert_array_equal(few.test, parts.test[:5])
+
+
+def test_a_split_is_part_of_what_a_model_was_trained_on(table):
+  by_name = {
+    named: TableSource(table, options(named=named).split(table),
+                       options(named=named)).describe()
+    for named in dataset.SPLITS
+  }  # fmt: skip
+  assert by_name["sizes"]["named"] == "sizes"
+  assert len({found["digest"] for found in by_name.values()}) == 3
+
+
+def test_costs_predict_latency_and_nothing_else(table):
+  parts = options(named="random").split(table)
+  truth = table.values[parts.test]
+  found = evaluate.predictions(
+    table,
+    parts,
+    Prediction(np.repeat(truth[:, None], 3, axis=1)),
+    ["XGBoost on token counts", *peers.COST_NAMES],
+  )
+  counted = {evaluate.OURS, "XGBoost on token counts"}
+  assert all({*each.by_method} == counted for each in found[:3])
+  latency = found[3]
+  assert {*latency.by_method} == (counted | {*peers.COST_NAMES, evaluate.AGAIN})
+  score = lambda name: measures.spearman(latency.by_method[name], latency.truth)
+  assert score("cost analysis") > 0.6
+  assert score(evaluate.AGAIN) > 0.9
+  assert latency.best_peer("spearman") != evaluate.AGAIN
+
+
+@pytest.mark.parametrize(
+  "more, words",
+  [
+    ({"text": "hlo"}, "--text_column=hlo: take one of source, typed, jaxpr"),
+    ({"targets": ("joules",)}, "line 1: has no 'joules'"),
+    ({"named": "time"}, "--split=time: the data has random, operators, sizes"),
+  ],
+)
+def test_mistakes_are_one_line(more, words):
+  chosen = options(**more)
+  with pytest.raises(InputError, match=words):
+    chosen.split(chosen.load(PATH))
+
+
+def test_a_table_without_named_splits_says_so(tmp_path):
+  (tmp_path / "a.csv").write_text("a,y\n1,2\n")
+  chosen = DataOptions(kind="csv", targets=("y",), named="random")
+  with pytest.raises(InputError, match="--split=random: the data has none"):
+    chosen.split(chosen.load(tmp_path / "a.csv"))
+
+
+def test_an_empty_file_is_one_line(tmp_path):
+  (tmp_path / "a.jsonl").write_text("\n")
+  with pytest.raises(InputError, match="has no target"):
+    options().load(tmp_path / "a.jsonl")

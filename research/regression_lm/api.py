@@ -33,6 +33,7 @@ from research.regression_lm.expected import Scale
 from research.regression_lm.fine_tuning import FineTuneOptions, History
 from research.regression_lm.likelihood import Model
 
+
 class RegressionLM:
   """Predicts numbers from text.
 

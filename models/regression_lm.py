@@ -141,16 +141,15 @@ class RegressionLM(nnx.Module):
   def __init__(self, config: RegressionLMConfig, *, rngs: nnx.Rngs):
     """Random weights."""
     c = self.config = config
-    self.embed = transformer.Embedding(c.vocab_size, c.d_model, rngs=rngs)
+    table = functools.partial(transformer.Embedding, std=c.embed_std, rngs=rngs)
+    self.embed = table(c.vocab_size, c.d_model)
     keys = jax.random.split(rngs.params(), c.encoder_layers)
     self.encoder = jax.vmap(lambda key: _encoder_block(c, key))(keys)
     self.encoder_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
-    self.target_embed = transformer.Embedding(
-      c.target_vocab_size, c.d_model, rngs=rngs
-    )
+    self.target_embed = table(c.target_vocab_size, c.d_model)
     # What a digit is worth depends on its place, which rotations tell only by
     # distances.
-    self.slots = transformer.Embedding(c.target_length, c.d_model, rngs=rngs)
+    self.slots = table(c.target_length, c.d_model)
     keys = jax.random.split(rngs.params(), c.decoder_layers)
     self.decoder = jax.vmap(
       lambda key: DecoderBlock(c, rngs=nnx.Rngs(params=key))

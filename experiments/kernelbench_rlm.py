@@ -6,8 +6,8 @@
 One model for all GPUs, whose name is in the text, and for every fold of the
 problems; every timing of --runs is predicted by models that saw no version of
 its problem. Ridge on TF-IDF, one for each run, on the same folds, stands beside
-them, once on the programs as they are and once on their canonical form. The data
-does not ship: FOLDER has kernelbench_sources.jsonl.gz and
+them, once on the programs as they are and once on their canonical form. The
+data does not ship: FOLDER has kernelbench_sources.jsonl.gz and
 kernelbench_timings.csv.gz. Prints Spearman and more, each with a 95% bootstrap
 interval in the JSON of --result. Two to three minutes on an H100; --limit=20
 --steps=5 is a trial on a CPU. The same command goes on where a killed run was.

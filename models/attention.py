@@ -35,7 +35,10 @@ def attend_to_text(
   Returns:
     (B, Q, H, K).
   """
-  if implementation is None and q.shape[1] * k.shape[1] >= _LEAST_SCORES:
+  queries, keys = q.shape[1], k.shape[1]
+  # The kernel's gradient is for even numbers alone.
+  fits = queries % 2 == keys % 2 == 0 and queries * keys >= _LEAST_SCORES
+  if implementation is None and fits:
     heads = q.shape[2], k.shape[2], q.shape[3]
     implementation = "cudnn" if cudnn_runs(*heads, q.dtype.name) else None
   return jax.nn.dot_product_attention(

@@ -1,4 +1,4 @@
-"""Timings of KernelBench by cross-validation over problems: many models at once.
+"""KernelBench by cross-validation over problems: many models at once.
 
 Every problem is held out once, in all its versions, sizes and timings. All
 models, some for each fold, are one: their weights stand along an axis that the

@@ -34,6 +34,9 @@ _PRECISION = cli.choice(
   "of float32 matrix products",
   ("highest", "tensorfloat32", "default"),
 )
+_UNROLL = cli.integer(
+  "unroll", 1, "encoder layers in one iteration of their scan, 0 for all", 0
+)
 _DEVICES = cli.integer("devices", None, "use only so many devices", 1)
 _CHECKPOINT = cli.integer("checkpoint_every", 500, "updates", 1)
 _LOG = cli.integer("log_every", 10, "updates between lines of metrics", 1)
@@ -60,6 +63,7 @@ def main(_) -> None:
     start=_START.value,
     mesh=mesh.data_mesh(_DEVICES.value),
     attention=_ATTENTION.value,
+    unroll=_UNROLL.value,
     checkpoint_every=_CHECKPOINT.value,
     log_every=_LOG.value,
   )

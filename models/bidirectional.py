@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from models import layers, transformer
+from models.attention import attend_to_text
 from models.mamba_blocks import (
   Implementations,
   Mamba2Mixer,
@@ -29,12 +30,11 @@ _LEAST = 1e-30
 def full_attend(
   mask: jax.Array, implementation: str | None = None
 ) -> transformer.Attend:
-  """Softmax attention to the tokens of `mask` (B, L)."""
+  """Softmax attention to the tokens of `mask` (B, L), which begin a row."""
+  lengths = mask.sum(-1)
 
   def attend(q, k, v, _):
-    mixed = jax.nn.dot_product_attention(
-      q, k, v, mask=mask[:, None, None], implementation=implementation
-    )
+    mixed = attend_to_text(q, k, v, lengths, implementation=implementation)
     return mixed, None
 
   return attend

@@ -4,7 +4,9 @@ An encoder over the text, and a decoder that writes the tokens of
 `models.numbers` with attention to it. Keys and values of the text are computed
 once a text (`encode`), and any number of rows of targets reads them: in cross
 attention, where target tokens do not see each other, rows stand along the axis
-of queries and nothing is copied. Layers are stacked and scanned.
+of queries and nothing is copied. Layers are stacked; those of the encoder are
+scanned, and those of the decoder, which are few, laid out flat, so that no keys
+are copied to be read.
 
 Shapes by axis letter: B texts, L text tokens, S rows of targets a text, T
 tokens of a row, C decoder layers, D width, H query heads, N key/value heads, K
@@ -21,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import bidirectional, layers, transformer
+from models.attention import attend_to_text
 from models.mamba_blocks import Implementations
 from models.numbers import START
 from models.regression_lm_config import RegressionLMConfig
@@ -34,14 +37,14 @@ class Memory:
   """What the decoder reads of the texts.
 
   Attributes:
-    k: (C, B, L, N, K).
-    v: (C, B, L, N, K).
-    mask: (B, L) bool, False where there is padding.
+    k: C arrays (B, L, N, K).
+    v: C arrays (B, L, N, K).
+    lengths: (B,) int32, tokens of each text; what is behind is padding.
   """
 
-  k: jax.Array
-  v: jax.Array
-  mask: jax.Array
+  k: tuple[jax.Array, ...]
+  v: tuple[jax.Array, ...]
+  lengths: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -50,13 +53,13 @@ class Cache:
   """Keys and values of the target tokens that were read.
 
   Attributes:
-    k: (C, B, S, T, N, K), rotated keys.
-    v: (C, B, S, T, N, K).
+    k: C arrays (B, S, T, N, K), rotated keys.
+    v: C arrays (B, S, T, N, K).
     length: int32 scalar, tokens of every row.
   """
 
-  k: jax.Array
-  v: jax.Array
+  k: tuple[jax.Array, ...]
+  v: tuple[jax.Array, ...]
   length: jax.Array
 
 
@@ -66,16 +69,20 @@ class Compute:
 
   Attributes:
     dtype: of activations; norms, logits and sums are float32.
-    attention: of `jax.nn.dot_product_attention` in the encoder: None, "xla"
-      or "cudnn".
+    attention: of attention to the text: "xla", "cudnn", or None for the best
+      that runs here (`models.attention`).
     mamba: implementations of the ops of "mamba2".
     remat: compute every layer again in the backward pass, to save memory.
+    unroll: layers of the encoder in one iteration of its scan, which divides
+      them; 0 for all. A scan copies what a layer keeps for the backward pass;
+      without one, layers compile longer.
   """
 
   dtype: str = "float32"
   attention: str | None = None
   mamba: Implementations = Implementations()
   remat: bool = False
+  unroll: int = 1
 
 
 class CrossAttention(nnx.Module):
@@ -101,13 +108,14 @@ class CrossAttention(nnx.Module):
     x: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: jax.Array,
+    lengths: jax.Array,
+    implementation: str | None = None,
   ) -> jax.Array:
     """Maps (B, S, T, D), given one layer of a `Memory`."""
     q = self.q_proj(x).reshape(
       x.shape[0], -1, self.config.num_heads, self.config.head_dim
     )
-    mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None])
+    mixed = attend_to_text(q, k, v, lengths, implementation=implementation)
     return self.o_proj(mixed.reshape(*x.shape[:-1], -1))
 
 
@@ -133,16 +141,15 @@ class RegressionLM(nnx.Module):
   def __init__(self, config: RegressionLMConfig, *, rngs: nnx.Rngs):
     """Random weights."""
     c = self.config = config
-    self.embed = transformer.Embedding(c.vocab_size, c.d_model, rngs=rngs)
+    table = functools.partial(transformer.Embedding, std=c.embed_std, rngs=rngs)
+    self.embed = table(c.vocab_size, c.d_model)
     keys = jax.random.split(rngs.params(), c.encoder_layers)
     self.encoder = jax.vmap(lambda key: _encoder_block(c, key))(keys)
     self.encoder_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
-    self.target_embed = transformer.Embedding(
-      c.target_vocab_size, c.d_model, rngs=rngs
-    )
+    self.target_embed = table(c.target_vocab_size, c.d_model)
     # What a digit is worth depends on its place, which rotations tell only by
     # distances.
-    self.slots = transformer.Embedding(c.target_length, c.d_model, rngs=rngs)
+    self.slots = table(c.target_length, c.d_model)
     keys = jax.random.split(rngs.params(), c.decoder_layers)
     self.decoder = jax.vmap(
       lambda key: DecoderBlock(c, rngs=nnx.Rngs(params=key))
@@ -235,12 +242,13 @@ def encode(
     x = x + drop_mixed(mixed)
     return x + block.mlp(block.mlp_norm(x), hooks), None
 
-  x, _ = jax.lax.scan(_maybe_remat(layer, compute), x, (model.encoder, keys))
-  text = model.encoder_norm(x)
-  k, v = jax.vmap(lambda block: block.cross.keys_and_values(text))(
-    model.decoder
+  x, _ = jax.lax.scan(
+    _maybe_remat(layer, compute),
+    x,
+    (model.encoder, keys),
+    unroll=compute.unroll or config.encoder_layers,
   )
-  return Memory(k=k, v=v, mask=mask)
+  return _memory(config, model, model.encoder_norm(x), lengths)
 
 
 def logits(
@@ -279,19 +287,18 @@ def logits(
     mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     return mixed.reshape(*shape[:3], -1), None
 
-  keys = _layer_keys(key, config.decoder_layers, dropout)
-
-  def layer(x, inputs):
-    block, k, v, layer_key = inputs
+  def layer(x, block, k, v, layer_key):
     mix = lambda x: block.attn(x, positions, attend, None)
-    x, _ = _decoder_layer(
-      block, x, mix, (k, v, memory.mask), layer_key, dropout
-    )
-    return x, None
+    return _decoder_layer(
+      block, x, mix, (k, v, memory.lengths), compute, layer_key, dropout
+    )[0]
 
-  x, _ = jax.lax.scan(
-    _maybe_remat(layer, compute), x, (model.decoder, memory.k, memory.v, keys)
-  )
+  if compute.remat:
+    layer = jax.checkpoint(layer)
+  keys = _layer_keys(key, config.decoder_layers, dropout)
+  for number, block in enumerate(_decoder_blocks(config, model)):
+    layer_key = None if keys is None else keys[number]
+    x = layer(x, block, memory.k[number], memory.v[number], layer_key)
   return _head(model, x)
 
 
@@ -304,9 +311,11 @@ def init_cache(
 ) -> Cache:
   """A cache of B = `batch` texts with S = `rows` rows that are empty."""
   c = config
-  shape = (c.decoder_layers, batch, rows, c.target_length)
-  shape = (*shape, c.num_kv_heads, c.head_dim)
-  k, v = (jnp.zeros(shape, dtype) for _ in range(2))
+  shape = (batch, rows, c.target_length, c.num_kv_heads, c.head_dim)
+  k, v = (
+    tuple(jnp.zeros(shape, dtype) for _ in range(c.decoder_layers))
+    for _ in range(2)
+  )
   return Cache(k=k, v=v, length=jnp.zeros((), jnp.int32))
 
 
@@ -330,7 +339,7 @@ def step(
   place = cache.length
   x = _embed_targets(model, tokens[..., None], place[None], compute)
   positions = jnp.broadcast_to(place, x.shape[:-1])
-  seen = jnp.arange(cache.k.shape[3]) <= place
+  seen = jnp.arange(config.target_length) <= place
 
   def attend(q, k, v, layer_cache):
     all_k, all_v = (
@@ -341,14 +350,16 @@ def step(
     mixed = jax.nn.dot_product_attention(*flat, mask=seen[None, None, None])
     return mixed.reshape(*x.shape[:-1], -1), (all_k, all_v)
 
-  def layer(x, inputs):
-    block, k, v, layer_cache = inputs
-    mix = lambda x: block.attn(x, positions, attend, layer_cache)
-    return _decoder_layer(block, x, mix, (k, v, memory.mask))
-
-  x, (k, v) = jax.lax.scan(
-    layer, x, (model.decoder, memory.k, memory.v, (cache.k, cache.v))
-  )
+  found = []
+  for number, block in enumerate(_decoder_blocks(config, model)):
+    layer_cache = cache.k[number], cache.v[number]
+    mix = functools.partial(
+      block.attn, positions=positions, attend=attend, layer_input=layer_cache
+    )
+    read = memory.k[number], memory.v[number], memory.lengths
+    x, new = _decoder_layer(block, x, mix, read, compute)
+    found.append(new)
+  k, v = zip(*found)
   return _head(model, x)[..., 0, :], Cache(k=k, v=v, length=place + 1)
 
 
@@ -363,12 +374,43 @@ def _encoder_attend(config, mask, compute) -> transformer.Attend | None:
   return bidirectional.full_attend(mask, compute.attention)
 
 
-def _decoder_layer(block, x, mix, memory, key=None, dropout=0.0):
-  """One block over (B, S, T, D); `mix` runs its self-attention."""
+def _decoder_blocks(config, model) -> list[DecoderBlock]:
+  """The layers of the decoder, one by one."""
+  return [
+    jax.tree.map(lambda leaf, i=i: leaf[i], model.decoder)
+    for i in range(config.decoder_layers)
+  ]
+
+
+def _memory(config, model, text: jax.Array, lengths: jax.Array) -> Memory:
+  """Keys and values of every decoder layer for encoded texts (B, L, D)."""
+  k, v = zip(
+    *(
+      block.cross.keys_and_values(text)
+      for block in _decoder_blocks(config, model)
+    )
+  )
+  return Memory(k=k, v=v, lengths=lengths)
+
+
+def _decoder_layer(block, x, mix, memory, compute, key=None, dropout=0.0):
+  """One block over (B, S, T, D); `mix` runs its self-attention.
+
+  Args:
+    block: of the decoder.
+    x: what it reads.
+    mix: maps the normed input to what is added, and an output of its own.
+    memory: keys, values and lengths of the texts.
+    compute: how.
+    key: of dropout, or None.
+    dropout: as for `encode`.
+  """
   drop_mixed, drop_mlp = _droppers(key, dropout)
   mixed, output = mix(block.attn_norm(x))
   x = x + drop_mixed(mixed)
-  x = x + block.cross(block.cross_norm(x), *memory)
+  # For few queries the kernel of long texts is no gain: only "xla" is a must.
+  implementation = "xla" if compute.attention == "xla" else None
+  x = x + block.cross(block.cross_norm(x), *memory, implementation)
   hooks = transformer.MlpHooks(on_output=drop_mlp)
   return x + block.mlp(block.mlp_norm(x), hooks), output
 

@@ -33,6 +33,8 @@ class RegressionLMConfig:
     num_features: M, random features a head of "favor".
     d_state: of "mamba2".
     mamba_head_dim: channels a head of "mamba2"; divides 2 D.
+    embed_std: standard deviation of random embeddings. Small ones drown at
+      first in what the layers add.
   """
 
   vocab_size: int
@@ -51,6 +53,7 @@ class RegressionLMConfig:
   num_features: int = 128
   d_state: int = 64
   mamba_head_dim: int = 64
+  embed_std: float = 0.02
 
   def __post_init__(self):
     """Checks the sizes; raises InputError."""

@@ -220,9 +220,11 @@ class Transformer(nnx.Module):
 class Embedding(nnx.Module):
   """Token table (V, D)."""
 
-  def __init__(self, vocab_size: int, features: int, *, rngs: nnx.Rngs):
-    """Normal table of standard deviation 0.02."""
-    init = jax.nn.initializers.normal(0.02)
+  def __init__(
+    self, vocab_size: int, features: int, *, std: float = 0.02, rngs: nnx.Rngs
+  ):
+    """Normal table of standard deviation `std`."""
+    init = jax.nn.initializers.normal(std)
     self.table = nnx.Param(init(rngs.params(), (vocab_size, features)))
 
   def __call__(self, tokens: jax.Array) -> jax.Array:

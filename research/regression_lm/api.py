@@ -11,7 +11,7 @@ Shapes by axis letter: B texts, S draws a text, O objectives, G numbers.
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import jax
@@ -24,7 +24,7 @@ from models.regression_lm import Compute, Params
 from models.regression_lm_config import RegressionLMConfig
 from models.sampling import Sampling
 from models.tokenizer import Tokenizer
-from research.language_model import buckets, tokenizing
+from research.language_model import tokenizing
 from research.regression_lm import artefact, examples, fine_tuning, sampling
 from research.regression_lm.artefact import Artefact
 from research.regression_lm.calibration import Prediction
@@ -32,9 +32,6 @@ from research.regression_lm.examples import Example, Texts
 from research.regression_lm.expected import Scale
 from research.regression_lm.fine_tuning import FineTuneOptions, History
 from research.regression_lm.likelihood import Model
-
-# Text tokens and draws of one call of the device.
-_CALL_TOKENS, _CALL_DRAWS = 1 << 15, 1 << 14
 
 
 class RegressionLM:
@@ -250,20 +247,16 @@ class RegressionLM:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
       jax.random.key(seed), np.arange(len(xs), dtype=np.uint32)
     )
-    found = np.empty((len(xs), num_samples, codec.length), np.int32)
-    most = max(1, _CALL_DRAWS // num_samples)
-    for indices, filled, batch in _calls(texts, most):
-      ids, _ = sampling.draw(
-        self.model,
-        self.params,
-        *batch,
-        keys[filled],
-        num_samples=num_samples,
-        sampling=rule,
-        given=None if known is None else known[filled],
-      )
-      found[indices] = np.asarray(ids)[: len(indices)]
-    return codec.values(found)
+    ids = sampling.draw_texts(
+      self.model,
+      self.params,
+      texts,
+      keys,
+      num_samples=num_samples,
+      sampling=rule,
+      given=known,
+    )
+    return codec.values(ids)
 
   def predict(
     self,
@@ -334,7 +327,7 @@ class RegressionLM:
     numbers = fitted.grid(codec, grid)
     texts = self._texts(xs)
     found = np.empty((len(xs), codec.num_objectives))
-    for indices, _, batch in _calls(texts, max(1, _CALL_DRAWS // grid)):
+    for indices, _, batch in sampling.calls(self.model, texts, grid):
       scores = sampling.expectation(self.model, self.params, *batch, numbers)
       found[indices] = np.asarray(scores)[: len(indices)]
     return fitted.values(found)
@@ -393,24 +386,11 @@ class RegressionLM:
     """(B, S, O) of targets (B, S, T)."""
     shape = (*targets.shape[:2], self.num_objectives)
     found = np.empty(shape, np.float64)
-    most = max(1, _CALL_DRAWS // targets.shape[1])
-    for indices, filled, batch in _calls(texts, most):
+    rows = targets.shape[1]
+    for indices, filled, batch in sampling.calls(self.model, texts, rows):
       scores = sampling.score(self.model, self.params, *batch, targets[filled])
       found[indices] = np.asarray(scores)[: len(indices)]
     return found
-
-
-def _calls(
-  texts: Texts, most: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
-  """Calls of few shapes: indices, the same filled up, tokens and lengths."""
-  for size, rows, groups in buckets.batches(texts.lengths, _CALL_TOKENS):
-    rows = min(rows, buckets.power_of_two(most + 1) // 2)
-    for group in groups:
-      for start in range(0, len(group), rows):
-        indices = group[start : start + rows]
-        filled = np.resize(indices, rows)
-        yield indices, filled, texts.rows(filled, size)
 
 
 def _sampling(temperature: float, top_p: float) -> Sampling:

@@ -22,6 +22,7 @@ _SIZE_FIELDS = (
   "num_heads",
   "num_kv_heads",
   "head_dim",
+  "embed_std",
 )
 
 
@@ -52,6 +53,12 @@ class Options:
   )
   head_dim: int | None = _option(None, "size of a head", lower=2, upper=1024)
 
+  embed_std: float | None = _option(
+    None,
+    "standard deviation of random embeddings; 1 learns numbers sooner",
+    lower=1e-6,
+    upper=100.0,
+  )
   tokenizer: str = _option(
     "bytes",
     "of the text: bytes, bpe (learned from the training texts), a hub id, or"

@@ -48,8 +48,43 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
+def speed(rows: Sequence[Mapping[str, Any]]) -> str:
+  """One line a setting of ours and of the peer; ratios of ours to the others.
+
+  Those of ours in bfloat16 are set against the peer's in bfloat16, those in
+  float32 against the peer's in float32 and with TensorFloat-32.
+  """
+  ours = {
+    (row["work"], row["model"], row["shape"], row["dtype"]): row["seconds"]
+    for row in rows
+    if row["system"] == "frugax"
+  }
+  lines = []
+  for row in rows:
+    key = row["work"], row["model"], row["shape"], row["dtype"]
+    line = {
+      "work": row["work"],
+      "model": row["model"],
+      "shape": row["shape"],
+      "system": row["system"],
+      "setting": row["setting"],
+      "ms": f"{1e3 * row['seconds']:,.2f}",
+      "texts/s": f"{row['examples_per_second']:,.1f}",
+    }
+    if not row.get("compiled", True):
+      line["setting"] += ", not compiled"
+    if "share" in row:
+      line["share"] = f"{row['share']:.1%}"
+    elif key in ours:
+      line["frugax is faster by"] = f"{row['seconds'] / ours[key]:.1f}"
+    lines.append(line)
+  columns = ("work", "model", "shape", "system", "setting", "ms", "texts/s")
+  return markdown_table(lines, [*columns, "share", "frugax is faster by"])
+
+
 # The key that tells rows of a kind -> their table.
 KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "energy_distance": densities,
   "tests": methods,
+  "examples_per_second": speed,
 }

@@ -5,17 +5,25 @@ O objectives.
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models import regression_lm
 from models.numbers import START
 from models.regression_lm import Params
 from models.sampling import Sampling
 from models.sampling import draw as draw_tokens
+from research.language_model import buckets
 from research.regression_lm import expected, likelihood
+from research.regression_lm.examples import Texts
 from research.regression_lm.likelihood import Model
+
+# Text tokens and draws of one call: on a CPU, and at least on others. The share
+# of an accelerator's memory that one call is given.
+_CALL_TOKENS, _CALL_DRAWS, _SHARE = 1 << 15, 1 << 14, 0.4
 
 
 @functools.partial(
@@ -95,6 +103,93 @@ def draw(
   places = jnp.arange(length, dtype=jnp.int32)
   (_, _, _, logprob), ids = jax.lax.scan(step, carry, (places, given.T))
   return jnp.moveaxis(ids, 0, -1), logprob
+
+
+def draw_texts(
+  model: Model,
+  params: Params,
+  texts: Texts,
+  keys: jax.Array,
+  *,
+  num_samples: int,
+  sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+  given: np.ndarray | None = None,
+) -> np.ndarray:
+  """Draws for any number of texts, in as few calls as memory allows.
+
+  Args:
+    model: the model.
+    params: of it.
+    texts: N texts.
+    keys: (N,) one for each.
+    num_samples: S.
+    sampling: as for `draw`.
+    given: (N, T) as for `draw`.
+
+  Returns:
+    Ids (N, S, T) int32.
+  """
+  pending = []
+  for indices, filled, batch in calls(model, texts, num_samples):
+    ids, _ = draw(
+      model,
+      params,
+      *batch,
+      keys[filled],
+      num_samples=num_samples,
+      sampling=sampling,
+      given=None if given is None else given[filled],
+    )
+    pending.append((indices, ids))
+  shape = (len(texts.lengths), num_samples, model.codec.length)
+  found = np.empty(shape, np.int32)
+  # Fetched when all are under way, so that no call waits for the host.
+  for indices, ids in pending:
+    found[indices] = np.asarray(ids)[: len(indices)]
+  return found
+
+
+def calls(
+  model: Model, texts: Texts, rows_a_text: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+  """Calls of few shapes over texts of like length.
+
+  Args:
+    model: the model.
+    texts: N texts.
+    rows_a_text: S, rows of targets that each has.
+
+  Yields:
+    Indices of texts, the same filled up to a full batch (B,), and its tokens
+    (B, L) and lengths (B,).
+  """
+  tokens, draws = _call_size(model, int(texts.lengths.max()))
+  most = max(1, draws // rows_a_text)
+  for size, rows, groups in buckets.batches(texts.lengths, tokens):
+    rows = min(rows, buckets.power_of_two(most + 1) // 2)
+    for group in groups:
+      for start in range(0, len(group), rows):
+        indices = group[start : start + rows]
+        filled = np.resize(indices, rows)
+        yield indices, filled, texts.rows(filled, size)
+
+
+def _call_size(model: Model, longest: int) -> tuple[int, int]:
+  """Text tokens and draws of one call, by the memory of the device."""
+  memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+  if memory is None or jax.default_backend() == "cpu":
+    return _CALL_TOKENS, _CALL_DRAWS
+  c, wide = model.config, model.compute.dtype == "float32"
+  item = 4 if wide else 2
+  kept = 2 * c.decoder_layers * c.num_kv_heads * c.head_dim
+  layer = 6 * c.d_model + 3 * c.d_ff + 4 * c.num_heads * c.head_dim
+  # Without a kernel that keeps none, scores of a layer stand in memory twice.
+  scores = 2 * c.num_heads * longest if wide else 0
+  cached = 4 * c.decoder_layers * c.num_kv_heads * c.head_dim
+  row = item * cached * c.target_length + 8 * c.num_heads * longest
+  free = _SHARE * memory / 2
+  tokens = int(free / (item * (kept + layer + scores)))
+  return max(tokens, _CALL_TOKENS), max(int(free / row), _CALL_DRAWS)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -37,6 +37,7 @@ class Run:
       win over those of the options.
     mesh: devices; None takes all.
     attention: implementation of attention over text.
+    unroll: layers of the encoder in one iteration of its scan, 0 for all.
     checkpoint_every: updates.
     log_every: updates.
     progress: show bars.
@@ -48,6 +49,7 @@ class Run:
   start: str | None = None
   mesh: jax.sharding.Mesh | None = None
   attention: str | None = None
+  unroll: int = 1
   checkpoint_every: int = 500
   log_every: int = 10
   progress: bool = True
@@ -141,7 +143,9 @@ def _model(run: Run) -> RegressionLM:
       seed=o.seed,
       **o.sizes(),
     )
-  compute = Compute(dtype=o.dtype, attention=run.attention, remat=o.remat)
+  compute = Compute(
+    dtype=o.dtype, attention=run.attention, remat=o.remat, unroll=run.unroll
+  )
   lm.model = Model(
     config=lm.model.config, codec=lm.model.codec, compute=compute
   )

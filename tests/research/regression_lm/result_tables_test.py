@@ -22,3 +22,16 @@ def test_densities_stand_beside_the_truth():
   ]  # fmt: skip
   lines = result_tables.densities(rows).splitlines()
   assert len(lines) == 3 and "0.2500" in lines[2] and "0.0000" in lines[2]
+
+
+def test_speed_is_set_against_the_peer_of_a_like_setting():
+  shared = {"work": "update", "model": "m", "shape": "B1"}
+  rows = [
+    shared | {"system": "regress-lm", "dtype": "float32", "setting": "tf32",
+     "seconds": 3.0, "examples_per_second": 1.0, "compiled": False},
+    shared | {"system": "frugax", "dtype": "float32", "setting": "tf32",
+     "seconds": 2.0, "examples_per_second": 1.5, "share": 0.5},
+  ]  # fmt: skip
+  lines = result_tables.speed(rows).splitlines()
+  assert "tf32, not compiled" in lines[2] and "1.5" in lines[2].split("|")[-2]
+  assert "50.0%" in lines[3]

@@ -17,6 +17,7 @@ import time
 
 from absl import flags
 
+import artefacts
 import cli
 import option_flags
 from models.errors import InputError
@@ -43,6 +44,9 @@ _FROM = flags.DEFINE_list(
   "settings_from", [], "results: take the settings of the best of them"
 )
 _MEASURE = cli.choice("measure", "kendall", "best by", ("kendall", "spearman"))
+_JUDGED = flags.DEFINE_string(
+  "judged", None, "method whose measure is the score; all models if not given"
+)
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 _OPTIONS = option_flags.define(Settings)
 
@@ -50,11 +54,16 @@ _OPTIONS = option_flags.define(Settings)
 def _settings() -> tuple[Settings, dict]:
   """The settings, and how they were chosen."""
   flagged = Settings(**{name: flag.value for name, flag in _OPTIONS.items()})
+  present = {
+    name: flag.value
+    for name, flag in _OPTIONS.items()
+    if flags.FLAGS[name].present
+  }
   found = {}
   for name in _FROM.value:
     try:
       result = json.loads(pathlib.Path(name).read_text())
-      score, tried = result["score"], result["settings"]
+      score, tried = float(result["score"]), result["settings"]
       tried = Settings(**tried)
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise InputError(f"--settings_from {name}: is no such result") from error
@@ -65,7 +74,8 @@ def _settings() -> tuple[Settings, dict]:
   if not found:
     return flagged, {"how": "as the flags say"}
   best = max(found, key=lambda name: found[name][0])
-  return found[best][1], {
+  # What is given beside the results, such as a larger ensemble, wins.
+  return dataclasses.replace(found[best][1], **present), {
     "how": f"best mean {_MEASURE.value} on other targets",
     "best": best,
     "tried": {
@@ -115,13 +125,20 @@ def main(_) -> None:
   columns = ["target", "train", "method", "kendall", "kendall sd", "spearman",
              "spearman sd", "mse", "crps", "seeds"]  # fmt: skip
   print(report.markdown_table(lines, columns))
+  seconds = time.perf_counter() - began
+  how = {"settings": dataclasses.asdict(settings), "chosen": chosen}
+  how |= {"device": artefacts.device(), "seconds": seconds}
+  transfer_run.keep(workdir, models, how)
   if _RESULT.value:
-    used = transfer_run.used(workdir)
-    score = transfer_run.score(lines, models, _MEASURE.value)
+    judged = (
+      [_JUDGED.value]
+      if _JUDGED.value
+      else [f"{transfer_run.OURS}, {model}" for model in models]
+    )
+    score = transfer_run.score(lines, judged, _MEASURE.value)
     cli.write_result(
-      _RESULT.value, rows, cli.command(), time.perf_counter() - began,
-      summary=lines, settings=dataclasses.asdict(settings), chosen=chosen,
-      score=score, models=used,
+      _RESULT.value, rows, cli.command(), seconds, summary=lines, score=score,
+      settings=how["settings"], models=transfer_run.kept(workdir),
     )  # fmt: skip
     print(f"score: {score}\nresult: {_RESULT.value}")
 

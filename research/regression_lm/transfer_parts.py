@@ -45,7 +45,7 @@ def read(file: pathlib.Path) -> tuple[str, Found]:
     InputError: it is damaged.
   """
   try:
-    with np.load(file, allow_pickle=False) as arrays:
+    with file.open("rb") as opened, np.load(opened) as arrays:
       points, draws = (arrays[n].astype(float) for n in ("points", "draws"))
       return str(arrays["method"]), Found(points, draws)
   except Exception as error:  # zipfile, zlib, numpy: all mean the same.

@@ -21,9 +21,8 @@ def predict(
   """Predictions of a peer for one target.
 
   Args:
-    name: one of `NAMES`. `WITH_SOURCES` is given the numbers of the sources
-      beside the features; `PER_SOURCE` learns each source from the features,
-      and the target from what it says of them.
+    name: one of `NAMES` but `PER_SOURCE`. `WITH_SOURCES` is given the numbers
+      of the sources beside the features.
     setup: the comparison.
     facts: all rows.
     task: the target.
@@ -37,19 +36,7 @@ def predict(
   features = facts.features[task.form]
   known = split.known[:size]
   values = facts.column(task.column)
-  if name == PER_SOURCE:
-    if not setup.sources:
-      raise InputError(f"peer {name!r} needs --sources")
-    rows = transfer.source_rows(setup, facts, split)
-    asked = np.concatenate([known, split.test])
-    said = []
-    for source in setup.sources:
-      column = facts.column(source.column)
-      own = rows[np.isfinite(column[rows])]
-      said.append(_one("XGBoost", facts, source, own, column, asked, seed))
-    said = np.stack(said, axis=1)
-    points = ridge(said[:size], values[known], said[size:])
-  elif name == WITH_SOURCES:
+  if name == WITH_SOURCES:
     if not setup.sources or setup.source_rows:
       raise InputError(f"peer {name!r} needs sources that are known of all")
     columns = [facts.column(source.column) for source in setup.sources]
@@ -60,6 +47,25 @@ def predict(
   else:
     points = _one(name, facts, task, known, values, split.test, seed)
   return Found(points, points[:, None])
+
+
+def said_of_sources(
+  setup: Setup, facts: Facts, split: Split, asked: np.ndarray, seed: int
+) -> np.ndarray:
+  """What XGBoost says of rows (R,), one model a source: (R, sources).
+
+  Raises:
+    InputError: there are no sources.
+  """
+  if not setup.sources:
+    raise InputError(f"peer {PER_SOURCE!r} needs --sources")
+  rows = transfer.source_rows(setup, facts, split)
+  said = []
+  for source in setup.sources:
+    column = facts.column(source.column)
+    own = rows[np.isfinite(column[rows])]
+    said.append(_one("XGBoost", facts, source, own, column, asked, seed))
+  return np.stack(said, axis=1)
 
 
 def _one(

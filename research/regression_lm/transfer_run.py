@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
+from research.core import metrics
 from research.regression_lm import transfer, transfer_parts, transfer_peers
 from research.regression_lm.forms import Facts
 from research.regression_lm.transfer import Found, Setup
@@ -47,18 +48,37 @@ def run(
   for model in models:
     _model(model, setup, facts, parts, workdir, say)
   for name in peers:
-    for task in setup.targets:
-      for size in setup.sizes:
-        for seed, split in enumerate(parts):
-          key = (task.column, size, seed)
-          if transfer_parts.path(workdir, name, *key).exists():
-            continue
-          found = transfer_peers.predict(
-            name, setup, facts, task, split, size, seed
-          )
-          transfer_parts.write(workdir, name, found, *key)
+    for size in setup.sizes:
+      for seed in range(setup.seeds):
+        _peer(name, setup, facts, parts, size, seed, workdir)
     say(f"{name}: done")
   return transfer_parts.rows(setup, facts, parts, workdir)
+
+
+def _peer(name, setup, facts, parts, size, seed, workdir):
+  split = parts[seed]
+  missing = [
+    task
+    for task in setup.targets
+    if not transfer_parts.path(workdir, name, task.column, size, seed).exists()
+  ]
+  if name == transfer_peers.PER_SOURCE and missing:
+    asked = np.concatenate([split.known[:size], split.test])
+    said = transfer_peers.said_of_sources(setup, facts, split, asked, seed)
+    _by_ridge(name, setup, facts, said, asked, size, seed, workdir)
+    return
+  for task in missing:
+    found = transfer_peers.predict(name, setup, facts, task, split, size, seed)
+    transfer_parts.write(workdir, name, found, task.column, size, seed)
+
+
+def _by_ridge(method, setup, facts, said, asked, size, seed, workdir):
+  """All targets from what is said of the sources, examples first."""
+  for task in setup.targets:
+    values = facts.column(task.column)[asked[:size]]
+    points = transfer_peers.ridge(said[:size], values, said[size:])
+    found = Found(points, points[:, None])
+    transfer_parts.write(workdir, method, found, task.column, size, seed)
 
 
 def _model(model, setup, facts, parts, workdir, say):
@@ -90,32 +110,40 @@ def _model(model, setup, facts, parts, workdir, say):
 
 
 def _ridge(setup, facts, prepared, parts, start, size, workdir):
-  """The target from what the pretrained models say of the sources."""
+  """The targets from what the pretrained models say of the sources."""
+  method = f"{OURS}, ridge on its sources"
   for seed, split in enumerate(parts):
     asked = np.concatenate([split.known[:size], split.test])
     said = transfer.source_values(setup, facts, prepared, start, seed, asked)
-    for task in setup.targets:
-      values = facts.column(task.column)[asked[:size]]
-      points = transfer_peers.ridge(said[:size], values, said[size:])
-      transfer_parts.write(
-        workdir, f"{OURS}, ridge on its sources",
-        Found(points, points[:, None]), task.column, size, seed,
-      )  # fmt: skip
+    _by_ridge(method, setup, facts, said, asked, size, seed, workdir)
 
 
-def used(workdir: pathlib.Path) -> dict[str, Any]:
-  """Settings of the models whose parts are in `workdir`."""
-  return {
-    model: json.loads((workdir / model / "flags.json").read_text())
-    for model in MODELS
-    if (workdir / model / "flags.json").exists()
-  }
+def keep(workdir: pathlib.Path, models: Sequence[str], how: dict[str, Any]):
+  """Writes beside the parts of each model how it came about."""
+  for model in models:
+    path = workdir / model / "how.json"
+    if not path.exists():
+      metrics.write_json(path, how)
+
+
+def kept(workdir: pathlib.Path) -> dict[str, Any]:
+  """How the models came about whose parts are in `workdir`.
+
+  Raises:
+    InputError: a file is damaged.
+  """
+  found = {}
+  for path in sorted(workdir.glob("*/how.json")):
+    try:
+      found[path.parent.name] = json.loads(path.read_text())
+    except ValueError as error:
+      raise InputError(f"{path} is damaged: remove it") from error
+  return found
 
 
 def score(
-  lines: Sequence[dict[str, Any]], models: Sequence[str], measure: str
+  lines: Sequence[dict[str, Any]], methods: Sequence[str], measure: str
 ) -> float | None:
-  """Mean of a measure of the models over targets and sizes; None without."""
-  wanted = {f"{OURS}, {model}" for model in models}
-  found = [line[measure] for line in lines if line["method"] in wanted]
+  """Mean of a measure of methods over targets and sizes; None without."""
+  found = [line[measure] for line in lines if line["method"] in methods]
   return float(np.mean(found)) if found else None

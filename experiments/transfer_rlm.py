@@ -1,0 +1,147 @@
+"""Few numbers of one task, many of others: regression LMs beside their peers.
+
+  python experiments/transfer_rlm.py --path=nasbench201.csv.gz \
+    --flagfile=experiments/flagfiles/rlm_latency.flags --result=latency.json
+
+A model begins at random ("scratch"), or learns the numbers of --sources first
+("pretrained"). Settings come from the flags, or from the best of the results
+of other targets (--settings_from), so that no tested row has a say. Parts stay
+in --workdir: a killed run goes on, and models and peers may be computed on
+different machines (--peers=none, --models=none) and joined in one folder.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+
+from absl import flags
+
+import artefacts
+import cli
+import option_flags
+from models.errors import InputError
+from research.regression_lm.transfer_options import Settings
+
+_DATA = cli.choice(
+  "data", "nasbench201", "set", ("nasbench201", "kernel_tuner")
+)
+_PATH = flags.DEFINE_string("path", None, "file of the set")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/transfer", "folder of the run")
+_TARGETS = flags.DEFINE_list("targets", [], "columns, as name or name:form")
+_SOURCES = flags.DEFINE_list("sources", [], "likewise; name* takes all such")
+_SIZES = cli.numbers("sizes", [20], "numbers of examples", 2, 1e6)
+_SEEDS = cli.integer("seeds", 3, "splits", 1, 1000)
+_TESTS = cli.integer("tests", 3000, "test rows at most", 2)
+_SOURCE_ROWS = cli.integer(
+  "source_rows", 0, "rows whose sources are known, none tested; 0 for all", 0
+)
+_MODELS = flags.DEFINE_list(
+  "models", ["scratch"], "scratch, pretrained, or none"
+)
+_PEERS = flags.DEFINE_list("peers", ["XGBoost"], "beside the models, or none")
+_FROM = flags.DEFINE_list(
+  "settings_from", [], "results: take the settings of the best of them"
+)
+_MEASURE = cli.choice("measure", "kendall", "best by", ("kendall", "spearman"))
+_JUDGED = flags.DEFINE_string(
+  "judged", None, "method whose measure is the score; all models if not given"
+)
+_RESULT = flags.DEFINE_string("result", None, "JSON file to write")
+_OPTIONS = option_flags.define(Settings)
+
+
+def _settings() -> tuple[Settings, dict]:
+  """The settings, and how they were chosen."""
+  flagged = Settings(**{name: flag.value for name, flag in _OPTIONS.items()})
+  present = {
+    name: flag.value
+    for name, flag in _OPTIONS.items()
+    if flags.FLAGS[name].present
+  }
+  found = {}
+  for name in _FROM.value:
+    try:
+      result = json.loads(pathlib.Path(name).read_text())
+      score, tried = float(result["score"]), result["settings"]
+      tried = Settings(**tried)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise InputError(f"--settings_from {name}: is no such result") from error
+    targets = sorted({row["target"] for row in result["rows"]})
+    if set(targets) & {name.partition(":")[0] for name in _TARGETS.value}:
+      raise InputError(f"{name}: is of the target, which must have no say")
+    found[pathlib.Path(name).name] = (score, tried, targets)
+  if not found:
+    return flagged, {"how": "as the flags say"}
+  best = max(found, key=lambda name: found[name][0])
+  # What is given beside the results, such as a larger ensemble, wins.
+  return dataclasses.replace(found[best][1], **present), {
+    "how": f"best mean {_MEASURE.value} on other targets",
+    "best": best,
+    "tried": {
+      name: {"score": score, "targets": targets, **dataclasses.asdict(tried)}
+      for name, (score, tried, targets) in found.items()
+    },
+  }
+
+
+def main(_) -> None:
+  """Runs; see the module's docstring."""
+  began = time.perf_counter()
+  if not _PATH.value or not _TARGETS.value:
+    raise InputError("give --path, the file of the set, and --targets")
+  settings, chosen = _settings()
+  from research.core import loop, report
+  from research.regression_lm import (
+    forms,
+    learning_curve,
+    transfer_options,
+    transfer_peers,
+    transfer_run,
+  )
+
+  peers = transfer_peers.known_names(_PEERS.value)
+  models = transfer_run.known_models(_MODELS.value)
+  facts = forms.load(_DATA.value, _PATH.value)
+  setup = transfer_options.setup(
+    settings,
+    targets=transfer_options.tasks(facts, _TARGETS.value),
+    sources=transfer_options.tasks(facts, _SOURCES.value, _TARGETS.value),
+    sizes=[int(size) for size in _SIZES.value],
+    seeds=_SEEDS.value,
+    tests=_TESTS.value,
+    source_rows=_SOURCE_ROWS.value,
+  )
+  workdir = pathlib.Path(_WORKDIR.value)
+  deciding = {"data": _DATA.value, "tests": setup.tests}
+  deciding |= {"source_rows": setup.source_rows, "largest": max(setup.sizes)}
+  deciding["targets"] = _TARGETS.value
+  loop.claim_workdir(workdir, deciding)
+  for model in models:
+    loop.claim_workdir(workdir / model, dataclasses.asdict(settings))
+  say = lambda line: print(line, flush=True)
+  rows = transfer_run.run(setup, facts, workdir, models, peers, say)
+  lines = learning_curve.summary(rows)
+  columns = ["target", "train", "method", "kendall", "kendall sd", "spearman",
+             "spearman sd", "mse", "crps", "seeds"]  # fmt: skip
+  print(report.markdown_table(lines, columns))
+  seconds = time.perf_counter() - began
+  how = {"settings": dataclasses.asdict(settings), "chosen": chosen}
+  how |= {"device": artefacts.device(), "seconds": seconds}
+  transfer_run.keep(workdir, models, how)
+  if _RESULT.value:
+    judged = (
+      [_JUDGED.value]
+      if _JUDGED.value
+      else [f"{transfer_run.OURS}, {model}" for model in models]
+    )
+    score = transfer_run.score(lines, judged, _MEASURE.value)
+    cli.write_result(
+      _RESULT.value, rows, cli.command(), seconds, summary=lines, score=score,
+      settings=how["settings"], models=transfer_run.kept(workdir),
+    )  # fmt: skip
+    print(f"score: {score}\nresult: {_RESULT.value}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

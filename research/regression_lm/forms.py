@@ -1,0 +1,145 @@
+"""Text forms of shared sets, as fields that may be reordered.
+
+A text is a list of fields; any order of them says the same, so that orders are
+data augmentation. A set may have several forms: what is measured of all that
+is built (latency) reads other facts than what is measured of what works
+(accuracy).
+
+Axis letters: N rows, F features.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from models.errors import InputError
+from research.regression_lm import shared_sets, tables
+
+Fields = Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+  """What is known of N rows.
+
+  Attributes:
+    forms: name of a form -> fields of every row.
+    features: name of a form -> (N, F) float64 for tabular peers.
+    columns: name -> (N,) float64, NaN where a number is missing.
+  """
+
+  forms: Mapping[str, Sequence[Fields]]
+  features: Mapping[str, np.ndarray]
+  columns: Mapping[str, np.ndarray]
+
+  def column(self, name: str) -> np.ndarray:
+    """A column of numbers.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    if name not in self.columns:
+      raise InputError(
+        f"there is no column {name!r}, but {', '.join(list(self.columns)[:12])}"
+      )
+    return self.columns[name]
+
+
+def views(fields: Fields, count: int, generator: np.random.Generator):
+  """A text of the fields in their order, and `count - 1` in random ones."""
+  orders = [np.arange(len(fields))]
+  orders += [generator.permutation(len(fields)) for _ in range(count - 1)]
+  return [" ; ".join(fields[i] for i in order) for order in orders]
+
+
+def nasbench201(path: pathlib.Path) -> Facts:
+  """Cells in two forms.
+
+  "live" tells what carries data, as `shared_sets.nasbench201` does; accuracy
+  depends on that alone. "built" tells all six edges, which is what is run.
+  """
+  rows = tables.csv_rows(path)
+  columns = _columns(rows)
+  anything = next(name for name in columns if name.startswith("val_acc"))
+  table = shared_sets.nasbench201(path, [anything])
+  if len(table) != len(rows):
+    raise InputError(f"{path}: a cell has no {anything}")
+  words = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3",
+           "avg_pool_3x3")  # fmt: skip
+  ops = [re.findall(r"(\w+)~\d", row["arch_str"]) for row in rows]
+  short = dict(zip(words, ("none", "skip", "point", "conv", "pool")))
+  built = [
+    [f"{edge} {short[op]}" for edge, op in zip("abcdef", cell)] for cell in ops
+  ]
+  one_hot = [[op == word for op in cell for word in words] for cell in ops]
+  features = {
+    "live": table.features,
+    "built": np.concatenate([table.features, np.array(one_hot, float)], axis=1),
+  }
+  live = [_live_fields(text) for text in table.texts]
+  return Facts({"live": live, "built": built}, features, columns)
+
+
+def _live_fields(text: str) -> Fields:
+  """Those of a text "depth 1 skip 3 ... paths 2 conv point ; skip"."""
+  head, paths = re.fullmatch(r"((?:\w+ \d+ ?)+)(.*)", text).groups()
+  found = re.findall(r"\w+ \d+", head)
+  return found + ([p for p in paths.split(" ; ") if p] if paths else [])
+
+
+def kernel_tuner(path: pathlib.Path) -> Facts:
+  """Settings of a GPU kernel; those that never change are left out.
+
+  Threads of a block, points of a thread and points of a block are told too:
+  they are products of the settings.
+  """
+  rows = tables.csv_rows(path)
+  columns = _columns(rows)
+  settings = {
+    name: values
+    for name, values in columns.items()
+    if not name.startswith("time_")
+  }
+  features = np.stack(list(settings.values()), axis=1)
+  product = lambda part: np.prod(
+    [v for name, v in settings.items() if name.startswith(part)], axis=0
+  )
+  threads, points = product("block_size"), product("tile_size")
+  told = {n.replace("_", ""): v for n, v in settings.items() if np.ptp(v)}
+  told |= {"threads": threads, "points": points, "area": threads * points}
+  fields = [
+    [f"{name} {values[i]:g}" for name, values in told.items()]
+    for i in range(len(rows))
+  ]
+  return Facts({"settings": fields}, {"settings": features}, columns)
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
+  """The columns that hold numbers, empty cells as NaN."""
+  found = {}
+  for name in rows[0]:
+    try:
+      found[name] = np.array([float(row[name] or "nan") for row in rows])
+    except ValueError:
+      continue
+  return found
+
+
+SETS: dict[str, Callable[[pathlib.Path], Facts]] = {
+  "nasbench201": nasbench201,
+  "kernel_tuner": kernel_tuner,
+}
+
+
+def load(kind: str, path: str | pathlib.Path) -> Facts:
+  """Reads a set.
+
+  Raises:
+    InputError: it is unknown or cannot be read.
+  """
+  if kind not in SETS:
+    raise InputError(f"set {kind!r} is unknown: take one of {list(SETS)}")
+  return SETS[kind](pathlib.Path(path).expanduser())

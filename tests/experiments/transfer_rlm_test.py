@@ -1,0 +1,106 @@
+"""The script of transfer between tasks, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data/kernel_tuner/convolution.csv.xz"
+SMALL = [
+  "--data=kernel_tuner",
+  f"--path={DATA}",
+  "--sizes=12",
+  "--seeds=1",
+  "--tests=30",
+]
+MODEL = [
+  "--encoder_layers=1",
+  "--d_model=16",
+  "--ensemble=2",
+  "--views=1",
+  "--test_views=1",
+  "--steps_root=1",
+  "--grid=5",
+  "--batch=4",
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  return tmp_path_factory.mktemp("transfer")
+
+
+def run(home, *arguments):
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+  }
+  done = subprocess.run(
+    [sys.executable, "experiments/transfer_rlm.py", *map(str, arguments)],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_settings_come_from_another_target_and_parts_are_joined(home):
+  tried = home / "tried.json"
+  code, out, err = run(
+    home, *SMALL, *MODEL, "--targets=time_ms_MI250X", "--peers=none",
+    f"--workdir={home / 'tried'}", f"--result={tried}",
+  )  # fmt: skip
+  assert code == 0, err
+  assert "score:" in out and "Traceback" not in err
+  aimed = [*SMALL, "--targets=time_ms_A100", f"--workdir={home / 'aimed'}"]
+  code, _, err = run(
+    home, *aimed, f"--settings_from={tried}", "--peers=none", "--ensemble=1"
+  )
+  assert code == 0, err
+  result = home / "joined.json"
+  code, out, err = run(
+    home, *aimed, "--models=none", "--peers=XGBoost", f"--result={result}"
+  )
+  assert code == 0, err
+  found = json.loads(result.read_text())
+  methods = {line["method"] for line in found["summary"]}
+  assert methods == {"XGBoost", "regression LM, scratch"}
+  how = found["models"]["scratch"]
+  assert how["settings"]["d_model"] == 16 and how["settings"]["ensemble"] == 1
+  assert how["chosen"]["tried"]["tried.json"]["targets"] == ["time_ms_MI250X"]
+  # What is tested must not choose.
+  code, _, err = run(
+    home, *SMALL, "--targets=time_ms_MI250X", f"--settings_from={tried}"
+  )
+  assert code == 2 and "must have no say" in err
+  assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    ([], "give --path"),
+    (["--path=none.csv", "--targets=a"], "no such file"),
+    (["--path=none.csv", "--targets=a", "--models=best"], "'best' is unknown"),
+    (["--path=none.csv", "--targets=a", "--d_model=17"], "multiple of 16"),
+    (
+      ["--path=none.csv", "--targets=a", "--settings_from=none.json"],
+      "is no such result",
+    ),
+  ],
+)
+def test_mistakes_are_one_line_and_exit_with_2(home, arguments, words):
+  code, _, err = run(home, *arguments)
+  assert code == 2 and words in err
+  assert len(err.strip().splitlines()) == 1

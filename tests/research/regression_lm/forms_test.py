@@ -1,0 +1,62 @@
+"""Fields of text forms, and their orders."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from models.errors import InputError
+from research.regression_lm import forms
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+CELLS = """arch_str,val_acc_x,lat_a
+|nor_conv_3x3~0|+|none~0|none~1|+|skip_connect~0|avg_pool_3x3~1|none~2|,90,1
+|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|,10,
+"""
+
+
+@pytest.fixture
+def cells(tmp_path):
+  path = tmp_path / "cells.csv"
+  path.write_text(CELLS)
+  return path
+
+
+def test_cells_are_told_by_what_lives_and_by_what_is_built(cells):
+  facts = forms.load("nasbench201", cells)
+  first, second = facts.forms["live"]
+  assert first[-3:] == ["paths 2", "skip", "conv pool"]
+  assert "conv 1" in first and "depth 1" in first
+  assert second[-2:] == ["paths 1", "skip"]
+  assert facts.forms["built"][0] == [
+    "a conv", "b none", "c none", "d skip", "e pool", "f none",
+  ]  # fmt: skip
+  extra = facts.features["built"].shape[1] - facts.features["live"].shape[1]
+  assert extra == 30
+  assert np.isnan(facts.column("lat_a")[1])
+  with pytest.raises(InputError, match="no column 'lat_b'"):
+    facts.column("lat_b")
+
+
+def test_settings_that_never_change_are_left_out():
+  facts = forms.load(
+    "kernel_tuner", ROOT / "data/kernel_tuner/convolution.csv.xz"
+  )
+  told = dict(field.split() for field in facts.forms["settings"][0])
+  assert "filterheight" not in told and "blocksizex" in told
+  threads = float(told["blocksizex"]) * float(told["blocksizey"])
+  assert float(told["threads"]) == threads
+  assert not any("time" in name for name in told)
+
+
+def test_views_are_orders_of_the_same_fields():
+  fields = ["a 1", "b 2", "c 3", "d 4"]
+  found = forms.views(fields, 6, np.random.default_rng(0))
+  assert found[0] == "a 1 ; b 2 ; c 3 ; d 4"
+  assert all(sorted(text.split(" ; ")) == fields for text in found)
+  assert len(set(found)) > 3
+
+
+def test_an_unknown_set_is_named():
+  with pytest.raises(InputError, match="'cells' is unknown"):
+    forms.load("cells", "none.csv")

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import bidirectional, layers, transformer
+from models import bidirectional, layers, t5gemma, transformer
 from models.mamba_blocks import Implementations
 from models.numbers import START
-from models.regression_lm_config import RegressionLMConfig
+from models.regression_lm_config import T5GEMMA, RegressionLMConfig
 
 Params = dict[str, Any]
 
@@ -67,7 +67,7 @@ class Compute:
   Attributes:
     dtype: of activations; norms, logits and sums are float32.
     attention: of `jax.nn.dot_product_attention` in the encoder: None, "xla"
-      or "cudnn".
+      or "cudnn"; that of "t5gemma" has its own.
     mamba: implementations of the ops of "mamba2".
     remat: compute every layer again in the backward pass, to save memory.
   """
@@ -86,12 +86,12 @@ class CrossAttention(nnx.Module):
     c = self.config = config
     linear = functools.partial(layers.Linear, rngs=rngs)
     self.q_proj = linear(c.d_model, c.num_heads * c.head_dim)
-    self.k_proj = linear(c.d_model, c.num_kv_heads * c.head_dim)
-    self.v_proj = linear(c.d_model, c.num_kv_heads * c.head_dim)
+    self.k_proj = linear(c.text_width, c.num_kv_heads * c.head_dim)
+    self.v_proj = linear(c.text_width, c.num_kv_heads * c.head_dim)
     self.o_proj = linear(c.num_heads * c.head_dim, c.d_model)
 
   def keys_and_values(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maps (B, L, D) to keys and values (B, L, N, K)."""
+    """Maps (B, L, width of the text) to keys and values (B, L, N, K)."""
     shape = (*text.shape[:-1], self.config.num_kv_heads, self.config.head_dim)
     k, v = (proj(text).reshape(shape) for proj in (self.k_proj, self.v_proj))
     return k, v
@@ -133,10 +133,15 @@ class RegressionLM(nnx.Module):
   def __init__(self, config: RegressionLMConfig, *, rngs: nnx.Rngs):
     """Random weights."""
     c = self.config = config
-    self.embed = transformer.Embedding(c.vocab_size, c.d_model, rngs=rngs)
-    keys = jax.random.split(rngs.params(), c.encoder_layers)
-    self.encoder = jax.vmap(lambda key: _encoder_block(c, key))(keys)
-    self.encoder_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
+    if c.encoder == T5GEMMA:
+      # It has a table and a last norm of its own.
+      self.embed = self.encoder_norm = None
+      self.encoder = t5gemma.Encoder(c.t5gemma, rngs=rngs)
+    else:
+      self.embed = transformer.Embedding(c.vocab_size, c.d_model, rngs=rngs)
+      keys = jax.random.split(rngs.params(), c.encoder_layers)
+      self.encoder = jax.vmap(lambda key: _encoder_block(c, key))(keys)
+      self.encoder_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
     self.target_embed = transformer.Embedding(
       c.target_vocab_size, c.d_model, rngs=rngs
     )
@@ -219,10 +224,30 @@ def encode(
   """
   model = bind(config, params)
   mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-  positions = transformer.token_positions(tokens)
   # Padding is embedded as token 0, so that ids out of range do no harm.
-  x = model.embed(jnp.where(mask, tokens, 0)).astype(compute.dtype)
+  tokens = jnp.where(mask, tokens, 0)
   keys = _layer_keys(key, config.encoder_layers, dropout)
+  if config.encoder == T5GEMMA:
+    text = model.encoder(
+      tokens,
+      mask,
+      dtype=compute.dtype,
+      remat=compute.remat,
+      keys=keys,
+      droppers=lambda key: _droppers(key, dropout),
+    )
+  else:
+    text = _encode_own(config, model, tokens, mask, compute, dropout, keys)
+  k, v = jax.vmap(lambda block: block.cross.keys_and_values(text))(
+    model.decoder
+  )
+  return Memory(k=k, v=v, mask=mask)
+
+
+def _encode_own(config, model, tokens, mask, compute, dropout, keys):
+  """Hidden states (B, L, D) of the encoders that are trained here."""
+  positions = transformer.token_positions(tokens)
+  x = model.embed(tokens).astype(compute.dtype)
   attend = _encoder_attend(config, mask, compute)
 
   def layer(x, block_and_key):
@@ -236,11 +261,7 @@ def encode(
     return x + block.mlp(block.mlp_norm(x), hooks), None
 
   x, _ = jax.lax.scan(_maybe_remat(layer, compute), x, (model.encoder, keys))
-  text = model.encoder_norm(x)
-  k, v = jax.vmap(lambda block: block.cross.keys_and_values(text))(
-    model.decoder
-  )
-  return Memory(k=k, v=v, mask=mask)
+  return model.encoder_norm(x)
 
 
 def logits(

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 
 from models import regression_lm
+from models import tokenizer as tokenizer_lib
+from models.convert import t5gemma
 from models.errors import InputError
 from models.numbers import MISSING, Ieee, NumberFormat, TargetCodec
 from models.regression_lm import Compute, Params
@@ -98,11 +100,7 @@ class RegressionLM:
     """
     found = make_tokenizer(tokenizer, texts, vocab_size)
     codec = TargetCodec(format=numbers, num_objectives=num_objectives)
-    if not isinstance(max_length, int) or max_length < 1:
-      raise InputError(f"max_length={max_length!r} is no positive integer")
-    names = {field.name for field in dataclasses.fields(RegressionLMConfig)}
-    for name in sizes.keys() - names:
-      raise InputError(f"{name}={sizes[name]!r}: there is no such size")
+    _check(max_length, sizes)
     config = RegressionLMConfig.named(
       size,
       vocab_size=found.vocab_size,
@@ -114,6 +112,64 @@ class RegressionLM:
     params = jax.jit(lambda key: regression_lm.init(config, key, param_dtype))(
       jax.random.key(seed)
     )
+    return cls(model, params, found, max_length)
+
+  @classmethod
+  def from_t5gemma(
+    cls,
+    directory: str | os.PathLike[str],
+    *,
+    size: str = "small",
+    numbers: NumberFormat = Ieee(),  # noqa: B008 (frozen)
+    num_objectives: int = 1,
+    max_length: int = 2048,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    seed: int = 0,
+    **sizes: Any,
+  ) -> Self:
+    """The encoder of T5Gemma or T5Gemma-2, and a decoder with random weights.
+
+    Training moves both, or the decoder alone with `freeze_encoder`.
+
+    Args:
+      directory: with config.json, safetensors and tokenizer.json, such as that
+        of google/t5gemma-s-s-prefixlm.
+      size: of the decoder; its width may differ from the encoder's.
+      numbers: as for `from_scratch`, and so are those below.
+      num_objectives: O.
+      max_length: tokens that a text is cut to.
+      dtype: of activations.
+      param_dtype: of the weights.
+      seed: of the random weights.
+      **sizes: of the decoder, where they differ from `size`.
+
+    Raises:
+      InputError: a file or an argument does not do.
+    """
+    encoder = t5gemma.open_encoder(directory)
+    found = tokenizer_lib.within(
+      tokenizing.load(str(directory)), encoder.config.vocab_size
+    )
+    codec = TargetCodec(format=numbers, num_objectives=num_objectives)
+    _check(max_length, sizes, beside=("encoder", "t5gemma"))
+    config = RegressionLMConfig.on_t5gemma(
+      encoder.config,
+      size,
+      target_vocab_size=len(codec.tokens),
+      target_length=codec.length,
+      **sizes,
+    )
+
+    @jax.jit
+    def make(key):
+      # What is not returned is not made.
+      params = regression_lm.init(config, key, param_dtype)
+      return {name: part for name, part in params.items() if name != "encoder"}
+
+    params = make(jax.random.key(seed))
+    params["encoder"] = encoder.params(param_dtype)
+    model = Model(config=config, codec=codec, compute=Compute(dtype=dtype))
     return cls(model, params, found, max_length)
 
   @classmethod
@@ -418,6 +474,17 @@ def _sampling(temperature: float, top_p: float) -> Sampling:
     return Sampling(temperature=temperature, top_p=top_p)
   except (ValueError, TypeError) as error:
     raise InputError(str(error)) from error
+
+
+def _check(
+  max_length: Any, sizes: dict[str, Any], beside: Sequence[str] = ()
+) -> None:
+  """Raises InputError for what is no length, or no size to be chosen."""
+  if not isinstance(max_length, int) or max_length < 1:
+    raise InputError(f"max_length={max_length!r} is no positive integer")
+  names = {field.name for field in dataclasses.fields(RegressionLMConfig)}
+  for name in sizes.keys() - (names - set(beside)):
+    raise InputError(f"{name}={sizes[name]!r}: there is no such size")
 
 
 def make_tokenizer(

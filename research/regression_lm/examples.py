@@ -73,7 +73,7 @@ class Texts:
 def read_texts(
   tokenizer: Tokenizer, texts: Iterable[str], max_length: int
 ) -> Texts:
-  """Tokenizes texts.
+  """Tokenizes texts, behind a begin token where the tokenizer has one.
 
   Those of more than `max_length` tokens lose their end; one warning says how
   many.
@@ -101,6 +101,8 @@ def read_texts(
       raise InputError(
         f"text {row} has no token of this tokenizer: leave it out"
       )
+  if tokenizer.bos_id is not None:
+    ids = [[tokenizer.bos_id, *found] for found in ids]
   num_cut = sum(len(found) > max_length for found in ids)
   if num_cut:
     warnings.warn(

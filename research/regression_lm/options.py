@@ -23,6 +23,8 @@ _SIZE_FIELDS = (
   "num_kv_heads",
   "head_dim",
 )
+# What comes with the weights of an encoder.
+_OF_WEIGHTS = ("encoder", "encoder_layers", "tokenizer")
 
 
 def _option(default: Any, text: str, **bounds: Any) -> Any:
@@ -119,6 +121,9 @@ class Options:
     False, "compute every layer again in the backward pass, to save memory"
   )
   eval_every: int = _option(100, "updates", lower=1, upper=10**8)
+  freeze_encoder: bool = _option(
+    False, "leave the encoder as it is, and train the decoder alone"
+  )
   export: str = _option(
     "best",
     "which weights become the model: of the best validation loss, or the last",
@@ -166,6 +171,21 @@ class Options:
       for name in _SIZE_FIELDS
       if getattr(self, name) is not None
     }
+
+  def decoder_sizes(self) -> dict[str, Any]:
+    """Those for an encoder that comes with its weights and its tokenizer.
+
+    Raises:
+      InputError: another encoder or tokenizer was asked for.
+    """
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name in _OF_WEIGHTS and value != field.default:
+        raise InputError(
+          f"--{field.name}={value}: --encoder_weights bring their own: leave "
+          "it out"
+        )
+    return {k: v for k, v in self.sizes().items() if k not in _OF_WEIGHTS}
 
   def loss(self) -> LossOptions:
     """What is minimised."""

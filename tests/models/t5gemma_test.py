@@ -1,14 +1,12 @@
-"""Hidden states against transformers; `golden/generate_t5gemma.py` made them."""
+"""Hidden states against transformers, made by `golden/generate_t5gemma.py`."""
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
 
 from models import regression_lm, t5gemma
@@ -16,8 +14,8 @@ from models.convert import t5gemma as convert
 from models.errors import InputError
 from models.regression_lm import Compute
 from models.regression_lm_config import RegressionLMConfig
+from tests.models.t5gemma_checkpoint import write
 
-_GOLDEN = pathlib.Path(__file__).parent / "golden"
 _NAMES = ("t5gemma", "t5gemma2")
 _TOLERANCE = 1e-4
 
@@ -28,26 +26,6 @@ def quick_to_compile():
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
-
-
-def write(name, directory, rename=None, drop=(), **changes):
-  """A checkpoint folder of a golden file, and what transformers computes."""
-  with np.load(_GOLDEN / f"{name}.npz") as file:
-    arrays = dict(file)
-  hf = json.loads(str(arrays.pop("config")))
-  text = hf["encoder"].get("text_config", hf["encoder"])
-  text.update(changes)
-  for key in drop:
-    text.pop(key, None)
-  (directory / "config.json").write_text(json.dumps(hf))
-  golden = [arrays.pop(key) for key in ("tokens", "lengths", "hidden")]
-  rename = rename or (lambda name: name)
-  tensors = {rename(name): array for name, array in arrays.items()}
-  safetensors.numpy.save_file(
-    {name: array for name, array in tensors.items() if name},
-    directory / "model.safetensors",
-  )
-  return golden
 
 
 def run(checkpoint, tokens, lengths, **options):

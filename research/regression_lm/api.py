@@ -81,10 +81,11 @@ class RegressionLM:
     """A model with random weights.
 
     Args:
-      texts: texts or examples that a "bpe" is learned from.
-      tokenizer: "bytes", "bpe", a hub id, the path of a `tokenizer.json`, or a
+      texts: texts or examples that a tokenizer is learned from.
+      tokenizer: "bytes", "bpe" or "sentencepiece", which are learned, a hub id,
+        the path of a `tokenizer.json` or of a `.model` of SentencePiece, or a
         tokenizer.
-      vocab_size: of "bpe".
+      vocab_size: of what is learned.
       size: "tiny", "mini", "small", "base", "medium" or "large".
       numbers: how numbers are written.
       num_objectives: O.
@@ -497,13 +498,7 @@ def make_tokenizer(
   """
   if isinstance(tokenizer, Tokenizer):
     return tokenizer
-  if tokenizer != tokenizing.BPE:
+  if tokenizer not in tokenizing.LEARNED:
     return tokenizing.load(str(tokenizer))
   documents = [examples.text_of(text) for text in texts]
-  if not documents or not all(isinstance(text, str) for text in documents):
-    raise InputError(
-      'tokenizer="bpe" is learned from texts: give them, or take "bytes"'
-    )
-  if not isinstance(vocab_size, int) or vocab_size < 257:
-    raise InputError(f"vocab_size={vocab_size!r} is not 257 or more")
-  return tokenizing.train_bpe(documents, vocab_size)
+  return tokenizing.learn(tokenizer, documents, vocab_size)

@@ -56,11 +56,11 @@ class Options:
 
   tokenizer: str = _option(
     "bytes",
-    "of the text: bytes, bpe (learned from the training texts), a hub id, or"
-    " the path of a tokenizer.json",
+    "of the text: bytes, bpe or sentencepiece (learned from the training"
+    " texts), a hub id, or the path of a tokenizer.json or of a .model file",
   )
   vocab_size: int = _option(
-    4096, "of --tokenizer=bpe", lower=257, upper=1 << 20
+    4096, "of a tokenizer that is learned", lower=257, upper=1 << 20
   )
   max_length: int = _option(
     2048, "tokens that a text is cut to", lower=1, upper=1 << 20

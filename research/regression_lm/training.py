@@ -14,7 +14,7 @@ from models.regression_lm import Compute
 from research.core import loop, metrics, plots, report
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
-from research.language_model import optimizer
+from research.language_model import optimizer, tokenizing
 from research.regression_lm import freezing, learn
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.best import Best
@@ -146,7 +146,7 @@ def _model(run: Run) -> RegressionLM:
     )
   else:
     lm = RegressionLM.from_scratch(
-      run.source.texts() if o.tokenizer == "bpe" else (),
+      run.source.texts() if o.tokenizer in tokenizing.LEARNED else (),
       tokenizer=o.tokenizer,
       vocab_size=o.vocab_size,
       **_shape(run, o.sizes()),

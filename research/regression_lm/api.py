@@ -27,13 +27,20 @@ from models.regression_lm_config import RegressionLMConfig
 from models.sampling import Sampling
 from models.tokenizer import Tokenizer
 from research.language_model import buckets, tokenizing
-from research.regression_lm import artefact, examples, fine_tuning, sampling
+from research.regression_lm import (
+  artefact,
+  examples,
+  fine_tuning,
+  prompts,
+  sampling,
+)
 from research.regression_lm.artefact import Artefact
 from research.regression_lm.calibration import Prediction
 from research.regression_lm.examples import Example, Texts
 from research.regression_lm.expected import Scale
 from research.regression_lm.fine_tuning import FineTuneOptions, History
 from research.regression_lm.likelihood import Model
+from research.regression_lm.prompts import Prompt
 
 # Text tokens and draws of one call of the device.
 _CALL_TOKENS, _CALL_DRAWS = 1 << 15, 1 << 14
@@ -249,8 +256,9 @@ class RegressionLM:
     for name in changes.keys() - names:
       raise InputError(f"{name}={changes[name]!r}: there is no such option")
     options = dataclasses.replace(options, **changes)
-    train_data = self.dataset(train)
-    valid_data = self.dataset(validation) if validation else None
+    train_data, valid_data = self.datasets(
+      train, validation, options.prompt_shots
+    )
     self.params, history = fine_tuning.fine_tune(
       self.model,
       self.params,
@@ -273,6 +281,48 @@ class RegressionLM:
       given, self.tokenizer, self.model.codec, self.max_length
     )
 
+  def datasets(
+    self,
+    train: Sequence[Example],
+    valid: Sequence[Example] | None,
+    prompt_shots: int = 0,
+  ) -> tuple[examples.Dataset, examples.Dataset | None]:
+    """Examples for training and validation as tokens.
+
+    Args:
+      train: examples.
+      valid: examples, or none.
+      prompt_shots: others of the same task that stand in front of each: of
+        training up to so many, chosen anew every step; of validation so many.
+
+    Raises:
+      InputError: a text or a target does not do.
+    """
+    data = self.dataset(train)
+    if not prompt_shots:
+      return data, self.dataset(valid) if valid else None
+    fixed = self.tokenizer, self.max_length, prompt_shots
+    if valid:
+      valid = prompts.of_validation(valid, train, *fixed)
+    data = prompts.of_training(data, train, *fixed)
+    return data, self.dataset(valid) if valid else None
+
+  def prompted(
+    self, xs: Sequence[Any], prompt: Prompt | Sequence[Example]
+  ) -> list[str]:
+    """Texts behind examples of their task, for any other method.
+
+    Of use only where the model was trained with `prompt_shots`.
+
+    Args:
+      xs: texts, or examples.
+      prompt: examples, the nearest eight of which are taken, or a `Prompt`.
+
+    Raises:
+      InputError: a text or an example does not do.
+    """
+    return prompts.texts(prompt, xs, self.tokenizer, self.max_length)
+
   def sample(
     self,
     xs: Sequence[Any],
@@ -282,6 +332,7 @@ class RegressionLM:
     top_p: float = 1.0,
     seed: int = 0,
     given: Sequence[Any] | None = None,
+    prompt: Prompt | Sequence[Example] | None = None,
   ) -> np.ndarray:
     """Draws numbers (B, S, O) float64 for texts; NaN where a draw is none.
 
@@ -294,6 +345,7 @@ class RegressionLM:
         the seed, not on the other texts.
       given: B targets whose known leading objectives are kept, and condition
         those that are drawn.
+      prompt: examples that stand in front of the texts, as for `prompted`.
 
     Raises:
       InputError: a text or an option does not do.
@@ -301,7 +353,7 @@ class RegressionLM:
     rule = _sampling(temperature, top_p)
     if not isinstance(num_samples, int) or num_samples < 1:
       raise InputError(f"num_samples={num_samples!r} is no positive integer")
-    texts = self._texts(xs)
+    texts = self._texts(xs if prompt is None else self.prompted(xs, prompt))
     codec = self.model.codec
     known = None if given is None else self._known(given, len(xs))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -332,6 +384,7 @@ class RegressionLM:
     top_p: float = 1.0,
     seed: int = 0,
     given: Sequence[Any] | None = None,
+    prompt: Prompt | Sequence[Example] | None = None,
   ) -> Prediction:
     """Mean, median, quantiles and a central interval, from draws.
 
@@ -343,6 +396,7 @@ class RegressionLM:
       top_p: as for `sample`.
       seed: as for `sample`.
       given: as for `sample`.
+      prompt: as for `prompted`.
 
     Raises:
       InputError: a text or an option does not do.
@@ -356,6 +410,7 @@ class RegressionLM:
       top_p=top_p,
       seed=seed,
       given=given,
+      prompt=prompt,
     )
     return Prediction(draws, level)
 

@@ -26,10 +26,13 @@ class Example:
     x: the text.
     y: a number, or a sequence of them for several objectives; None stands for
       one that was not measured.
+    task: examples of the same may stand in front of each other in training
+      with prompts.
   """
 
   x: str
   y: Any = None
+  task: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

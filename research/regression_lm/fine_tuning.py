@@ -34,6 +34,8 @@ class FineTuneOptions:
   Attributes:
     method: "full", or "lora" with adapters of `rank`.
     freeze_encoder: leave the encoder as it is, and adapt the decoder alone.
+    prompt_shots: train with up to so many other examples of the same task in
+      front of each, for `research.regression_lm.prompts`.
     max_epochs: at most.
     patience: epochs without a better validation loss before the end.
     batch: examples of an update, over all devices; fewer where there are fewer.
@@ -54,6 +56,7 @@ class FineTuneOptions:
 
   method: str = "full"
   freeze_encoder: bool = False
+  prompt_shots: int = 0
   max_epochs: int = 100
   patience: int = 5
   batch: int = 32
@@ -85,6 +88,8 @@ class FineTuneOptions:
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
         raise InputError(f"{name}={value!r} is no positive integer")
+    if not isinstance(self.prompt_shots, int) or self.prompt_shots < 0:
+      raise InputError(f"prompt_shots={self.prompt_shots!r} is no count")
     for name in ("learning_rate", "weight_decay", "clip_norm", "alpha"):
       value = getattr(self, name)
       if not 0 <= value < math.inf:

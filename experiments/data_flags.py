@@ -36,6 +36,9 @@ _TRAIN = cli.number(
 )
 _VALID = cli.number("valid", 0.1, "share or number of rows", 0.0)
 _TEST = cli.integer("test", 0, "rows of the test at most; 0 takes all", 0)
+_SHOTS = cli.integer(
+  "prompt_shots", 0, "others of a group in front of a text, at most", 0, 1024
+)
 _SEED = cli.integer("split_seed", 0, "of the split", 0)
 
 
@@ -52,6 +55,7 @@ def data_options() -> DataOptions:
     test=_TEST.value,
     split_seed=_SEED.value,
     named=_NAMED.value,
+    prompt_shots=_SHOTS.value,
   )
 
 

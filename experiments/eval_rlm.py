@@ -64,18 +64,17 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
   if described:
     sources.check_same(source, described)
   parts = Split(parts.train, parts.valid, parts.test[: _LIMIT.value])
-  prediction = evaluate.predict(
-    lm,
-    table,
-    parts.test,
-    num_samples=_SAMPLES.value,
+  asked = source.questions(lm)[: len(parts.test)]
+  prediction = lm.predict(
+    asked,
+    _SAMPLES.value,
     temperature=_TEMPERATURE.value,
     top_p=_TOP_P.value,
     seed=_SEED.value,
   )
   peers = [name for name in _PEERS.value if name != "none"]
   known = table.examples(np.concatenate([parts.train, parts.valid]))
-  expected = lm.expected([table.texts[i] for i in parts.test], known)
+  expected = lm.expected(asked, known)
   found = evaluate.predictions(
     table, parts, prediction, peers, expected=expected, seed=_SEED.value
   )

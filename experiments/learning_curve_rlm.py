@@ -48,18 +48,22 @@ def main(_) -> None:
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
   if not data_flags.PATH.value:
     raise InputError("--path: give the file or folder of the data")
+  data = data_flags.data_options()
+  if data.prompt_shots:
+    raise InputError("--prompt_shots: is for train_rlm.py: leave it at 0")
   from research.core import loop, report
   from research.regression_lm import learning_curve
   from research.regression_lm.fine_tuning import FineTuneOptions
 
   curve = learning_curve.Curve(
-    data=data_flags.data_options(),
+    data=data,
     sizes=[int(size) for size in _SIZES.value],
     valid_share=_VALID_SHARE.value,
     seeds=_SEEDS.value,
     model=options,
     fine_tune=FineTuneOptions(
       method=_METHOD.value,
+      freeze_encoder=options.freeze_encoder,
       max_epochs=_EPOCHS.value,
       patience=_PATIENCE.value,
       batch=options.batch,

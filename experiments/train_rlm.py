@@ -25,6 +25,9 @@ from research.regression_lm.options import Options
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/rlm", "folder of the run")
 _START = flags.DEFINE_string("start", None, "folder of a model to go on from")
+_WEIGHTS = flags.DEFINE_string(
+  "encoder_weights", None, "folder of T5Gemma, whose encoder is taken"
+)
 _ATTENTION = cli.choice(
   "attention", None, "implementation over text", ("xla", "cudnn")
 )
@@ -61,6 +64,7 @@ def main(_) -> None:
     ),
     workdir=pathlib.Path(_WORKDIR.value),
     start=_START.value,
+    encoder_weights=_WEIGHTS.value,
     mesh=mesh.data_mesh(_DEVICES.value),
     attention=_ATTENTION.value,
     unroll=_UNROLL.value,

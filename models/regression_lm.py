@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import bidirectional, layers, transformer
+from models import bidirectional, layers, t5gemma, transformer
 from models.attention import attend_to_text
 from models.mamba_blocks import Implementations
 from models.numbers import START
-from models.regression_lm_config import RegressionLMConfig
+from models.regression_lm_config import T5GEMMA, RegressionLMConfig
 
 Params = dict[str, Any]
 
@@ -70,7 +70,7 @@ class Compute:
   Attributes:
     dtype: of activations; norms, logits and sums are float32.
     attention: of attention to the text: "xla", "cudnn", or None for the best
-      that runs here (`models.attention`).
+      that runs here (`models.attention`); the encoder "t5gemma" has its own.
     mamba: implementations of the ops of "mamba2".
     remat: compute every layer again in the backward pass, to save memory.
     unroll: layers of the encoder in one iteration of its scan, which divides
@@ -93,12 +93,12 @@ class CrossAttention(nnx.Module):
     c = self.config = config
     linear = functools.partial(layers.Linear, rngs=rngs)
     self.q_proj = linear(c.d_model, c.num_heads * c.head_dim)
-    self.k_proj = linear(c.d_model, c.num_kv_heads * c.head_dim)
-    self.v_proj = linear(c.d_model, c.num_kv_heads * c.head_dim)
+    self.k_proj = linear(c.text_width, c.num_kv_heads * c.head_dim)
+    self.v_proj = linear(c.text_width, c.num_kv_heads * c.head_dim)
     self.o_proj = linear(c.num_heads * c.head_dim, c.d_model)
 
   def keys_and_values(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maps (B, L, D) to keys and values (B, L, N, K)."""
+    """Maps (B, L, width of the text) to keys and values (B, L, N, K)."""
     shape = (*text.shape[:-1], self.config.num_kv_heads, self.config.head_dim)
     k, v = (proj(text).reshape(shape) for proj in (self.k_proj, self.v_proj))
     return k, v
@@ -142,10 +142,15 @@ class RegressionLM(nnx.Module):
     """Random weights."""
     c = self.config = config
     table = functools.partial(transformer.Embedding, std=c.embed_std, rngs=rngs)
-    self.embed = table(c.vocab_size, c.d_model)
-    keys = jax.random.split(rngs.params(), c.encoder_layers)
-    self.encoder = jax.vmap(lambda key: _encoder_block(c, key))(keys)
-    self.encoder_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
+    if c.encoder == T5GEMMA:
+      # It has a table and a last norm of its own.
+      self.embed = self.encoder_norm = None
+      self.encoder = t5gemma.Encoder(c.t5gemma, rngs=rngs)
+    else:
+      self.embed = table(c.vocab_size, c.d_model)
+      keys = jax.random.split(rngs.params(), c.encoder_layers)
+      self.encoder = jax.vmap(lambda key: _encoder_block(c, key))(keys)
+      self.encoder_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
     self.target_embed = table(c.target_vocab_size, c.d_model)
     # What a digit is worth depends on its place, which rotations tell only by
     # distances.
@@ -226,10 +231,27 @@ def encode(
   """
   model = bind(config, params)
   mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-  positions = transformer.token_positions(tokens)
   # Padding is embedded as token 0, so that ids out of range do no harm.
-  x = model.embed(jnp.where(mask, tokens, 0)).astype(compute.dtype)
+  tokens = jnp.where(mask, tokens, 0)
   keys = _layer_keys(key, config.encoder_layers, dropout)
+  if config.encoder == T5GEMMA:
+    text = model.encoder(
+      tokens,
+      mask,
+      dtype=compute.dtype,
+      remat=compute.remat,
+      keys=keys,
+      droppers=lambda key: _droppers(key, dropout),
+    )
+  else:
+    text = _encode_own(config, model, tokens, mask, compute, dropout, keys)
+  return _memory(config, model, text, lengths)
+
+
+def _encode_own(config, model, tokens, mask, compute, dropout, keys):
+  """Hidden states (B, L, D) of the encoders that are trained here."""
+  positions = transformer.token_positions(tokens)
+  x = model.embed(tokens).astype(compute.dtype)
   attend = _encoder_attend(config, mask, compute)
 
   def layer(x, block_and_key):
@@ -248,7 +270,7 @@ def encode(
     (model.encoder, keys),
     unroll=compute.unroll or config.encoder_layers,
   )
-  return _memory(config, model, model.encoder_norm(x), lengths)
+  return model.encoder_norm(x)
 
 
 def logits(

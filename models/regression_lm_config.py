@@ -6,9 +6,11 @@ from typing import Any, Self
 
 from models.errors import InputError
 from models.mamba_config import MambaConfig
+from models.t5gemma_config import T5GemmaConfig
 from models.transformer_config import TransformerConfig
 
 ENCODERS = ("transformer", "mamba2", "favor", "linear")
+T5GEMMA = "t5gemma"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,9 @@ class RegressionLMConfig:
     target_vocab_size: V, tokens of the targets, control tokens included.
     target_length: T, tokens of a row of targets.
     encoder: "transformer"; "mamba2", in both directions; "favor", linear
-      attention by random features (FAVOR+), or "linear", by elu + 1.
+      attention by random features (FAVOR+), or "linear", by elu + 1;
+      "t5gemma", which is that of `t5gemma`.
+    t5gemma: shape of that encoder, whose width may differ from D; else None.
     d_model: D.
     d_ff: width of the gated MLPs.
     num_heads: H query heads.
@@ -41,6 +45,7 @@ class RegressionLMConfig:
   target_vocab_size: int
   target_length: int
   encoder: str = "transformer"
+  t5gemma: T5GemmaConfig | None = None
   d_model: int
   d_ff: int
   num_heads: int
@@ -57,7 +62,12 @@ class RegressionLMConfig:
 
   def __post_init__(self):
     """Checks the sizes; raises InputError."""
-    if self.encoder not in ENCODERS:
+    if (self.encoder == T5GEMMA) != (self.t5gemma is not None):
+      raise InputError(
+        f"encoder={self.encoder!r}: {T5GEMMA!r} comes with the weights of an "
+        "encoder, and with nothing else: give their folder"
+      )
+    if self.encoder not in (*ENCODERS, T5GEMMA):
       raise InputError(
         f"encoder={self.encoder!r} is unknown: take one of {list(ENCODERS)}"
       )
@@ -81,6 +91,27 @@ class RegressionLMConfig:
         f"mamba_head_dim={self.mamba_head_dim} does not divide "
         f"2 * d_model={2 * self.d_model}"
       )
+
+    if self.t5gemma is not None:
+      for name, value in self._of_t5gemma(self.t5gemma).items():
+        if getattr(self, name) != value:
+          raise InputError(
+            f"{name}={getattr(self, name)!r}, the encoder's is {value}: leave "
+            "it out"
+          )
+
+  @staticmethod
+  def _of_t5gemma(encoder: T5GemmaConfig) -> dict[str, int]:
+    """What an encoder settles."""
+    return {
+      "vocab_size": encoder.vocab_size,
+      "encoder_layers": encoder.num_layers,
+    }
+
+  @property
+  def text_width(self) -> int:
+    """Width of the encoder's states."""
+    return self.t5gemma.d_model if self.t5gemma else self.d_model
 
   @property
   def attention(self) -> TransformerConfig:
@@ -124,6 +155,27 @@ class RegressionLMConfig:
     if size not in SIZES:
       raise InputError(f"size {size!r} is unknown: take one of {list(SIZES)}")
     return cls(**(SIZES[size] | changes))
+
+  @classmethod
+  def on_t5gemma(
+    cls, encoder: T5GemmaConfig, size: str, **changes: Any
+  ) -> Self:
+    """A decoder of a named size on a given encoder; see `named`."""
+    settled = {"encoder": T5GEMMA, "t5gemma": encoder}
+    return cls.named(size, **(cls._of_t5gemma(encoder) | changes | settled))
+
+  @classmethod
+  def from_json(cls, described: dict[str, Any]) -> Self:
+    """The config of what `dataclasses.asdict` gave, after JSON.
+
+    Raises:
+      InputError: a value does not do.
+      TypeError: a field is missing or unknown.
+    """
+    described = dict(described)
+    if described.get("t5gemma") is not None:
+      described["t5gemma"] = T5GemmaConfig.from_json(described["t5gemma"])
+    return cls(**described)
 
   @classmethod
   def tiny(cls, **changes: Any) -> Self:

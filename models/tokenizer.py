@@ -1,6 +1,7 @@
 """Text to tokens and back, for every kind of checkpoint that can be read."""
 
 import dataclasses
+import json
 import pathlib
 import struct
 
@@ -86,6 +87,34 @@ def from_json(path: pathlib.Path) -> Tokenizer:
     vocab_size=backend.get_vocab_size(),
     bos_id=whole[0] if whole[0] != plain[0] else None,
   )
+
+
+def within(tokenizer: Tokenizer, rows: int) -> Tokenizer:
+  """The tokenizer without special tokens that a token table does not hold.
+
+  Gemma 3 has one for pictures behind the last row of its table.
+
+  Args:
+    tokenizer: of Hugging Face.
+    rows: of the table.
+
+  Raises:
+    InputError: tokens that texts are made of are among them.
+  """
+  described = json.loads(tokenizer.backend.to_str())
+  kept = [token for token in described["added_tokens"] if token["id"] < rows]
+  if len(kept) < len(described["added_tokens"]):
+    described["added_tokens"] = kept
+    backend = tokenizers.Tokenizer.from_str(json.dumps(described))
+    tokenizer = dataclasses.replace(
+      tokenizer, backend=backend, vocab_size=backend.get_vocab_size()
+    )
+  if tokenizer.vocab_size > rows:
+    raise InputError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens, the model {rows}: get "
+      "the tokenizer that belongs to it"
+    )
+  return tokenizer
 
 
 def from_gguf(path: pathlib.Path) -> Tokenizer:

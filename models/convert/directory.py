@@ -30,7 +30,7 @@ def open_directory(
   """
   config_path = directory / "config.json"
   hf = shards.read_json(config_path) if config_path.exists() else None
-  return _describe(hf, config_path, _tensors(directory))
+  return _describe(hf, config_path, tensors(directory))
 
 
 def open_bin(
@@ -46,7 +46,7 @@ def open_bin(
   return _describe(hf, config_path, shards.open_file(path, Archive))
 
 
-def _tensors(directory: pathlib.Path) -> TensorSource:
+def tensors(directory: pathlib.Path) -> TensorSource:
   """The tensors, from safetensors where there are both."""
   for single, index, opener in _FORMS:
     if (directory / single).exists():

@@ -1,13 +1,21 @@
 """Tokenizers for training: by name, by file, or made from the text itself."""
 
 import gzip
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import huggingface_hub
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  trainers,
+)
 
+from models import sentence_piece
 from models import tokenizer as tokenizer_lib
 from models.errors import InputError
 from models.tokenizer import Tokenizer
@@ -18,7 +26,7 @@ HUB_IDS = {
   "smollm2": "HuggingFaceTB/SmolLM2-135M",
   "llama2": "meta-llama/Llama-2-7b-hf",
 }
-BYTES, BPE = "bytes", "bpe"
+BYTES, BPE, SENTENCEPIECE = "bytes", "bpe", "sentencepiece"
 _BOUNDARY = "<|endoftext|>"
 # A BPE is learned from at most so many characters, taken evenly from the text.
 _BPE_CHARACTERS = 1 << 26
@@ -30,7 +38,8 @@ def load(name: str) -> Tokenizer:
 
   Args:
     name: "bytes", a key of `HUB_IDS`, another hub id "org/name", or the path
-      of a `tokenizer.json` (also .json.gz) or of a folder that holds one.
+      of a `tokenizer.json` (also .json.gz) or of a folder that holds one, or
+      that of a `.model` file of SentencePiece.
 
   Raises:
     InputError: there is none, or it is damaged.
@@ -42,13 +51,17 @@ def load(name: str) -> Tokenizer:
     path = path / "tokenizer.json"
   if path.suffix == ".gz" and path.exists():
     return _from_gzip(path)
+  if path.suffix == sentence_piece.SUFFIX and path.exists():
+    return sentence_piece.read(path)
   if path.exists():
     return tokenizer_lib.from_json(path)
   hub_id = HUB_IDS.get(name, name)
-  if hub_id.count("/") != 1 or path.suffix in (".json", ".gz"):
+  files = (".json", ".gz", sentence_piece.SUFFIX)
+  if hub_id.count("/") != 1 or path.suffix in files:
     raise InputError(
       f"--tokenizer={name}: no such tokenizer; give {BYTES}, {BPE}, "
-      f"{', '.join(HUB_IDS)}, a hub id, or the path of a tokenizer.json"
+      f"{', '.join(HUB_IDS)}, a hub id, or the path of a tokenizer.json or of "
+      "a .model file"
     )
   try:
     found = huggingface_hub.hf_hub_download(
@@ -102,6 +115,71 @@ def train_bpe(documents: Sequence[str], vocab_size: int) -> Tokenizer:
   return Tokenizer(
     backend=backend, vocab_size=backend.get_vocab_size(), bos_id=None
   )
+
+
+def train_sentencepiece(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+  """Learns a BPE as the package SentencePiece does, with bytes and digits.
+
+  Of texts in NFKC, whitespace as U+2581 in front of words (runs of it become
+  one); every digit is a token; characters that the texts do not have become
+  bytes. Ids 0 and 1 are "<pad>" and "<unk>", and no text has them. Much as
+  `SentencePieceVocab.from_corpus` of regress-lm, whose ids are others. Of long
+  texts a share is read, as by `train_bpe`.
+
+  Args:
+    documents: texts to learn from.
+    vocab_size: at least 258 and the characters of the texts; the result has
+      fewer where the texts give fewer.
+  """
+  unknown = "<unk>"
+  backend = tokenizers.Tokenizer(
+    models.BPE(unk_token=unknown, fuse_unk=True, byte_fallback=True)
+  )
+  backend.normalizer = normalizers.Sequence(
+    [
+      normalizers.Nmt(),
+      normalizers.NFKC(),
+      *sentence_piece.space_rules(),
+    ]
+  )
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(sentence_piece.SPACE, "merged_with_next"),
+      pre_tokenizers.Digits(individual_digits=True),
+    ]
+  )
+  backend.decoder = sentence_piece.decoder()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    show_progress=False,
+    special_tokens=["<pad>", unknown, *(f"<0x{b:02X}>" for b in range(256))],
+  )
+  backend.train_from_iterator(_sample(documents), trainer)
+  # They are tokens of the model, but no words to be looked for in a text.
+  described = json.loads(backend.to_str()) | {"added_tokens": []}
+  backend = tokenizers.Tokenizer.from_str(json.dumps(described))
+  return Tokenizer(
+    backend=backend, vocab_size=backend.get_vocab_size(), bos_id=None
+  )
+
+
+LEARNED = {BPE: (train_bpe, 257), SENTENCEPIECE: (train_sentencepiece, 259)}
+
+
+def learn(name: str, documents: Sequence[str], vocab_size: int) -> Tokenizer:
+  """Learns a tokenizer of `LEARNED` by name.
+
+  Raises:
+    InputError: there is nothing to learn from, or the size does not do.
+  """
+  train, least = LEARNED[name]
+  if not documents or not all(isinstance(text, str) for text in documents):
+    raise InputError(
+      f'tokenizer="{name}" is learned from texts: give them, or take "{BYTES}"'
+    )
+  if not isinstance(vocab_size, int) or vocab_size < least:
+    raise InputError(f"vocab_size={vocab_size!r} is not {least} or more")
+  return train(documents, vocab_size)
 
 
 def _sample(documents: Sequence[str]) -> Iterator[str]:

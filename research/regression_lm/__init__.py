@@ -3,5 +3,6 @@
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.ensemble import Ensemble
 from research.regression_lm.examples import Example
+from research.regression_lm.prompts import Prompt
 
-__all__ = ["Ensemble", "Example", "RegressionLM"]
+__all__ = ["Ensemble", "Example", "Prompt", "RegressionLM"]

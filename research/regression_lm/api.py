@@ -18,6 +18,8 @@ import jax
 import numpy as np
 
 from models import regression_lm
+from models import tokenizer as tokenizer_lib
+from models.convert import t5gemma
 from models.errors import InputError
 from models.numbers import MISSING, Ieee, NumberFormat, TargetCodec
 from models.regression_lm import Compute, Params
@@ -25,13 +27,20 @@ from models.regression_lm_config import RegressionLMConfig
 from models.sampling import Sampling
 from models.tokenizer import Tokenizer
 from research.language_model import tokenizing
-from research.regression_lm import artefact, examples, fine_tuning, sampling
+from research.regression_lm import (
+  artefact,
+  examples,
+  fine_tuning,
+  prompts,
+  sampling,
+)
 from research.regression_lm.artefact import Artefact
 from research.regression_lm.calibration import Prediction
 from research.regression_lm.examples import Example, Texts
 from research.regression_lm.expected import Scale
 from research.regression_lm.fine_tuning import FineTuneOptions, History
 from research.regression_lm.likelihood import Model
+from research.regression_lm.prompts import Prompt
 
 
 class RegressionLM:
@@ -76,10 +85,11 @@ class RegressionLM:
     """A model with random weights.
 
     Args:
-      texts: texts or examples that a "bpe" is learned from.
-      tokenizer: "bytes", "bpe", a hub id, the path of a `tokenizer.json`, or a
+      texts: texts or examples that a tokenizer is learned from.
+      tokenizer: "bytes", "bpe" or "sentencepiece", which are learned, a hub id,
+        the path of a `tokenizer.json` or of a `.model` of SentencePiece, or a
         tokenizer.
-      vocab_size: of "bpe".
+      vocab_size: of what is learned.
       size: "tiny", "mini", "small", "base", "medium" or "large".
       numbers: how numbers are written.
       num_objectives: O.
@@ -95,11 +105,7 @@ class RegressionLM:
     """
     found = make_tokenizer(tokenizer, texts, vocab_size)
     codec = TargetCodec(format=numbers, num_objectives=num_objectives)
-    if not isinstance(max_length, int) or max_length < 1:
-      raise InputError(f"max_length={max_length!r} is no positive integer")
-    names = {field.name for field in dataclasses.fields(RegressionLMConfig)}
-    for name in sizes.keys() - names:
-      raise InputError(f"{name}={sizes[name]!r}: there is no such size")
+    _check(max_length, sizes)
     config = RegressionLMConfig.named(
       size,
       vocab_size=found.vocab_size,
@@ -111,6 +117,64 @@ class RegressionLM:
     params = jax.jit(lambda key: regression_lm.init(config, key, param_dtype))(
       jax.random.key(seed)
     )
+    return cls(model, params, found, max_length)
+
+  @classmethod
+  def from_t5gemma(
+    cls,
+    directory: str | os.PathLike[str],
+    *,
+    size: str = "small",
+    numbers: NumberFormat = Ieee(),  # noqa: B008 (frozen)
+    num_objectives: int = 1,
+    max_length: int = 2048,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    seed: int = 0,
+    **sizes: Any,
+  ) -> Self:
+    """The encoder of T5Gemma or T5Gemma-2, and a decoder with random weights.
+
+    Training moves both, or the decoder alone with `freeze_encoder`.
+
+    Args:
+      directory: with config.json, safetensors and tokenizer.json, such as that
+        of google/t5gemma-s-s-prefixlm.
+      size: of the decoder; its width may differ from the encoder's.
+      numbers: as for `from_scratch`, and so are those below.
+      num_objectives: O.
+      max_length: tokens that a text is cut to.
+      dtype: of activations.
+      param_dtype: of the weights.
+      seed: of the random weights.
+      **sizes: of the decoder, where they differ from `size`.
+
+    Raises:
+      InputError: a file or an argument does not do.
+    """
+    encoder = t5gemma.open_encoder(directory)
+    found = tokenizer_lib.within(
+      tokenizing.load(str(directory)), encoder.config.vocab_size
+    )
+    codec = TargetCodec(format=numbers, num_objectives=num_objectives)
+    _check(max_length, sizes, beside=("encoder", "t5gemma"))
+    config = RegressionLMConfig.on_t5gemma(
+      encoder.config,
+      size,
+      target_vocab_size=len(codec.tokens),
+      target_length=codec.length,
+      **sizes,
+    )
+
+    @jax.jit
+    def make(key):
+      # What is not returned is not made.
+      params = regression_lm.init(config, key, param_dtype)
+      return {name: part for name, part in params.items() if name != "encoder"}
+
+    params = make(jax.random.key(seed))
+    params["encoder"] = encoder.params(param_dtype)
+    model = Model(config=config, codec=codec, compute=Compute(dtype=dtype))
     return cls(model, params, found, max_length)
 
   @classmethod
@@ -189,8 +253,9 @@ class RegressionLM:
     for name in changes.keys() - names:
       raise InputError(f"{name}={changes[name]!r}: there is no such option")
     options = dataclasses.replace(options, **changes)
-    train_data = self.dataset(train)
-    valid_data = self.dataset(validation) if validation else None
+    train_data, valid_data = self.datasets(
+      train, validation, options.prompt_shots
+    )
     self.params, history = fine_tuning.fine_tune(
       self.model,
       self.params,
@@ -213,6 +278,48 @@ class RegressionLM:
       given, self.tokenizer, self.model.codec, self.max_length
     )
 
+  def datasets(
+    self,
+    train: Sequence[Example],
+    valid: Sequence[Example] | None,
+    prompt_shots: int = 0,
+  ) -> tuple[examples.Dataset, examples.Dataset | None]:
+    """Examples for training and validation as tokens.
+
+    Args:
+      train: examples.
+      valid: examples, or none.
+      prompt_shots: others of the same task that stand in front of each: of
+        training up to so many, chosen anew every step; of validation so many.
+
+    Raises:
+      InputError: a text or a target does not do.
+    """
+    data = self.dataset(train)
+    if not prompt_shots:
+      return data, self.dataset(valid) if valid else None
+    fixed = self.tokenizer, self.max_length, prompt_shots
+    if valid:
+      valid = prompts.of_validation(valid, train, *fixed)
+    data = prompts.of_training(data, train, *fixed)
+    return data, self.dataset(valid) if valid else None
+
+  def prompted(
+    self, xs: Sequence[Any], prompt: Prompt | Sequence[Example]
+  ) -> list[str]:
+    """Texts behind examples of their task, for any other method.
+
+    Of use only where the model was trained with `prompt_shots`.
+
+    Args:
+      xs: texts, or examples.
+      prompt: examples, the nearest eight of which are taken, or a `Prompt`.
+
+    Raises:
+      InputError: a text or an example does not do.
+    """
+    return prompts.texts(prompt, xs, self.tokenizer, self.max_length)
+
   def sample(
     self,
     xs: Sequence[Any],
@@ -222,6 +329,7 @@ class RegressionLM:
     top_p: float = 1.0,
     seed: int = 0,
     given: Sequence[Any] | None = None,
+    prompt: Prompt | Sequence[Example] | None = None,
   ) -> np.ndarray:
     """Draws numbers (B, S, O) float64 for texts; NaN where a draw is none.
 
@@ -234,6 +342,7 @@ class RegressionLM:
         the seed, not on the other texts.
       given: B targets whose known leading objectives are kept, and condition
         those that are drawn.
+      prompt: examples that stand in front of the texts, as for `prompted`.
 
     Raises:
       InputError: a text or an option does not do.
@@ -241,7 +350,7 @@ class RegressionLM:
     rule = _sampling(temperature, top_p)
     if not isinstance(num_samples, int) or num_samples < 1:
       raise InputError(f"num_samples={num_samples!r} is no positive integer")
-    texts = self._texts(xs)
+    texts = self._texts(xs if prompt is None else self.prompted(xs, prompt))
     codec = self.model.codec
     known = None if given is None else self._known(given, len(xs))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -268,6 +377,7 @@ class RegressionLM:
     top_p: float = 1.0,
     seed: int = 0,
     given: Sequence[Any] | None = None,
+    prompt: Prompt | Sequence[Example] | None = None,
   ) -> Prediction:
     """Mean, median, quantiles and a central interval, from draws.
 
@@ -279,6 +389,7 @@ class RegressionLM:
       top_p: as for `sample`.
       seed: as for `sample`.
       given: as for `sample`.
+      prompt: as for `prompted`.
 
     Raises:
       InputError: a text or an option does not do.
@@ -292,6 +403,7 @@ class RegressionLM:
       top_p=top_p,
       seed=seed,
       given=given,
+      prompt=prompt,
     )
     return Prediction(draws, level)
 
@@ -400,6 +512,17 @@ def _sampling(temperature: float, top_p: float) -> Sampling:
     raise InputError(str(error)) from error
 
 
+def _check(
+  max_length: Any, sizes: dict[str, Any], beside: Sequence[str] = ()
+) -> None:
+  """Raises InputError for what is no length, or no size to be chosen."""
+  if not isinstance(max_length, int) or max_length < 1:
+    raise InputError(f"max_length={max_length!r} is no positive integer")
+  names = {field.name for field in dataclasses.fields(RegressionLMConfig)}
+  for name in sizes.keys() - (names - set(beside)):
+    raise InputError(f"{name}={sizes[name]!r}: there is no such size")
+
+
 def make_tokenizer(
   tokenizer: str | Tokenizer, texts: Sequence[Any], vocab_size: int
 ) -> Tokenizer:
@@ -410,13 +533,7 @@ def make_tokenizer(
   """
   if isinstance(tokenizer, Tokenizer):
     return tokenizer
-  if tokenizer != tokenizing.BPE:
+  if tokenizer not in tokenizing.LEARNED:
     return tokenizing.load(str(tokenizer))
   documents = [examples.text_of(text) for text in texts]
-  if not documents or not all(isinstance(text, str) for text in documents):
-    raise InputError(
-      'tokenizer="bpe" is learned from texts: give them, or take "bytes"'
-    )
-  if not isinstance(vocab_size, int) or vocab_size < 257:
-    raise InputError(f"vocab_size={vocab_size!r} is not 257 or more")
-  return tokenizing.train_bpe(documents, vocab_size)
+  return tokenizing.learn(tokenizer, documents, vocab_size)

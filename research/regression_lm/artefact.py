@@ -107,7 +107,7 @@ def load(
   path = directory / CONFIG
   described = _read_config(path)
   try:
-    config = RegressionLMConfig(**described["model"])
+    config = RegressionLMConfig.from_json(described["model"])
     codec = TargetCodec(
       format=numbers.from_json(described["numbers"]),
       num_objectives=described["num_objectives"],

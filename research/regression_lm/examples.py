@@ -26,10 +26,13 @@ class Example:
     x: the text.
     y: a number, or a sequence of them for several objectives; None stands for
       one that was not measured.
+    task: examples of the same may stand in front of each other in training
+      with prompts.
   """
 
   x: str
   y: Any = None
+  task: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Texts:
 def read_texts(
   tokenizer: Tokenizer, texts: Iterable[str], max_length: int
 ) -> Texts:
-  """Tokenizes texts.
+  """Tokenizes texts, behind a begin token where the tokenizer has one.
 
   Those of more than `max_length` tokens lose their end; one warning says how
   many.
@@ -101,6 +104,8 @@ def read_texts(
       raise InputError(
         f"text {row} has no token of this tokenizer: leave it out"
       )
+  if tokenizer.bos_id is not None:
+    ids = [[tokenizer.bos_id, *found] for found in ids]
   num_cut = sum(len(found) > max_length for found in ids)
   if num_cut:
     warnings.warn(

@@ -17,7 +17,7 @@ from models.regression_lm import Params
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.language_model import optimizer
-from research.regression_lm import learn, lora
+from research.regression_lm import freezing, learn, lora
 from research.regression_lm.examples import Dataset
 from research.regression_lm.expected import SCALES, Scale
 from research.regression_lm.learn import LossOptions
@@ -33,6 +33,9 @@ class FineTuneOptions:
 
   Attributes:
     method: "full", or "lora" with adapters of `rank`.
+    freeze_encoder: leave the encoder as it is, and adapt the decoder alone.
+    prompt_shots: train with up to so many other examples of the same task in
+      front of each, for `research.regression_lm.prompts`.
     max_epochs: at most.
     patience: epochs without a better validation loss before the end.
     batch: examples of an update, over all devices; fewer where there are fewer.
@@ -52,6 +55,8 @@ class FineTuneOptions:
   """
 
   method: str = "full"
+  freeze_encoder: bool = False
+  prompt_shots: int = 0
   max_epochs: int = 100
   patience: int = 5
   batch: int = 32
@@ -83,6 +88,8 @@ class FineTuneOptions:
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
         raise InputError(f"{name}={value!r} is no positive integer")
+    if not isinstance(self.prompt_shots, int) or self.prompt_shots < 0:
+      raise InputError(f"prompt_shots={self.prompt_shots!r} is no count")
     for name in ("learning_rate", "weight_decay", "clip_norm", "alpha"):
       value = getattr(self, name)
       if not 0 <= value < math.inf:
@@ -142,8 +149,8 @@ def fine_tune(
   rows = max(mesh.size, min(o.batch, len(train)) // mesh.size * mesh.size)
   per_epoch = max(1, -(-len(train) // rows))
   schedule, tx = _optimizer(o, o.max_epochs * per_epoch)
-  trained, combine = _trainable(params, o)
-  frozen = {"params": params if o.method == "lora" else None}
+  trained, still, combine = _trainable(params, o)
+  frozen = {"params": still}
   if o.loss.needs_grid:
     scale = Scale.fit(o.scale, values)
     train = dataclasses.replace(train, scores=scale.scores(values))
@@ -210,14 +217,15 @@ def _evaluation(model, mesh, batches, combine, options: FineTuneOptions):
 
 
 def _trainable(params: Params, options: FineTuneOptions):
-  """What is trained, and how it becomes parameters."""
+  """What is trained, what stays, and how they become parameters."""
+  trained, still = freezing.split(params, options.freeze_encoder)
   if options.method == "full":
-    copied = jax.tree.map(jnp.copy, params)
-    return copied, lambda trained, frozen: trained
+    return jax.tree.map(jnp.copy, trained), still, freezing.join
   key = jax.random.key(options.seed)
-  adapters = lora.init(params, options.rank, key)
+  adapters = lora.init(trained, options.rank, key)
   scale = options.alpha / options.rank
-  return adapters, lambda trained, frozen: lora.merge(frozen, trained, scale)
+  merge = lambda adapters, params: lora.merge(params, adapters, scale)
+  return adapters, params, merge
 
 
 def _optimizer(options: FineTuneOptions, num_steps: int):

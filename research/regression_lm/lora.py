@@ -16,7 +16,7 @@ _SIDES = ("encoder", "decoder")
 
 
 def init(params: Params, rank: int, key: jax.Array) -> Params:
-  """Adapters of all matrices of encoder and decoder.
+  """Adapters of all matrices of encoder and decoder, where there are both.
 
   Returns:
     A nested dict like `params`, with {"a", "b"} in the place of a matrix.
@@ -30,7 +30,7 @@ def init(params: Params, rank: int, key: jax.Array) -> Params:
       "b": jnp.zeros((layers, rank, out), leaf.dtype),
     }
 
-  sides = {side: params[side] for side in _SIDES}
+  sides = {side: params[side] for side in _SIDES if side in params}
   leaves = jax.tree_util.tree_leaves_with_path(sides)
   chosen = [(path, leaf) for path, leaf in leaves if _is_matrix(path, leaf)]
   found: Params = {}

@@ -24,6 +24,8 @@ _SIZE_FIELDS = (
   "head_dim",
   "embed_std",
 )
+# What comes with the weights of an encoder.
+_OF_WEIGHTS = ("encoder", "encoder_layers", "tokenizer")
 
 
 def _option(default: Any, text: str, **bounds: Any) -> Any:
@@ -61,11 +63,11 @@ class Options:
   )
   tokenizer: str = _option(
     "bytes",
-    "of the text: bytes, bpe (learned from the training texts), a hub id, or"
-    " the path of a tokenizer.json",
+    "of the text: bytes, bpe or sentencepiece (learned from the training"
+    " texts), a hub id, or the path of a tokenizer.json or of a .model file",
   )
   vocab_size: int = _option(
-    4096, "of --tokenizer=bpe", lower=257, upper=1 << 20
+    4096, "of a tokenizer that is learned", lower=257, upper=1 << 20
   )
   max_length: int = _option(
     2048, "tokens that a text is cut to", lower=1, upper=1 << 20
@@ -126,6 +128,9 @@ class Options:
     False, "compute every layer again in the backward pass, to save memory"
   )
   eval_every: int = _option(100, "updates", lower=1, upper=10**8)
+  freeze_encoder: bool = _option(
+    False, "leave the encoder as it is, and train the decoder alone"
+  )
   export: str = _option(
     "best",
     "which weights become the model: of the best validation loss, or the last",
@@ -173,6 +178,21 @@ class Options:
       for name in _SIZE_FIELDS
       if getattr(self, name) is not None
     }
+
+  def decoder_sizes(self) -> dict[str, Any]:
+    """Those for an encoder that comes with its weights and its tokenizer.
+
+    Raises:
+      InputError: another encoder or tokenizer was asked for.
+    """
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name in _OF_WEIGHTS and value != field.default:
+        raise InputError(
+          f"--{field.name}={value}: --encoder_weights bring their own: leave "
+          "it out"
+        )
+    return {k: v for k, v in self.sizes().items() if k not in _OF_WEIGHTS}
 
   def loss(self) -> LossOptions:
     """What is minimised."""

@@ -8,9 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from models.errors import InputError
-from research.regression_lm import density_task, examples, shared_sets, tables
+from research.regression_lm import (
+  density_task,
+  examples,
+  prompts,
+  shared_sets,
+  tables,
+)
 from research.regression_lm.api import RegressionLM
-from research.regression_lm.examples import Dataset
+from research.regression_lm.examples import Dataset, Example
 from research.regression_lm.tables import Split, Table
 
 DENSITY = "density"
@@ -66,6 +72,8 @@ class DataOptions:
     named: a split that the data brings with it; then `train` and `test` only
       cap the rows (a share of `train` caps nothing), and `valid` and
       `by_group` say nothing.
+    prompt_shots: up to so many other examples of the same group stand in front
+      of a text; of any group where no two rows share one.
   """
 
   kind: str
@@ -78,6 +86,7 @@ class DataOptions:
   test: int = 0
   split_seed: int = 0
   named: str | None = None
+  prompt_shots: int = 0
 
   def load(self, path: str) -> Table:
     """Reads the table.
@@ -139,10 +148,11 @@ class TableSource:
 
   def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
     """Tokenizes both parts."""
-    train = lm.dataset(self.table.examples(self.parts.train))
-    valid = None
-    if len(self.parts.valid):
-      valid = lm.dataset(self.table.examples(self.parts.valid))
+    train, valid = lm.datasets(
+      self._examples(self.parts.train),
+      self._examples(self.parts.valid),
+      self.options.prompt_shots,
+    )
     values = lm.model.codec.values(train.targets)
 
     def scored(scale):
@@ -152,6 +162,35 @@ class TableSource:
     return Prepared(
       lambda step: train.batch_at(step, rows, seed), valid, values, scored
     )
+
+  def questions(self, lm: RegressionLM) -> list[str]:
+    """Texts of the test part, behind known examples where there are prompts."""
+    asked = self._examples(self.parts.test)
+    shots = self.options.prompt_shots
+    if not shots:
+      return [example.x for example in asked]
+    known: dict[str, list] = {}
+    for part in (self.parts.train, self.parts.valid):
+      for example in self._examples(part):
+        known.setdefault(example.task, []).append(example)
+    found = [example.x for example in asked]
+    for task, given in known.items():
+      places = [i for i, example in enumerate(asked) if example.task == task]
+      if places:
+        prompt = prompts.Prompt(examples=given, shots=shots, choose="random")
+        texts = lm.prompted([asked[i] for i in places], prompt)
+        for place, text in zip(places, texts):
+          found[place] = text
+    return found
+
+  def _examples(self, indices: np.ndarray) -> list[Example]:
+    """Rows as examples, whose tasks are the groups, if these are any."""
+    groups = self.table.groups
+    tasks = groups if len(set(groups)) < len(groups) else [""] * len(groups)
+    return [
+      dataclasses.replace(example, task=tasks[i])
+      for i, example in zip(indices, self.table.examples(indices))
+    ]
 
   def describe(self) -> dict[str, Any]:
     """The options, and a digest of the training rows."""
@@ -245,6 +284,11 @@ def open_source(options: DataOptions, path: str | None) -> Source:
     InputError: the data cannot be read.
   """
   if options.kind == DENSITY:
+    if options.prompt_shots:
+      raise InputError(
+        "--prompt_shots: --data=density has no examples of one task: leave it "
+        "at 0"
+      )
     return DensitySource()
 
   if not path:

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -13,8 +14,8 @@ from models.regression_lm import Compute
 from research.core import loop, metrics, plots, report
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
-from research.language_model import optimizer
-from research.regression_lm import learn
+from research.language_model import optimizer, tokenizing
+from research.regression_lm import freezing, learn
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.best import Best
 from research.regression_lm.expected import Scale
@@ -35,6 +36,7 @@ class Run:
     workdir: of the run.
     start: folder of a model to go on from; its sizes, tokenizer and numbers
       win over those of the options.
+    encoder_weights: folder of T5Gemma, whose encoder and tokenizer win.
     mesh: devices; None takes all.
     attention: implementation of attention over text.
     unroll: layers of the encoder in one iteration of its scan, 0 for all.
@@ -47,6 +49,7 @@ class Run:
   source: Source
   workdir: pathlib.Path
   start: str | None = None
+  encoder_weights: str | None = None
   mesh: jax.sharding.Mesh | None = None
   attention: str | None = None
   unroll: int = 1
@@ -74,33 +77,38 @@ def train(run: Run, say: Say) -> RegressionLM:
   lm = _model(run)
   flags = dataclasses.asdict(o) | {
     "source": run.source.describe(),
-    "start": run.start and pathlib.Path(run.start).name,
+    "start": _name(run.start),
+    "encoder_weights": _name(run.encoder_weights),
   }
   loop.claim_workdir(run.workdir, flags)
   prepared = run.source.prepare(lm, o.batch, o.seed)
-  batch_at, frozen = prepared.batch_at, None
+  trained, still = freezing.split(lm.params, o.freeze_encoder)
+  batch_at, frozen = prepared.batch_at, {"params": still}
   loss = o.loss()
   if loss.needs_grid:
     scale = Scale.fit(o.scale, prepared.values)
     batch_at = prepared.scored(scale)
-    frozen = mesh_lib.replicate(
-      mesh, {"grid": scale.grid(lm.model.codec, o.grid)}
-    )
+    frozen["grid"] = scale.grid(lm.model.codec, o.grid)
+  frozen = mesh_lib.replicate(mesh, frozen)
   say(
     f"{lm.num_params / 1e6:.4g}M parameters, {lm.model.config.encoder} encoder"
   )
   schedule, tx = make_optimizer(o)
-  step = learn.make_step(lm.model, tx, schedule, mesh, loss)
+  step = learn.make_step(
+    lm.model, tx, schedule, mesh, loss, combine=freezing.join
+  )
   hooks, best = [], None
   if prepared.valid is not None:
     rows = -(-min(o.batch, len(prepared.valid)) // mesh.size) * mesh.size
-    evaluate = learn.make_evaluation(lm.model, mesh, prepared.valid.whole(rows))
+    evaluate = learn.make_evaluation(
+      lm.model, mesh, prepared.valid.whole(rows), combine=freezing.join
+    )
     if o.export == "best":
       best = Best(run.workdir / "best.safetensors")
-    hooks.append(loop.Hook(_evaluation(evaluate, best), o.eval_every))
+    hooks.append(loop.Hook(_evaluation(evaluate, frozen, best), o.eval_every))
   state = loop.run(
     state_lib.jit_step(step, mesh),
-    state_lib.create_state(lm.params, tx, jax.random.key(o.seed)),
+    state_lib.create_state(trained, tx, jax.random.key(o.seed)),
     batch_at,
     num_steps=o.steps,
     workdir=run.workdir,
@@ -112,9 +120,10 @@ def train(run: Run, say: Say) -> RegressionLM:
     timing=lambda seconds: {"examples_per_second": o.batch / seconds},
     frozen=frozen,
   )
-  lm.params, lm.info["step"] = jax.device_get(state.params), o.steps
+  trained, lm.info["step"] = jax.device_get(state.params), o.steps
   if best is not None:
-    lm.info["step"], lm.params = best.load(lm.params)
+    lm.info["step"], trained = best.load(trained)
+  lm.params = freezing.join(trained, still)
   lm.info["data"] = run.source.describe()
   if not (run.workdir / "model").exists():
     lm.save(run.workdir / "model")
@@ -124,6 +133,8 @@ def train(run: Run, say: Say) -> RegressionLM:
 
 def _model(run: Run) -> RegressionLM:
   o = run.options
+  if run.start and run.encoder_weights:
+    raise InputError("--start and --encoder_weights: give one of them")
   if run.start:
     lm = RegressionLM.from_pretrained(run.start, dtype=o.dtype)
     if lm.num_objectives != run.source.num_objectives:
@@ -131,17 +142,16 @@ def _model(run: Run) -> RegressionLM:
         f"--start={run.start}: predicts {lm.num_objectives} numbers, the data "
         f"has {run.source.num_objectives}: give as many --targets"
       )
+  elif run.encoder_weights:
+    lm = RegressionLM.from_t5gemma(
+      run.encoder_weights, **_shape(run, o.decoder_sizes())
+    )
   else:
     lm = RegressionLM.from_scratch(
-      run.source.texts() if o.tokenizer == "bpe" else (),
+      run.source.texts() if o.tokenizer in tokenizing.LEARNED else (),
       tokenizer=o.tokenizer,
       vocab_size=o.vocab_size,
-      size=o.size,
-      numbers=o.number_format(),
-      num_objectives=run.source.num_objectives,
-      max_length=o.max_length,
-      seed=o.seed,
-      **o.sizes(),
+      **_shape(run, o.sizes()),
     )
   compute = Compute(
     dtype=o.dtype, attention=run.attention, remat=o.remat, unroll=run.unroll
@@ -150,6 +160,22 @@ def _model(run: Run) -> RegressionLM:
     config=lm.model.config, codec=lm.model.codec, compute=compute
   )
   return lm
+
+
+def _shape(run: Run, sizes: dict[str, Any]) -> dict[str, Any]:
+  """What a new model is told, however its encoder comes."""
+  o = run.options
+  return sizes | {
+    "size": o.size,
+    "numbers": o.number_format(),
+    "num_objectives": run.source.num_objectives,
+    "max_length": o.max_length,
+    "seed": o.seed,
+  }
+
+
+def _name(path: str | None) -> str | None:
+  return path and pathlib.Path(path).name
 
 
 def make_optimizer(
@@ -208,9 +234,9 @@ def _muon(schedule, options: Options) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(options.clip_norm), update)
 
 
-def _evaluation(evaluate, best: Best | None):
+def _evaluation(evaluate, frozen, best: Best | None):
   def hook(state):
-    found = evaluate(state.params)
+    found = evaluate(state.params, frozen)
     if best is not None:
       best.offer(int(state.step), found["loss"], state.params)
     return {"valid_loss": found["loss"], "valid_nll": found["nll"]}

@@ -40,6 +40,42 @@ def test_a_bpe_reads_any_text_and_is_the_same_every_time():
   assert tokenizer.decode(tokenizer.encode("другое \x00")) == "другое \x00"
 
 
+def test_a_sentencepiece_has_digits_apart_and_reads_any_text():
+  texts = ["lr=0.125 depth=12", "width=512\n depth=120  lr=0.5"] * 4
+  tokenizer = tokenizing.train_sentencepiece(texts, 300)
+  again = tokenizing.train_sentencepiece(texts, 300)
+  assert tokenizer.backend.to_str() == again.backend.to_str()
+  assert 270 < tokenizer.vocab_size <= 300 and tokenizer.bos_id is None
+  name = tokenizer.backend.id_to_token
+  assert [name(i) for i in (0, 1, 2)] == ["<pad>", "<unk>", "<0x00>"]
+  pieces = [name(i) for i in tokenizer.encode("depth=120")]
+  assert pieces == ["\u2581depth=", "1", "2", "0"]
+  for text in ("depth=3 lr=7", "\U0001f600 Grüße", "<unk> <pad> <0x41>"):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and ids.min() > 1
+  # Runs of whitespace are one space, as in the package.
+  assert tokenizer.decode(tokenizer.encode(" a\n\t b ")) == "a b"
+
+
+def test_a_model_of_sentencepiece_by_path(tmp_path):
+  path = tmp_path / "spiece.model"
+  pieces = [("<unk>", 2), ("\u2581", 1), ("a", 1), ("\u2581a", 1)]
+  path.write_bytes(
+    b"".join(
+      bytes([10, len(text.encode()) + 9, 10, len(text.encode())])
+      + text.encode()
+      + b"\x15"
+      + np.float32(-number).tobytes()
+      + bytes([24, kind])
+      for number, (text, kind) in enumerate(pieces)
+    )
+  )
+  tokenizer = tokenizing.load(str(path))
+  assert list(tokenizer.encode("a aq")) == [3, 3, 0]
+  with pytest.raises(InputError, match="no such tokenizer"):
+    tokenizing.load(str(tmp_path / "no.model"))
+
+
 def test_large_texts_are_sampled_evenly(monkeypatch):
   monkeypatch.setattr(tokenizing, "_BPE_CHARACTERS", 1000)
   monkeypatch.setattr(tokenizing, "_PIECE", 100)

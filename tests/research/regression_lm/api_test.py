@@ -201,6 +201,15 @@ def test_a_bpe_is_learned_from_the_texts():
   assert lm.sample(TEXTS[:1], 2).shape == (1, 2, 2)
 
 
+def test_a_sentencepiece_is_learned_and_saved(tmp_path):
+  lm = make(tokenizer="sentencepiece", vocab_size=300, texts=EXAMPLES)
+  assert 259 <= lm.tokenizer.vocab_size <= 300
+  assert len(lm.tokenizer.encode("dense width=3")) <= 5
+  lm.save(tmp_path / "model")
+  found = RegressionLM.from_pretrained(tmp_path / "model")
+  np.testing.assert_array_equal(found.sample(TEXTS, 4), lm.sample(TEXTS, 4))
+
+
 def test_other_formats_of_numbers():
   lm = make(numbers=P10(digits=2, special=True), num_objectives=1)
   given = [Example("a", math.inf), Example("b", "INVALID"), Example("c", 2)]
@@ -235,6 +244,10 @@ def test_other_formats_of_numbers():
     ),
     (lambda lm: make(size="giant"), "size 'giant'"),
     (lambda lm: make(tokenizer="bpe"), "learned from texts"),
+    (
+      lambda lm: make(tokenizer="sentencepiece", texts=["a"], vocab_size=258),
+      "vocab_size=258 is not 259",
+    ),
     (lambda lm: make(max_length=0), "max_length=0"),
     (lambda lm: make(widht=3), "widht=3: there is no such size"),
     (lambda lm: RegressionLM.from_pretrained("no/such"), "is missing"),

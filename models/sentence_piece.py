@@ -1,0 +1,256 @@
+"""SentencePiece models (`.model` files) as tokenizers, without the package.
+
+A file is a message of protocol buffers (sentencepiece_model.proto): pieces with
+scores, how it was trained, and how texts are normalised. Unigram and BPE models
+are rebuilt with the `tokenizers` package, and give the ids of `EncodeAsIds`: no
+begin or end token, and control pieces such as "<s>" are no part of any text.
+"""
+
+import dataclasses
+import pathlib
+import re
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from models.errors import InputError
+from models.tokenizer import Tokenizer
+
+SUFFIX = ".model"
+SPACE = "\u2581"
+_UNIGRAM, _BPE = 1, 2
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6
+# Numbers where there should be bytes, and the like.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, struct.error)
+# Below every path of other pieces: chosen by no text.
+_NEVER = 1e5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Model:
+  """What a file says.
+
+  Attributes:
+    pieces: text, score and type of each id.
+    kind: of the model.
+    byte_fallback: whether unknown characters become bytes.
+    charsmap: rules of normalisation, empty for none.
+    dummy_prefix: whether a text gets a space in front.
+    fewer_spaces: whether runs of spaces become one, and outer ones are lost.
+  """
+
+  pieces: list[tuple[str, float, int]]
+  kind: int
+  byte_fallback: bool
+  charsmap: bytes
+  dummy_prefix: bool
+  fewer_spaces: bool
+
+
+def read(path: pathlib.Path) -> Tokenizer:
+  """Reads a `.model` file.
+
+  Ids differ from those of the package in two cases: where a text has the name
+  of a byte, such as "<0x41>", and where two merges of a BPE that lead to the
+  same piece overlap (the leftmost is not always the first).
+
+  Raises:
+    InputError: the file is missing, damaged, or of an unsupported kind.
+  """
+  path = pathlib.Path(path)
+  try:
+    model = _parse(path.read_bytes())
+  except OSError as error:
+    raise InputError(
+      f"{path}: is missing or unreadable: give a .model file"
+    ) from error
+  except _DAMAGE as error:
+    raise InputError(
+      f"{path}: is no model of SentencePiece ({error}): get the file again"
+    ) from error
+  if model.kind not in (_UNIGRAM, _BPE):
+    raise InputError(
+      f"{path}: is of model type {model.kind}, only unigram (1) and BPE (2) "
+      "are supported: use another tokenizer"
+    )
+  if len({text for text, _, _ in model.pieces}) != len(model.pieces):
+    raise InputError(f"{path}: repeats a piece: get the file again")
+  try:
+    backend = tokenizers.Tokenizer(
+      _unigram(model) if model.kind == _UNIGRAM else _bpe(model)
+    )
+    backend.normalizer = _normalizer(model)
+  except Exception as error:  # The library raises nothing narrower.
+    raise InputError(
+      f"{path}: cannot be rebuilt ({error}): get the file again"
+    ) from error
+  marked = [text for text, _, kind in model.pieces if kind == _USER]
+  if marked and model.kind == _BPE:
+    # The longest first, as SentencePiece looks for them.
+    longest = sorted(marked, key=len, reverse=True)
+    pattern = tokenizers.Regex("|".join(map(re.escape, longest)))
+    backend.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+  backend.decoder = decoder(model.dummy_prefix)
+  return Tokenizer(backend=backend, vocab_size=len(model.pieces), bos_id=None)
+
+
+def _unigram(model: _Model) -> models.Unigram:
+  normal = [score for _, score, kind in model.pieces if kind == _NORMAL]
+  least, most = min(normal, default=0.0), max(normal, default=0.0)
+
+  def score(text, value, kind):
+    if kind == _USER:
+      # So large that it is always taken (unigram_model.cc).
+      return len(text.encode()) * most - 0.1
+    return value if kind == _NORMAL else least - _NEVER
+
+  return models.Unigram(
+    [
+      (_name(text, kind), score(text, v, kind))
+      for text, v, kind in model.pieces
+    ],
+    unk_id=_unknown(model),
+    byte_fallback=model.byte_fallback,
+  )
+
+
+def _bpe(model: _Model) -> models.BPE:
+  known = {text: score for text, score, kind in model.pieces if kind == _NORMAL}
+  ids = {text: i for i, (text, _, _) in enumerate(model.pieces)}
+  merges = [
+    (-known[text], ids[text], text[:cut], text[cut:])
+    for text in known
+    for cut in range(1, len(text))
+    if text[:cut] in known and text[cut:] in known
+  ]
+  return models.BPE(
+    vocab={
+      _name(text, kind): i for i, (text, _, kind) in enumerate(model.pieces)
+    },
+    merges=[(left, right) for *_, left, right in sorted(merges)],
+    unk_token=_name(*model.pieces[_unknown(model)][::2]),
+    fuse_unk=True,
+    byte_fallback=model.byte_fallback,
+    # Only what `pre_tokenizer` set apart is a word by itself.
+    ignore_merges=any(kind == _USER for *_, kind in model.pieces),
+  )
+
+
+def _name(text: str, kind: int) -> str:
+  """With a space, which no normalised text has, for what texts do not say."""
+  return f" {text}" if kind in (_CONTROL, _UNKNOWN) else text
+
+
+def _unknown(model: _Model) -> int:
+  return next(
+    i for i, (*_, kind) in enumerate(model.pieces) if kind == _UNKNOWN
+  )
+
+
+def _normalizer(model: _Model) -> normalizers.Normalizer:
+  rules = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+  spaces = space_rules(model.dummy_prefix, model.fewer_spaces)
+  return normalizers.Sequence([*rules, *spaces])
+
+
+def space_rules(
+  dummy_prefix: bool = True, fewer_spaces: bool = True
+) -> list[normalizers.Normalizer]:
+  """What SentencePiece does to spaces: they become U+2581.
+
+  Args:
+    dummy_prefix: a text gets one in front.
+    fewer_spaces: runs of spaces become one, and outer ones are lost.
+  """
+  steps: list[normalizers.Normalizer] = []
+  if fewer_spaces:
+    steps.append(normalizers.Replace(tokenizers.Regex(r"\A +"), ""))
+    steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
+  if dummy_prefix:
+    steps.append(normalizers.Prepend(" "))
+  steps.append(normalizers.Replace(" ", SPACE))
+  if fewer_spaces:
+    # Behind the replacement: what a text has of this sign itself goes as well.
+    end = tokenizers.Regex(SPACE + r"+\z")
+    steps.append(normalizers.Replace(end, ""))
+  return steps
+
+
+def decoder(dummy_prefix: bool = True) -> decoders.Decoder:
+  """Tokens to text, the opposite of `space_rules`."""
+  steps = [
+    decoders.Replace(SPACE, " "),
+    decoders.ByteFallback(),
+    decoders.Fuse(),
+  ]
+  if dummy_prefix:
+    steps.append(decoders.Strip(" ", 1, 0))
+  return decoders.Sequence(steps)
+
+
+def _parse(data: bytes) -> _Model:
+  """The message ModelProto; raises ValueError and its like where it is none."""
+  fields = list(_fields(data))
+  pieces = [_piece(value) for number, value in fields if number == 1]
+  trainer, normalizer = (
+    dict(_fields(b"".join(v for number, v in fields if number == wanted)))
+    for wanted in (2, 3)
+  )
+  if not any(kind == _UNKNOWN for *_, kind in pieces):
+    raise ValueError("no piece stands for what is unknown")
+  if trainer.get(24) or not normalizer.get(5, 1):
+    raise ValueError("spaces behind words or kept are not supported")
+  if any(kind not in (1, 2, 3, 4, 6) for *_, kind in pieces):
+    raise ValueError("unused pieces are not supported")
+  return _Model(
+    pieces=pieces,
+    kind=trainer.get(3, _UNIGRAM),
+    byte_fallback=bool(trainer.get(35, 0)),
+    charsmap=normalizer.get(2, b""),
+    dummy_prefix=bool(normalizer.get(3, 1)),
+    fewer_spaces=bool(normalizer.get(4, 1)),
+  )
+
+
+def _piece(data: bytes) -> tuple[str, float, int]:
+  found = dict(_fields(data))
+  (score,) = struct.unpack("<f", found.get(2, bytes(4)))
+  return found[1].decode(), score, found.get(3, _NORMAL)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+  """Numbers and values of a message: integers, or bytes."""
+  position = 0
+  while position < len(data):
+    tag, position = _varint(data, position)
+    number, wire = tag >> 3, tag & 7
+    if wire == 0:
+      value, position = _varint(data, position)
+      yield number, value
+      continue
+    if wire == 2:
+      length, position = _varint(data, position)
+    elif wire in (1, 5):
+      length = 8 if wire == 1 else 4
+    else:
+      raise ValueError(f"wire type {wire} at byte {position}")
+    if position + length > len(data):
+      raise ValueError("cut short")
+    yield number, data[position : position + length]
+    position += length
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+  value = shift = 0
+  while True:
+    byte = data[position]
+    position += 1
+    value |= (byte & 127) << shift
+    shift += 7
+    if byte < 128:
+      return value, position
+    if shift > 63:
+      raise ValueError("a number is too long")

@@ -18,6 +18,7 @@ import cli
 from models.errors import InputError
 from research.bench import table
 from research.language_model import result_tables as language_models
+from research.program_metrics import result_tables as programs
 from research.regression_lm import result_tables as regression_lms
 from research.sol import result_tables as sol
 
@@ -41,6 +42,7 @@ def _table(path: pathlib.Path, name: str) -> str:
       "peer_ms": table.markdown,
       **sol.KINDS,
       **regression_lms.KINDS,
+      **programs.KINDS,
     }
     body = next(kinds[key] for key in kinds if key in rows[0])(rows)
     where = f"{result['device']}, {result['seconds']:,.0f} s"

@@ -88,7 +88,7 @@ def in_share(row: Row, purpose: str, share: float) -> bool:
 
 
 _OPENERS: dict[str, Callable] = {
-  ".xz": lambda path: lzma.open(path, "wt", preset=9, encoding="utf-8"),
+  ".xz": lambda path: lzma.open(path, "wt", encoding="utf-8"),
   ".gz": lambda path: gzip.open(path, "wt", encoding="utf-8"),
   ".jsonl": lambda path: open(path, "w", encoding="utf-8"),
 }

@@ -96,7 +96,7 @@ def compile_program(program: Program) -> Compiled:
   row |= {name: int(analysis.get(key, 0)) for name, key in _ANALYSIS.items()}
   row |= {name: int(getattr(memory, key)) for name, key in _MEMORY.items()}
   arrays = [
-    jax.block_until_ready(jnp.asarray(array, item.dtype))
+    jax.block_until_ready(jax.device_put(array.astype(jnp.dtype(item.dtype))))
     for array, item in zip(grammar.arguments(program), program.inputs.values())
   ]
   return Compiled(program, row, lambda: compiled(*arrays))

@@ -40,8 +40,8 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> str:
     }
     for name in _COLUMNS:
       if name in line:
-        spread = f" ± {line[f'{name} sd']:.3f}" if line["seeds"] > 1 else ""
-        cells[name] = f"{line[name]:.3f}{spread}"
+        spread = f" ± {_digits(line[f'{name} sd'])}"
+        cells[name] = _digits(line[name]) + spread * (line["seeds"] > 1)
     shown.append(cells | {"seeds": line["seeds"]})
   return markdown_table(
     shown, ["target", "training rows", "method", *_COLUMNS, "seeds"]
@@ -80,6 +80,10 @@ def speed(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append(line)
   columns = ("work", "model", "shape", "system", "setting", "ms", "texts/s")
   return markdown_table(lines, [*columns, "share", "frugax is faster by"])
+
+
+def _digits(value: float) -> str:
+  return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.2e}"
 
 
 # The key that tells rows of a kind -> their table.

@@ -1,9 +1,11 @@
+import multiprocessing
 import os
+import time
 
 import pytest
 
 from models.errors import InputError
-from research.program_metrics import collect, grammar, measure
+from research.program_metrics import collect, grammar, measure, worker
 from research.program_metrics.collect import CHUNK, Plan
 
 TIMING = measure.Timing(repeats=2, burst=1e-5)
@@ -55,6 +57,50 @@ def test_what_is_done_is_read_and_the_rest_is_measured(folder, rows):
 def test_what_takes_too_long_is_left_out_with_its_reason(tmp_path):
   found = collect.collect(plan(limit=1e-3, only=(2,)), tmp_path / "a")
   assert found == [{"index": 2, "failure": "took more than 0.001 s"}]
+
+
+class Fake:
+  """A worker that dies at once, at a program, or does what it is told."""
+
+  fates: list[str] = []
+
+  def __init__(self, plan, core):
+    self.core, self.since = core, time.monotonic()
+    self.is_ready, self.chunk, self.failed = False, [], []
+    self.program = None
+    self.pipe, self._other = multiprocessing.Pipe()
+    self._fate = self.fates.pop(0) if self.fates else "lives"
+    if self._fate == "dies at once":
+      self._other.close()
+    else:
+      self._other.send((worker.HEADER, {"backend": "cpu"}))
+
+  def give(self, chunk, failed):
+    self.chunk, self.failed = chunk, failed
+    left = [i for i in chunk if i not in {row["index"] for row in failed}]
+    if self._fate == "dies":
+      self._other.send((worker.BEGIN, left[0]))
+      self._other.close()
+    else:
+      self._other.send((worker.DONE, [{"index": i} for i in left]))
+
+  def stop(self):
+    self.pipe.close()
+
+
+def test_a_program_that_ends_its_process_is_left_out(tmp_path, monkeypatch):
+  monkeypatch.setattr(collect, "_Process", Fake)
+  monkeypatch.setattr(Fake, "fates", ["dies at once", "dies", "dies"])
+  ended = [{"index": i, "failure": "the process ended"} for i in (2, 4)]
+  found = collect.collect(plan(), tmp_path)
+  assert found == [*ended, {"index": CHUNK + 2}]
+
+
+def test_processes_that_never_start_are_one_line(tmp_path, monkeypatch):
+  monkeypatch.setattr(collect, "_Process", Fake)
+  monkeypatch.setattr(Fake, "fates", ["dies at once"] * 20)
+  with pytest.raises(InputError, match="end before they measure anything"):
+    collect.collect(plan(), tmp_path)
 
 
 def test_chunks_do_not_change_with_the_count():

@@ -4,7 +4,7 @@ import lzma
 import pytest
 
 from models.errors import InputError
-from research.program_metrics import dataset
+from research.program_metrics import dataset, result_tables
 
 
 def made(count):
@@ -93,4 +93,7 @@ def test_ceilings_and_summary(rows):
   assert (line["p0"], line["p100"]) == (1, 500)
   assert line["spearman_latency"] == pytest.approx(1)
   assert line["spearman_source_length"] > 0.3
+  assert "| latency_us |" in result_tables.KINDS["spearman_source_length"](
+    [line]
+  )
   assert dataset.spearman([1, 1, 1], [1, 2, 3]) is None

@@ -14,6 +14,11 @@ def test_methods_show_means_and_spread_over_seeds():
   assert text.splitlines()[2].split("|")[-2].strip() == "2"
 
 
+def test_large_errors_do_not_fill_the_page():
+  row = {"target": "t", "train": 9, "method": "m", "metric": "mse"}
+  assert "1.23e+15" in result_tables.methods([row | {"value": 1.234e15}])
+
+
 def test_densities_stand_beside_the_truth():
   rows = [
     {"text": "a", "method": method, "energy_distance": value, "crps_1": 1.0,

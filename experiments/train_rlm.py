@@ -26,7 +26,7 @@ from research.regression_lm.options import Options
 _WORKDIR = flags.DEFINE_string("workdir", "runs/rlm", "folder of the run")
 _START = flags.DEFINE_string("start", None, "folder of a model to go on from")
 _WEIGHTS = flags.DEFINE_string(
-  "encoder_weights", None, "folder of T5Gemma, whose encoder is taken"
+  "encoder_weights", None, "folder or hub id of T5Gemma, whose encoder is taken"
 )
 _ATTENTION = cli.choice(
   "attention", None, "implementation over text", ("xla", "cudnn")

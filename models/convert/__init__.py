@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import re
 
 import jax.numpy as jnp
 
@@ -25,7 +24,6 @@ from models.transformer_config import TransformerConfig
 __all__ = ["Checkpoint", "load", "save_safetensors"]
 
 _TINY = pathlib.Path(__file__).parents[2] / "data/models/stories260k"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,7 @@ def _locate(source: str) -> tuple[pathlib.Path, str]:
   if path.exists():
     return path, path.stem
   is_file_name = path.suffix in (".gguf", ".bin")
-  if _HUB_ID.fullmatch(source) and not is_file_name:
+  if hub.ID.fullmatch(source) and not is_file_name:
     return hub.download(source), source.split("/")[1]
   raise InputError(
     f"{source}: no such model; give tiny, smollm2, a directory with "

@@ -2,11 +2,13 @@
 
 import importlib.util
 import pathlib
+import re
 
 import huggingface_hub
 
 from models.errors import InputError
 
+ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _PATTERNS = (
   "config.json",
   "*.safetensors",

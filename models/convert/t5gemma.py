@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from models import t5gemma
-from models.convert import directory, shards
+from models.convert import directory, hub, shards
 from models.convert.names import Leaf, TensorSource, build
 from models.errors import InputError
 from models.t5gemma_config import T5GemmaConfig
@@ -58,10 +58,12 @@ class EncoderCheckpoint:
   """An encoder that was found; its weights are read by `params`.
 
   Attributes:
+    folder: with its files, such as the tokenizer.
     config: its shape.
     source: its tensors, by their names without prefix.
   """
 
+  folder: pathlib.Path
   config: T5GemmaConfig
   source: TensorSource
 
@@ -74,21 +76,25 @@ class EncoderCheckpoint:
     return build(_leaves(self.config), self.source, dtype, "T5Gemma")
 
 
-def open_encoder(folder: str | os.PathLike[str]) -> EncoderCheckpoint:
-  """Opens a folder with config.json and safetensors; reads no tensor yet.
+def open_encoder(source: str | os.PathLike[str]) -> EncoderCheckpoint:
+  """Opens a checkpoint; reads no tensor yet.
+
+  Args:
+    source: a folder with config.json and safetensors, or a hub id.
 
   Raises:
     InputError: a file is missing or damaged, or not of T5Gemma or T5Gemma-2.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = pathlib.Path(source).expanduser()
+  if not folder.is_dir() and hub.ID.fullmatch(os.fspath(source)):
+    folder = hub.download(os.fspath(source))
   if not folder.is_dir():
     raise InputError(f"{folder}: is no folder: give that of a T5Gemma model")
   path = folder / "config.json"
   hf = shards.read_json(path)
   config = from_hf(hf, str(path))
-  return EncoderCheckpoint(
-    config=config, source=_of_encoder(hf, config, directory.tensors(folder))
-  )
+  source = _of_encoder(hf, config, directory.tensors(folder))
+  return EncoderCheckpoint(folder=folder, config=config, source=source)
 
 
 def from_hf(hf: Mapping[str, Any], path: str) -> T5GemmaConfig:

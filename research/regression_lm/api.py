@@ -138,8 +138,8 @@ class RegressionLM:
     Training moves both, or the decoder alone with `freeze_encoder`.
 
     Args:
-      directory: with config.json, safetensors and tokenizer.json, such as that
-        of google/t5gemma-s-s-prefixlm.
+      directory: with config.json, safetensors and tokenizer.json, or a hub id
+        such as "google/t5gemma-s-s-prefixlm".
       size: of the decoder; its width may differ from the encoder's.
       numbers: as for `from_scratch`, and so are those below.
       num_objectives: O.
@@ -154,7 +154,7 @@ class RegressionLM:
     """
     encoder = t5gemma.open_encoder(directory)
     found = tokenizer_lib.within(
-      tokenizing.load(str(directory)), encoder.config.vocab_size
+      tokenizing.load(str(encoder.folder)), encoder.config.vocab_size
     )
     codec = TargetCodec(format=numbers, num_objectives=num_objectives)
     _check(max_length, sizes, beside=("encoder", "t5gemma"))

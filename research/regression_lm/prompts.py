@@ -178,14 +178,14 @@ class Others:
     self._lines = [line(example) for example in given]
     self._room = max_length - _counts(tokenizer, self._texts)
     self._sizes = _counts(tokenizer, self._lines, begin=False)
+    self._tasks = [getattr(example, "task", "") for example in given]
     members: dict[str, list[int]] = {}
     self._place = []
-    for number, example in enumerate(given):
-      of_task = members.setdefault(example.task, [])
+    for number in range(len(given)):
+      of_task = members.setdefault(self._tasks[number], [])
       self._place.append(len(of_task))
       of_task.append(number)
     self._members = {task: np.array(rows) for task, rows in members.items()}
-    self._tasks = [example.task for example in given]
 
   def prompted(self, index: int, shots: int, rng: np.random.Generator) -> str:
     """The text of an example behind `shots` random others, or fewer."""
@@ -258,9 +258,6 @@ def of_validation(
   """Examples behind `shots` others of their task, of both parts."""
   both = Others([*valid, *train], tokenizer, max_length)
   return [
-    dataclasses.replace(
-      example,
-      x=both.prompted(i, shots, np.random.default_rng((23, i))),
-    )
+    Example(both.prompted(i, shots, np.random.default_rng((23, i))), example.y)
     for i, example in enumerate(valid)
   ]

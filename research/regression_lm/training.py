@@ -36,7 +36,8 @@ class Run:
     workdir: of the run.
     start: folder of a model to go on from; its sizes, tokenizer and numbers
       win over those of the options.
-    encoder_weights: folder of T5Gemma, whose encoder and tokenizer win.
+    encoder_weights: folder or hub id of T5Gemma, whose encoder and tokenizer
+      win.
     mesh: devices; None takes all.
     attention: implementation of attention over text.
     unroll: layers of the encoder in one iteration of its scan, 0 for all.

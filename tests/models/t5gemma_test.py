@@ -129,6 +129,13 @@ def test_what_does_not_do_is_one_line(name, changes, words, tmp_path):
   assert str(tmp_path) in str(caught.value)
 
 
+def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
+  write("t5gemma", tmp_path)
+  monkeypatch.setattr(convert.hub, "download", {"a/b": tmp_path}.get)
+  found = convert.open_encoder("a/b")
+  assert found.folder == tmp_path and found.config.d_model == 24
+
+
 def test_other_folders_are_refused(tmp_path):
   with pytest.raises(InputError, match="is no folder"):
     convert.open_encoder(tmp_path / "none")

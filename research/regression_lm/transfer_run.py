@@ -102,7 +102,8 @@ def _model(model, setup, facts, parts, workdir, say):
   start = transfer.pretrain(setup, facts, prepared, parts, say)
   for size in missing:
     found = transfer.train(setup, facts, prepared, parts, start, size, say)
-    if setup.sources:
+    # Where sources are known of the tested rows nobody need predict them.
+    if setup.sources and setup.source_rows:
       _ridge(setup, facts, prepared, parts, start, size, workdir)
     for (place, seed), part in found.items():
       name = setup.targets[place].column

@@ -34,6 +34,9 @@ _MEMBERS = cli.integer("members", 2, "models of each fold", 1, 100)
 _RENAMINGS = cli.integer(
   "renamings", 3, "forms of a program with other names", 0, 100
 )
+_MADE_UP = cli.integer(
+  "made_up", 20000, "made-up programs as a second task; 0 for none", 0
+)
 _PEERS = flags.DEFINE_bool("peers", True, "judge ridge too")
 _LIMIT = cli.integer("limit", 0, "problems at most; 0 takes all", 0)
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
@@ -55,6 +58,7 @@ def main(_) -> None:
     folds=_FOLDS.value,
     members=_MEMBERS.value,
     renamings=_RENAMINGS.value,
+    made_up=_MADE_UP.value,
     peers=_PEERS.value,
     limit=_LIMIT.value,
   )

@@ -36,8 +36,8 @@ from research.core.state import TrainState
 from research.language_model import tokenizing
 from research.regression_lm import (
   evaluate,
-  examples,
   learn,
+  made_up_programs,
   peers,
   sampling,
   tables,
@@ -53,6 +53,8 @@ Say = Callable[[str], None]
 POOLED = "these runs together"
 _FORMS = {"ridge on programs": False, "ridge on canonical texts": True}
 _DRAWS, _GRID = 64, 64
+# Texts of one call, and made-up ones that a tokenizer is learned from.
+_ROWS, _LEARNED = 256, 2000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class Plan:
     folds: parts of the problems, each held out once.
     members: models of each fold, whose answers are pooled.
     renamings: forms of a program with other names, beside its own.
+    made_up: programs of a second task (`made_up_programs`), which half of every
+      batch is of; 0 for none.
     peers: judge the peers too.
     limit: problems at most, for a trial; 0 takes all.
   """
@@ -74,6 +78,7 @@ class Plan:
   folds: int = 5
   members: int = 2
   renamings: int = 3
+  made_up: int = 0
   peers: bool = True
   limit: int = 0
 
@@ -85,7 +90,7 @@ class Timings:
   Attributes:
     sources: P programs.
     program: (N,) index of each timing's.
-    fold: (N,) of its problem.
+    fold: (N,) of its problem; -1 for those made up, which none holds out.
     runs: N names of runs.
     headings: N first lines of a text: GPU, run and mode.
     modes: N names.
@@ -142,6 +147,23 @@ def load(folder: str | pathlib.Path, plan: Plan) -> Timings:
   )
 
 
+def _with_made_up(timings: Timings, forms, plan: Plan):
+  """Timings and forms with the second task behind them."""
+  made = made_up_programs.programs(plan.made_up, plan.options.seed)
+  texts = [text for text, _ in made]
+  count, before = len(made), len(timings.sources)
+  longer = Timings(
+    sources=[*timings.sources, *texts],
+    program=np.append(timings.program, before + np.arange(count)),
+    fold=np.append(timings.fold, np.full(count, -1)),
+    runs=np.append(timings.runs, [""] * count),
+    headings=[*timings.headings, *[made_up_programs.HEADING] * count],
+    modes=[*timings.modes, *[""] * count],
+    ms=np.append(timings.ms, [ms for _, ms in made]),
+  )
+  return longer, [form + texts for form in forms]
+
+
 class Fold:
   """Tokens of all timings, by a tokenizer of the training part of a fold."""
 
@@ -154,22 +176,26 @@ class Fold:
       fold: that is held out.
       options: sizes of tokenizer and texts.
     """
-    self.train = np.flatnonzero(timings.fold != fold)
+    self.train = np.flatnonzero((timings.fold != fold) & (timings.fold >= 0))
+    self.made_up = np.flatnonzero(timings.fold < 0)
     self.test = np.flatnonzero(timings.fold == fold)
     self._program, self._most = timings.program, options.max_length
+    made = timings.program[self.made_up]
     names = sorted(set(timings.headings))
-    known = sorted(set(timings.program[self.train].tolist()))
-    tokenizer = tokenizing.train_bpe(
-      names + [form[i] for form in forms for i in known], options.vocab_size
-    )
+    # Texts that repeat are learned from, and written in tokens, once.
+    known = [*timings.program[self.train], *made[:_LEARNED]]
+    known = dict.fromkeys(form[i] for form in forms for i in known)
+    tokenizer = tokenizing.train_bpe([*names, *known], options.vocab_size)
     ids = lambda texts: [
       np.asarray(e.ids, np.int32)
       for e in tokenizer.backend.encode_batch(texts, add_special_tokens=False)
     ]
+    bodies = list(dict.fromkeys(text for form in forms for text in form))
+    written = dict(zip(bodies, ids(bodies)))
     place = {name: i for i, name in enumerate(names)}
     self._headings = ids(names)
     self._heading = np.array([place[name] for name in timings.headings])
-    self._forms = [ids(form) for form in forms]
+    self._forms = [[written[text] for text in form] for form in forms]
 
   def texts(self, rows: np.ndarray, forms: np.ndarray) -> Texts:
     """Tokens of timings (B,) with their programs in forms (B,)."""
@@ -208,6 +234,7 @@ def run(
     [canonical(code, renaming) for code in timings.sources]
     for renaming in range(plan.renamings + 1)
   ]
+  timings, forms = _with_made_up(timings, forms, plan)
   spawn = multiprocessing.get_context("spawn")
   workers = max(1, (os.cpu_count() or 2) - 2)
   with concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
@@ -249,12 +276,7 @@ def _train(plan: Plan, timings: Timings, folds: Sequence[Fold], workdir):
   grids = [scale.grid(model.codec, o.grid) for scale in scales]
   repeated = [grid for grid in grids for _ in range(plan.members)]
   grid = jax.tree.map(lambda *leaves: np.stack(leaves), *repeated)
-  size = max(
-    int(fold.texts(np.arange(len(timings.ms)), np.zeros(len(timings.ms), int))
-        .lengths.max())
-    for fold in folds
-  )  # fmt: skip
-  size = min(examples.round_up(size), o.max_length)
+  size = o.max_length
 
   def batch_at(step: int) -> dict[str, np.ndarray]:
     parts = []
@@ -263,6 +285,9 @@ def _train(plan: Plan, timings: Timings, folds: Sequence[Fold], workdir):
     ):
       chosen = np.random.default_rng((o.seed, 43, number, step))
       rows = chosen.choice(folds[fold].train, o.batch)
+      if plan.made_up:
+        half = o.batch // 2
+        rows[:half] = chosen.choice(folds[fold].made_up, half)
       forms = chosen.integers(0, plan.renamings + 1, o.batch)
       tokens, lengths = (
         folds[fold].texts(rows, forms).rows(np.arange(o.batch), size)
@@ -296,7 +321,8 @@ def _train(plan: Plan, timings: Timings, folds: Sequence[Fold], workdir):
     workdir=workdir / "run",
     config=dataclasses.asdict(o) | {
       "folds": plan.folds, "members": plan.members,
-      "renamings": plan.renamings, "limit": plan.limit,
+      "renamings": plan.renamings, "made_up": plan.made_up,
+      "limit": plan.limit,
     },
     checkpoint_every=max(o.steps // 2, 1),
     log_every=20,
@@ -343,19 +369,31 @@ def _predict(plan: Plan, timings: Timings, folds, model, params, scales):
   judged = np.isin(timings.runs, list(plan.runs))
   for number, (fold, scale) in enumerate(zip(folds, scales)):
     rows = fold.test[judged[fold.test]]
-    texts = fold.texts(rows, np.zeros(len(rows), int))
     grid = scale.grid(model.codec, _GRID)
     scores = np.zeros((plan.members, len(rows), 1))
     for member in range(plan.members):
       place = number * plan.members + member
       mine = jax.tree.map(lambda leaf, place=place: leaf[place], params)
-      keys = jax.random.split(jax.random.key(place), len(rows))
-      ids = sampling.draw_texts(model, mine, texts, keys, num_samples=_DRAWS)
+      keys = jax.random.split(jax.random.key(place), len(rows) + _ROWS)
       columns = slice(member * _DRAWS, (member + 1) * _DRAWS)
-      draws[rows, columns] = model.codec.values(ids)[..., 0]
-      for indices, _, batch in sampling.calls(model, texts, _GRID):
+      for start in range(0, len(rows), _ROWS):
+        part = slice(start, min(start + _ROWS, len(rows)))
+        # All calls are of one shape, which compiles once.
+        filled = np.resize(rows[part], _ROWS)
+        texts = fold.texts(filled, np.zeros(_ROWS, int))
+        batch = texts.rows(np.arange(_ROWS), plan.options.max_length)
+        ids, _ = sampling.draw(
+          model,
+          mine,
+          *batch,
+          keys[start : start + _ROWS],
+          num_samples=_DRAWS,
+        )
         found = sampling.expectation(model, mine, *batch, grid)
-        scores[member, indices] = np.asarray(found)[: len(indices)]
+        count = part.stop - part.start
+        values = model.codec.values(np.asarray(ids)[:count])
+        draws[rows[part], columns] = values[..., 0]
+        scores[member, part] = np.asarray(found)[:count]
     means[rows] = scale.values(scores.mean(0))[:, 0]
   return draws, means
 
@@ -417,7 +455,7 @@ def _judge(plan: Plan, timings: Timings, draws, means, by_peer, params):
       found,
       system="regression_lm",
       data="kernelbench",
-      train=round(len(timings.ms) * (1 - 1 / plan.folds)),
+      train=round((timings.fold >= 0).sum() * (1 - 1 / plan.folds)),
       seed=plan.options.seed,
       num_params=sum(sizes) // (plan.folds * plan.members),
     )

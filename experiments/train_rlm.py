@@ -8,6 +8,10 @@ learns two numbers of a shipped table in two minutes on 2 CPU cores. Your own:
   python experiments/train_rlm.py --data=csv --path=runs.csv \
     --targets=accuracy,seconds --workdir=runs/mine
 
+With --encoder_weights=FOLDER the encoder is that of T5Gemma or T5Gemma-2, which
+--freeze_encoder leaves as it is; --prompt_shots=4 --group_column=task trains a
+model that reads examples in front of a text.
+
 Writes the run to --workdir: flags, metrics, checkpoints, curves, `report.md`,
 and the model in `model/`, for `eval_rlm.py` and `RegressionLM.from_pretrained`.
 The same command goes on where a killed run was.

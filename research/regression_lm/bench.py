@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import regression_lm
+from models import attention, regression_lm
 from models.errors import InputError
 from models.numbers import Ieee, TargetCodec
 from models.regression_lm import Compute
@@ -272,10 +272,13 @@ def _finished(plan: Plan, spec: Row, once, **columns: Any) -> Row:
   phases = dataclasses.make_dataclass("_Work", ["phases"])
   floor = ceilings.floor(phases(columns.pop("phases")))
   count = spec.get("batch", spec.get("texts"))
+  heads = _HEADS, _HEADS, spec["d_model"] // _HEADS
+  kernel = attention.cudnn_runs(*heads, spec["dtype"])
   row = {
     **_named(spec),
     **spec,
     "system": OURS,
+    "attention": "cudnn" if kernel else "xla",
     "setting": "tf32" if spec["dtype"] == "float32" else spec["dtype"],
     **columns,
     "examples_per_second": count / columns["seconds"],

@@ -181,10 +181,11 @@ def _peer_rows(plan: Plan, train, sample, say: Say) -> Iterator[Row]:
   }
   command = [plan.peer_python or sys.executable, "-m", regress_lm.__name__]
   root = pathlib.Path(__file__).resolve().parents[2]
+  paths = str(root), os.environ.get("PYTHONPATH")
   done = subprocess.Popen(
     [*command, os.path.abspath(plan.peer), json.dumps(task)],
     cwd=root,
-    env={**os.environ, "PYTHONPATH": str(root)},
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     stdout=subprocess.PIPE,
     text=True,
   )

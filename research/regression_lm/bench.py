@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import regression_lm
+from models import attention, regression_lm
 from models.errors import InputError
 from models.numbers import Ieee, TargetCodec
 from models.regression_lm import Compute
@@ -181,11 +181,11 @@ def _peer_rows(plan: Plan, train, sample, say: Say) -> Iterator[Row]:
   }
   command = [plan.peer_python or sys.executable, "-m", regress_lm.__name__]
   root = pathlib.Path(__file__).resolve().parents[2]
-  folders = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+  paths = str(root), os.environ.get("PYTHONPATH")
   done = subprocess.Popen(
     [*command, os.path.abspath(plan.peer), json.dumps(task)],
     cwd=root,
-    env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     stdout=subprocess.PIPE,
     text=True,
   )
@@ -273,10 +273,13 @@ def _finished(plan: Plan, spec: Row, once, **columns: Any) -> Row:
   phases = dataclasses.make_dataclass("_Work", ["phases"])
   floor = ceilings.floor(phases(columns.pop("phases")))
   count = spec.get("batch", spec.get("texts"))
+  heads = _HEADS, _HEADS, spec["d_model"] // _HEADS
+  kernel = attention.cudnn_runs(*heads, spec["dtype"])
   row = {
     **_named(spec),
     **spec,
     "system": OURS,
+    "attention": "cudnn" if kernel else "xla",
     "setting": "tf32" if spec["dtype"] == "float32" else spec["dtype"],
     **columns,
     "examples_per_second": count / columns["seconds"],

@@ -220,7 +220,7 @@ def run(
   Args:
     plan: what to do.
     timings: of `load`.
-    workdir: keeps the run: the same call goes on.
+    workdir: keeps the run: the same call goes on, and judges again.
     say: prints a line.
 
   Returns:
@@ -229,7 +229,9 @@ def run(
   Raises:
     loop.Stopped: interrupted or diverged.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
+  flags = dataclasses.asdict(plan)
+  del flags["peers"]
+  loop.claim_workdir(workdir, flags)
   forms = [
     [canonical(code, renaming) for code in timings.sources]
     for renaming in range(plan.renamings + 1)
@@ -240,18 +242,30 @@ def run(
   with concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
     # On other cores while the device trains.
     waiting = _peer_jobs(plan, timings, forms[0], workdir, pool)
-    folds = [
-      Fold(timings, forms, fold, plan.options) for fold in range(plan.folds)
-    ]
-    say(f"{len(timings.ms)} timings, {plan.folds * plan.members} models")
-    model, params, scales = _train(plan, timings, folds, workdir)
-    draws, means = _predict(plan, timings, folds, model, params, scales)
+    kept = workdir / "predictions.npz"
+    if not kept.exists():
+      say(f"{len(timings.ms)} timings, {plan.folds * plan.members} models")
+      draws, means, num_params = _learn(plan, timings, forms, workdir)
+      draft = workdir / "predictions.partial.npz"
+      np.savez(draft, draws=draws, means=means, num_params=num_params)
+      draft.replace(kept)
+    predicted = dict(np.load(kept))
     say("predicted; waiting for the peers" if waiting else "predicted")
     by_peer: dict[str, np.ndarray] = {}
     for (peer, rows), job in waiting:
       found = by_peer.setdefault(peer, np.full(len(timings.ms), np.nan))
       found[rows] = job.result()
-  return _judge(plan, timings, draws, means, by_peer, params)
+  return _judge(plan, timings, predicted, by_peer)
+
+
+def _learn(plan: Plan, timings: Timings, forms, workdir: pathlib.Path):
+  """Draws and expected values of what was held out, and a model's size."""
+  folds = [
+    Fold(timings, forms, fold, plan.options) for fold in range(plan.folds)
+  ]
+  model, params, scales = _train(plan, timings, folds, workdir)
+  draws, means = _predict(plan, timings, folds, model, params, scales)
+  return draws, means, regression_lm.num_params(model.config)
 
 
 def _make_model(options: Options) -> Model:
@@ -319,16 +333,12 @@ def _train(plan: Plan, timings: Timings, folds: Sequence[Fold], workdir):
     batch_at,
     num_steps=o.steps,
     workdir=workdir / "run",
-    config=dataclasses.asdict(o) | {
-      "folds": plan.folds, "members": plan.members,
-      "renamings": plan.renamings, "made_up": plan.made_up,
-      "limit": plan.limit,
-    },
+    config=dataclasses.asdict(o),
     checkpoint_every=max(o.steps // 2, 1),
     log_every=20,
     frozen=mesh_lib.replicate(mesh, grid),
     keep=1,
-  )  # fmt: skip
+  )
   return model, state.params, scales
 
 
@@ -435,8 +445,9 @@ def _ridge(problem: peers.Problem, kept: pathlib.Path) -> np.ndarray:
   return found
 
 
-def _judge(plan: Plan, timings: Timings, draws, means, by_peer, params):
-  sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+def _judge(plan: Plan, timings: Timings, predicted, by_peer):
+  """Rows of every run, and of all together."""
+  draws, means = predicted["draws"], predicted["means"]
   rows = []
   for run in [*plan.runs, POOLED]:
     names = list(plan.runs) if run == POOLED else [run]
@@ -457,6 +468,6 @@ def _judge(plan: Plan, timings: Timings, draws, means, by_peer, params):
       data="kernelbench",
       train=round((timings.fold >= 0).sum() * (1 - 1 / plan.folds)),
       seed=plan.options.seed,
-      num_params=sum(sizes) // (plan.folds * plan.members),
+      num_params=int(predicted["num_params"]),
     )
   return rows

@@ -80,6 +80,7 @@ def main(_) -> None:
   kept = dataset.with_splits(
     [row | {"latency_process_us": times.get(row["index"])} for row in kept]
   )
+  print(f"packing {len(kept)} programs: about 5 s a thousand", flush=True)
   dataset.write(output, kept)
   lines = dataset.summary(
     kept, (*measure.COUNTS, "latency_us", "compile_seconds")

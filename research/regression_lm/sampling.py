@@ -180,11 +180,14 @@ def _call_size(model: Model, longest: int) -> tuple[int, int]:
   if memory is None or jax.default_backend() == "cpu":
     return _CALL_TOKENS, _CALL_DRAWS
   c, wide = model.config, model.compute.dtype == "float32"
+  encoder = c.t5gemma or c
   item = 4 if wide else 2
   kept = 2 * c.decoder_layers * c.num_kv_heads * c.head_dim
-  layer = 6 * c.d_model + 3 * c.d_ff + 4 * c.num_heads * c.head_dim
-  # Without a kernel that keeps none, scores of a layer stand in memory twice.
-  scores = 2 * c.num_heads * longest if wide else 0
+  layer = 6 * encoder.d_model + 3 * encoder.d_ff
+  layer += 4 * encoder.num_heads * encoder.head_dim
+  # Without a kernel that keeps none, scores of a layer stand in memory twice;
+  # those of T5Gemma's encoder always, in float32, of some queries at a time.
+  scores = 2 * encoder.num_heads * longest if wide or c.t5gemma else 0
   cached = 4 * c.decoder_layers * c.num_kv_heads * c.head_dim
   row = item * cached * c.target_length + 8 * c.num_heads * longest
   free = _SHARE * memory / 2

@@ -9,7 +9,8 @@ writing states; for an update, of its matrix products, so that `share` is the
 MFU. The peer is mamba_ssm in a CUDA graph, where it is installed. `error` of a
 decoding is that of its logits against float32, relative. The result is written
 anew after every row, `complete` with the last. A row takes seconds with tiny
-sizes on a CPU, and about half a minute with published ones on a GPU.
+sizes on a CPU, and about a minute with published ones on a GPU, most of it for
+XLA to look for fast products: less with --steps=mosaic_gpu.
 """
 
 import time
@@ -23,6 +24,9 @@ _DECODE = flags.DEFINE_list(
 )
 _TRAIN = flags.DEFINE_list(
   "train", [], "ARCH/PRESET:BxL each, such as mamba2/60m:64x1024"
+)
+_STEPS = flags.DEFINE_list(
+  "steps", ["xla", "mosaic_gpu"], "implementations of a decoding step"
 )
 _TOKENS = cli.integer("tokens", 64, "decoded in a call", 1, 4096)
 _REPEATS = cli.integer("repeats", 5, "measurements of a row", 1, 1000)
@@ -47,6 +51,7 @@ def main(_) -> None:
   plan = bench.Plan(
     decode=_DECODE.value,
     train=_TRAIN.value,
+    steps=_STEPS.value,
     tokens=_TOKENS.value,
     repeats=_REPEATS.value,
     unroll=_UNROLL.value,

@@ -46,6 +46,7 @@ class Plan:
     decode: "MODEL:BATCH" each, MODEL a published size of `MambaConfig` such as
       mamba2_2_7b.
     train: "ARCH/PRESET:BxL" each, of `research.language_model.options`.
+    steps: implementations of a decoding step, of `DECODED`.
     tokens: decoded in one call.
     repeats: calls that are timed.
     unroll: layers in one iteration of the scan in training; 0 for all.
@@ -56,6 +57,7 @@ class Plan:
 
   decode: Sequence[str] = ()
   train: Sequence[str] = ()
+  steps: Sequence[str] = DECODED
   tokens: int = 64
   repeats: int = 5
   unroll: int = 1
@@ -67,6 +69,9 @@ class Plan:
     """Raises InputError where a name does not exist."""
     for spec in self.decode:
       _decoded(spec)
+    for step in self.steps:
+      if step not in DECODED:
+        raise InputError(f"steps={step}: take from {', '.join(DECODED)}")
     for spec in self.train:
       _trained(spec)
 
@@ -220,7 +225,7 @@ def _decode_rows(plan: Plan, spec: str, limits: Ceilings, say):
       "xla",
     )
   found = []
-  for step in DECODED:
+  for step in plan.steps:
     try:
       logits = _logits(config, params, batch, jnp.bfloat16, step)
     except dispatch.UnsupportedError as error:

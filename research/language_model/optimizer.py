@@ -1,9 +1,11 @@
-"""AdamW for language models: schedules, and what weight decay leaves alone."""
+"""AdamW and Muon: schedules, and what weight decay leaves alone."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax import contrib
 
 Tree = Any
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -104,3 +106,94 @@ def adamw(
   if not clip_norm:
     return update
   return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+
+
+def muon(
+  rate: optax.Schedule,
+  *,
+  adam_beta2: float,
+  weight_decay: float,
+  clip_norm: float,
+) -> optax.GradientTransformation:
+  """Muon (Jordan et al. 2024) on the layers' matrices, AdamW on the rest.
+
+  Updates are scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982, eq. 4),
+  so that one learning rate serves both. A matrix of a layer is a leaf "kernel"
+  of (layers, in, out). Those of one shape are made orthogonal together: a dozen
+  products for all of them, and not for each.
+
+  Args:
+    rate: of `learning_rate`.
+    adam_beta2: of AdamW's second moment.
+    weight_decay: times the rate, on the arrays that `decayed` names.
+    clip_norm: the gradient's norm at most; 0 leaves it.
+  """
+
+  def dimensions(params):
+    numbers = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: numbers if _is_matrix(path, leaf) else None, params
+    )
+
+  update = _together(
+    contrib.muon(
+      rate,
+      weight_decay=weight_decay,
+      weight_decay_mask=decayed,
+      adam_b2=adam_beta2,
+      muon_weight_dimension_numbers=dimensions,
+      consistent_rms=0.2,
+    )
+  )
+  if not clip_norm:
+    return update
+  return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+
+
+def _is_matrix(path, leaf) -> bool:
+  return path[-1].key == "kernel" and leaf.ndim == 3
+
+
+def _together(
+  update: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Shows `update` the matrices of one shape as one array."""
+
+  def pack(tree):
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    alike = {}
+    for path, leaf in leaves:
+      if _is_matrix(path, leaf):
+        alike.setdefault(_shape_name(leaf), []).append(leaf)
+    rest = [None if _is_matrix(*item) else item[1] for item in leaves]
+    matrices = {
+      name: {"kernel": jnp.concatenate(found)} for name, found in alike.items()
+    }
+    return {"matrices": matrices, "rest": structure.unflatten(rest)}
+
+  def unpack(packed, like):
+    starts = dict.fromkeys(packed["matrices"], 0)
+    rest = iter(jax.tree.leaves(packed["rest"]))
+
+    def leaf_of(path, leaf):
+      if not _is_matrix(path, leaf):
+        return next(rest)
+      name = _shape_name(leaf)
+      start = starts[name]
+      starts[name] = start + len(leaf)
+      return packed["matrices"][name]["kernel"][start : start + len(leaf)]
+
+    return jax.tree_util.tree_map_with_path(leaf_of, like)
+
+  def step(gradients, state, params=None):
+    packed = None if params is None else pack(params)
+    found, state = update.update(pack(gradients), state, packed)
+    return unpack(found, gradients), state
+
+  return optax.GradientTransformation(
+    lambda params: update.init(pack(params)), step
+  )
+
+
+def _shape_name(leaf: jax.Array) -> str:
+  return "x".join(map(str, leaf.shape[1:]))

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import optax
-from optax import contrib
 
 from models.errors import InputError
 from models.regression_lm import Compute
@@ -193,7 +192,12 @@ def make_optimizer(
     decay_share=o.decay_share,
   )
   if o.optimizer == "muon":
-    return schedule, _muon(schedule, o)
+    return schedule, optimizer.muon(
+      schedule,
+      adam_beta2=0.98,
+      weight_decay=o.weight_decay,
+      clip_norm=o.clip_norm,
+    )
   return schedule, optimizer.adamw(
     schedule,
     beta1=0.9,
@@ -202,37 +206,6 @@ def make_optimizer(
     weight_decay=o.weight_decay,
     clip_norm=o.clip_norm,
   )
-
-
-def _muon(schedule, options: Options) -> optax.GradientTransformation:
-  """Muon (Jordan et al. 2024) on the layers' matrices, AdamW on the rest.
-
-  Updates are scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982, eq. 4),
-  so that one learning rate serves both.
-  """
-
-  def dimensions(params):
-    def of(path, leaf):
-      is_matrix = path[-1].key == "kernel" and leaf.ndim == 3
-      return (
-        contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-        if is_matrix
-        else None
-      )
-
-    return jax.tree_util.tree_map_with_path(of, params)
-
-  update = contrib.muon(
-    schedule,
-    weight_decay=options.weight_decay,
-    weight_decay_mask=optimizer.decayed,
-    adam_b2=0.98,
-    muon_weight_dimension_numbers=dimensions,
-    consistent_rms=0.2,
-  )
-  if not options.clip_norm:
-    return update
-  return optax.chain(optax.clip_by_global_norm(options.clip_norm), update)
 
 
 def _evaluation(evaluate, frozen, best: Best | None):

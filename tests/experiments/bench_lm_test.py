@@ -57,6 +57,7 @@ def test_a_run_times_decoding_and_training(tmp_path):
     ("--train=mamba2/60m", "write ARCH/PRESET:BxL"),
     ("--train=mamba2/70b:1x8", "preset"),
     ("--train=rnn/60m:1x8", "unknown"),
+    ("--steps=cuda", "take from xla"),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flag, part):

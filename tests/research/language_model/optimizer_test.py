@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax import contrib
 
 from models import mamba, transformer
 from models.mamba_config import MambaConfig
@@ -146,3 +147,40 @@ def test_the_gradient_is_clipped_as_a_whole():
 
   np.testing.assert_allclose(moment(1.0)[-2:], [0.06, 0.08], rtol=1e-5)
   np.testing.assert_allclose(moment(0.0)[-1], 0.8, rtol=1e-5)
+
+
+def test_muon_of_matrices_together_is_muon_of_each():
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {
+    "down": {"kernel": draw(3, 6, 4)},
+    "norm": {"scale": draw(3, 4)},
+    "q": {"kernel": draw(3, 4, 6)},
+    "table": draw(5, 4),
+    "up": {"kernel": draw(2, 4, 6)},
+  }
+  rate = lambda step: 0.01
+  together = optimizer.muon(
+    rate, adam_beta2=0.98, weight_decay=0.1, clip_norm=0.0
+  )
+  one = contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+  alone = contrib.muon(
+    rate,
+    weight_decay=0.1,
+    weight_decay_mask=optimizer.decayed,
+    adam_b2=0.98,
+    muon_weight_dimension_numbers=jax.tree.map(
+      lambda leaf: one if leaf.ndim == 3 else None, params
+    ),
+    consistent_rms=0.2,
+  )
+  states = [tx.init(params) for tx in (together, alone)]
+  for _ in range(2):
+    grads = jax.tree.map(lambda leaf: draw(*leaf.shape), params)
+    found, states[0] = together.update(grads, states[0], params)
+    wanted, states[1] = alone.update(grads, states[1], params)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+      found,
+      wanted,
+    )

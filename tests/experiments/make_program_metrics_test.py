@@ -26,6 +26,8 @@ def start(*arguments):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    # Tests in the background of a shell inherit that Ctrl-C is ignored.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(*arguments):
+  script = [sys.executable, "experiments/make_program_metrics.py", *arguments]
   return subprocess.Popen(
-    [sys.executable, "experiments/make_program_metrics.py", *arguments],
+    # Tests in the background of a shell inherit that Ctrl-C is ignored.
+    ["env", "--default-signal=INT", *script],
     cwd=ROOT,
     env={
       **os.environ,
@@ -26,8 +28,6 @@ def start(*arguments):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    # Tests in the background of a shell inherit that Ctrl-C is ignored.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 

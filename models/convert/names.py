@@ -7,7 +7,7 @@ Mamba are in `models.convert.mamba`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -97,11 +97,25 @@ class Leaf:
 def leaves(config: TransformerConfig) -> Iterator[Leaf]:
   """Yields every parameter array that `config` calls for."""
   tree = transformer.abstract_params(config)
+  return leaves_of(tree, _TEMPLATES, config.num_layers)
+
+
+def leaves_of(
+  tree: Any, templates: Mapping[str, str], num_layers: int
+) -> Iterator[Leaf]:
+  """Yields the arrays of a tree whose "layers" are stacked.
+
+  Args:
+    tree: nested dicts of anything with a shape.
+    templates: dotted path of an array to its tensor's name, with {} where the
+      number of the layer stands.
+    num_layers: of the stack.
+  """
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
     path = tuple(key.key for key in keys)
-    template = _TEMPLATES[".".join(path)]
+    template = templates[".".join(path)]
     stacked = path[0] == "layers"
-    count = config.num_layers if stacked else 1
+    count = num_layers if stacked else 1
     yield Leaf(
       path=path,
       shape=leaf.shape,

@@ -8,14 +8,12 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import jax
 
 from models import t5gemma
 from models.convert import directory, hub, shards
-from models.convert.names import Leaf, TensorSource, build
+from models.convert.names import TensorSource, build, leaves_of
 from models.errors import InputError
 from models.t5gemma_config import T5GemmaConfig
 
@@ -73,7 +71,9 @@ class EncoderCheckpoint:
     Raises:
       InputError: a tensor is missing, unknown or of a wrong shape.
     """
-    return build(_leaves(self.config), self.source, dtype, "T5Gemma")
+    tree = t5gemma.abstract_params(self.config)
+    leaves = leaves_of(tree, _TEMPLATES, self.config.num_layers)
+    return build(leaves, self.source, dtype, "T5Gemma")
 
 
 def open_encoder(source: str | os.PathLike[str]) -> EncoderCheckpoint:
@@ -246,20 +246,3 @@ def _of_encoder(
     label=lambda name: source.label(prefix + name),
     shape=source.shape and (lambda name: source.shape(prefix + name)),
   )
-
-
-def _leaves(config: T5GemmaConfig) -> Iterator[Leaf]:
-  """Yields every parameter array of the encoder."""
-  tree = t5gemma.abstract_params(config)
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    path = tuple(key.key for key in keys)
-    template = _TEMPLATES[".".join(path)]
-    stacked = path[0] == "layers"
-    count = config.num_layers if stacked else 1
-    yield Leaf(
-      path=path,
-      shape=leaf.shape,
-      names=tuple(template.format(i) for i in range(count)),
-      stacked=stacked,
-      transposed=path[-1] == "kernel",
-    )

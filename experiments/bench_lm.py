@@ -59,28 +59,7 @@ def main(_) -> None:
     peer=_PEER.value,
     profile=_PROFILE.value,
   )
-  rows, notes = [], []
-
-  def say(line: str) -> None:
-    print(line, flush=True)
-    if "left out" in line:
-      notes.append(line)
-
-  def keep(complete: bool) -> None:
-    if _RESULT.value:
-      cli.write_result(
-        _RESULT.value,
-        rows,
-        cli.command(),
-        time.perf_counter() - began,
-        left_out=notes,
-        complete=complete,
-      )
-
-  for row in bench.run(plan, say):
-    rows.append(row)
-    keep(complete=False)
-  keep(complete=True)
+  cli.record_rows(lambda say: bench.run(plan, say), _RESULT.value, began)
 
 
 if __name__ == "__main__":

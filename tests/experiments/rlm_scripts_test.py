@@ -1,17 +1,14 @@
 """The scripts of regression language models, as a user runs them."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from research.regression_lm import RegressionLM
+from tests.experiments import processes
+from tests.experiments.processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = "data/kernel_tuner/convolution.csv.xz"
 SMALL = [
   "--size=tiny",
@@ -29,25 +26,7 @@ def home(tmp_path_factory):
 
 
 def run(home, script, *arguments):
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(ROOT),
-    # Every process would compile the same again; at these sizes that is all.
-    "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-  }
-  done = subprocess.run(
-    [sys.executable, f"experiments/{script}.py", *map(str, arguments)],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  return done.returncode, done.stdout, done.stderr
+  return processes.run(home, [f"experiments/{script}.py"], *arguments)
 
 
 def train(home, *arguments):

@@ -4,17 +4,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from models.text import load_text
 from research.core import metrics
+from tests.experiments.processes import run, start
 
-ROOT = Path(__file__).resolve().parents[2]
 UPDATES = 20
 TRAIN = [
   "experiments/train_sol.py",
@@ -47,36 +44,6 @@ def home(tmp_path_factory):
   home = tmp_path_factory.mktemp("sol")
   (home / "text.txt").write_text(load_text("gutenberg:slice")[:12000])
   return home
-
-
-def environment(home):
-  return {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(ROOT),
-    # Every process would compile the same again; at these sizes that is all.
-    "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-  }
-
-
-def start(home, script, *arguments):
-  return subprocess.Popen(
-    [sys.executable, *script, *arguments],
-    cwd=ROOT,
-    env=environment(home),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def run(home, script, *arguments):
-  process = start(home, script, *arguments)
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
 
 
 def train_flags(home, workdir):

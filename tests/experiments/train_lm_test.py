@@ -3,14 +3,10 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import typing
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,8 +17,8 @@ from models.text import load_text
 from research.core import metrics
 from research.language_model import architectures, data, token_cache
 from research.language_model.options import Options
+from tests.experiments.processes import ROOT, run, start
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGFILES = sorted(
   path
   for path in (ROOT / "experiments/flagfiles").glob("*.flags")
@@ -55,33 +51,6 @@ def home(tmp_path_factory):
   home = tmp_path_factory.mktemp("lm")
   (home / "text.txt").write_text(load_text("gutenberg:slice")[:30000])
   return home
-
-
-def start(home, script, *arguments):
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(ROOT),
-    # Every process would compile the same again; at these sizes that is all.
-    "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-  }
-  return subprocess.Popen(
-    [sys.executable, *script, *map(str, arguments)],
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def run(home, script, *arguments):
-  process = start(home, script, *arguments)
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
 
 
 def train_flags(home, workdir):

@@ -1,14 +1,12 @@
 """The script of transfer between tasks, as a user runs it."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.experiments import processes
+from tests.experiments.processes import ROOT
+
 DATA = ROOT / "data/kernel_tuner/convolution.csv.xz"
 SMALL = [
   "--data=kernel_tuner",
@@ -35,24 +33,7 @@ def home(tmp_path_factory):
 
 
 def run(home, *arguments):
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(ROOT),
-    "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-  }
-  done = subprocess.run(
-    [sys.executable, "experiments/transfer_rlm.py", *map(str, arguments)],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
-  return done.returncode, done.stdout, done.stderr
+  return processes.run(home, ["experiments/transfer_rlm.py"], *arguments)
 
 
 def test_settings_come_from_another_target_and_parts_are_joined(home):

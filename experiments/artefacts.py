@@ -7,8 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -124,35 +123,3 @@ def write_result(
   draft = path.with_name(f".{path.name}.{os.getpid()}")
   draft.write_text(text, encoding="utf-8")
   os.replace(draft, path)
-
-
-def record_rows(
-  make: Callable[[Callable[[str], None]], Iterable[Mapping[str, Any]]],
-  path: str | None,
-  began: float,
-) -> None:
-  """Makes rows, and writes them anew after every one, `complete` at the end.
-
-  Args:
-    make: Takes what prints a line, and yields rows. Lines that say what was
-      left out stand in the result too.
-    path: The result JSON, or None to write none.
-    began: `time.perf_counter()` at the start of the run.
-  """
-  rows, notes = [], []
-
-  def say(line: str) -> None:
-    print(line, flush=True)
-    if "left out" in line:
-      notes.append(line)
-
-  def keep(complete: bool) -> None:
-    if path:
-      seconds = time.perf_counter() - began
-      more = {"left_out": notes, "complete": complete}
-      write_result(path, rows, command(), seconds, **more)
-
-  for row in make(say):
-    rows.append(row)
-    keep(complete=False)
-  keep(complete=True)

@@ -18,6 +18,7 @@ import time
 from absl import flags
 
 import cli
+import recording
 
 _DECODE = flags.DEFINE_list(
   "decode", [], "MODEL:BATCH each, such as mamba2_130m:1"
@@ -59,7 +60,7 @@ def main(_) -> None:
     peer=_PEER.value,
     profile=_PROFILE.value,
   )
-  cli.record_rows(lambda say: bench.run(plan, say), _RESULT.value, began)
+  recording.record_rows(lambda say: bench.run(plan, say), _RESULT.value, began)
 
 
 if __name__ == "__main__":

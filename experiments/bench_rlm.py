@@ -19,6 +19,7 @@ import time
 from absl import flags
 
 import cli
+import recording
 
 _TRAIN = flags.DEFINE_list("train", [], "such as 512/2+2:64x2048:bfloat16")
 _SAMPLE = flags.DEFINE_list(
@@ -56,7 +57,7 @@ def main(_) -> None:
     peer_compile=_PEER_COMPILE.value,
     profile=_PROFILE.value,
   )
-  cli.record_rows(lambda say: bench.run(plan, say), _RESULT.value, began)
+  recording.record_rows(lambda say: bench.run(plan, say), _RESULT.value, began)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Any
 from absl import app, flags, logging
 
 from artefacts import command as command
-from artefacts import record_rows as record_rows
 from artefacts import write_result as write_result
 from models.errors import InputError
 

@@ -15,7 +15,7 @@ import numpy as np
 from models.errors import InputError
 from models.numbers import MISSING, TargetCodec
 from models.tokenizer import Tokenizer
-from research.language_model.buckets import round_up
+from research.language_model import buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Texts:
     """(N,) int32."""
     return np.diff(self.starts).astype(np.int32)
 
+  @functools.cached_property
+  def sizes(self) -> tuple[int, ...]:
+    """The few lengths that batches are padded to, ascending."""
+    return buckets.few_sizes(self.lengths)
+
   def rows(
     self, indices: np.ndarray, size: int | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
@@ -61,11 +66,10 @@ class Texts:
 
     Args:
       indices: (B,) of the texts.
-      size: L; None for the next of the few sizes that programs are compiled
-        for.
+      size: L; None for the least of `sizes` that fits.
     """
     lengths = self.lengths[indices]
-    size = size or round_up(int(lengths.max()))
+    size = size or buckets.fitting(int(lengths.max()), self.sizes)
     found = np.zeros((len(indices), size), np.int32)
     for row, index in enumerate(indices):
       begin, end = self.starts[index], self.starts[index + 1]

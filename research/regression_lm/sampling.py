@@ -165,7 +165,9 @@ def calls(
   """
   tokens, draws = _call_size(model, int(texts.lengths.max()))
   most = max(1, draws // rows_a_text)
-  for size, rows, groups in buckets.batches(texts.lengths, tokens):
+  for size, rows, groups in buckets.batches(
+    texts.lengths, tokens, sizes=texts.sizes
+  ):
     rows = min(rows, buckets.power_of_two(most + 1) // 2)
     for group in groups:
       for start in range(0, len(group), rows):

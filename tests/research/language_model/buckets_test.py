@@ -12,6 +12,18 @@ def test_lengths_are_rounded_up_to_few():
   assert len(set(found)) == 16
 
 
+def test_few_sizes_pad_least():
+  lengths = [10] * 50 + [60] * 40 + [70, 300, 310]
+  assert buckets.few_sizes(lengths, 2) == (64, 384)
+  assert buckets.few_sizes(lengths, 3) == (16, 64, 384)
+  assert buckets.few_sizes(lengths, 9) == (16, 64, 96, 384)
+  assert buckets.few_sizes([5], 4) == (16,)
+  assert buckets.fitting(65, (16, 64, 384)) == 384
+  assert buckets.fitting(64, (16, 64, 384)) == 64
+  rows = buckets.batches(lengths, 1000, sizes=(64, 384))
+  assert [size for size, _, _ in rows] == [384, 64]
+
+
 def test_powers_of_two():
   found = [buckets.power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 1025)]
   assert found == [1, 1, 2, 4, 4, 8, 2048]

@@ -117,9 +117,10 @@ def _parse(argv: list[str]) -> list[str]:
 def run(main: Callable[[list[str]], Any]) -> None:
   """Parses the flags and runs `main(argv)`; a user's mistake is one line.
 
-  Exits with 2 for a bad flag, an `InputError`, a place that cannot be written
-  or a platform that is not here, with 130 for Ctrl-C, and with the `exit_code`
-  of an exception that has one (`loop.Stopped`). All others are bugs and show.
+  Exits with 2 for a bad flag, an `InputError`, a place that cannot be written,
+  a platform that is not here or a device whose memory is too small, with 130
+  for Ctrl-C, and with the `exit_code` of an exception that has one
+  (`loop.Stopped`). All others are bugs and show.
   """
 
   def guarded(argv: list[str]) -> Any:
@@ -137,6 +138,13 @@ def run(main: Callable[[list[str]], Any]) -> None:
     except Exception as error:
       if "Unable to initialize backend" in str(error):
         return _fail(f"{error}; python launch/doctor.py shows what is here")
+      if "RESOURCE_EXHAUSTED" in str(error):
+        asked = str(error).partition("RESOURCE_EXHAUSTED: ")[2]
+        return _fail(
+          f"the device has too little memory left: {asked.splitlines()[0]} "
+          "Smaller batches or shorter texts need less; other programs on the "
+          "device may hold some (nvidia-smi)"
+        )
       if not hasattr(error, "exit_code"):
         raise
       print(" ".join(str(error).split()), file=sys.stderr)

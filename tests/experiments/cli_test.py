@@ -25,7 +25,8 @@ STEPS = cli.integer("steps", 3, "how many steps", lower=1, upper=9)
 RATE = cli.number("rate", 0.5, "the rate", lower=0.0, upper=1.0)
 BUDGETS = cli.numbers("budgets", [0.3, 0.6], "the grid", lower=0.0, upper=1.0)
 PRESET = cli.choice("preset", "a2", "the preset", ["a2", "b3"])
-DO = cli.choice("do", "", "what", ["", "input", "bug", "stop", "deny", "end"])
+DO = cli.choice("do", "", "what", ["", "input", "bug", "stop", "deny", "end",
+                                      "memory"])
 
 class Ended(Exception):
   exit_code = 143
@@ -35,6 +36,8 @@ def main(_):
     raise InputError("model.gguf: is\\ntruncated")
   if DO.value == "bug":
     raise RuntimeError("a bug")
+  if DO.value == "memory":
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9.0GiB.\\n[x]")
   if DO.value == "stop":
     # A shell that starts tests in the background has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -95,6 +98,7 @@ def test_flags_and_flagfile_reach_main(script, tmp_path):
     ("--flagfile=missing.flags", "missing.flags"),
     ("stray", "unexpected argument 'stray'"),
     ("--do=input", "model.gguf: is truncated"),
+    ("--do=memory", "too little memory left: Out of memory: 9.0GiB. Smaller"),
     ("--do=deny", "/proc/version/x: Not a directory"),
   ],
 )

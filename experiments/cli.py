@@ -10,7 +10,7 @@ from absl import app, flags, logging
 
 from artefacts import command as command
 from artefacts import write_result as write_result
-from models.errors import InputError
+from models.errors import InputError, advice_on_device
 
 # --help lists the flags of the script: they are its own, not this module's.
 flags.disclaim_key_flags()
@@ -118,9 +118,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
   """Parses the flags and runs `main(argv)`; a user's mistake is one line.
 
   Exits with 2 for a bad flag, an `InputError`, a place that cannot be written,
-  a platform that is not here or a device whose memory is too small, with 130
-  for Ctrl-C, and with the `exit_code` of an exception that has one
-  (`loop.Stopped`). All others are bugs and show.
+  a platform that is not here or too little memory on it, with 130 for Ctrl-C,
+  and with an exception's `exit_code` (`loop.Stopped`). Others are bugs and show.
   """
 
   def guarded(argv: list[str]) -> Any:
@@ -136,15 +135,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
         raise
       return _fail(f"{error.filename}: {error.strerror}")
     except Exception as error:
-      if "Unable to initialize backend" in str(error):
-        return _fail(f"{error}; python launch/doctor.py shows what is here")
-      if "RESOURCE_EXHAUSTED" in str(error):
-        asked = str(error).partition("RESOURCE_EXHAUSTED: ")[2]
-        return _fail(
-          f"the device has too little memory left: {asked.splitlines()[0]} "
-          "Smaller batches or shorter texts need less; other programs on the "
-          "device may hold some (nvidia-smi)"
-        )
+      if advice := advice_on_device(str(error)):
+        return _fail(advice)
       if not hasattr(error, "exit_code"):
         raise
       print(" ".join(str(error).split()), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The one error for bad user input."""
+"""The one error for bad user input, and advice on errors of a device."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,16 @@ class InputError(ValueError):
 
   Scripts in `experiments/` print the line and exit with code 2.
   """
+
+
+def advice_on_device(message: str) -> str | None:
+  """What to do about an error that JAX tells of a device; None for others."""
+  if "Unable to initialize backend" in message:
+    return f"{message}; python launch/doctor.py shows what is here"
+  _, found, asked = message.partition("RESOURCE_EXHAUSTED: ")
+  if found:
+    return (
+      f"the device has too little memory left: {asked.splitlines()[0]} Smaller "
+      "batches or shorter texts need less, and other programs may hold some"
+    )
+  return None

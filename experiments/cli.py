@@ -119,7 +119,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
   Exits with 2 for a bad flag, an `InputError`, a place that cannot be written,
   a platform that is not here or too little memory on it, with 130 for Ctrl-C,
-  and with the `exit_code` of an exception (`loop.Stopped`). Others show as bugs.
+  and with the `exit_code` of an exception (`loop.Stopped`). Bugs show a trace.
   """
 
   def guarded(argv: list[str]) -> Any:

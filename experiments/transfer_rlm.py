@@ -27,6 +27,7 @@ _DATA = cli.choice(
   "data", "nasbench201", "set", ("nasbench201", "kernel_tuner")
 )
 _PATH = flags.DEFINE_string("path", None, "file of the set")
+_PROXIES = flags.DEFINE_string("proxies", None, "JSON of zero-cost proxies")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/transfer", "folder of the run")
 _TARGETS = flags.DEFINE_list("targets", [], "columns, as name or name:form")
 _SOURCES = flags.DEFINE_list("sources", [], "likewise; name* takes all such")
@@ -102,7 +103,7 @@ def main(_) -> None:
 
   peers = transfer_peers.known_names(_PEERS.value)
   models = transfer_run.known_models(_MODELS.value)
-  facts = forms.load(_DATA.value, _PATH.value)
+  facts = forms.load(_DATA.value, _PATH.value, _PROXIES.value)
   setup = transfer_options.setup(
     settings,
     targets=transfer_options.tasks(facts, _TARGETS.value),

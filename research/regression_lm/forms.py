@@ -9,6 +9,7 @@ Axis letters: N rows, F features.
 """
 
 import dataclasses
+import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -55,11 +56,19 @@ def views(fields: Fields, count: int, generator: np.random.Generator):
   return [" ; ".join(fields[i] for i in order) for order in orders]
 
 
-def nasbench201(path: pathlib.Path) -> Facts:
+def nasbench201(
+  path: pathlib.Path, proxies: pathlib.Path | None = None
+) -> Facts:
   """Cells in two forms.
 
   "live" tells what carries data, as `shared_sets.nasbench201` does; accuracy
   depends on that alone. "built" tells all six edges, which is what is run.
+
+  Args:
+    path: the cells.
+    proxies: zero-cost proxies of some of them, as NASLib keeps them (JSON, set
+      of images -> cell -> proxy -> score; Krishnakumar et al. 2022): columns
+      proxy_NAME_SET. Accuracies in the file are not read.
   """
   rows = tables.csv_rows(path)
   columns = _columns(rows)
@@ -80,7 +89,41 @@ def nasbench201(path: pathlib.Path) -> Facts:
     "built": np.concatenate([table.features, np.array(one_hot, float)], axis=1),
   }
   live = [_live_fields(text) for text in table.texts]
+  if proxies:
+    columns |= _proxies(proxies, ops)
   return Facts({"live": live, "built": built}, features, columns)
+
+
+# Operations and edges in the order of NASLib, edges as places in `arch_str`.
+_NASLIB_OPS = ("skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1",
+               "avg_pool_3x3")  # fmt: skip
+_NASLIB_EDGES = (0, 1, 3, 2, 4, 5)
+
+
+def _proxies(
+  path: pathlib.Path, ops: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+  """Columns of the proxies, NaN where a cell has none."""
+  names = [
+    str(tuple(_NASLIB_OPS.index(cell[edge]) for edge in _NASLIB_EDGES))
+    for cell in ops
+  ]
+  place = {name: row for row, name in enumerate(names)}
+  columns: dict[str, np.ndarray] = {}
+  try:
+    for images, cells in json.loads("\n".join(tables.read_lines(path))).items():
+      for cell, facts in cells.items():
+        for proxy, fact in facts.items():
+          # Beside the proxies are the cell's name and its accuracy.
+          if isinstance(fact, dict):
+            name = f"proxy_{proxy}_{images}"
+            column = columns.setdefault(name, np.full(len(ops), np.nan))
+            column[place[cell]] = fact["score"]
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(
+      f"{path}: has no proxies of these cells ({type(error).__name__}: {error})"
+    ) from error
+  return columns
 
 
 def _live_fields(text: str) -> Fields:
@@ -128,18 +171,30 @@ def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
   return found
 
 
-SETS: dict[str, Callable[[pathlib.Path], Facts]] = {
+SETS: dict[str, Callable[..., Facts]] = {
   "nasbench201": nasbench201,
   "kernel_tuner": kernel_tuner,
 }
 
 
-def load(kind: str, path: str | pathlib.Path) -> Facts:
+def load(
+  kind: str,
+  path: str | pathlib.Path,
+  proxies: str | pathlib.Path | None = None,
+) -> Facts:
   """Reads a set.
+
+  Args:
+    kind: one of `SETS`.
+    path: its file.
+    proxies: see `nasbench201`.
 
   Raises:
     InputError: it is unknown or cannot be read.
   """
   if kind not in SETS:
     raise InputError(f"set {kind!r} is unknown: take one of {list(SETS)}")
-  return SETS[kind](pathlib.Path(path).expanduser())
+  if proxies and kind != "nasbench201":
+    raise InputError(f"proxies are of nasbench201, not of {kind!r}")
+  more = [pathlib.Path(proxies).expanduser()] if proxies else []
+  return SETS[kind](pathlib.Path(path).expanduser(), *more)

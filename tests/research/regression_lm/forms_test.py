@@ -1,5 +1,6 @@
 """Fields of text forms, and their orders."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -36,6 +37,22 @@ def test_cells_are_told_by_what_lives_and_by_what_is_built(cells):
   assert np.isnan(facts.column("lat_a")[1])
   with pytest.raises(InputError, match="no column 'lat_b'"):
     facts.column("lat_b")
+
+
+def test_proxies_are_columns_of_the_cells_that_have_them(cells, tmp_path):
+  path = tmp_path / "proxies.json"
+  facts = {"arch": "x", "val_accuracy": 90.0, "nwot": {"score": 7, "time": 1}}
+  # conv, none, skip, none, pool, none: NASLib has the edge 0->3 third.
+  path.write_text(json.dumps({"cifar10": {"(2, 1, 0, 1, 4, 1)": facts}}))
+  found = forms.load("nasbench201", cells, path)
+  assert found.column("proxy_nwot_cifar10")[0] == 7
+  assert np.isnan(found.column("proxy_nwot_cifar10")[1])
+  assert sum(name.startswith("proxy") for name in found.columns) == 1
+  path.write_text(json.dumps({"cifar10": {"(9, 1, 0, 1, 4, 1)": facts}}))
+  with pytest.raises(InputError, match="no proxies of these cells"):
+    forms.load("nasbench201", cells, path)
+  with pytest.raises(InputError, match="not of 'kernel_tuner'"):
+    forms.load("kernel_tuner", cells, path)
 
 
 def test_settings_that_never_change_are_left_out():

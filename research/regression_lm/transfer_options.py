@@ -1,6 +1,7 @@
 """Settings of the models of `transfer`, and the setup that they make."""
 
 import dataclasses
+import fnmatch
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -114,7 +115,7 @@ def setup(settings: Settings, *, sizes: Sequence[int], **rest: Any) -> Setup:
 def tasks(
   facts: Facts, names: Sequence[str], leave_out: Sequence[str] = ()
 ) -> list[Task]:
-  """Tasks by "column" or "column:form"; "start*" stands for many columns.
+  """Tasks by "column" or "column:form"; "lat_*" stands for many columns.
 
   Without a form it is the set's first.
 
@@ -129,8 +130,8 @@ def tasks(
     if form not in facts.forms:
       raise InputError(f"there is no form {form!r}, but {list(facts.forms)}")
     columns = [column]
-    if column.endswith("*"):
-      columns = [c for c in facts.columns if c.startswith(column[:-1])]
+    if "*" in column:
+      columns = fnmatch.filter(facts.columns, column) or [column]
     for column in columns:
       facts.column(column)
       if column not in hidden:

@@ -135,6 +135,16 @@ def test_a_damaged_part_is_named(tmp_path):
     transfer_parts.read(path)
 
 
+def test_a_star_stands_for_columns(facts):
+  named = lambda *names: {
+    t.column for t in transfer_options.tasks(facts, names)
+  }
+  assert named("*") == set(facts.columns)
+  assert named("n*r", "f*") == {"near", "far"}
+  with pytest.raises(InputError, match=r"no column 'z\*'"):
+    named("z*")
+
+
 def test_mistakes_are_told(facts):
   with pytest.raises(InputError, match="no column 'none'"):
     transfer_options.tasks(facts, ["none"])

@@ -250,7 +250,8 @@ def programs(
       name.removeprefix("split_"): [row[name] for row in rows]
       for name in splits
     },
-    costs={name: numbers(name) for name in _COSTS},
+    # A compiler says -1 where it cannot count.
+    costs={name: np.maximum(numbers(name), 0) for name in _COSTS},
     again={
       target: numbers(other)
       for target, other in _AGAIN.items()

@@ -237,6 +237,8 @@ def programs(
     missing = {*_COSTS, *targets, "operators"} - row.keys()
     if missing:
       raise InputError(f"{path} line {number}: has no {sorted(missing)[0]!r}")
+    # A compiler says -1 where it cannot count.
+    row.update({name: None for name in _COSTS if row[name] < 0})
   found = tables.make_table(
     path, rows, targets, lambda row: row[view], lambda row: row["operators"]
   )
@@ -250,8 +252,7 @@ def programs(
       name.removeprefix("split_"): [row[name] for row in rows]
       for name in splits
     },
-    # A compiler says -1 where it cannot count.
-    costs={name: np.maximum(numbers(name), 0) for name in _COSTS},
+    costs={name: np.nan_to_num(numbers(name)) for name in _COSTS},
     again={
       target: numbers(other)
       for target, other in _AGAIN.items()

@@ -1,5 +1,7 @@
 """The shipped slice of measured programs, its loader, splits and peers."""
 
+import json
+import lzma
 import pathlib
 
 import numpy as np
@@ -41,6 +43,19 @@ def test_rows_have_numbers_of_all_kinds(table):
   # Of texts of one length the numbers differ by orders of magnitude.
   low, high = np.percentile(table.values[:, 0], [10, 90])
   assert high > 100 * max(low, 1)
+
+
+def test_what_the_compiler_could_not_count_is_missing(tmp_path):
+  with lzma.open(PATH, "rt") as file:
+    rows = [json.loads(line) for line in file][:3]
+  rows[1]["flops"] = -1.0
+  path = tmp_path / "programs.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  table = options().load(path)
+  assert np.isnan(table.values).tolist() == [
+    [False] * 4, [True, False, False, False], [False] * 4,
+  ]  # fmt: skip
+  assert table.costs["flops"][1] == 0 and table.costs["flops"][0] > 0
 
 
 @pytest.mark.parametrize("view", shared_sets.VIEWS)

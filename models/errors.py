@@ -13,9 +13,10 @@ def advice_on_device(message: str) -> str | None:
   if "Unable to initialize backend" in message:
     return f"{message}; python launch/doctor.py shows what is here"
   _, found, asked = message.partition("RESOURCE_EXHAUSTED: ")
+  first = asked.partition("\n")[0]
   if found:
     return (
-      f"the device has too little memory left: {asked.splitlines()[0]} Smaller "
+      f"the device has too little memory left: {first} Smaller "
       "batches or shorter texts need less, and other programs may hold some"
     )
   return None

@@ -16,7 +16,7 @@ def advice_on_device(message: str) -> str | None:
   first = asked.partition("\n")[0]
   if found:
     return (
-      f"the device has too little memory left: {first} Smaller "
-      "batches or shorter texts need less, and other programs may hold some"
+      f"the device has too little memory left: {first}; smaller batches or "
+      "shorter texts need less, and other programs may hold some"
     )
   return None

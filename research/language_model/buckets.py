@@ -18,8 +18,8 @@ def round_up(length: int, smallest: int = 16) -> int:
 def few_sizes(lengths: Sequence[int], most: int = 4) -> tuple[int, ...]:
   """The sizes of `round_up`, `most` of them at most, that pad lengths least.
 
-  On a GPU a size more is ten seconds of compilation, a size less a tenth or so
-  of padding: four are a compromise for runs of minutes.
+  On a GPU a size more is some ten seconds of compilation. Texts of the JAX
+  programs take 14% more tokens in four sizes than in the nine they could have.
 
   Args:
     lengths: (N,), N > 0.

@@ -439,11 +439,8 @@ def _ridge(problem: peers.Problem, kept: pathlib.Path) -> np.ndarray:
   """A ridge's predictions, read where they were kept."""
   if kept.exists():
     return np.load(kept)
-  import sklearn.linear_model  # noqa: F401  Its threads are limited, not shared.
-  import threadpoolctl
-
-  with threadpoolctl.threadpool_limits(1):
-    found = peers.predict(peers.NAMES[0], problem)
+  # Every core has a process: more threads would starve the models.
+  found = peers.predict(peers.NAMES[0], problem, threads=1)
   kept.parent.mkdir(parents=True, exist_ok=True)
   np.save(kept, found)
   return found

@@ -50,8 +50,15 @@ class Problem:
     return bool(low > 0 and high / low > 30)
 
 
-def predict(name: str, problem: Problem) -> np.ndarray:
+def predict(
+  name: str, problem: Problem, *, threads: int | None = None
+) -> np.ndarray:
   """Trains a peer and predicts the test part, (M,).
+
+  Args:
+    name: of `NAMES` or `COST_NAMES`.
+    problem: what is known and asked.
+    threads: of linear algebra; None for as many as there are cores.
 
   Raises:
     InputError: the peer is unknown, or its package is not installed.
@@ -68,7 +75,12 @@ def predict(name: str, problem: Problem) -> np.ndarray:
     values = np.log(values)
   mean, spread = values.mean(), values.std() or 1.0
   try:
-    found = peers[name](problem, (values - mean) / spread)
+    # Limits hold for what is loaded.
+    import sklearn.linear_model  # noqa: F401
+    import threadpoolctl
+
+    with threadpoolctl.threadpool_limits(threads):
+      found = peers[name](problem, (values - mean) / spread)
   except ImportError as error:
     raise InputError(
       f"peer {name!r} needs {error.name}: pip install -e '.[dev]'"

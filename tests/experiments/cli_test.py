@@ -98,7 +98,7 @@ def test_flags_and_flagfile_reach_main(script, tmp_path):
     ("--flagfile=missing.flags", "missing.flags"),
     ("stray", "unexpected argument 'stray'"),
     ("--do=input", "model.gguf: is truncated"),
-    ("--do=memory", "too little memory left: Out of memory: 9.0GiB. Smaller"),
+    ("--do=memory", "too little memory left: Out of memory: 9.0GiB.; smaller"),
     ("--do=deny", "/proc/version/x: Not a directory"),
   ],
 )

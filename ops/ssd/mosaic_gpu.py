@@ -23,17 +23,17 @@ import functools
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from ops import dispatch
 from ops.ssd import (
   mosaic_gpu_backward,
+  mosaic_gpu_decays,
   mosaic_gpu_forward,
   mosaic_gpu_states,
 )
 from ops.ssd.mosaic_gpu_tiles import CHANNELS, CHUNK, STATE_SIZES
 
-LOG2E = float(np.log2(np.e))
 # Multiprocessors of an H100 or H200.
 PROCESSORS = 132
 
@@ -138,13 +138,16 @@ def forward(
     padding = [(0, 0), (0, -length % CHUNK)] + [(0, 0)] * (v.ndim - 2)
     return jnp.pad(v, padding) if length % CHUNK else v
 
+  def heads_first(v):
+    return jnp.swapaxes(whole_chunks(jnp.repeat(v, wide, axis=2)), 1, 2)
+
   narrow = (b, h * wide, CHANNELS, n)
   y, state = scan(
     config,
     interpret,
     whole_chunks(x).reshape(b, -1, h * wide, CHANNELS),
-    whole_chunks(jnp.repeat(log_decay, wide, axis=2)),
-    whole_chunks(jnp.repeat(dt, wide, axis=2)),
+    heads_first(log_decay),
+    heads_first(dt),
     whole_chunks(B),
     whole_chunks(C),
     None if initial_state is None else initial_state.reshape(narrow),
@@ -166,53 +169,49 @@ def _split_heads(D, wide):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def scan(config, interpret, x, log_decay, dt, B, C, initial, D):
-  """Returns y and the last state of whole chunks, heads of CHANNELS."""
+  """Returns y and the last state of whole chunks, heads of CHANNELS.
+
+  log_decay and dt are (B, H, L). What gradients keep of them is the result of
+  `chunk_decays`, 12 bytes a token and head beside the 128 of x and y.
+  """
   return _scan(config, interpret, x, log_decay, dt, B, C, initial, D)[0]
 
 
 # Compiled by themselves, so that many layers lower their kernels once.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scan(config, interpret, x, log_decay, dt, B, C, initial, D):
-  residuals = x, log_decay, dt, B, C, initial, D
-  decays = chunk_decays(log_decay, dt)
+  decays = mosaic_gpu_decays.chunk_decays(log_decay, dt, interpret=interpret)
   starts = None if initial is None else initial[:, None]
   if config.segments > 1:
     starts, _ = mosaic_gpu_states.segment_starts(
       x, B, decays, initial, config=config, interpret=interpret
     )
-  if D is not None:
-    D = jnp.broadcast_to(D, x.shape[2:])
   results = mosaic_gpu_forward.scan(
     x, decays, B, C, starts, D, config=config, interpret=interpret
   )
-  return results, residuals
+  return results, (x, decays, B, C, initial, D)
+
+
+def _push(config, interpret, *primals):
+  arrays = (None if v is None else v.value for v in primals)
+  return _scan(config, interpret, *arrays)
+
+
+def _pull(config, interpret, residuals, cotangents):
+  """Without a gradient of the last state the walk back begins with none."""
+  dy, dstate = cotangents
+  if isinstance(dy, SymbolicZero):
+    dy = jnp.zeros(dy.shape, dy.dtype)
+  if isinstance(dstate, SymbolicZero):
+    dstate = None
+  return _gradients(config, interpret, residuals, dy, dstate)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pull(config, interpret, residuals, cotangents):
-  x, log_decay, dt, B, C, initial, D = residuals
+def _gradients(config, interpret, residuals, dy, dstate):
   return mosaic_gpu_backward.gradients(
-    x, chunk_decays(log_decay, dt), dt, B, C, initial, D, *cotangents,
-    config=config, interpret=interpret,
-  )  # fmt: skip
-
-
-scan.defvjp(_scan, _pull)
-
-
-def chunk_decays(log_decay, dt) -> jax.Array:
-  """Returns what a chunk needs of its decays, (B, L / CHUNK, H, 4, CHUNK).
-
-  They are the log decay from the start of the chunk to each token, cum; cum -
-  log dt, so that exp(cum_I - it_J) has dt_J in it; dt; and cum once more, since
-  one place of shared memory cannot be loaded in two layouts. Logs have base 2.
-  """
-  b, _, h = log_decay.shape
-  chunked = lambda v: v.reshape(b, -1, CHUNK, h)
-  # On a GPU a product with a triangle is faster than a cumulative sum.
-  upper = jnp.triu(jnp.full((CHUNK, CHUNK), LOG2E, jnp.float32))
-  cum = jnp.einsum(
-    "bcqh,qk->bchk", chunked(log_decay), upper, precision="highest"
+    *residuals, dy, dstate, config=config, interpret=interpret
   )
-  dt = jnp.swapaxes(chunked(dt), 2, 3)
-  return jnp.stack([cum, cum - jnp.log2(dt), dt, cum], axis=3)
+
+
+scan.defvjp(_push, _pull, symbolic_zeros=True)

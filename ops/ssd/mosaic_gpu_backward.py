@@ -9,13 +9,13 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from ops.ssd import mosaic_gpu_states
+from ops.ssd import mosaic_gpu_decays, mosaic_gpu_states
 from ops.ssd import mosaic_gpu_tiles as tiles
 from ops.ssd.mosaic_gpu_tiles import CHUNK, COLUMN, ROW
 
 
 def gradients(
-  x, decays, dt, B, C, initial, D, dy, dstate, *, config, interpret
+  x, decays, B, C, initial, D, dy, dstate, *, config, interpret
 ) -> tuple:
   """Returns the gradients of x, log_decay, dt, B, C, initial and D.
 
@@ -25,34 +25,31 @@ def gradients(
   before the chunk to I >= k, of those from J < k to the state after it, and of
   those that cross the chunk.
   """
-  walk = lambda u, v, start, reverse: mosaic_gpu_states.scan(
-    u, v, decays, start, reverse=reverse, config=config, interpret=interpret
+  walk = lambda u, v, start, **options: mosaic_gpu_states.scan(
+    u, v, decays, start, **options, config=config, interpret=interpret
   )
-  states, _ = walk(x, B, initial, False)
-  dstates, dinitial = walk(dy, C, dstate, True)
-  dx, dB, dC, sums = chunk_gradients(
+  states, _ = walk(x, B, initial, last=False)
+  dstates, dinitial = walk(
+    dy, C, dstate, reverse=True, last=initial is not None
+  )
+  dx, dB, dC, ddt, sums, *skipped = chunk_gradients(
     x, dy, decays, B, C, states, dstates, D, config=config, interpret=interpret
   )
-  into_I, across, ddt_J, within_J, out_J, *skipped_J = jnp.moveaxis(sums, 3, 0)
-  lower = jnp.tril(jnp.ones((CHUNK, CHUNK), jnp.float32))
-  matmul = lambda v, w: jnp.einsum("bchq,qk->bckh", v, w, precision="highest")
-  dlog_decay = (
-    matmul(into_I - within_J, lower)
-    + matmul(out_J, 1 - lower)
-    + across.sum(-1)[:, :, None]
-  )
+  dlog_decay = mosaic_gpu_decays.decay_gradients(sums, interpret=interpret)
+  if config.splits > 1:
+    dB, dC = (v.sum(0).astype(B.dtype) for v in (dB, dC))
   dD = None
-  if skipped_J:
-    dD = skipped_J[0].sum((0, 1, 3))[:, None]
+  if skipped:
+    dD = skipped[0].sum((0, 2, 3))[:, None]
   elif D is not None:
     # A product with batch axes here would not become one reduction.
     dD = (x.astype(jnp.float32) * dy.astype(jnp.float32)).sum((0, 1))
   return (
     dx,
-    dlog_decay.reshape(dt.shape),
-    jnp.swapaxes(ddt_J, 2, 3).reshape(dt.shape),
-    dB.sum(0).astype(B.dtype),
-    dC.sum(0).astype(C.dtype),
+    dlog_decay,
+    ddt.reshape(dlog_decay.shape),
+    dB,
+    dC,
     None if initial is None else dinitial,
     dD,
   )
@@ -70,7 +67,7 @@ def chunk_gradients(
   Args:
     x: (B, L, H, P) bfloat16.
     dy: Like x.
-    decays: (B, L / CHUNK, H, 4, CHUNK), see `mosaic_gpu.chunk_decays`.
+    decays: (B, H, L / CHUNK, 3, CHUNK), see `mosaic_gpu_decays.chunk_decays`.
     B: (B, L, G, N).
     C: (B, L, G, N).
     states: State before each chunk, (B, L / CHUNK, H, P, N) bfloat16.
@@ -80,24 +77,23 @@ def chunk_gradients(
     interpret: False, or the parameters of the interpreter.
 
   Returns:
-    (like x, (splits, B, L, G, N) float32, the same, (B, L / CHUNK, H, 5, CHUNK)
-    float32). The five are, for each token, what comes into it from before;
-    for each channel, what crosses the chunk; for each token, the gradient of
-    dt, what goes to later tokens of the chunk, and what goes out of it. With D
-    of (H, 1) they are six: the last is x . dy of each token.
+    dx, like x; dB and dC, like B, or of several splits (splits, B, L, G, N)
+    float32 to be summed; ddt, (B, H, L / CHUNK, CHUNK) float32; and sums,
+    (B, H, L / CHUNK, 4, CHUNK) float32. These are, for each token, what comes
+    into it from before; for each channel, what crosses the chunk; for each
+    token, what goes to later tokens of the chunk, and what goes out of it. With
+    D of (H, 1) there is x . dy of each token too, like ddt.
   """
   b, length, h, p = x.shape
   g, n = B.shape[2:]
   stages = config.gradient_stages
   steps = h // g // config.splits
   one_skip = D is not None and D.shape[1] == 1
-  if D is not None:
-    D = jnp.broadcast_to(D, (h, p))
-  out_lines = 3 + one_skip
+  many_skips = D is not None and not one_skip
 
   def kernel(x_ref, dy_ref, decays_ref, B_ref, C_ref, S_ref, R_ref, *rest, **s):
     D_ref, rest = (None, rest) if D is None else (rest[0], rest[1:])
-    dx_ref, dB_ref, dC_ref, sums_ref = rest
+    dx_ref, dB_ref, dC_ref, ddt_ref, sums_ref, *skipped_ref = rest
     worker = lax.axis_index("worker")
     row = lax.axis_index("row")
     chunk = lax.axis_index("chunk")
@@ -113,18 +109,30 @@ def chunk_gradients(
         plgpu.copy_gmem_to_smem(
           ref.at[row, tokens, head], s[name].at[slot], loaded
         )
-      for ref, name in ((S_ref, "S"), (R_ref, "R"), (decays_ref, "decays")):
+      for ref, name in ((S_ref, "S"), (R_ref, "R")):
         plgpu.copy_gmem_to_smem(
           ref.at[row, chunk, head], s[name].at[slot], loaded
         )
-      if D is not None:
+      # One place of shared memory cannot be loaded in two layouts, so cum has
+      # another behind the three lines.
+      for lines, place in ((pl.ds(0, 3), pl.ds(0, 3)), (0, 3)):
+        plgpu.copy_gmem_to_smem(
+          decays_ref.at[row, head, chunk, lines],
+          s["decays"].at[slot, place],
+          loaded,
+        )
+      if many_skips:
         plgpu.copy_gmem_to_smem(D_ref.at[head], s["D"].at[slot], loaded)
 
-    def store_sums(name, head, lines, *vectors):
+    def store(name, head, vectors, *results):
+      """Stores vectors in lines of results, each `(ref, lines)`."""
       for k, vector in enumerate(vectors):
         s[name][k] = vector
       plgpu.commit_smem()
-      plgpu.copy_smem_to_gmem(s[name], sums_ref.at[row, chunk, head, lines])
+      for ref, lines, *place in results:
+        plgpu.copy_smem_to_gmem(
+          s[name].at[lines], ref.at[row, head, chunk, *place]
+        )
 
     def dot(a_s, b_s):
       """a b^T of two tiles that stay."""
@@ -134,6 +142,15 @@ def chunk_gradients(
         return read(0, 0)
 
       return tiles.products(((CHUNK, CHUNK),), body, interpret)
+
+    def write(name, ref, gradient):
+      if config.splits > 1:
+        ref[split, row, tokens, group] = gradient
+        return
+      s[name][...] = gradient.astype(ref.dtype)
+      plgpu.commit_smem()
+      plgpu.copy_smem_to_gmem(s[name], ref.at[row, tokens, group])
+      plgpu.wait_smem_to_gmem(0)
 
     def gather():
       """dC, summed over heads."""
@@ -176,7 +193,10 @@ def chunk_gradients(
           across_PN = tiles.load_tile(S_s) * tiles.load_tile(R_s)
           across_P = across_PN.sum(1) * jnp.exp2(last)
           plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-          store_sums("into", first + i, pl.ds(0, 2), into_I, across_P)
+          store(
+            "into", first + i, (into_I, across_P),
+            (sums_ref, pl.ds(0, 2), pl.ds(0, 2)),
+          )  # fmt: skip
           return read(0, 0)
 
         dC_IN = tiles.products((dC_IN,), sums, interpret)
@@ -196,6 +216,7 @@ def chunk_gradients(
 
       def step(i, dB_JN):
         slot = lax.rem(i, jnp.int32(stages))
+        skip = D_ref[first + i, 0] if one_skip else None
         plgpu.barrier_wait(s["loaded"].at[slot])
         x_s, dy_s, R_s = (s[k].at[slot] for k in ("x", "dy", "R"))
         decays_s = s["decays"].at[slot]
@@ -221,7 +242,7 @@ def chunk_gradients(
           to_state_J = (x_JP * du_JP).sum(1)
           x_JP = (x_JP * tiles.rows(to_end_J * dt_J, p)).astype(x.dtype)
           vectors = (
-            to_all_J + to_state_J, to_later_J * dt_J, to_state_J * dt_J
+            to_later_J * dt_J, to_state_J * dt_J, to_all_J + to_state_J
           )  # fmt: skip
           return mixed_JI, weights_JI, x_JP, du_JP, vectors
 
@@ -234,16 +255,19 @@ def chunk_gradients(
           add(1, weights_JI, s["C"])
           add(1, x_JP, R_s)
           dx_JP = read(0, 2) * tiles.rows(dt_J, p)
-          if D is not None:
-            D_P = plgpu.load(s["D"].at[slot], layout=COLUMN)
-            dy_JP = tiles.load_tile(dy_s)
-            dx_JP += dy_JP * tiles.columns(D_P, CHUNK)
-          lines = vectors
+          results = [(sums_ref, pl.ds(0, 2), pl.ds(2, 2)), (ddt_ref, 2)]
+          skipped = ()
           if one_skip:
-            lines = *vectors, (tiles.load_tile(x_s) * dy_JP).sum(1)
+            dy_JP = tiles.load_tile(dy_s)
+            dx_JP += dy_JP * skip
+            skipped = ((tiles.load_tile(x_s) * dy_JP).sum(1),)
+            results.append((*skipped_ref, 3))
+          elif many_skips:
+            D_P = plgpu.load(s["D"].at[slot], layout=COLUMN)
+            dx_JP += tiles.load_tile(dy_s) * tiles.columns(D_P, CHUNK)
           plgpu.wait_smem_to_gmem(0, wait_read_only=True)
           s["dx"][...] = dx_JP.astype(x.dtype)
-          store_sums("out", first + i, pl.ds(2, out_lines), *lines)
+          store("out", first + i, (*vectors, *skipped), *results)
           plgpu.copy_smem_to_gmem(s["dx"], dx_ref.at[row, tokens, first + i])
           return read(1, 0)
 
@@ -259,12 +283,12 @@ def chunk_gradients(
     @pl.when(worker == 0)
     def _():
       tiles.set_registers(2, computes=True)
-      dC_ref[split, row, tokens, group] = gather()
+      write("dC", dC_ref, gather())
 
     @pl.when(worker == 1)
     def _():
       tiles.set_registers(2, computes=True)
-      dB_ref[split, row, tokens, group] = scatter()
+      write("dB", dB_ref, scatter())
 
     @pl.when(worker == 2)
     def _():
@@ -276,18 +300,28 @@ def chunk_gradients(
       tiles.produce(fetch, jnp.int32(steps), stages, s["consumed"])
       plgpu.barrier_wait(s["shared"])
 
-  partial = tiles.struct((config.splits, *B.shape), jnp.float32)
+  if config.splits == 1:
+    partial = tiles.struct(B.shape, B.dtype)
+  else:
+    partial = tiles.struct((config.splits, *B.shape), jnp.float32)
+  lines = lambda *count: tiles.struct(
+    (*decays.shape[:3], *count, CHUNK), jnp.float32
+  )
   run = plgpu.kernel(
     kernel,
     out_type=(
       tiles.struct(x.shape, x.dtype),
       partial,
       partial,
-      tiles.struct((*decays.shape[:3], 2 + out_lines, CHUNK), jnp.float32),
+      lines(),
+      lines(4),
+      *([lines()] if one_skip else []),
     ),
     scratch_types={
       "B": tiles.tile(CHUNK, n),
       "C": tiles.tile(CHUNK, n),
+      "dB": tiles.tile(CHUNK, n),
+      "dC": tiles.tile(CHUNK, n),
       "x": tiles.tile(stages, CHUNK, p),
       "dy": tiles.tile(stages, CHUNK, p),
       "S": tiles.tile(stages, p, n),
@@ -296,11 +330,9 @@ def chunk_gradients(
       "D": tiles.vector(stages, p),
       "dx": tiles.tile(CHUNK, p),
       "into": tiles.vector(2, CHUNK),
-      "out": tiles.vector(out_lines, CHUNK),
+      "out": tiles.vector(3 + one_skip, CHUNK),
       "shared": plgpu.Barrier(num_arrivals=2),
-      "loaded": plgpu.Barrier(
-        num_arrivals=5 + (D is not None), num_barriers=stages
-      ),
+      "loaded": plgpu.Barrier(num_arrivals=6 + many_skips, num_barriers=stages),
       "consumed": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
     },
     grid=(b, length // CHUNK, g * config.splits),

@@ -24,12 +24,12 @@ def scan(x, decays, B, C, initial, D, *, config, interpret):
 
   Args:
     x: (B, L, H, CHANNELS) bfloat16, whole chunks.
-    decays: (B, L / CHUNK, H, 4, CHUNK), see `mosaic_gpu.chunk_decays`.
+    decays: (B, H, L / CHUNK, 3, CHUNK), see `mosaic_gpu_decays.chunk_decays`.
     B: (B, L, G, N).
     C: (B, L, G, N).
     initial: State at the start of each of K segments, (B, K, H, P, N) float32,
       or one of zeros where it is None.
-    D: (H, P) float32, or None.
+    D: (H, P) or (H, 1) float32, or None.
     config: A `mosaic_gpu.Config`.
     interpret: False, or the parameters of the interpreter.
   """
@@ -39,6 +39,7 @@ def scan(x, decays, B, C, initial, D, *, config, interpret):
   chunks = length // CHUNK
   segments = 1 if initial is None else initial.shape[1]
   share = -(-chunks // segments)
+  one_skip = D is not None and D.shape[1] == 1
   given = {"initial": initial, "D": D}
   given = {name: value for name, value in given.items() if value is not None}
 
@@ -60,7 +61,7 @@ def scan(x, decays, B, C, initial, D, *, config, interpret):
           ref.at[row, tokens, group], s[name].at[slot], loaded
         )
       plgpu.copy_gmem_to_smem(
-        decays_ref.at[row, chunk, pl.ds(head, heads)],
+        decays_ref.at[row, pl.ds(head, heads), chunk, pl.ds(0, 2)],
         s["decays"].at[slot],
         loaded,
       )
@@ -70,7 +71,9 @@ def scan(x, decays, B, C, initial, D, *, config, interpret):
         )
 
     def compute(own, state_s, y_s):
-      if "D" in given:
+      if one_skip:
+        D = given_refs["D"][own, 0]
+      elif "D" in given:
         s["D"][worker] = plgpu.load(
           given_refs["D"].at[own], layout=COLUMN, optimized=False
         )
@@ -120,7 +123,9 @@ def scan(x, decays, B, C, initial, D, *, config, interpret):
           add(0, weights_IJ, x_s)
           add(1, x_PJ, B_s)
           y_IP = read(0, 1)
-          if "D" in given:
+          if one_skip:
+            y_IP += tiles.load_tile(x_s) * D
+          elif "D" in given:
             D_P = plgpu.load(s["D"].at[worker], layout=COLUMN)
             y_IP += tiles.load_tile(x_s) * tiles.columns(D_P, CHUNK)
           plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -162,7 +167,7 @@ def scan(x, decays, B, C, initial, D, *, config, interpret):
     "x": tiles.tile(stages, heads, CHUNK, p),
     "B": tiles.tile(stages, CHUNK, n),
     "C": tiles.tile(stages, CHUNK, n),
-    "decays": tiles.vector(stages, heads, 4, CHUNK),
+    "decays": tiles.vector(stages, heads, 2, CHUNK),
     "D": tiles.vector(heads, p),
     "state": tiles.tile(heads, p, n),
     "y": tiles.tile(heads, CHUNK, p),

@@ -17,7 +17,7 @@ from ops.ssd import mosaic_gpu_tiles as tiles
 from ops.ssd.mosaic_gpu_tiles import CHUNK, COLUMN, TILE
 
 
-def scan(u, v, decays, initial, *, reverse=False, config, interpret):
+def scan(u, v, decays, initial, *, reverse=False, last=True, config, interpret):
   """Returns the state before each chunk and that at the end of the rows.
 
   Forwards S <- exp(cum) S + sum_J exp(cum - cum_J) dt_J u_J v_J^T, backwards
@@ -26,9 +26,10 @@ def scan(u, v, decays, initial, *, reverse=False, config, interpret):
   Args:
     u: x or dy, (B, L, H, P) bfloat16.
     v: B or C, (B, L, G, N).
-    decays: (B, L / CHUNK, H, 4, CHUNK), see `mosaic_gpu.chunk_decays`.
+    decays: (B, H, L / CHUNK, 3, CHUNK), see `mosaic_gpu_decays.chunk_decays`.
     initial: State to begin with, (B, H, P, N) float32, or None for zeros.
     reverse: Whether to go backwards.
+    last: Whether the state at the end is wanted, else it may be None.
     config: A `mosaic_gpu.Config`.
     interpret: False, or the parameters of the interpreter.
 
@@ -40,13 +41,13 @@ def scan(u, v, decays, initial, *, reverse=False, config, interpret):
   )
   if config.segments == 1:
     initial = None if initial is None else initial[:, None]
-    states, last = run(initial, every_chunk=True)
-    return states, last[:, 0]
-  starts, _ = segment_starts(
+    states, *ends = run(initial, every_chunk=True, ends=last)
+    return states, ends[0][:, 0] if last else None
+  starts, state = segment_starts(
     u, v, decays, initial, reverse=reverse, config=config, interpret=interpret
   )
-  states, last = run(starts, every_chunk=True)
-  return states, last[:, 0 if reverse else -1]
+  (states,) = run(starts, every_chunk=True, ends=False)
+  return states, state
 
 
 def segment_starts(
@@ -57,26 +58,26 @@ def segment_starts(
   All segments are walked at once from zeros, and then joined.
   """
   (added,) = _walk(
-    u, v, decays, None, reverse=reverse, every_chunk=False,
+    u, v, decays, None, reverse=reverse, every_chunk=False, ends=True,
     config=config, interpret=interpret,
   )  # fmt: skip
-  count, chunks = config.segments, decays.shape[1]
-  padding = [(0, 0), (0, -chunks % count), (0, 0)]
+  count, chunks = config.segments, decays.shape[2]
+  padding = [(0, 0), (0, 0), (0, -chunks % count)]
   totals = jnp.pad(decays[:, :, :, 0, -1], padding)
-  totals = totals.reshape(totals.shape[0], count, -1, totals.shape[2]).sum(2)
+  totals = totals.reshape(*totals.shape[:2], count, -1).sum(3)
   kept = jnp.exp2(totals)[..., None, None]
   state = jnp.zeros_like(added[:, 0]) if initial is None else initial
   starts = [None] * count
   for k in reversed(range(count)) if reverse else range(count):
     starts[k] = state
-    state = kept[:, k] * state + added[:, k]
+    state = kept[:, :, k] * state + added[:, k]
   return jnp.stack(starts, axis=1), state
 
 
 def _walk(
-  u, v, decays, initial, *, reverse, every_chunk, config, interpret
+  u, v, decays, initial, *, reverse, every_chunk, ends, config, interpret
 ) -> tuple[jax.Array, ...]:
-  """Returns (states,) if every_chunk, then those at the ends of segments."""
+  """Returns the states of every_chunk, then those at the ends of segments."""
   b, length, h, p = u.shape
   g, n = v.shape[2:]
   heads, stages, segments = config.heads, config.stages, config.segments
@@ -87,7 +88,7 @@ def _walk(
     initial_ref, rest = (
       (rest[0], rest[1:]) if initial is not None else (None, rest)
     )
-    states_ref, last_ref = rest if every_chunk else (None, *rest)
+    states_ref, last_ref = rest[0], rest[-1]
     worker = lax.axis_index("worker")
     row = lax.axis_index("row")
     segment = lax.axis_index("segment")
@@ -104,7 +105,7 @@ def _walk(
         v_ref.at[row, tokens, group], s["v"].at[slot], loaded
       )
       plgpu.copy_gmem_to_smem(
-        decays_ref.at[row, chunk_of(i), pl.ds(head, heads)],
+        decays_ref.at[row, pl.ds(head, heads), chunk_of(i), pl.ds(0, 2)],
         s["decays"].at[slot],
         loaded,
       )
@@ -145,7 +146,9 @@ def _walk(
         plgpu.barrier_arrive(s["consumed"].at[slot])
         return state
 
-      last_ref[row, segment, own] = lax.fori_loop(0, steps, step, state)
+      state = lax.fori_loop(0, steps, step, state)
+      if ends:
+        last_ref[row, segment, own] = state
       plgpu.wait_smem_to_gmem(0)
 
     @pl.when(worker < heads)
@@ -161,14 +164,16 @@ def _walk(
   scratch = {
     "u": tiles.tile(stages, heads, CHUNK, p),
     "v": tiles.tile(stages, CHUNK, n),
-    "decays": tiles.vector(stages, heads, 4, CHUNK),
+    "decays": tiles.vector(stages, heads, 2, CHUNK),
     "loaded": plgpu.Barrier(num_arrivals=2 + heads, num_barriers=stages),
     "consumed": plgpu.Barrier(num_arrivals=heads, num_barriers=stages),
   }
-  results = [tiles.struct((b, segments, h, p, n), jnp.float32)]
+  results = []
   if every_chunk:
     scratch["state"] = tiles.tile(heads, 2, p, n)
-    results.insert(0, tiles.struct((b, chunks, h, p, n), u.dtype))
+    results.append(tiles.struct((b, chunks, h, p, n), u.dtype))
+  if ends:
+    results.append(tiles.struct((b, segments, h, p, n), jnp.float32))
   run = plgpu.kernel(
     kernel,
     out_type=tuple(results),

@@ -11,10 +11,10 @@ from jax import export
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ops import dispatch
-from ops.ssd import api, mosaic_gpu, ssd_reference
+from ops.ssd import api, mosaic_gpu, ssd_reference, xla
 from ops.ssd.mosaic_gpu import Config, configure
 from tests.ops import sequence_op
-from tests.ops.sequence_op import SequenceOp
+from tests.ops.sequence_op import SequenceOp, assert_close, tolerance
 
 SHAPES = {
   "mamba2-130m": (8, 2048, 24, 64, 1, 128),
@@ -80,6 +80,28 @@ def test_segments_splits_wide_heads_and_groups():
   CUT.compare_gradients("full", "bfloat16")
 
 
+def test_a_skip_a_head_and_no_states():
+  """Of y alone, and with a row of heads that do not come in pairs."""
+  arrays, _ = interpreted(
+    None, 1, 100, heads=3, channels=64, groups=1, state=64
+  ).case("bare", "bfloat16")
+  arrays["D"] = jnp.asarray([0.5, -2.0, 1.0])
+
+  def pull(forward, arrays, dy):
+    y, pullback = jax.vjp(lambda a: api.apply(forward, **a), arrays)
+    return y, pullback(dy.astype(y.dtype))[0]
+
+  kernel = functools.partial(
+    mosaic_gpu.forward, interpret=plgpu.InterpretGPUParams()
+  )
+  dy = jnp.asarray(np.random.default_rng(1).normal(size=arrays["x"].shape))
+  dy = dy.astype(jnp.bfloat16)
+  found = jax.jit(functools.partial(pull, kernel))(arrays, dy)
+  exact = jax.tree.map(lambda v: v.astype(jnp.float32), arrays)
+  expected = jax.jit(functools.partial(pull, xla.forward))(exact, dy)
+  assert_close(found, expected, tolerance("bfloat16", 100 * 64))
+
+
 def arguments(b, length, h, p, g, n):
   bf16 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
   f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -108,7 +130,7 @@ def lowered(function, *arguments) -> str:
 @pytest.mark.parametrize("name", ["mamba2-130m", "mamba2-2.7b"])
 def test_forward_lowers_for_hopper(name):
   module = lowered(mosaic_gpu.forward, *arguments(*SHAPES[name]))
-  assert module.count("mosaic_gpu_v2") == (2 if name == "mamba2-2.7b" else 1)
+  assert module.count("mosaic_gpu_v2") == (3 if name == "mamba2-2.7b" else 2)
 
 
 def test_gradients_lower_for_hopper():
@@ -118,7 +140,25 @@ def test_gradients_lower_for_hopper():
     return pullback(results)
 
   module = lowered(gradients, *arguments(2, 1000, 8, 64, 2, 64))
-  assert module.count("mosaic_gpu_v2") == 4
+  assert module.count("mosaic_gpu_v2") == 6
+
+
+def test_gradients_of_y_alone_lower_for_hopper():
+  """As a model asks for them: a skip a head, and no states."""
+
+  def gradients(x, dt, A, B, C, D):
+    op = functools.partial(api.apply, mosaic_gpu.forward, dt_softplus=True)
+    y, pullback = jax.vjp(lambda *v: op(*v[:-1], D=v[-1]), x, dt, A, B, C, D)
+    return pullback(y)
+
+  x, dt, _, B, C, *_ = arguments(2, 1024, 8, 64, 1, 128)
+  heads = jax.ShapeDtypeStruct((8,), jnp.float32)
+  module = lowered(gradients, x, dt, heads, B, C, heads)
+  assert module.count("mosaic_gpu_v2") == 6
+  # Nothing as large as a state is made for the gradient of the last one.
+  assert "tensor<2x8x64x128xf32>" not in module.replace(
+    "-> (tensor<2x1024x8x64xbf16>, tensor<2x8x64x128xf32>)", ""
+  )
 
 
 def test_vmap_lowers_for_hopper():
@@ -126,7 +166,7 @@ def test_vmap_lowers_for_hopper():
   *arrays, D, z = arguments(1, 128, 2, 64, 1, 64)
   both = lambda v: jax.ShapeDtypeStruct((2, *v.shape), v.dtype)
   module = lowered(mapped, *map(both, arrays), D, both(z))
-  assert module.count("mosaic_gpu_v2") == 1
+  assert module.count("mosaic_gpu_v2") == 2
 
 
 def test_configurations():

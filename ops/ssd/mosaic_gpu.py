@@ -7,13 +7,15 @@ units of a multiprocessor: memory and matrix units would take about as long.
 - Forward: one kernel; the state never leaves registers in float32. A row whose
   heads are too few to fill the device is cut into segments, whose states come
   from a pass over x and B alone (`segment_starts`).
+- Decays: one kernel sums the log decays along chunks in front of the forward
+  pass, another one sums their gradients behind the backward one.
 - Backward: two passes write the states before each chunk and the gradients of
   the states after each chunk in bfloat16; then all chunks are independent, and
   one kernel gives every gradient, summing those of B and C over a block's heads
   in registers.
 
 Decays are cumulative within a chunk, so their differences carry the rounding
-of a float32 sum: at most 64 * 128, an error of 5e-4, below the bfloat16
+of a float32: at most 64 * 128, an error of 5e-4, below the bfloat16
 rounding of the products. Resets need no mask: they are decays that underflow.
 """
 
@@ -171,8 +173,8 @@ def _split_heads(D, wide):
 def scan(config, interpret, x, log_decay, dt, B, C, initial, D):
   """Returns y and the last state of whole chunks, heads of CHANNELS.
 
-  log_decay and dt are (B, H, L). What gradients keep of them is the result of
-  `chunk_decays`, 12 bytes a token and head beside the 128 of x and y.
+  log_decay and dt are (B, H, L). Gradients keep the result of `chunk_decays` of
+  them, 12 bytes a token and head beside the 128 of x.
   """
   return _scan(config, interpret, x, log_decay, dt, B, C, initial, D)[0]
 

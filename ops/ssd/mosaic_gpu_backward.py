@@ -125,7 +125,7 @@ def chunk_gradients(
         plgpu.copy_gmem_to_smem(D_ref.at[head], s["D"].at[slot], loaded)
 
     def store(name, head, vectors, *results):
-      """Stores vectors in lines of results, each `(ref, lines)`."""
+      """Stores vectors; a result is `(ref, which of them, *lines of ref)`."""
       for k, vector in enumerate(vectors):
         s[name][k] = vector
       plgpu.commit_smem()
@@ -144,6 +144,7 @@ def chunk_gradients(
       return tiles.products(((CHUNK, CHUNK),), body, interpret)
 
     def write(name, ref, gradient):
+      """Writes dB or dC, a sum over this block's heads."""
       if config.splits > 1:
         ref[split, row, tokens, group] = gradient
         return

@@ -17,7 +17,7 @@ _TEXT = flags.DEFINE_string(
   "text_column",
   None,
   "of jsonl (x if not given), csv (all columns that are no targets) and"
-  " programs (source if not given; typed, jaxpr, stablehlo)",
+  " programs (source if not given; typed, sized, jaxpr, stablehlo)",
 )
 _GROUP = flags.DEFINE_string(
   "group_column", None, "of jsonl and csv: rows that belong together"
@@ -39,6 +39,14 @@ _TEST = cli.integer("test", 0, "rows of the test at most; 0 takes all", 0)
 _SHOTS = cli.integer(
   "prompt_shots", 0, "others of a group in front of a text, at most", 0, 1024
 )
+_COPIES = cli.integer(
+  "text_copies",
+  1,
+  "texts of one meaning for each training row of programs, its own among them:"
+  " other names, another order",
+  1,
+  1024,
+)
 _SEED = cli.integer("split_seed", 0, "of the split", 0)
 
 
@@ -56,6 +64,7 @@ def data_options() -> DataOptions:
     split_seed=_SEED.value,
     named=_NAMED.value,
     prompt_shots=_SHOTS.value,
+    text_copies=_COPIES.value,
   )
 
 

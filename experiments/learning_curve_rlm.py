@@ -49,8 +49,10 @@ def main(_) -> None:
   if not data_flags.PATH.value:
     raise InputError("--path: give the file or folder of the data")
   data = data_flags.data_options()
-  if data.prompt_shots:
-    raise InputError("--prompt_shots: is for train_rlm.py: leave it at 0")
+  if data.prompt_shots or data.text_copies > 1:
+    raise InputError(
+      "--prompt_shots and --text_copies: are for train_rlm.py: leave them out"
+    )
   from research.core import loop, report
   from research.regression_lm import learning_curve
   from research.regression_lm.fine_tuning import FineTuneOptions

@@ -17,6 +17,9 @@ from models.numbers import MISSING, TargetCodec
 from models.tokenizer import Tokenizer
 from research.language_model import buckets
 
+# Texts that are tokenized at a time.
+_ENCODED = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -98,30 +101,32 @@ def read_texts(
       )
     if not text:
       raise InputError(f"text {row} is empty: a number needs a text")
-  try:
-    encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
-  except Exception as error:  # Of the library: a text that is no Unicode.
-    raise InputError(f"a text cannot be tokenized: {error}") from error
-  ids = [encoding.ids for encoding in encodings]
-  for row, found in enumerate(ids):
-    if not found:
-      raise InputError(
-        f"text {row} has no token of this tokenizer: leave it out"
-      )
-  if tokenizer.bos_id is not None:
-    ids = [[tokenizer.bos_id, *found] for found in ids]
-  num_cut = sum(len(found) > max_length for found in ids)
+  begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  rows: list[np.ndarray] = []
+  num_cut = 0
+  # An encoding takes a hundred times the memory of its ids: few at a time.
+  for start in range(0, len(texts), _ENCODED):
+    part = texts[start : start + _ENCODED]
+    try:
+      encodings = tokenizer.backend.encode_batch(part, add_special_tokens=False)
+    except Exception as error:  # Of the library: a text that is no Unicode.
+      raise InputError(f"a text cannot be tokenized: {error}") from error
+    for row, encoding in enumerate(encodings, start):
+      if not encoding.ids:
+        raise InputError(
+          f"text {row} has no token of this tokenizer: leave it out"
+        )
+      ids = [*begin, *encoding.ids]
+      num_cut += len(ids) > max_length
+      rows.append(np.array(ids[:max_length], np.int32))
   if num_cut:
     warnings.warn(
-      f"{num_cut} of {len(ids)} texts have more than {max_length} tokens and "
+      f"{num_cut} of {len(rows)} texts have more than {max_length} tokens and "
       "lose their end: give a larger max_length to keep it",
       stacklevel=2,
     )
-  ids = [found[:max_length] for found in ids]
-  starts = np.cumsum([0, *map(len, ids)])
-  tokens = np.fromiter(
-    (t for found in ids for t in found), np.int32, starts[-1]
-  )
+  starts = np.cumsum([0, *map(len, rows)])
+  tokens = np.concatenate(rows)
   return Texts(tokens, starts, num_cut)
 
 

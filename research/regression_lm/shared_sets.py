@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.errors import InputError
-from research.regression_lm import tables
+from research.regression_lm import jax_program_text, tables
 from research.regression_lm.tables import Table
 
 # NAS-Bench-201: operation on the edge from node to node, in the file's order.
@@ -208,9 +208,11 @@ def _with_features(path, rows, targets, features) -> Table:
   )
 
 
-# Columns of `programs` that are a text, that the compiler counts, and that
-# hold a second measurement of another column.
-VIEWS = ("source", "typed", "jaxpr", "stablehlo")
+# Texts of `programs`: columns, and what is made of one. Those that are Python.
+# Then columns that the compiler counts, and second measurements of others.
+SIZED = "sized"
+VIEWS = ("source", "typed", SIZED, "jaxpr", "stablehlo")
+_PYTHON = {"source": "source", "typed": "typed", SIZED: "typed"}
 _COSTS = ("flops", "bytes_accessed", "transcendentals", "peak_bytes")
 _AGAIN = {"latency_us": "latency_again_us"}
 
@@ -225,27 +227,40 @@ def programs(
   Args:
     path: of the JSONL file; .gz and .xz are unpacked.
     targets: such as flops, bytes_accessed, peak_bytes, latency_us.
-    view: one of `VIEWS`.
+    view: one of `VIEWS`; "sized" is `jax_program_text.sized` of "typed". The
+      texts of the first three have other forms that mean the same.
 
   Raises:
     InputError: the file is no such file, or the view is unknown.
   """
   if view not in VIEWS:
     raise InputError(f"--text_column={view}: take one of {', '.join(VIEWS)}")
-  rows = tables.jsonl_rows(path, view)
+  column = _PYTHON.get(view, view)
+  shown = jax_program_text.sized if view == SIZED else str
+  rows = tables.jsonl_rows(path, column)
   for number, row in enumerate(rows, 1):
     missing = {*_COSTS, *targets, "operators"} - row.keys()
     if missing:
       raise InputError(f"{path} line {number}: has no {sorted(missing)[0]!r}")
     # A compiler says -1 where it cannot count.
     row.update({name: None for name in _COSTS if row[name] < 0})
+    try:
+      row["text"] = shown(row[column])
+    except InputError as error:
+      raise InputError(f"{path} line {number}: {error}") from error
   found = tables.make_table(
-    path, rows, targets, lambda row: row[view], lambda row: row["operators"]
+    path, rows, targets, lambda row: row["text"], lambda row: row["operators"]
   )
   if len(found) != len(rows):
     raise InputError(f"{path}: a program has none of the targets: remove it")
   numbers = lambda name: np.array([row[name] for row in rows], np.float64)
   splits = [name for name in rows[0] if name.startswith("split_")]
+  codes = [row[column] for row in rows]
+
+  def other_texts(row: int, count: int, seed: int) -> list[str]:
+    forms = jax_program_text.other_forms(codes[row], count, seed)
+    return [shown(form) for form in forms]
+
   return dataclasses.replace(
     found,
     parts={
@@ -258,6 +273,7 @@ def programs(
       for target, other in _AGAIN.items()
       if target in targets
     },
+    other_texts=other_texts if view in _PYTHON else None,
   )
 
 

@@ -74,6 +74,8 @@ class DataOptions:
       `by_group` say nothing.
     prompt_shots: up to so many other examples of the same group stand in front
       of a text; of any group where no two rows share one.
+    text_copies: texts that stand for a row of the training part, its own among
+      them; of programs in Python alone. The other parts keep one.
   """
 
   kind: str
@@ -87,16 +89,25 @@ class DataOptions:
   split_seed: int = 0
   named: str | None = None
   prompt_shots: int = 0
+  text_copies: int = 1
 
   def load(self, path: str) -> Table:
     """Reads the table.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: it cannot be read, or its texts have no copies.
     """
-    return shared_sets.load(
+    table = shared_sets.load(
       self.kind, path, self.targets, text=self.text, group=self.group
     )
+    if self.text_copies > 1 and table.other_texts is None:
+      raise _no_copies(self)
+    if self.text_copies > 1 and self.prompt_shots:
+      raise InputError(
+        "--text_copies and --prompt_shots: a copy in front of a text would "
+        "tell its numbers: give one of them"
+      )
+    return table
 
   def split(self, table: Table, train: float | None = None) -> Split:
     """Its parts; `train` overrides the option.
@@ -123,6 +134,15 @@ class DataOptions:
     )
 
 
+def _no_copies(options: DataOptions) -> InputError:
+  text = f" --text_column={options.text}" if options.text else ""
+  return InputError(
+    f"--text_copies={options.text_copies}: --data={options.kind}{text} knows "
+    "one text a row: leave it at 1, or take --data=programs with "
+    "--text_column=source, typed or sized"
+  )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TableSource:
   """The training part of a table, and its validation part.
@@ -143,13 +163,13 @@ class TableSource:
     return len(self.table.targets)
 
   def texts(self) -> list[str]:
-    """Those of the training part alone."""
+    """Those of the training part alone, without copies."""
     return [self.table.texts[i] for i in self.parts.train]
 
   def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
-    """Tokenizes both parts."""
+    """Tokenizes both parts, the training part with its copies."""
     train, valid = lm.datasets(
-      self._examples(self.parts.train),
+      self._copied(self.parts.train, seed),
       self._examples(self.parts.valid),
       self.options.prompt_shots,
     )
@@ -190,6 +210,18 @@ class TableSource:
     return [
       dataclasses.replace(example, task=tasks[i])
       for i, example in zip(indices, self.table.examples(indices))
+    ]
+
+  def _copied(self, indices: np.ndarray, seed: int) -> list[Example]:
+    """`_examples`, each followed by its copies."""
+    others = self.options.text_copies - 1
+    found = self._examples(indices)
+    if not others:
+      return found
+    return [
+      dataclasses.replace(example, x=text)
+      for i, example in zip(indices, found)
+      for text in (example.x, *self.table.other_texts(i, others, seed))
     ]
 
   def describe(self) -> dict[str, Any]:
@@ -284,6 +316,8 @@ def open_source(options: DataOptions, path: str | None) -> Source:
     InputError: the data cannot be read.
   """
   if options.kind == DENSITY:
+    if options.text_copies > 1:
+      raise _no_copies(options)
     if options.prompt_shots:
       raise InputError(
         "--prompt_shots: --data=density has no examples of one task: leave it "

@@ -39,6 +39,8 @@ class Table:
       predicts times from them.
     again: target -> (N,) float64 of a second measurement, the ceiling of what
       can be predicted.
+    other_texts: (row, count, seed) -> so many other texts that mean the same;
+      None where none is known.
   """
 
   texts: Sequence[str]
@@ -49,6 +51,7 @@ class Table:
   parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   costs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   again: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  other_texts: Callable[[int, int, int], Sequence[str]] | None = None
 
   def __len__(self) -> int:
     """N."""

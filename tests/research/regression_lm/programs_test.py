@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
+from models.numbers import Ieee
 from research.program_metrics import dataset, grammar
-from research.regression_lm import evaluate, measures, peers, shared_sets
+from research.regression_lm import (
+  RegressionLM,
+  evaluate,
+  measures,
+  peers,
+  shared_sets,
+)
 from research.regression_lm.calibration import Prediction
-from research.regression_lm.sources import DataOptions, TableSource
+from research.regression_lm.sources import DataOptions, TableSource, open_source
 
 PATH = pathlib.Path("data/program_metrics/programs.jsonl.xz")
 TARGETS = ("flops", "bytes_accessed", "peak_bytes", "latency_us")
@@ -62,7 +69,7 @@ def test_what_the_compiler_could_not_count_is_missing(tmp_path):
 def test_a_view_is_the_text(view, table):
   found = options(text=view).load(PATH)
   np.testing.assert_array_equal(found.values, table.values)
-  word = {"jaxpr": "lambda", "stablehlo": "module @jit_f"}
+  word = {"jaxpr": "lambda", "stablehlo": "module @jit_f", "sized": "return "}
   assert all(word.get(view, "def f(") in text for text in found.texts)
 
 
@@ -80,6 +87,52 @@ def test_named_splits_are_those_of_the_data(table, named):
   few = options(named=named, train=20, test=5).split(table)
   np.testing.assert_array_equal(few.train, parts.train[:20])
   np.testing.assert_array_equal(few.test, parts.test[:5])
+
+
+@pytest.mark.parametrize("view", ["source", "typed", "sized"])
+def test_only_rows_for_training_have_copies(view):
+  chosen = options(text=view, named="random", text_copies=4)
+  table = chosen.load(PATH)
+  source = TableSource(table, chosen.split(table), chosen)
+  lm = RegressionLM.from_scratch(
+    size="tiny", num_objectives=4, numbers=Ieee(), max_length=4096
+  )
+  prepared = source.prepare(lm, 8, 0)
+  train, valid = source.parts.train, source.parts.valid
+  assert len(prepared.values) == 4 * len(train)
+  assert (prepared.values[::4] == prepared.values[3::4]).all()
+  assert len(prepared.valid) == len(valid)
+  assert source.texts() == [table.texts[i] for i in train]
+  assert source.questions(lm) == [table.texts[i] for i in source.parts.test]
+  np.testing.assert_array_equal(
+    prepared.batch_at(3)["tokens"],
+    source.prepare(lm, 8, 0).batch_at(3)["tokens"],
+  )
+  made = table.other_texts(int(train[0]), 3, 0)
+  assert made == table.other_texts(int(train[0]), 3, 0)
+  # The tokenizer of a model is of bytes, and the text its own first.
+  lengths = prepared.valid.texts.lengths
+  assert lengths.tolist() == [len(table.texts[i].encode()) for i in valid]
+
+
+def test_other_texts_than_python_have_no_copies(tmp_path):
+  (tmp_path / "a.csv").write_text("a,y\n1,2\n3,4\n")
+  chosen = DataOptions(kind="csv", targets=("y",), text_copies=8)
+  with pytest.raises(InputError, match="--text_copies=8: --data=csv knows one"):
+    chosen.load(tmp_path / "a.csv")
+  with pytest.raises(InputError, match="--text_copies=8: --data=density"):
+    open_source(DataOptions(kind="density", text_copies=8), None)
+
+
+def test_a_text_that_is_no_program_has_no_sizes(tmp_path):
+  with lzma.open(PATH, "rt") as file:
+    rows = [json.loads(line) for line in file][:2]
+  rows[1]["typed"] = "x = 3\n"
+  path = tmp_path / "programs.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert len(options(text="typed").load(path)) == 2
+  with pytest.raises(InputError, match="line 2: a text is no program"):
+    options(text="sized").load(path)
 
 
 def test_a_split_is_part_of_what_a_model_was_trained_on(table):
@@ -114,9 +167,14 @@ def test_costs_predict_latency_and_nothing_else(table):
 @pytest.mark.parametrize(
   "more, words",
   [
-    ({"text": "hlo"}, "--text_column=hlo: take one of source, typed, jaxpr"),
+    ({"text": "hlo"}, "--text_column=hlo: take one of source, typed, sized"),
     ({"targets": ("joules",)}, "line 1: has no 'joules'"),
     ({"named": "time"}, "--split=time: the data has random, operators, sizes"),
+    (
+      {"text": "jaxpr", "text_copies": 2},
+      "--text_copies=2: --data=programs --text_column=jaxpr knows one text",
+    ),
+    ({"text_copies": 2, "prompt_shots": 1}, "--text_copies and --prompt_shots"),
   ],
 )
 def test_mistakes_are_one_line(more, words):

@@ -28,6 +28,9 @@ _DATA = cli.choice(
 )
 _PATH = flags.DEFINE_string("path", None, "file of the set")
 _PROXIES = flags.DEFINE_string("proxies", None, "JSON of zero-cost proxies")
+_MADE_UP = cli.integer(
+  "made_up", 0, "columns made_up_0, ... drawn from the first target's form", 0
+)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/transfer", "folder of the run")
 _TARGETS = flags.DEFINE_list("targets", [], "columns, as name or name:form")
 _SOURCES = flags.DEFINE_list("sources", [], "likewise; lat_* takes all such")
@@ -104,9 +107,11 @@ def main(_) -> None:
   peers = transfer_peers.known_names(_PEERS.value)
   models = transfer_run.known_models(_MODELS.value)
   facts = forms.load(_DATA.value, _PATH.value, _PROXIES.value)
+  targets = transfer_options.tasks(facts, _TARGETS.value)
+  facts = forms.with_made_up(facts, targets[0].form, _MADE_UP.value)
   setup = transfer_options.setup(
     settings,
-    targets=transfer_options.tasks(facts, _TARGETS.value),
+    targets=targets,
     sources=transfer_options.tasks(facts, _SOURCES.value, _TARGETS.value),
     sizes=[int(size) for size in _SIZES.value],
     seeds=_SEEDS.value,
@@ -131,11 +136,7 @@ def main(_) -> None:
   how |= {"device": artefacts.device(), "seconds": seconds}
   transfer_run.keep(workdir, models, how)
   if _RESULT.value:
-    judged = (
-      [_JUDGED.value]
-      if _JUDGED.value
-      else [f"{transfer_run.OURS}, {model}" for model in models]
-    )
+    judged = [_JUDGED.value] if _JUDGED.value else transfer_run.methods(models)
     score = transfer_run.score(lines, judged, _MEASURE.value)
     cli.write_result(
       _RESULT.value, rows, cli.command(), seconds, summary=lines, score=score,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from models.errors import InputError
-from research.regression_lm import shared_sets, tables
+from research.regression_lm import made_up_numbers, shared_sets, tables
 
 Fields = Sequence[str]
 
@@ -59,10 +59,12 @@ def views(fields: Fields, count: int, generator: np.random.Generator):
 def nasbench201(
   path: pathlib.Path, proxies: pathlib.Path | None = None
 ) -> Facts:
-  """Cells in two forms.
+  """Cells in three forms.
 
   "live" tells what carries data, as `shared_sets.nasbench201` does; accuracy
-  depends on that alone. "built" tells all six edges, which is what is run.
+  depends on that alone. "words" tells the same, every field as one word, which
+  is one token: what is counted need not be put together first. "built" tells
+  all six edges, which is what is run.
 
   Args:
     path: the cells.
@@ -89,9 +91,17 @@ def nasbench201(
     "built": np.concatenate([table.features, np.array(one_hot, float)], axis=1),
   }
   live = [_live_fields(text) for text in table.texts]
+  forms = {"live": live, "words": [_as_words(f) for f in live], "built": built}
+  features["words"] = features["live"]
   if proxies:
     columns |= _proxies(proxies, ops)
-  return Facts({"live": live, "built": built}, features, columns)
+  return Facts(forms, features, columns)
+
+
+def _as_words(fields: Fields) -> Fields:
+  """Every field as one word of letters, which a BPE learns whole."""
+  digits = str.maketrans({str(n): chr(ord("a") + n) for n in range(10)})
+  return [field.translate(digits).replace(" ", "") for field in fields]
 
 
 # Operations and edges in the order of NASLib, edges as places in `arch_str`.
@@ -175,6 +185,19 @@ SETS: dict[str, Callable[..., Facts]] = {
   "nasbench201": nasbench201,
   "kernel_tuner": kernel_tuner,
 }
+
+
+def with_made_up(facts: Facts, form: str, draws: int) -> Facts:
+  """The facts with columns made_up_0, made_up_1, ... of a form's features.
+
+  Raises:
+    InputError: the features are no counts.
+  """
+  if not draws:
+    return facts
+  found = made_up_numbers.columns(facts.features[form], draws)
+  named = {f"made_up_{i}": found[:, i] for i in range(draws)}
+  return dataclasses.replace(facts, columns={**facts.columns, **named})
 
 
 def load(

@@ -2,7 +2,8 @@
 
 They are given what a practitioner would give them: TF-IDF of words to a ridge
 whose strength is chosen by cross-validation; the numeric features of a table,
-where it has some, to XGBoost and an MLP, else an SVD of the TF-IDF. Of programs
+where it has some, to XGBoost and an MLP, else an SVD of the TF-IDF. A Gaussian
+process takes features that are counts. Of programs
 a compiler's own counts predict the time, without their text.
 """
 
@@ -14,7 +15,13 @@ import numpy as np
 
 from models.errors import InputError
 
-NAMES = ("ridge on TF-IDF", "XGBoost", "XGBoost on token counts", "MLP")
+NAMES = (
+  "ridge on TF-IDF",
+  "XGBoost",
+  "XGBoost on token counts",
+  "MLP",
+  "Gaussian process",
+)
 # These take `Problem.train_costs`.
 COST_NAMES = ("cost analysis", "XGBoost on the cost analysis")
 
@@ -66,7 +73,15 @@ def predict(
   peers: dict[str, Callable[[Problem, np.ndarray], np.ndarray]] = dict(
     zip(
       (*NAMES, *COST_NAMES),
-      (_ridge, _xgboost, _token_counts, _mlp, _cost_line, _cost_trees),
+      (
+        _ridge,
+        _xgboost,
+        _token_counts,
+        _mlp,
+        _process,
+        _cost_line,
+        _cost_trees,
+      ),
     )
   )
   check(name)
@@ -182,6 +197,25 @@ def _boosted(problem: Problem, values: np.ndarray, train, test) -> np.ndarray:
     n_jobs=1 if len(values) < 5000 else None,
   )
   return model.fit(train, values).predict(test)
+
+
+def _process(problem: Problem, values: np.ndarray) -> np.ndarray:
+  """Of ranks, by the roots of counts; kernel and noise by their likelihood."""
+  from sklearn.gaussian_process import GaussianProcessRegressor, kernels
+
+  known, asked = problem.train_features, problem.test_features
+  if not known.shape[1] or min(known.min(), asked.min()) < 0:
+    raise InputError("peer 'Gaussian process' needs features that are counts")
+  level = np.linspace(0, 1, len(values))
+  ranks = np.interp(values, np.sort(values), level)
+  kernel = kernels.ConstantKernel() * kernels.RBF(3.0) + kernels.WhiteKernel(
+    0.1
+  )
+  model = GaussianProcessRegressor(kernel, normalize_y=True)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    model.fit(np.sqrt(known), ranks)
+  return np.interp(model.predict(np.sqrt(asked)), level, np.sort(values))
 
 
 def _mlp(problem: Problem, values: np.ndarray) -> np.ndarray:

@@ -142,6 +142,11 @@ def kept(workdir: pathlib.Path) -> dict[str, Any]:
   return found
 
 
+def methods(models: Sequence[str]) -> list[str]:
+  """Names of models in the tables."""
+  return [f"{OURS}, {model}" for model in models]
+
+
 def score(
   lines: Sequence[dict[str, Any]], methods: Sequence[str], measure: str
 ) -> float | None:

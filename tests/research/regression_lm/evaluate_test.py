@@ -94,3 +94,21 @@ def test_texts_alone_are_enough_for_every_peer(table):
     assert predicted.shape == (40,) and (predicted > 0).all()
   with pytest.raises(InputError, match="peer 'oracle' is unknown"):
     peers.predict("oracle", problem)
+
+
+def test_a_gaussian_process_reads_counts():
+  rng = np.random.default_rng(0)
+  counts = rng.integers(0, 4, size=(120, 3)).astype(float)
+  values = 90 - 10 * np.exp(-np.sqrt(counts).sum(axis=1))
+  problem = lambda counts: peers.Problem(
+    train_texts=[""] * 80,
+    train_features=counts[:80],
+    train_values=values[:80],
+    test_texts=[""] * 40,
+    test_features=counts[80:],
+  )
+  found = peers.predict("Gaussian process", problem(counts))
+  assert np.corrcoef(found, values[80:])[0, 1] > 0.95
+  assert values[:80].min() <= found.min() <= found.max() <= values[:80].max()
+  with pytest.raises(InputError, match="needs features that are counts"):
+    peers.predict("Gaussian process", problem(-counts))

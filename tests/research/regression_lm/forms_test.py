@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.regression_lm import forms
+from research.regression_lm import forms, made_up_numbers
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 CELLS = """arch_str,val_acc_x,lat_a
@@ -77,3 +77,23 @@ def test_views_are_orders_of_the_same_fields():
 def test_an_unknown_set_is_named():
   with pytest.raises(InputError, match="'cells' is unknown"):
     forms.load("cells", "none.csv")
+
+
+def test_words_tell_what_lives_and_made_up_columns_are_smooth_in_counts(cells):
+  facts = forms.load("nasbench201", cells)
+  words = facts.forms["words"]
+  assert words[0][-3:] == ["pathsc", "skip", "convpool"]
+  assert len(words[1]) == len(facts.forms["live"][1])
+  found = forms.with_made_up(facts, "words", 3)
+  assert forms.with_made_up(facts, "words", 0) is facts
+  drawn = np.stack([found.column(f"made_up_{i}") for i in range(3)])
+  assert drawn.shape == (3, 2) and (drawn[:, 0] != drawn[:, 1]).all()
+  counts = np.random.default_rng(0).integers(0, 4, size=(400, 5)).astype(float)
+  many = made_up_numbers.columns(counts, 200)
+  np.testing.assert_array_equal(many, made_up_numbers.columns(counts, 200))
+  apart = np.linalg.norm(np.sqrt(counts[:, None]) - np.sqrt(counts), axis=2)
+  alike = np.corrcoef(many)
+  near, far = alike[(apart > 0) & (apart < 1)], alike[apart > 3]
+  assert near.mean() > far.mean() + 0.2
+  with pytest.raises(InputError, match="below 0"):
+    made_up_numbers.columns(-counts - 1, 1)

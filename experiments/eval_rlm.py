@@ -5,7 +5,8 @@
 The split is the one that the model was trained with. Prints Spearman, Kendall's
 tau, squared and absolute error, CRPS and coverage, each with a 95% bootstrap
 interval in the JSON of --result; ridge on TF-IDF, XGBoost and an MLP, trained
-on the same rows, stand in the same table. Other --peers, for --data=programs,
+on the same rows, stand in the same table; --model=none --peers_dir=FOLDER
+trains them beforehand. Other --peers, for --data=programs,
 read token counts or, for latency, a compiler's cost analysis. A model of the
 synthetic densities (--data=density) is judged by its draws, and plotted.
 """
@@ -17,8 +18,11 @@ from absl import flags
 
 import cli
 import data_flags
+from models.errors import InputError
 
-_MODEL = flags.DEFINE_string("model", "runs/rlm/model", "folder of the model")
+_MODEL = flags.DEFINE_string(
+  "model", "runs/rlm/model", "its folder; none trains the peers alone"
+)
 _SAMPLES = cli.integer("samples", 64, "draws a text", 2, 1 << 16)
 _TEMPERATURE = cli.number("temperature", 1.0, "of the draws", 0.0, 100.0)
 _TOP_P = cli.number("top_p", 1.0, "of the draws", 1e-6, 1.0)
@@ -29,6 +33,12 @@ _PEERS = flags.DEFINE_list(
   "beside the model, or none; also 'XGBoost on token counts', 'cost analysis'"
   " and 'XGBoost on the cost analysis'",
 )
+_KEPT = flags.DEFINE_string(
+  "peers_dir",
+  None,
+  "folder of answers of peers, which need not train again",
+)
+_ANSWERS = flags.DEFINE_string("answers", None, "JSONL file of our answers")
 _BOOTSTRAP = cli.integer("bootstrap", 200, "resamples", 10, 1 << 16)
 _LEVEL = cli.number("level", 0.9, "of the interval", 0.01, 0.99)
 _DTYPE = cli.choice(
@@ -64,6 +74,13 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
   if described:
     sources.check_same(source, described)
   parts = Split(parts.train, parts.valid, parts.test[: _LIMIT.value])
+  kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
+  peers = [name for name in _PEERS.value if name != "none"]
+  answers = evaluate.answers_of_peers(
+    table, parts, peers, seed=_SEED.value, kept=kept
+  )
+  if lm is None:
+    return [], f"{len(answers)} answers of peers in {kept}"
   asked = source.questions(lm)[: len(parts.test)]
   prediction = lm.predict(
     asked,
@@ -72,11 +89,13 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
     top_p=_TOP_P.value,
     seed=_SEED.value,
   )
-  peers = [name for name in _PEERS.value if name != "none"]
+  if _ANSWERS.value:
+    path = pathlib.Path(_ANSWERS.value)
+    evaluate.write_answers(path, table, parts, prediction)
   known = table.examples(np.concatenate([parts.train, parts.valid]))
   expected = lm.expected(asked, known)
   found = evaluate.predictions(
-    table, parts, prediction, peers, expected=expected, seed=_SEED.value
+    table, parts, prediction, answers, expected=expected
   )
   rows = [
     row
@@ -103,8 +122,12 @@ def main(_) -> None:
   from research.regression_lm import RegressionLM
   from research.regression_lm.sources import DENSITY
 
-  lm = RegressionLM.from_pretrained(_MODEL.value, dtype=_DTYPE.value)
-  described = lm.info.get("data")
+  lm, described = None, None
+  if _MODEL.value != "none":
+    lm = RegressionLM.from_pretrained(_MODEL.value, dtype=_DTYPE.value)
+    described = lm.info.get("data")
+  elif not _KEPT.value or _RESULT.value or data_flags.DATA.value == DENSITY:
+    raise InputError("--model=none trains peers of a table for --peers_dir")
   options = (
     data_flags.from_json(described) if described else data_flags.data_options()
   )

@@ -1,11 +1,16 @@
 """A model and its peers on one test part: rows of a result file."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from models.errors import InputError
 from research.regression_lm import calibration, measures, peers
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.calibration import Prediction
@@ -44,40 +49,37 @@ class Predictions:
     return max(names, key=score) if names else None
 
 
-def predictions(
+def answers_of_peers(
   table: Table,
   split: Split,
-  prediction: Prediction,
-  peer_names: Sequence[str],
+  names: Sequence[str],
   *,
-  expected: np.ndarray | None = None,
   seed: int = 0,
-) -> list[Predictions]:
-  """Gathers ours and trains the peers, for each objective.
+  kept: pathlib.Path | None = None,
+) -> dict[tuple[str, str], np.ndarray]:
+  """Trains peers: (target, peer) -> predictions of the test rows with a truth.
 
   Args:
     table: all rows.
     split: its parts; peers are trained on `train` and `valid` together, since
       the model was given both.
-    prediction: ours, for `split.test` in order.
-    peer_names: of `peers.NAMES`, and of `peers.COST_NAMES`, which predict
-      nothing where a compiler counted nothing, or the target is such a count.
-    expected: (M, O) of `RegressionLM.expected` for `split.test`, or None.
+    names: of `peers.NAMES`, and of `peers.COST_NAMES`, which predict nothing
+      where a compiler counted nothing, or the target is such a count.
     seed: of the peers.
+    kept: folder of answers; those of the same problem are read, others written.
+
+  Raises:
+    InputError: a peer is unknown or cannot be trained.
   """
-  for name in peer_names:
+  for name in names:
     peers.check(name)
   known = np.concatenate([split.train, split.valid])
   costs = np.array(list(table.costs.values())).reshape(-1, len(table)).T
-  found = []
+  found = {}
   for place, target in enumerate(table.targets):
     column = table.values[:, place]
     train = known[np.isfinite(column[known])]
-    there = np.isfinite(column[split.test])
-    test = split.test[there]
-    by_method = {OURS: measures.without_gaps(prediction.median[there, place])}
-    if expected is not None:
-      by_method[EXPECTED] = expected[there, place]
+    test = split.test[np.isfinite(column[split.test])]
     problem = peers.Problem(
       train_texts=[table.texts[i] for i in train],
       train_features=table.features[train],
@@ -89,14 +91,92 @@ def predictions(
       test_costs=costs[test],
     )
     uncounted = not table.costs or target in table.costs
-    for name in peer_names:
+    for name in names:
       if not (uncounted and name in peers.COST_NAMES):
-        by_method[name] = peers.predict(name, problem)
+        found[target, name] = _kept_answers(kept, target, name, problem)
+  return found
+
+
+def _kept_answers(
+  kept: pathlib.Path | None, target: str, name: str, problem: peers.Problem
+) -> np.ndarray:
+  if kept is None:
+    return peers.predict(name, problem)
+  digest = hashlib.sha256()
+  for part in dataclasses.astuple(problem):
+    is_array = isinstance(part, np.ndarray)
+    digest.update(part.tobytes() if is_array else repr(part).encode())
+  words = f"{name} {target} {digest.hexdigest()[:16]}"
+  path = kept / f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}.npy"
+  if path.exists():
+    try:
+      return np.load(path, allow_pickle=False)
+    except (ValueError, OSError) as error:
+      raise InputError(f"{path}: is damaged: remove it") from error
+  found = peers.predict(name, problem)
+  kept.mkdir(parents=True, exist_ok=True)
+  draft = path.with_suffix(".partial.npy")
+  np.save(draft, found)
+  draft.replace(path)
+  return found
+
+
+def predictions(
+  table: Table,
+  split: Split,
+  prediction: Prediction,
+  answers: Mapping[tuple[str, str], np.ndarray],
+  *,
+  expected: np.ndarray | None = None,
+) -> list[Predictions]:
+  """Gathers ours and the peers', for each objective.
+
+  Args:
+    table: all rows.
+    split: its parts.
+    prediction: ours, for `split.test` in order.
+    answers: of `answers_of_peers`.
+    expected: (M, O) of `RegressionLM.expected` for `split.test`, or None.
+  """
+  found = []
+  for place, target in enumerate(table.targets):
+    column = table.values[:, place]
+    there = np.isfinite(column[split.test])
+    test = split.test[there]
+    by_method = {OURS: measures.without_gaps(prediction.median[there, place])}
+    if expected is not None:
+      by_method[EXPECTED] = expected[there, place]
+    for (other, name), points in answers.items():
+      if other == target:
+        by_method[name] = points
     if target in table.again:
       by_method[AGAIN] = measures.without_gaps(table.again[target][test])
     draws = prediction.samples[there, :, place]
     found.append(Predictions(target, column[test], by_method, draws))
   return found
+
+
+def write_answers(
+  path: pathlib.Path, table: Table, split: Split, prediction: Prediction
+) -> None:
+  """Writes a JSON line a test row: its truth, our median and interval.
+
+  Args:
+    path: of the file.
+    table: all rows.
+    split: its parts.
+    prediction: for `split.test` in order.
+  """
+  number = lambda value: float(value) if np.isfinite(value) else None
+  median, low, high = prediction.median, prediction.low, prediction.high
+  with open(path, "w", encoding="utf-8") as file:
+    for place, row in enumerate(split.test):
+      line: dict[str, Any] = {"row": int(row), "group": table.groups[row]}
+      for i, target in enumerate(table.targets):
+        said = (table.values[row], median[place], low[place], high[place])
+        keys = ("truth", "median", "low", "high")
+        line[target] = {k: number(v[i]) for k, v in zip(keys, said)}
+      file.write(json.dumps(line) + "\n")
 
 
 def rows(

@@ -125,14 +125,10 @@ def _one(
     draws.append(prediction.samples)
     means.append(lm.expected([table.texts[i] for i in parts.test], known))
   pooled = dataclasses.replace(prediction, samples=np.concatenate(draws, 1))
+  answers = evaluate.answers_of_peers(table, parts, curve.peers, seed=seed)
   rows = []
   for found in evaluate.predictions(
-    table,
-    parts,
-    pooled,
-    curve.peers,
-    expected=np.mean(means, axis=0),
-    seed=seed,
+    table, parts, pooled, answers, expected=np.mean(means, axis=0)
   ):
     rows += evaluate.rows(
       found,

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -31,9 +33,8 @@ def found(table):
   truth = table.values[parts.test]
   draws = truth[:, None] + generator.normal(size=(len(truth), 40, 2))
   draws[0, :, 1] = np.nan
-  return evaluate.predictions(
-    table, parts, Prediction(draws), peers.NAMES
-  ), parts
+  answers = evaluate.answers_of_peers(table, parts, peers.NAMES)
+  return evaluate.predictions(table, parts, Prediction(draws), answers), parts
 
 
 def test_peers_learn_what_their_features_say(found):
@@ -78,6 +79,37 @@ def test_rows_tell_all_methods_with_intervals(found):
   lines = evaluate.table_lines(rows)
   assert [line["method"] for line in lines] == [evaluate.OURS, *peers.NAMES]
   assert first.best_peer("mse") in peers.NAMES
+
+
+def test_answers_of_peers_are_kept(table, tmp_path, monkeypatch):
+  parts = tables.split(table, train=0.6, valid=0.1, seed=0)
+  ask = lambda seed: evaluate.answers_of_peers(
+    table, parts, ["ridge on TF-IDF"], seed=seed, kept=tmp_path
+  )
+  first = ask(0)
+  assert {*first} == {(t, "ridge on TF-IDF") for t in table.targets}
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluate.peers, "predict", None)  # nothing is trained
+    for key, answers in ask(0).items():
+      np.testing.assert_array_equal(answers, first[key])
+    with pytest.raises(TypeError):
+      ask(1)  # another problem
+  for path in tmp_path.iterdir():
+    path.write_bytes(b"no array")
+  with pytest.raises(InputError, match="is damaged: remove it"):
+    ask(0)
+
+
+def test_our_answers_are_written_row_by_row(table, tmp_path):
+  parts = tables.split(table, train=0.6, valid=0.1, seed=0)
+  draws = np.repeat(table.values[parts.test][:, None], 4, axis=1)
+  draws[0, :, 0] = np.nan
+  path = tmp_path / "answers.jsonl"
+  evaluate.write_answers(path, table, parts, Prediction(draws))
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [line["row"] for line in lines] == parts.test.tolist()
+  assert lines[0]["sum"]["median"] is None
+  assert lines[1]["power"]["median"] == lines[1]["power"]["truth"]
 
 
 def test_texts_alone_are_enough_for_every_peer(table):

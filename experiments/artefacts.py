@@ -20,16 +20,19 @@ def command() -> str:
   """Returns this run's command line as one would type it.
 
   Without --result: it is a place on one machine, and changes no number. Of an
-  absolute --path the name is left, for the same reason.
+  absolute --path or --answers the name is left, for the same reason.
   """
   script = Path(sys.argv[0]).resolve()
   if script.is_relative_to(_ROOT):
     script = script.relative_to(_ROOT)
   kept = [word for word in sys.argv[1:] if not word.startswith("--result=")]
-  kept = [
-    f"--path={Path(word[7:]).name}" if word.startswith("--path=/") else word
-    for word in kept
-  ]
+  for name in ("--path=", "--answers="):
+    kept = [
+      name + Path(word.removeprefix(name)).name
+      if word.startswith(f"{name}/")
+      else word
+      for word in kept
+    ]
   return shlex.join(["python", str(script), *kept])
 
 

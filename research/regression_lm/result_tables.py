@@ -82,6 +82,30 @@ def speed(rows: Sequence[Mapping[str, Any]]) -> str:
   return markdown_table(lines, [*columns, "share", "frugax is faster by"])
 
 
+# Parts of a target that a table of errors shows.
+_PARTS = 6
+
+
+def errors(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The parts of each target with the largest shares of its rank error."""
+  shown: dict[str, list[Mapping[str, Any]]] = {}
+  for row in rows:
+    shown.setdefault(row["target"], []).append(row)
+  lines = [
+    {
+      "target": row["target"],
+      "part": row["part"],
+      "tests": row["tests"],
+      "median factor": f"{2 ** row['median_bits']:.2f}",
+      "beyond 2x": f"{row['beyond_2x']:.1%}",
+      "share of rank error": f"{row['share_of_rank_error']:.0%}",
+    }
+    for part in shown.values()
+    for row in part[:_PARTS]
+  ]
+  return markdown_table(lines, list(lines[0]))
+
+
 def _digits(value: float) -> str:
   return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.2e}"
 
@@ -89,6 +113,7 @@ def _digits(value: float) -> str:
 # The key that tells rows of a kind -> their table.
 KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "energy_distance": densities,
+  "share_of_rank_error": errors,
   "tests": methods,
   "examples_per_second": speed,
 }

@@ -126,7 +126,7 @@ def read_texts(
       stacklevel=2,
     )
   starts = np.cumsum([0, *map(len, rows)])
-  tokens = np.concatenate(rows)
+  tokens = np.concatenate([np.zeros(0, np.int32), *rows])
   return Texts(tokens, starts, num_cut)
 
 

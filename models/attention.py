@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 # Scores a head that are worth a fused kernel: 64 queries of 512 keys.
 _LEAST_SCORES = 1 << 15
+# Scores that XLA holds at a time: 1 GiB of float32, and as much of gradients.
+_MOST_SCORES = 1 << 28
 
 
 def attend_to_text(
@@ -30,7 +32,8 @@ def attend_to_text(
     lengths: (B,) int32, 1 to L.
     implementation: "xla"; "cudnn", a kernel that keeps no scores, for 16-bit
       inputs on NVIDIA GPUs; None takes the kernel where it runs here and there
-      are scores enough.
+      are scores enough. Without it queries go in blocks where there are many
+      scores, which are computed again for the gradient.
 
   Returns:
     (B, Q, H, K).
@@ -41,13 +44,26 @@ def attend_to_text(
   if implementation is None and fits:
     heads = q.shape[2], k.shape[2], q.shape[3]
     implementation = "cudnn" if cudnn_runs(*heads, q.dtype.name) else None
-  return jax.nn.dot_product_attention(
-    q,
-    k,
-    v,
+  attend = functools.partial(
+    jax.nn.dot_product_attention,
+    key=k,
+    value=v,
     key_value_seq_lengths=lengths.astype(jnp.int32),
     implementation=implementation,
   )
+  most = max(_MOST_SCORES // (q.shape[0] * q.shape[2] * keys), 1)
+  if implementation == "cudnn" or queries <= most:
+    return attend(q)
+  return _in_blocks(attend, q, most)
+
+
+def _in_blocks(attend, q: jax.Array, size: int) -> jax.Array:
+  """`attend` of blocks of `size` queries, one after the other."""
+  b, queries, *rest = q.shape
+  padded = jnp.pad(q, ((0, 0), (0, -queries % size), (0, 0), (0, 0)))
+  blocks = jnp.moveaxis(padded.reshape(b, -1, size, *rest), 1, 0)
+  mixed = jax.lax.map(jax.checkpoint(attend), blocks)
+  return jnp.moveaxis(mixed, 0, 1).reshape(padded.shape)[:, :queries]
 
 
 @functools.lru_cache(maxsize=64)

@@ -39,3 +39,21 @@ def test_the_kernel_is_for_many_even_scores(monkeypatch):
       attention.attend_to_text, *data(queries, keys), jnp.ones(2, jnp.int32)
     )
   assert asked == [(4, 2, 8, "float32")]
+
+
+def test_many_scores_go_in_blocks_of_queries(monkeypatch):
+  q, k, v = data(7, 8)
+  lengths = jnp.array([8, 3], jnp.int32)
+
+  def loss(q, k, v):
+    return jnp.sum(attention.attend_to_text(q, k, v, lengths) ** 2)
+
+  whole = jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+  # Three queries at a time: the last block has one, and padding.
+  monkeypatch.setattr(attention, "_MOST_SCORES", 3 * 2 * q.shape[2] * 8)
+  blocks = jax.value_and_grad(loss, (0, 1, 2))
+  assert "scan" in str(jax.make_jaxpr(blocks)(q, k, v))
+  for found, expected in zip(
+    jax.tree.leaves(blocks(q, k, v)), jax.tree.leaves(whole)
+  ):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -79,11 +79,34 @@ def test_evaluation_stands_beside_its_peers(home, trained):
   rows = json.loads(result.read_text())["rows"]
   assert {row["target"] for row in rows} == {"time_ms_A100", "time_ms_MI250X"}
   assert all(row["tests"] == 40 and row["train"] == 76 for row in rows)
+  # The same with peers that were trained beforehand, and answers to analyse.
+  kept = [f"--peers_dir={home / 'peers'}", f"--path={DATA}"]
+  code, out, err = run(
+    home, "eval_rlm", "--model=none", "--limit=40", *kept, *split_of(rows),
+  )  # fmt: skip
+  assert code == 0 and "6 answers of peers" in out, err
+  answers = home / "answers.jsonl"
+  code, out, err = run(
+    home, "eval_rlm", *kept, *arguments, f"--answers={answers}"
+  )
+  assert code == 0, err
+  assert len(list((home / "peers").iterdir())) == 6  # none was trained again
+  again = json.loads(result.read_text())
+  assert again["rows"] == rows and "--answers=answers" in again["command"]
+  code, out, err = run(home, "analyse_rlm", f"--answers={answers}")
+  assert code == 0 and "share_of_rank_error" in out, err
   other = home / "other.csv"
   other.write_text("a,time_ms_A100,time_ms_MI250X\n" + "1,2,3\n" * 100)
   code, _, err = run(home, "eval_rlm", f"--path={other}", *arguments)
   assert code == 2 and "are not those of the model" in err
   assert len(err.strip().splitlines()) == 1
+
+
+def split_of(rows):
+  """Flags of the data that the model was trained with."""
+  targets = dict.fromkeys(row["target"] for row in rows)
+  return ["--data=csv", "--train=60", "--valid=16",
+          f"--targets={','.join(targets)}"]  # fmt: skip
 
 
 def test_a_learning_curve_keeps_what_is_done(home):
@@ -122,12 +145,15 @@ def test_a_learning_curve_keeps_what_is_done(home):
     ("train_rlm", ["--data=csv", "--path=none.csv"], "no such file"),
     ("train_rlm", ["--size=huge"], "--size=huge"),
     ("train_rlm", ["--numbers=p10", "--mantissa_digits=40"], "digits=40"),
-    ("eval_rlm", ["--model=none"], "is missing"),
+    ("eval_rlm", ["--model=nowhere"], "is missing"),
+    ("eval_rlm", ["--model=none"], "for --peers_dir"),
+    ("analyse_rlm", [], "--answers: give"),
     ("learning_curve_rlm", ["--data=csv"], "--path: give"),
   ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(home, script, arguments, words):
-  place = [] if script == "eval_rlm" else [f"--workdir={home / 'x'}"]
+  has_place = script in ("train_rlm", "learning_curve_rlm")
+  place = [f"--workdir={home / 'x'}"] if has_place else []
   code, _, err = run(home, script, *place, *arguments)
   assert code == 2 and words in err
   assert len(err.strip().splitlines()) == 1, err

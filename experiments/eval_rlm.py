@@ -6,9 +6,9 @@ The split is the one that the model was trained with. Prints Spearman, Kendall's
 tau, squared and absolute error, CRPS and coverage, each with a 95% bootstrap
 interval in the JSON of --result; ridge on TF-IDF, XGBoost and an MLP, trained
 on the same rows, stand in the same table; --model=none --peers_dir=FOLDER
-trains them beforehand. Other --peers, for --data=programs,
-read token counts or, for latency, a compiler's cost analysis. A model of the
-synthetic densities (--data=density) is judged by its draws, and plotted.
+trains them beforehand. Other --peers, for --data=programs, read token counts
+or, for latency, a compiler's cost analysis. A model of the synthetic densities
+(--data=density) is judged by its draws, and plotted.
 """
 
 import pathlib

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 
 FLOATS = ("float32", "bfloat16", "float16")
-_SHORT = {
+# As jaxprs write types.
+SHORT = {
   "float32": "f32",
   "bfloat16": "bf16",
   "float16": "f16",
@@ -264,7 +265,7 @@ class Builder:
   def _typed(self, line: str) -> str:
     names = dict.fromkeys(re.findall(r"\b[ax]\d+\b", line))
     notes = [
-      f"{v.name} {_SHORT[v.dtype]}[{','.join(map(str, v.shape))}]"
+      f"{v.name} {SHORT[v.dtype]}[{','.join(map(str, v.shape))}]"
       for v in map(self._arrays.get, names)
       if v is not None
     ]

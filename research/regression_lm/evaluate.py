@@ -103,9 +103,12 @@ def _kept_answers(
   if kept is None:
     return peers.predict(name, problem)
   digest = hashlib.sha256()
-  for part in dataclasses.astuple(problem):
-    is_array = isinstance(part, np.ndarray)
-    digest.update(part.tobytes() if is_array else repr(part).encode())
+  for field in dataclasses.fields(problem):
+    part = getattr(problem, field.name)
+    if isinstance(part, np.ndarray):
+      digest.update(repr((part.shape, part.dtype)).encode() + part.tobytes())
+    else:
+      digest.update(repr(part).encode())
   words = f"{name} {target} {digest.hexdigest()[:16]}"
   path = kept / f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}.npy"
   if path.exists():
@@ -161,6 +164,8 @@ def write_answers(
 ) -> None:
   """Writes a JSON line a test row: its truth, our median and interval.
 
+  The file appears whole or not at all.
+
   Args:
     path: of the file.
     table: all rows.
@@ -169,7 +174,9 @@ def write_answers(
   """
   number = lambda value: float(value) if np.isfinite(value) else None
   median, low, high = prediction.median, prediction.low, prediction.high
-  with open(path, "w", encoding="utf-8") as file:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_name(f".{path.name}.partial")
+  with open(draft, "w", encoding="utf-8") as file:
     for place, row in enumerate(split.test):
       line: dict[str, Any] = {"row": int(row), "group": table.groups[row]}
       for i, target in enumerate(table.targets):
@@ -177,6 +184,7 @@ def write_answers(
         keys = ("truth", "median", "low", "high")
         line[target] = {k: number(v[i]) for k, v in zip(keys, said)}
       file.write(json.dumps(line) + "\n")
+  draft.replace(path)
 
 
 def rows(

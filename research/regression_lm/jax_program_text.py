@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from models.errors import InputError
+from research.program_metrics.builder import SHORT
 
 _FORM = re.compile(
   r"(?P<head>(?:import .*\n)*\n)"
@@ -29,13 +30,6 @@ _NAME = re.compile(r"\b(?:[ax]|step)\d+\b")
 _BOUND = re.compile(r"\b(?:[ax]\d+|step\d+|mask)\b")
 _WRITTEN = re.compile(r"^ *(?:def (\w+)|([\w, ]+) = )", re.MULTILINE)
 _TYPE = re.compile(r"(\w+) (\w+)\[([\d,]*)\]")
-_SHORT = {
-  "float32": "f32",
-  "bfloat16": "bf16",
-  "float16": "f16",
-  "int32": "i32",
-  "int8": "i8",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +229,7 @@ def sized(text: str) -> str:
 def _sized_input(line: str) -> str:
   name, shape, dtype, bound = _INPUT.match(line).groups()
   shape = shape.replace(" ", "")
-  found = f"{name} {_SHORT[dtype]}[{shape}] {logarithms(shape)}"
+  found = f"{name} {SHORT[dtype]}[{shape}] {logarithms(shape)}"
   return f"{found} below {bound}" if bound else found
 
 

@@ -18,7 +18,7 @@ import time
 from absl import flags
 
 import cli
-import recording
+from research.results import recording
 
 _DECODE = flags.DEFINE_list(
   "decode", [], "MODEL:BATCH each, such as mamba2_130m:1"
@@ -47,7 +47,7 @@ _RESULT = flags.DEFINE_string("result", None, "write the result JSON here")
 def main(_) -> None:
   """Runs the benchmark; see the module's docstring."""
   began = time.perf_counter()
-  from research.language_model import bench
+  from research.bench.suites import language_model as bench
 
   plan = bench.Plan(
     decode=_DECODE.value,

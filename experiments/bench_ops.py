@@ -4,11 +4,11 @@
     --passes=fwd,bwd --peers=plain,mamba_ssm --result=ops.json
 
 Every implementation that runs here gets a row. `floor_ms` is the time of the
-least work (research/bench/cases.py) at the device's peak (data sheet, or
-measured where there is none); `error` is relative, of the first tokens against
-float64, `error_full` of the whole shape against float32 in XLA, where that is
-affordable. The peer `plain` is the op in plain JAX; `mamba_ssm` the CUDA and
-Triton kernels of mamba_ssm and causal_conv1d, those of them that are installed.
+least work (research/bench/suites/op_cases.py) at the device's peak (data sheet,
+or measured where there is none); `error` is relative, of the first tokens
+against float64, `error_full` of the whole shape against float32 in XLA, where
+that is affordable. The peer `plain` is the op in plain JAX; `mamba_ssm` the
+CUDA and Triton kernels of mamba_ssm and causal_conv1d that are installed.
 The result is written anew after every row, `complete` with the last. On a CPU:
 seconds a row at tiny:2x64, minutes at 130m:1x512.
 """
@@ -44,7 +44,7 @@ _RESULT = flags.DEFINE_string("result", None, "write the result JSON here")
 def main(_) -> None:
   """Runs the benchmark; see the module's docstring."""
   began = time.perf_counter()
-  from research.bench import run
+  from research.bench.suites import ops as run
 
   plan = run.Plan(
     ops=_OPS.value,

@@ -19,7 +19,7 @@ import time
 from absl import flags
 
 import cli
-import recording
+from research.results import recording
 
 _TRAIN = flags.DEFINE_list("train", [], "such as 512/2+2:64x2048:bfloat16")
 _SAMPLE = flags.DEFINE_list(
@@ -44,7 +44,7 @@ _RESULT = flags.DEFINE_string("result", None, "write the result JSON here")
 def main(_) -> None:
   """Runs the benchmark; see the module's docstring."""
   began = time.perf_counter()
-  from research.regression_lm import bench
+  from research.bench.suites import regression_lm as bench
 
   plan = bench.Plan(
     train=_TRAIN.value,

@@ -5,7 +5,7 @@
 
 Each row has its floor: operations over the rate of a large matrix product,
 bytes over the bandwidth of a large copy, both measured in the same run; see
-research/sol/bench.py. `compiles` must be 1.
+research/bench/suites/sol.py. `compiles` must be 1.
 """
 
 import os
@@ -53,7 +53,7 @@ _RESULT = flags.DEFINE_string("result", None, "write the result JSON here")
 def main(_) -> None:
   """Runs the benchmark; see the module's docstring."""
   began = time.perf_counter()
-  from research.sol import bench
+  from research.bench.suites import sol as bench
 
   rows, skipped = [], []
   pairs = bench.pair(_DTYPE.value, _PRECISION.value)

@@ -2,15 +2,20 @@
 
 import errno
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
-from artefacts import command as command
-from artefacts import write_result as write_result
+# Python looks in experiments/ first, and not in the checkout around it: so
+# `ops`, `models` and `research` are found without an installation.
+sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
 from models.errors import InputError, advice_on_device
+from research.results.files import command as command
+from research.results.files import write_result as write_result
 
 # --help lists the flags of the script: they are its own, not this module's.
 flags.disclaim_key_flags()
@@ -34,11 +39,6 @@ class _Numbers(flags.ArgumentParser):
       if not (math.isfinite(value) and self.lower <= value <= self.upper):
         raise ValueError(f"{value} is not in [{self.lower:g}, {self.upper:g}]")
     return found
-
-
-class _NumbersSerializer(flags.ArgumentSerializer):
-  def serialize(self, value: Sequence[float]) -> str:
-    return ",".join(map(str, value))
 
 
 def integer(
@@ -86,7 +86,7 @@ def numbers(
     name,
     list(default),
     text,
-    serializer=_NumbersSerializer(),
+    serializer=flags.CsvListSerializer(","),
   )
 
 

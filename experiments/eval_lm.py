@@ -5,7 +5,7 @@
     --tasks=lambada,piqa --limit=300 --workdir=runs/eval_smollm2
 
 The text is scored in separate windows, every token once. Tasks are asked as
-lm-evaluation-harness asks them; `research/language_model/task_data.py` says
+lm-evaluation-harness asks them; `research/evaluation/task_data.py` says
 what files they are read from. With --workdir, which belongs to one model, a
 run that was stopped goes on with the first task that is not done.
 smollm2 has perplexity 25 on the 12 windows, in two minutes on 2 CPU cores.
@@ -86,7 +86,8 @@ def main(_) -> None:
   from models.text import load_text
   from models.tokenizer import load_tokenizer
   from research.core import progress, report
-  from research.language_model import evaluate, generate, scoring, tasks
+  from research.decoding import text as generate
+  from research.evaluation import evaluate, scoring, tasks
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   # All inputs are read first: a missing file ends no long run in its midst.

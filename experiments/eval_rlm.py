@@ -51,7 +51,7 @@ _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 
 def _density(lm) -> tuple[list[dict], str]:
   from research.core import report
-  from research.regression_lm import density_report
+  from research.regression_lm.density import report as density_report
 
   rows, clouds = density_report.evaluate(
     lm, num_samples=_SAMPLES.value, seed=_SEED.value
@@ -66,8 +66,8 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
   import numpy as np
 
   from research.core import report
+  from research.predictors.tables import Split
   from research.regression_lm import evaluate, sources
-  from research.regression_lm.tables import Split
 
   source = sources.open_source(options, data_flags.PATH.value)
   table, parts = source.table, source.parts

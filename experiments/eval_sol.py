@@ -69,7 +69,8 @@ def main(_) -> None:
 
   from models import convert
   from research.core import progress
-  from research.sol import corpus, evaluation, reporting
+  from research.sol import comparison as evaluation
+  from research.sol import corpus, reporting
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   workdir = pathlib.Path(_WORKDIR.value)

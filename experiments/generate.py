@@ -88,9 +88,9 @@ def main(_) -> None:
 
   from models import control_tokens
   from models.convert import load
-  from models.sampling import Sampling
   from models.tokenizer import load_tokenizer
-  from research.language_model import generate
+  from research.decoding import text as generate
+  from research.decoding.sampling import Sampling
 
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
   tokenizer = load_tokenizer(checkpoint)

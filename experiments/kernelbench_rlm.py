@@ -48,7 +48,8 @@ def main(_) -> None:
   began = time.perf_counter()
   from models.errors import InputError
   from research.core import report
-  from research.regression_lm import evaluate, kernelbench
+  from research.regression_lm import evaluate
+  from research.regression_lm.kernelbench import cross_validation as kernelbench
 
   if not _PATH.value:
     raise InputError("--path: give the folder of KernelBench's files")

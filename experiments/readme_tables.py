@@ -16,11 +16,11 @@ from absl import flags
 
 import cli
 from models.errors import InputError
-from research.bench import table
-from research.language_model import result_tables as language_models
-from research.program_metrics import result_tables as programs
-from research.regression_lm import result_tables as regression_lms
-from research.sol import result_tables as sol
+from research.results import language_model as language_models
+from research.results import ops as table
+from research.results import program_metrics as programs
+from research.results import regression_lm as regression_lms
+from research.results import sol
 
 _README = flags.DEFINE_string("readme", "README.md", "the file to fill")
 _CHECK = flags.DEFINE_bool("check", False, "write nothing, only compare")

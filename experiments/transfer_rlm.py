@@ -17,11 +17,11 @@ import time
 
 from absl import flags
 
-import artefacts
 import cli
 import option_flags
 from models.errors import InputError
-from research.regression_lm.transfer_options import Settings
+from research.regression_lm.transfer.options import Settings
+from research.results import files as artefacts
 
 _DATA = cli.choice(
   "data", "nasbench201", "set", ("nasbench201", "kernel_tuner")
@@ -96,13 +96,11 @@ def main(_) -> None:
     raise InputError("give --path, the file of the set, and --targets")
   settings, chosen = _settings()
   from research.core import loop, report
-  from research.regression_lm import (
-    forms,
-    learning_curve,
-    transfer_options,
-    transfer_peers,
-    transfer_run,
-  )
+  from research.predictors import text_forms as forms
+  from research.regression_lm import learning_curve
+  from research.regression_lm.transfer import options as transfer_options
+  from research.regression_lm.transfer import peers as transfer_peers
+  from research.regression_lm.transfer import run as transfer_run
 
   peers = transfer_peers.known_names(_PEERS.value)
   models = transfer_run.known_models(_MODELS.value)

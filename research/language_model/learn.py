@@ -31,7 +31,7 @@ def token_sums(
     model: what is trained.
     params: of it.
     batch: "tokens" (B, L + 1) and "segment_ids" (B, L), as
-      `research.language_model.data` makes them.
+      `research.text.packing` makes them.
     vocab_size: tokens there are; the table may have more rows, which get no
       probability.
 

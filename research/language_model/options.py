@@ -8,8 +8,8 @@ import dataclasses
 from typing import Any
 
 from models.errors import InputError
-from research.language_model.optimizer import SCHEDULES
-from research.language_model.token_cache import DOCUMENTS
+from research.core.optimizer import SCHEDULES
+from research.text.token_cache import DOCUMENTS
 
 ARCHITECTURES = ("transformer", "mamba1", "mamba2", "hybrid")
 

@@ -16,22 +16,18 @@ import numpy as np
 from models.convert import save_safetensors
 from models.errors import InputError
 from models.tokenizer import Tokenizer
-from research.core import devices, loop, metrics, plots, report
+from research.core import loop, metrics, optimizer, plots, report
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.language_model import (
-  architectures,
-  data,
-  flops,
-  learn,
-  optimizer,
-  token_cache,
-  tokenizing,
-)
+from research.cost import devices
+from research.cost import language_model as flops
+from research.language_model import architectures, learn
 from research.language_model.architectures import Implementations, Model
-from research.language_model.data import Corpus
 from research.language_model.options import Options
+from research.text import packing as data
+from research.text import token_cache, tokenizing
+from research.text.packing import Corpus
 
 Say = Callable[[str], None]
 

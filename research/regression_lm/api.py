@@ -24,9 +24,8 @@ from models.errors import InputError
 from models.numbers import MISSING, Ieee, NumberFormat, TargetCodec
 from models.regression_lm import Compute, Params
 from models.regression_lm_config import RegressionLMConfig
-from models.sampling import Sampling
 from models.tokenizer import Tokenizer
-from research.language_model import tokenizing
+from research.decoding.sampling import Sampling
 from research.regression_lm import (
   artefact,
   examples,
@@ -41,6 +40,7 @@ from research.regression_lm.expected import Scale
 from research.regression_lm.fine_tuning import FineTuneOptions, History
 from research.regression_lm.likelihood import Model
 from research.regression_lm.prompts import Prompt
+from research.text import tokenizing
 
 
 class RegressionLM:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from models.errors import InputError
-from research.regression_lm import measures, tables
+from research.predictors import measures, tables
 
 Row = dict[str, Any]
 ALL, ZERO = "all", "truth is 0"

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from research.regression_lm import calibration, measures, peers
+from research.predictors import measures, peers
+from research.predictors.tables import Split, Table
+from research.regression_lm import calibration
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.calibration import Prediction
-from research.regression_lm.tables import Split, Table
 
 Say = Callable[[str], None]
 OURS = "regression LM"

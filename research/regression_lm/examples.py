@@ -15,7 +15,7 @@ import numpy as np
 from models.errors import InputError
 from models.numbers import MISSING, TargetCodec
 from models.tokenizer import Tokenizer
-from research.language_model import buckets
+from research.text import buckets
 
 # Texts that are tokenized at a time.
 _ENCODED = 1024

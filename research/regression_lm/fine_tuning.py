@@ -15,8 +15,8 @@ import numpy as np
 from models.errors import InputError
 from models.regression_lm import Params
 from research.core import mesh as mesh_lib
+from research.core import optimizer
 from research.core import state as state_lib
-from research.language_model import optimizer
 from research.regression_lm import freezing, learn, lora
 from research.regression_lm.examples import Dataset
 from research.regression_lm.expected import SCALES, Scale

@@ -10,12 +10,12 @@ import numpy as np
 
 from models.errors import InputError
 from research.core import metrics
+from research.predictors.tables import Split, Table
 from research.regression_lm import evaluate
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.fine_tuning import FineTuneOptions
 from research.regression_lm.options import Options
 from research.regression_lm.sources import DataOptions
-from research.regression_lm.tables import Split, Table
 
 Say = Callable[[str], None]
 

@@ -6,7 +6,7 @@ from typing import Any
 from models.errors import InputError
 from models.numbers import P10, Ieee, Normalized, NumberFormat
 from models.regression_lm_config import ENCODERS, SIZES
-from research.language_model.optimizer import SCHEDULES
+from research.core.optimizer import SCHEDULES
 from research.regression_lm.expected import SCALES
 from research.regression_lm.learn import LossOptions
 

@@ -14,12 +14,12 @@ import numpy as np
 from models import regression_lm
 from models.numbers import START
 from models.regression_lm import Params
-from models.sampling import Sampling
-from models.sampling import draw as draw_tokens
-from research.language_model import buckets
+from research.decoding.sampling import Sampling
+from research.decoding.sampling import draw as draw_tokens
 from research.regression_lm import expected, likelihood
 from research.regression_lm.examples import Texts
 from research.regression_lm.likelihood import Model
+from research.text import buckets
 
 # Text tokens and draws of one call: on a CPU, and at least on others. The share
 # of an accelerator's memory that one call is given.

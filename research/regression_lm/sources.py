@@ -8,16 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from models.errors import InputError
-from research.regression_lm import (
-  density_task,
-  examples,
-  prompts,
-  shared_sets,
-  tables,
-)
+from research.predictors import public_sets as shared_sets
+from research.predictors import tables
+from research.predictors.tables import Split, Table
+from research.regression_lm import examples, prompts
 from research.regression_lm.api import RegressionLM
+from research.regression_lm.density import task as density_task
 from research.regression_lm.examples import Dataset, Example
-from research.regression_lm.tables import Split, Table
 
 DENSITY = "density"
 KINDS = ("jsonl", "csv", *shared_sets.SETS, DENSITY)

@@ -10,17 +10,17 @@ import optax
 
 from models.errors import InputError
 from models.regression_lm import Compute
-from research.core import loop, metrics, plots, report
+from research.core import loop, metrics, optimizer, plots, report
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
-from research.language_model import optimizer, tokenizing
 from research.regression_lm import freezing, learn
 from research.regression_lm.api import RegressionLM
-from research.regression_lm.best import Best
+from research.regression_lm.best_parameters import Best
 from research.regression_lm.expected import Scale
 from research.regression_lm.likelihood import Model
 from research.regression_lm.options import Options
 from research.regression_lm.sources import Source
+from research.text import tokenizing
 
 Say = Callable[[str], None]
 

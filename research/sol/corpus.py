@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import sampling
 from models import text as text_lib
 from models import tokenizer as tokenizer_lib
 from models.convert import Checkpoint
 from models.errors import InputError
+from research.decoding import sampling
 
 _SAMPLES = "samples:"
 _BATCH = 64

@@ -26,9 +26,9 @@ import numpy as np
 import scipy.optimize
 
 from models import transformer
-from research.sol import behaviour as behaviour_lib
 from research.sol import cost, credit
 from research.sol import damage as damage_lib
+from research.sol import random_schedules as behaviour_lib
 from research.sol import rollout as rollout_lib
 from research.sol.actions import ActionTable
 from research.sol.rollout import Controller, Setup

@@ -17,10 +17,10 @@ import numpy as np
 
 from models import transformer
 from research.sol import cost
-from research.sol import evaluate as evaluate_lib
+from research.sol import scoring as evaluate_lib
 from research.sol.actions import AXES, FULL_BITS, ActionTable
-from research.sol.evaluate import BlockSeries
 from research.sol.rollout import Setup
+from research.sol.scoring import BlockSeries
 from research.sol.windows import Cover
 
 _FULL = {"kappa": 1.0, "rho": 1.0, "bits": FULL_BITS}

@@ -23,10 +23,11 @@ import optax
 from models import transformer
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import behaviour, credit, grpo
+from research.sol import credit, grpo
 from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
+from research.sol import random_schedules as behaviour
 from research.sol import reward as reward_lib
 from research.sol import rollout as rollout_lib
 from research.sol.policy import InputStats, PolicyConfig

@@ -9,11 +9,12 @@ import numpy as np
 
 from models.convert import Checkpoint
 from research.core import plots, report
-from research.sol import artefact, corpus, evaluation
+from research.sol import artefact, corpus
+from research.sol import comparison as evaluation
 from research.sol import policy as policy_lib
 from research.sol import windows as windows_lib
 from research.sol.artefact import Artefact
-from research.sol.evaluation import Comparison
+from research.sol.comparison import Comparison
 from research.sol.learn import Method
 from research.sol.windows import Cover, Layout
 

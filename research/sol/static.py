@@ -12,10 +12,10 @@ import numpy as np
 
 from models import transformer
 from research.sol import cost
-from research.sol import evaluate as evaluate_lib
+from research.sol import scoring as evaluate_lib
 from research.sol.actions import ActionTable
-from research.sol.evaluate import BlockSeries
 from research.sol.rollout import Setup
+from research.sol.scoring import BlockSeries
 from research.sol.windows import Cover
 
 # Single static actions that the literature reports (kappa, rho, bits).

@@ -25,10 +25,10 @@ import optax
 from models import transformer
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import behaviour
 from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
+from research.sol import random_schedules as behaviour
 from research.sol import rollout as rollout_lib
 from research.sol.learn import Method
 from research.sol.observation import Observation

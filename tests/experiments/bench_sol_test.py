@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError
-from research.sol import bench
-from research.sol.bench_ops import Op, Phase
+from research.bench.suites import sol as bench
+from research.bench.suites.sol_work import Op, Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOWS, GROUP, HORIZON, CONTEXT = 2, 3, 4, 16

@@ -67,11 +67,14 @@ def python(*arguments, **environment):
 def script(tmp_path_factory):
   """The script beside the modules it needs alone: without flax it is quick."""
   home = tmp_path_factory.mktemp("cli")
-  for name in ("experiments/cli.py", "experiments/artefacts.py"):
-    shutil.copy(ROOT / name, home)
-  (home / "models").mkdir()
-  shutil.copy(ROOT / "models" / "errors.py", home / "models")
-  path = home / "show.py"
+  for name in (
+    "experiments/cli.py",
+    "models/errors.py",
+    "research/results/files.py",
+  ):
+    (home / name).parent.mkdir(parents=True)
+    shutil.copy(ROOT / name, home / name)
+  path = home / "experiments" / "show.py"
   path.write_text(SCRIPT)
   return path
 
@@ -162,13 +165,15 @@ def test_commit_marks_changed_code_but_not_changed_results(tmp_path):
   git = ["git", "-c", "user.name=n", "-c", "user.email=e@x"]
   home = tmp_path / "experiments"
   (home / "results").mkdir(parents=True)
-  source = (ROOT / "experiments" / "artefacts.py").read_text()
-  (home / "artefacts.py").write_text(source)
+  module = tmp_path / "research" / "results" / "files.py"
+  module.parent.mkdir(parents=True)
+  source = (ROOT / "research" / "results" / "files.py").read_text()
+  module.write_text(source)
   (home / "results" / "a.json").write_text("1")
 
   def commit(**environment):
-    code = "import artefacts; print(artefacts.commit())"
-    environment["PYTHONPATH"] = str(home)
+    code = "import files; print(files.commit())"
+    environment["PYTHONPATH"] = str(module.parent)
     return python("-c", code, **environment).stdout.strip()
 
   outside = {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
@@ -180,5 +185,5 @@ def test_commit_marks_changed_code_but_not_changed_results(tmp_path):
   assert len(head) == 40
   (home / "results" / "a.json").write_text("2")
   assert commit() == head
-  (home / "artefacts.py").write_text(source + "# changed\n")
+  module.write_text(source + "# changed\n")
   assert commit() == f"{head}+dirty"

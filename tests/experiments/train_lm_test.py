@@ -15,8 +15,10 @@ import pytest
 from models import convert, tokenizer, transformer
 from models.text import load_text
 from research.core import metrics
-from research.language_model import architectures, data, token_cache
+from research.language_model import architectures
 from research.language_model.options import Options
+from research.text import packing as data
+from research.text import token_cache
 from tests.experiments.processes import ROOT, run, start
 
 FLAGFILES = sorted(

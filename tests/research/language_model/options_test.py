@@ -6,7 +6,8 @@ import pytest
 from models import mamba, transformer
 from models.errors import InputError
 from models.mamba_config import MambaConfig
-from research.language_model import architectures, flops
+from research.cost import language_model as flops
+from research.language_model import architectures
 from research.language_model.options import ARCHITECTURES, PRESETS, Options
 
 NAMED = [(arch, name) for arch in PRESETS for name in PRESETS[arch]]

@@ -4,7 +4,8 @@ import lzma
 import pytest
 
 from models.errors import InputError
-from research.program_metrics import dataset, result_tables
+from research.program_metrics import dataset
+from research.results import program_metrics as result_tables
 
 
 def made(count):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.regression_lm import evaluate, peers, tables
+from research.predictors import peers, tables
+from research.regression_lm import evaluate
 from research.regression_lm.calibration import Prediction
 
 ROWS = 120

@@ -3,9 +3,9 @@ import pytest
 
 from models.errors import InputError
 from models.numbers import MISSING, Ieee, TargetCodec
-from research.language_model import tokenizing
 from research.regression_lm import examples
 from research.regression_lm.examples import Example
+from research.text import tokenizing
 
 CODEC = TargetCodec(format=Ieee(), num_objectives=2)
 BYTES = tokenizing.of_bytes()

@@ -11,8 +11,9 @@ import pytest
 
 from models.errors import InputError
 from models.numbers import P10, Ieee, Normalized, TargetCodec
-from research.language_model import tokenizing
-from research.regression_lm import Example, RegressionLM, examples, tables
+from research.predictors import tables
+from research.regression_lm import Example, RegressionLM, examples
+from research.text import tokenizing
 
 ODD = [
   0.0,

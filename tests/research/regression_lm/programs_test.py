@@ -9,14 +9,10 @@ import pytest
 
 from models.errors import InputError
 from models.numbers import Ieee
+from research.predictors import measures, peers
+from research.predictors import public_sets as shared_sets
 from research.program_metrics import dataset, grammar
-from research.regression_lm import (
-  RegressionLM,
-  evaluate,
-  measures,
-  peers,
-  shared_sets,
-)
+from research.regression_lm import RegressionLM, evaluate
 from research.regression_lm.calibration import Prediction
 from research.regression_lm.sources import DataOptions, TableSource, open_source
 

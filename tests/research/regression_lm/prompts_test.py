@@ -7,7 +7,6 @@ import pytest
 from models.errors import InputError
 from models.numbers import Ieee
 from research.core import mesh as mesh_lib
-from research.language_model import tokenizing
 from research.regression_lm import (
   Example,
   Prompt,
@@ -17,6 +16,7 @@ from research.regression_lm import (
   training,
 )
 from research.regression_lm.options import Options
+from research.text import tokenizing
 
 BYTES = tokenizing.of_bytes()
 KNOWN = [

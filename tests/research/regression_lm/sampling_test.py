@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.numbers import MISSING, START, Ieee, TargetCodec
-from models.sampling import Sampling
+from research.decoding.sampling import Sampling
 from research.regression_lm import sampling
 from tests.research.regression_lm import toy
 

@@ -9,15 +9,8 @@ import pytest
 
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
-from research.sol import (
-  behaviour,
-  credit,
-  grpo,
-  learn,
-  policy,
-  reward,
-  rollout,
-)
+from research.sol import credit, grpo, learn, policy, reward, rollout
+from research.sol import random_schedules as behaviour
 from research.sol.damage import mean_gains
 from research.sol.policy import InputStats
 from research.sol.rollout import Rollout

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from research.core import state as state_lib
-from research.sol import behaviour, cost, learn, policy, warm_start
+from research.sol import cost, learn, policy, warm_start
+from research.sol import random_schedules as behaviour
 from research.sol.observation import SCALARS, Observation
 from research.sol.policy import InputStats
 from research.sol.rollout import Rollout

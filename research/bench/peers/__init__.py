@@ -1,0 +1,1 @@
+"""What benchmarks compare with, in the same run."""

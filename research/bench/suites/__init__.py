@@ -1,0 +1,1 @@
+"""Benchmark suites: the cases of ops, models and methods."""

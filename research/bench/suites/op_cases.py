@@ -1,0 +1,410 @@
+"""What a benchmark times: ops on the shapes of published models.
+
+Axis letters: B batch, L length, D channels, H heads, P channels a head, G
+groups, N state size, K taps, E width, V vocabulary.
+
+The least work of a case is its inputs and outputs, read and written once; and,
+each counted with the recurrence itself, not with what a parallel form adds:
+
+  selective_scan   N exponentials a channel and token, forward and backward
+  ssd              4 N P FLOPs a head and token, backward 10 N P
+  token_logprob    2 E V FLOPs and V exponentials a token, backward 6 E V
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.errors import InputError
+from ops.causal_conv1d import (
+  causal_conv1d,
+  causal_conv1d_reference,
+  causal_conv1d_step,
+)
+from ops.rms_norm import rms_norm, rms_norm_reference
+from ops.selective_scan import (
+  selective_scan,
+  selective_scan_reference,
+  selective_scan_step,
+)
+from ops.ssd import ssd, ssd_reference, ssd_step
+from ops.token_logprob import token_logprob, token_logprob_reference
+from research.bench.peers import plain
+from research.bench.timing import Phase
+
+type Arrays = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+  """The axes of a model; those of a head and of N differ between its ops."""
+
+  width: int
+  channels: int
+  scan_state: int
+  head: int
+  ssd_state: int
+  vocab: int
+  taps: int = 4
+
+
+def _published(width: int) -> Size:
+  """The size of this width as Mamba and Mamba-2 were published."""
+  return Size(
+    width=width,
+    channels=2 * width,
+    scan_state=16,
+    head=64,
+    ssd_state=128,
+    vocab=50280,
+  )
+
+
+SIZES = {
+  "tiny": Size(
+    width=32, channels=64, scan_state=4, head=16, ssd_state=8, vocab=300
+  ),
+  "130m": _published(768),
+  "370m": _published(1024),
+  "1.3b": _published(2048),
+  "2.8b": _published(2560),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """One op on one shape.
+
+  Attributes:
+    op: its name.
+    function: the op itself.
+    shape: for people.
+    arrays: its arrays by name; `call` passes them on.
+    sequences: names of those that begin with (B, L).
+    batched: names of those that begin with B alone.
+    call: (arrays, implementation) to outputs, y first.
+    reference: arrays in NumPy to y in float64.
+    plain: arrays to y by plain JAX, or None.
+    flops: of the forward and of the backward.
+    exps: of the forward and of the backward.
+    differentiable: whether it is timed backward.
+  """
+
+  op: str
+  function: Callable[..., Any]
+  shape: str
+  arrays: Arrays
+  sequences: frozenset[str]
+  batched: frozenset[str] = frozenset()
+  call: Callable[[Arrays, str | None], Any]
+  reference: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+  plain: Callable[[Arrays], jax.Array] | None = None
+  flops: tuple[float, float] = (0.0, 0.0)
+  exps: tuple[float, float] = (0.0, 0.0)
+  differentiable: bool = True
+
+  def prefix(self, tokens: int) -> Arrays:
+    """The arrays of the first row's first tokens."""
+    cut = {}
+    for name, value in self.arrays.items():
+      if name in self.sequences:
+        value = value[:1, :tokens]
+      cut[name] = value[:1] if name in self.batched else value
+    return cut
+
+  def phases(self, which: str) -> tuple[Phase, ...]:
+    """The least work of the pass "fwd", "bwd" or "fwd+bwd"."""
+    size = lambda tree: sum(
+      value.size * value.dtype.itemsize for value in jax.tree.leaves(tree)
+    )
+    outputs = jax.eval_shape(
+      lambda arrays: self.call(arrays, None), self.arrays
+    )
+    gradients = floating(self.arrays)
+    moved = size(self.arrays) + size(outputs)
+    forward = Phase(self.flops[0], moved, self.exps[0])
+    backward = Phase(self.flops[1], moved + size(gradients), self.exps[1])
+    both = {"fwd": (forward,), "bwd": (backward,)}
+    return both.get(which, (forward, backward))
+
+
+def floating(arrays: Arrays) -> Arrays:
+  """Those that have gradients."""
+  return {
+    name: value
+    for name, value in arrays.items()
+    if jnp.issubdtype(value.dtype, jnp.floating)
+  }
+
+
+def build(op: str, shape: str, dtype: str) -> Case:
+  """Draws the arrays of an op.
+
+  Args:
+    op: a key of `BUILDERS`.
+    shape: "SIZE:BxL", SIZE a key of `SIZES`.
+    dtype: of activations; parameters are float32.
+
+  Raises:
+    InputError: there is no such op or shape.
+  """
+  if op not in BUILDERS:
+    raise InputError(f"ops={op}: take from {', '.join(BUILDERS)}")
+  name, _, axes = shape.partition(":")
+  batch, _, length = axes.partition("x")
+  whole = batch.isdigit() and length.isdigit()
+  if name not in SIZES or not whole or min(int(batch), int(length)) < 1:
+    raise InputError(
+      f"shapes={shape}: write SIZE:BxL, such as tiny:2x64, with SIZE one of "
+      f"{', '.join(SIZES)}"
+    )
+  draw = _Draw(dtype)
+  return BUILDERS[op](SIZES[name], int(batch), int(length), draw)
+
+
+class _Draw:
+  """Random arrays, drawn on the host: nothing to compile."""
+
+  def __init__(self, dtype: str):
+    self.dtype, self._rng = dtype, np.random.default_rng(0)
+
+  def __call__(self, *shape: int, scale: float = 1.0) -> jax.Array:
+    values = self._rng.standard_normal(shape, np.float32)
+    return jnp.asarray(scale * values, self.dtype)
+
+  def parameter(self, *shape: int) -> jax.Array:
+    return jnp.asarray(self._rng.standard_normal(shape, np.float32))
+
+  def integers(self, below: int, *shape: int) -> jax.Array:
+    return jnp.asarray(self._rng.integers(below, size=shape, dtype=np.int32))
+
+
+_EPS = 1e-5
+# Time steps of about softplus(-3) = 0.05, as Mamba begins with.
+_DT_BIAS = -3.0
+
+
+def _scan_arrays(size: Size, batch: int, length: int, draw: _Draw) -> Arrays:
+  d, n = size.channels, size.scan_state
+  decay = np.arange(1, n + 1, dtype=np.float32)
+  return {
+    "x": draw(batch, length, d),
+    "dt": draw(batch, length, d),
+    "A": jnp.asarray(np.tile(-decay, (d, 1))),
+    "B": draw(batch, length, 1, n),
+    "C": draw(batch, length, 1, n),
+    "D": draw.parameter(d),
+    "z": draw(batch, length, d),
+    "dt_bias": jnp.asarray(np.full(d, _DT_BIAS, np.float32)),
+  }
+
+
+def _ssd_arrays(size: Size, batch: int, length: int, draw: _Draw) -> Arrays:
+  h, n = size.channels // size.head, size.ssd_state
+  return {
+    "x": draw(batch, length, h, size.head),
+    "dt": draw(batch, length, h),
+    "A": jnp.asarray(-np.linspace(1.0, 16.0, h, dtype=np.float32)),
+    "B": draw(batch, length, 1, n),
+    "C": draw(batch, length, 1, n),
+    "D": draw.parameter(h),
+    "dt_bias": jnp.asarray(np.full(h, _DT_BIAS, np.float32)),
+  }
+
+
+def _conv_arrays(size: Size, batch: int, length: int, draw: _Draw) -> Arrays:
+  return {
+    "x": draw(batch, length, size.channels),
+    "weight": draw.parameter(size.channels, size.taps),
+    "bias": draw.parameter(size.channels),
+  }
+
+
+def _selective_scan(size, batch, length, draw):
+  d, n = size.channels, size.scan_state
+  # Softplus and SiLU are three more of a channel.
+  exps = float(batch * length * d * (n + 3))
+  return Case(
+    op="selective_scan",
+    function=selective_scan,
+    shape=f"B{batch} L{length} D{d} G1 N{n}",
+    arrays=_scan_arrays(size, batch, length, draw),
+    sequences=frozenset({"x", "dt", "B", "C", "z"}),
+    call=lambda arrays, implementation: selective_scan(
+      **arrays, dt_softplus=True, implementation=implementation
+    ),
+    reference=lambda a: selective_scan_reference(**a, dt_softplus=True),
+    plain=plain.selective_scan,
+    exps=(exps, exps),
+  )
+
+
+def _ssd(size, batch, length, draw):
+  h, p, n = size.channels // size.head, size.head, size.ssd_state
+  product = float(batch * length * h * p * n)
+  exps = 3.0 * batch * length * h
+  return Case(
+    op="ssd",
+    function=ssd,
+    shape=f"B{batch} L{length} H{h} P{p} G1 N{n}",
+    arrays=_ssd_arrays(size, batch, length, draw),
+    sequences=frozenset({"x", "dt", "B", "C"}),
+    call=lambda arrays, implementation: ssd(
+      **arrays, dt_softplus=True, implementation=implementation
+    ),
+    reference=lambda a: ssd_reference(**a, dt_softplus=True),
+    plain=plain.ssd,
+    flops=(4 * product, 10 * product),
+    exps=(exps, exps),
+  )
+
+
+def _causal_conv1d(size, batch, length, draw):
+  exps = float(batch * length * size.channels)
+  return Case(
+    op="causal_conv1d",
+    function=causal_conv1d,
+    shape=f"B{batch} L{length} D{size.channels} K{size.taps}",
+    arrays=_conv_arrays(size, batch, length, draw),
+    sequences=frozenset({"x"}),
+    call=lambda arrays, implementation: causal_conv1d(
+      **arrays, activation="silu", implementation=implementation
+    ),
+    reference=lambda a: causal_conv1d_reference(**a, activation="silu"),
+    plain=plain.causal_conv1d,
+    exps=(exps, exps),
+  )
+
+
+def _rms_norm(size, batch, length, draw):
+  """Mamba-2's gated norm."""
+  exps = float(batch * length * size.channels)
+  return Case(
+    op="rms_norm",
+    function=rms_norm,
+    shape=f"B{batch} L{length} C{size.channels} gated",
+    arrays={
+      "x": draw(batch, length, size.channels),
+      "gate": draw(batch, length, size.channels),
+      "scale": draw.parameter(size.channels),
+    },
+    sequences=frozenset({"x", "gate"}),
+    call=lambda arrays, implementation: rms_norm(
+      **arrays, eps=_EPS, implementation=implementation
+    ),
+    reference=lambda a: rms_norm_reference(**a, eps=_EPS),
+    plain=lambda arrays: plain.gated_rms_norm(arrays, _EPS),
+    exps=(exps, exps),
+  )
+
+
+def _token_logprob(size, batch, length, draw):
+  product = 2.0 * batch * length * size.width * size.vocab
+  exps = float(batch * length * size.vocab)
+  return Case(
+    op="token_logprob",
+    function=token_logprob,
+    shape=f"B{batch} L{length} E{size.width} V{size.vocab}",
+    arrays={
+      "hidden": draw(batch, length, size.width),
+      # So that logits are of about one.
+      "weight": draw(size.vocab, size.width, scale=size.width**-0.5),
+      "targets": draw.integers(size.vocab, batch, length),
+    },
+    sequences=frozenset({"hidden", "targets"}),
+    call=lambda arrays, implementation: token_logprob(
+      **arrays, implementation=implementation
+    ),
+    reference=lambda arrays: token_logprob_reference(**arrays)[0],
+    plain=plain.token_logprob,
+    flops=(product, 3 * product),
+    exps=(exps, exps),
+  )
+
+
+def _step(op, function, reference, arrays, state, sequences, call, **more):
+  def in_float64(arrays):
+    rest = {name: v for name, v in arrays.items() if name != "state"}
+    return reference(rest, arrays["state"])
+
+  batch = state.shape[0]
+  return Case(
+    op=op,
+    function=function,
+    shape=f"B{batch} T1 state {'x'.join(map(str, state.shape[1:]))}",
+    arrays=dict(arrays) | {"state": state},
+    sequences=frozenset(sequences),
+    batched=frozenset({"state"}),
+    call=call,
+    reference=in_float64,
+    differentiable=False,
+    **more,
+  )
+
+
+def _selective_scan_step(size, batch, length, draw):
+  state = draw.parameter(batch, size.channels, size.scan_state)
+  return _step(
+    "selective_scan_step",
+    selective_scan_step,
+    lambda a, s: selective_scan_reference(
+      **a, dt_softplus=True, initial_state=s
+    ),
+    _scan_arrays(size, batch, 1, draw),
+    state,
+    {"x", "dt", "B", "C", "z"},
+    lambda arrays, implementation: selective_scan_step(
+      **arrays, dt_softplus=True, implementation=implementation
+    ),
+    exps=(float(state.size + 3 * batch * size.channels), 0.0),
+  )
+
+
+def _ssd_step(size, batch, length, draw):
+  heads = size.channels // size.head
+  state = draw.parameter(batch, heads, size.head, size.ssd_state)
+  return _step(
+    "ssd_step",
+    ssd_step,
+    lambda a, s: ssd_reference(**a, dt_softplus=True, initial_state=s),
+    _ssd_arrays(size, batch, 1, draw),
+    state,
+    {"x", "dt", "B", "C"},
+    lambda arrays, implementation: ssd_step(
+      **arrays, dt_softplus=True, implementation=implementation
+    ),
+    exps=(3.0 * batch * heads, 0.0),
+  )
+
+
+def _causal_conv1d_step(size, batch, length, draw):
+  return _step(
+    "causal_conv1d_step",
+    causal_conv1d_step,
+    lambda a, s: causal_conv1d_reference(
+      **a, activation="silu", initial_state=s
+    ),
+    _conv_arrays(size, batch, 1, draw),
+    draw(batch, size.taps - 1, size.channels),
+    {"x"},
+    lambda arrays, implementation: causal_conv1d_step(
+      **arrays, activation="silu", implementation=implementation
+    ),
+    exps=(float(batch * size.channels), 0.0),
+  )
+
+
+BUILDERS = {
+  "selective_scan": _selective_scan,
+  "ssd": _ssd,
+  "causal_conv1d": _causal_conv1d,
+  "rms_norm": _rms_norm,
+  "token_logprob": _token_logprob,
+  "selective_scan_step": _selective_scan_step,
+  "ssd_step": _ssd_step,
+  "causal_conv1d_step": _causal_conv1d_step,
+}

@@ -1,0 +1,1 @@
+"""What work costs: FLOPs, bytes, and what devices can at most."""

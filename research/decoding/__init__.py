@@ -1,0 +1,1 @@
+"""Decoding: one loop on the device, and text around it."""

@@ -1,0 +1,332 @@
+"""Judges a language model: perplexity of a text, and tasks by likelihood."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.errors import InputError
+from research.core import metrics
+from research.decoding.text import Generator, Options
+from research.evaluation import tasks
+from research.evaluation.scoring import Score, Scorer, windows
+from research.evaluation.tasks import Task
+from research.text import buckets
+
+Advance = Callable[[int], None]
+PERPLEXITY = "perplexity"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+  """A number about a model, with how sure it is.
+
+  Attributes:
+    metric: its name.
+    value: over all items.
+    stderr: standard error; None where there is one item.
+    low: lower end of the 95% bootstrap interval over items.
+    high: upper end.
+    items: questions or windows it is a mean over.
+  """
+
+  metric: str
+  value: float
+  stderr: float | None
+  low: float
+  high: float
+  items: int
+
+
+def estimate(
+  metric: str,
+  numerators: Sequence[float] | np.ndarray,
+  denominators: Sequence[float] | np.ndarray | None = None,
+  transform: Callable[[float], float] = float,
+  slope: Callable[[float], float] = lambda value: 1.0,
+) -> Estimate:
+  """A ratio of sums over items, or a function of it.
+
+  The standard error is that of a ratio of means (Cochran 1977, eq. 2.39, no
+  finite-population term); without denominators it is the sample deviation
+  over sqrt(n), as in lm-evaluation-harness.
+
+  Args:
+    metric: name of the result.
+    numerators: (n,) one an item.
+    denominators: (n,) such as tokens; None counts items.
+    transform: a rising function of the ratio.
+    slope: its derivative, as a function of the transformed value.
+  """
+  numerators = np.asarray(numerators, np.float64)
+  if denominators is None:
+    denominators = np.ones_like(numerators)
+  denominators = np.asarray(denominators, np.float64)
+  ratio, low, high = metrics.ratio_bootstrap(numerators, denominators)
+  count, value = len(numerators), transform(ratio)
+  stderr = None
+  if count > 1:
+    rest = numerators - ratio * denominators
+    spread = math.sqrt(np.sum(rest**2) * count / (count - 1))
+    stderr = slope(value) * spread / denominators.sum()
+  return Estimate(
+    metric=metric,
+    value=value,
+    stderr=stderr,
+    low=transform(low),
+    high=transform(high),
+    items=count,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+  """A text whose perplexity is asked for.
+
+  Attributes:
+    data: its name.
+    text: all of it.
+    window: tokens of a window; each begins with the begin token if the model
+      has one.
+    overlap: tokens that a window repeats from the one before as context.
+    max_windows: so many windows, at even distances; None for all.
+  """
+
+  data: str
+  text: str
+  window: int
+  overlap: int = 0
+  max_windows: int | None = None
+
+
+def judge(
+  scorer: Scorer,
+  generator: Generator,
+  subject: Task | Text,
+  *,
+  common: Mapping[str, Any],
+  advance: Callable[[int], Advance],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """Rows of a result file on a task or a text, and values by item.
+
+  Args:
+    scorer: of the model.
+    generator: of the same model.
+    subject: what to judge the model by.
+    common: keys that all rows share.
+    advance: makes a progress counter for a total.
+  """
+  if isinstance(subject, Text):
+    found, items = judge_text(scorer, subject, advance=advance)
+    more = {"data": subject.data, "window": subject.window}
+  else:
+    found, items = judge_task(scorer, generator, subject, advance=advance)
+    more = {"data": subject.data, "shots": subject.shots}
+  rows = [{**common, **more, **dataclasses.asdict(one)} for one in found]
+  return rows, items
+
+
+def judge_text(
+  scorer: Scorer, subject: Text, *, advance: Callable[[int], Advance]
+) -> tuple[list[Estimate], dict[str, Any]]:
+  """Perplexity and bits per byte of a text, every token scored once.
+
+  Args:
+    scorer: of the model.
+    subject: the text.
+    advance: makes a progress counter for a number of windows.
+
+  Returns:
+    The estimates over windows, and {"nll", "tokens"}: (n,) lists of each
+    window's negative log-likelihood and scored tokens.
+
+  Raises:
+    InputError: the text is too short to score anything.
+  """
+  tokenizer = scorer.tokenizer
+  tokens = tokenizer.encode(subject.text)
+  begin, size = tokenizer.bos_id, subject.window
+  try:
+    rows = windows(tokens, size=size, overlap=subject.overlap, begin=begin)
+  except ValueError as error:
+    raise InputError(
+      f"--window={size} with --overlap={subject.overlap}: no token is left to "
+      "be scored, give a longer window or less overlap"
+    ) from error
+  if not rows:
+    raise InputError(f"the text has {len(tokens)} tokens: give a longer one")
+  wanted = subject.max_windows or len(rows)
+  if wanted < len(rows):
+    rows = [rows[i * len(rows) // wanted] for i in range(wanted)]
+  scores = scorer.score(rows, advance(len(rows)))
+  nll = [-score.total for score in scores]
+  counts = [row.scored for row in rows]
+  # Of the whole text: a window need not begin or end between characters.
+  bits = len(tokens) / len(subject.text.encode()) / math.log(2)
+  estimates = [
+    estimate(PERPLEXITY, nll, counts, math.exp, lambda value: value),
+    estimate(
+      "bits_per_byte", nll, counts, lambda x: x * bits, lambda value: bits
+    ),
+  ]
+  return estimates, {"nll": nll, "tokens": counts}
+
+
+def judge_task(
+  scorer: Scorer,
+  generator: Generator,
+  task: Task,
+  *,
+  advance: Callable[[int], Advance],
+) -> tuple[list[Estimate], dict[str, Any]]:
+  """Runs a task.
+
+  Args:
+    scorer: of the model.
+    generator: of the same model.
+    task: from `tasks.load_task`.
+    advance: makes a progress counter for a number of continuations.
+
+  Returns:
+    The estimates over items, and for every metric the list of its values on
+    each item, for paired comparisons.
+  """
+  if task.kind == tasks.GENERATION:
+    texts = generate_all(
+      generator,
+      [item.context for item in task.items],
+      Options(max_tokens=task.max_tokens, stop=task.stop, steps=8),
+      max_length=scorer.max_length,
+      batch_tokens=scorer.batch_tokens,
+      advance=advance(len(task.items)),
+    )
+    matches = [
+      tasks.exact_match(text, item.choices[0])
+      for text, item in zip(texts, task.items, strict=True)
+    ]
+    strict, flexible = np.asarray(matches, np.float64).T
+    values = {
+      "exact_match_strict": strict,
+      "exact_match_flexible": flexible,
+    }
+    found = [estimate(name, value) for name, value in values.items()]
+    values["text"] = texts
+    return found, values
+  pairs = [
+    (item.context, choice) for item in task.items for choice in item.choices
+  ]
+  rows = [scorer.encode_pair(*pair) for pair in pairs]
+  scores = iter(scorer.score(rows, advance(len(rows))))
+  by_item = [[next(scores) for _ in item.choices] for item in task.items]
+  if task.kind == tasks.CLOZE:
+    return _judge_cloze(by_item)
+  return _judge_choice(task, by_item)
+
+
+def _judge_cloze(
+  by_item: Sequence[Sequence[Score]],
+) -> tuple[list[Estimate], dict[str, Any]]:
+  values = {
+    "acc": [float(score.greedy.all()) for (score,) in by_item],
+    "nll": [-score.total for (score,) in by_item],
+  }
+  return [
+    estimate("acc", values["acc"]),
+    estimate(PERPLEXITY, values["nll"], None, math.exp, lambda value: value),
+  ], values
+
+
+def _judge_choice(
+  task: Task, by_item: Sequence[Sequence[Score]]
+) -> tuple[list[Estimate], dict[str, Any]]:
+  values: dict[str, list[float]] = {"acc": [], "acc_norm": []}
+  for item, scores in zip(task.items, by_item, strict=True):
+    totals = np.asarray([score.total for score in scores])
+    # The space before an answer is no part of it.
+    sizes = [len(choice[1:].encode()) for choice in item.choices]
+    normed = totals / np.maximum(sizes, 1)
+    values["acc"].append(float(totals.argmax() == item.answer))
+    values["acc_norm"].append(float(normed.argmax() == item.answer))
+  return [estimate(name, value) for name, value in values.items()], values
+
+
+def generate_all(
+  generator: Generator,
+  prompts: Sequence[str],
+  options: Options,
+  *,
+  max_length: int,
+  batch_tokens: int,
+  advance: Advance | None = None,
+) -> list[str]:
+  """Continues many prompts in batches of like length; returns the texts.
+
+  Prompts lose their beginning where they and `options.max_tokens` together
+  are longer than `max_length`. `batch_tokens` bounds what a batch reads.
+
+  Raises:
+    InputError: `options.max_tokens` leaves no room for a prompt.
+  """
+  room = max_length - options.max_tokens
+  if room < 1:
+    raise InputError(
+      f"{options.max_tokens} tokens to generate leave no room for a prompt "
+      f"within {max_length}: give a longer --max_length"
+    )
+  encoded = [generator.encode(prompt)[-room:] for prompt in prompts]
+  texts = [""] * len(prompts)
+  lengths = list(map(len, encoded))
+  for _, count, batches in buckets.batches(lengths, batch_tokens, room):
+    for batch in batches:
+      # One shape a length: the last batch is filled up with its last prompt.
+      filled = [*batch, *[batch[-1]] * (count - len(batch))]
+      completions = generator([encoded[i] for i in filled], options)
+      # Rows of another batch draw by other keys.
+      options = dataclasses.replace(options, seed=options.seed + 1)
+      for index, completion in zip(batch, completions, strict=False):
+        texts[index] = completion.text
+      if advance is not None:
+        advance(len(batch))
+  return texts
+
+
+def kept(
+  workdir: pathlib.Path | None,
+  name: str,
+  judge: Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]],
+) -> tuple[list[dict[str, Any]], bool]:
+  """Result rows of a task, from `<workdir>/<name>.json` if it is done.
+
+  The file appears whole or not at all, so that an evaluation that was stopped
+  goes on with the first task that is not done.
+
+  Args:
+    workdir: folder of the evaluation, or None to keep nothing.
+    name: of the task.
+    judge: runs the task: result rows, and values by item.
+
+  Returns:
+    The rows, and whether they were there before.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  if workdir is None:
+    return judge()[0], False
+  path = workdir / f"{name}.json"
+  if path.exists():
+    try:
+      return json.loads(path.read_text(encoding="utf-8"))["rows"], True
+    except (ValueError, KeyError, TypeError) as error:
+      raise InputError(
+        f"{path}: is damaged: remove it, and the task runs again"
+      ) from error
+  rows, items = judge()
+  metrics.write_json(
+    path, metrics.to_json_value({"rows": rows, "items": items})
+  )
+  return rows, False

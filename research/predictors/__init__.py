@@ -1,0 +1,1 @@
+"""Tables of measurements, measures of predictions, and tabular peers."""

@@ -1,0 +1,322 @@
+"""Loaders of public sets of measurements, from the files they come in.
+
+None ships with the repository, but for a slice of the last. NAS-Bench-201 (Dong
+and Yang 2020) is joined with latencies of HELP (Lee et al. 2021);
+NAS-Bench-Graph (Qin et al. 2022); Accel-NASBench (Ahmad et al. 2023); timings
+of KernelBench (Ouyang et al. 2025); tuning spaces of Kernel Tuner (van
+Werkhoven 2019); JAX programs that `research.program_metrics` wrote and
+measured.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from models.errors import InputError
+from research.predictors import tables
+from research.predictors.tables import Table
+from research.program_metrics import program_text as jax_program_text
+
+# NAS-Bench-201: operation on the edge from node to node, in the file's order.
+_EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+_PATHS = ((0, 3), (0, 1, 3), (0, 2, 3), (0, 1, 2, 3))
+# Operations and the word that a text has for each: one token of a small BPE.
+_OPS = {
+  "none": "none",
+  "skip_connect": "skip",
+  "nor_conv_1x1": "point",
+  "nor_conv_3x3": "conv",
+  "avg_pool_3x3": "pool",
+}
+
+
+def nasbench201(path: pathlib.Path, targets: Sequence[str]) -> Table:
+  """Cells of operations on six edges, by what of them carries data.
+
+  A path from input to output with "none" carries nothing, and a skip does
+  nothing. So the text tells, and the features count, the operations on live
+  edges, the live paths, the most convolutions on one, and the sequences of
+  operations along them with skips left out (the path encoding of White et al.
+  2019, arXiv:1910.11858, of an equivalent cell). Text and features say the
+  same.
+  """
+  rows = tables.csv_rows(path)
+  words = [word for word in _OPS.values() if word not in ("none", "skip")]
+  kinds = [
+    ops
+    for length in range(4)
+    for ops in itertools.product(words, repeat=length)
+  ]
+  index = {ops: i for i, ops in enumerate(kinds)}
+  features = np.zeros((len(rows), len(kinds) + len(_OPS) + 1))
+  for i, row in enumerate(rows):
+    if row.get("arch_str") is None:
+      raise InputError(f"{path}: has no column 'arch_str'")
+    live, paths = _live(row["arch_str"])
+    counts = [live.count(word) for word in list(_OPS.values())[1:]]
+    depth = max((_convolutions(ops) for ops in paths), default=0)
+    features[i, len(kinds) :] = [*counts, len(paths), depth]
+    for ops in paths:
+      features[i, index[ops]] += 1
+    said = [f"{word} {n}" for word, n in zip(list(_OPS.values())[1:], counts)]
+    written = " ; ".join(" ".join(ops) or "skip" for ops in sorted(paths))
+    row["text"] = (
+      f"depth {depth} {' '.join(said)} paths {len(paths)} {written}".strip()
+    )
+  return _with_features(path, rows, targets, features)
+
+
+def _live(cell: str) -> tuple[list[str], list[tuple[str, ...]]]:
+  """Words of the edges that carry data, and of the paths, without skips."""
+  op_of = dict(zip(_EDGES, _cell_ops(cell)))
+  alive = [
+    edges
+    for edges in (list(itertools.pairwise(nodes)) for nodes in _PATHS)
+    if all(op_of[edge] != "none" for edge in edges)
+  ]
+  used = sorted({edge for edges in alive for edge in edges})
+  word = lambda edge: _OPS[op_of[edge]]
+  paths = [
+    tuple(word(edge) for edge in edges if word(edge) != "skip")
+    for edges in alive
+  ]
+  return [word(edge) for edge in used], paths
+
+
+def _convolutions(ops: Sequence[str]) -> int:
+  return sum(word in ("conv", "point") for word in ops)
+
+
+def _cell_ops(cell: str) -> list[str]:
+  """Operations of a cell's six edges.
+
+  Raises:
+    InputError: it is no such cell.
+  """
+  names = [part.split("~")[0] for part in cell.replace("+", "").split("|")]
+  names = [name for name in names if name]
+  if len(names) != len(_EDGES) or not set(names) <= set(_OPS):
+    raise InputError(f"{cell!r} is no cell of NAS-Bench-201")
+  return names
+
+
+def kernelbench(path: pathlib.Path, targets: Sequence[str]) -> Table:
+  """Programs with the machine and the mode of each timing, grouped by program.
+
+  Args:
+    path: folder with kernelbench_sources.jsonl.gz and
+      kernelbench_timings.csv.gz.
+    targets: columns of the timings, such as mean_ms.
+  """
+  sources = {}
+  for line in tables.read_lines(path / "kernelbench_sources.jsonl.gz"):
+    if line.strip():
+      row = json.loads(line)
+      sources[row["src"]] = row["code"]
+  rows = tables.csv_rows(path / "kernelbench_timings.csv.gz")
+  for row in rows:
+    if row["src"] not in sources:
+      raise InputError(f"{path}: timing of an unknown program {row['src']!r}")
+    row["text"] = (
+      f"gpu: {row['hardware']}\nrun: {row['run']}\nmode: {row['mode']}\n"
+      f"{sources[row['src']]}"
+    )
+    row["program"] = f"{row['level']}/{row['name']}"
+  return tables.make_table(
+    path, rows, targets, lambda row: row["text"], lambda row: row["program"]
+  )
+
+
+def kernel_tuner(path: pathlib.Path, targets: Sequence[str]) -> Table:
+  """Settings of a GPU kernel, such as block_size_x, with times by GPU."""
+  rows = tables.csv_rows(path)
+  others = [name for name in rows[0] if name.startswith("time_")]
+  return tables.read_csv(path, targets, leave_out=others)
+
+
+def accel_nasbench(path: pathlib.Path, targets: Sequence[str]) -> Table:
+  """Blocks of a mobile network, as expansion, kernel, layers, squeeze."""
+  rows = tables.csv_rows(path)
+  names = [name for name in rows[0] if name.startswith("block")]
+  for row in rows:
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+      block, _, part = name.partition("_")
+      blocks.setdefault(block, []).append(f"{part}{row[name]}")
+    row["text"] = " | ".join(
+      f"{block} {' '.join(parts)}" for block, parts in blocks.items()
+    )
+  features = np.array([[float(row[n]) for n in names] for row in rows])
+  return _with_features(path, rows, targets, features)
+
+
+def nasbench_graph(path: pathlib.Path, targets: Sequence[str]) -> Table:
+  """Graph networks of four operations; targets such as cora_perf.
+
+  Args:
+    path: folder with nasbench_graph_archs.npz and nasbench_graph_light.npz.
+    targets: arrays of the latter.
+  """
+  archs = _load_npz(path / "nasbench_graph_archs.npz")
+  light = _load_npz(path / "nasbench_graph_light.npz")
+  names = [str(name) for name in archs["op_names"]]
+  rows, features = [], []
+  for number, link, ops in zip(archs["index"], archs["link"], archs["ops"]):
+    parts = [f"{names[op]} of {source}" for op, source in zip(ops, link)]
+    rows.append({"number": int(number), "text": " ; ".join(parts)})
+    one_hot = np.eye(len(names))[ops].ravel()
+    features.append(np.concatenate([one_hot, np.eye(5)[link].ravel()]))
+  by_number = {row["number"]: row for row in rows}
+  for name in targets:
+    numbers = light.get(f"{name.split('_')[0]}_index")
+    if name not in light or numbers is None:
+      raise InputError(
+        f"{path}: has no target {name!r}, but {', '.join(list(light)[:12])}"
+      )
+    for number, value in zip(numbers, light[name]):
+      by_number[int(number)][name] = float(value)
+  return _with_features(path, rows, targets, np.array(features))
+
+
+def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  if not path.is_file():
+    raise InputError(f"{path}: no such file")
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return dict(arrays)
+  except Exception as error:  # zipfile, zlib, numpy: all mean the same.
+    raise InputError(f"{path}: cannot be read: get the file again") from error
+
+
+def _with_features(path, rows, targets, features) -> Table:
+  """A table whose features follow the rows that are kept."""
+  for number, row in enumerate(rows):
+    row["_row"] = number
+  found = tables.make_table(
+    path,
+    rows,
+    targets,
+    lambda row: row["text"],
+    lambda row: row["_row"],
+  )
+  kept = np.array([int(name) for name in found.groups])
+  return Table(
+    found.texts, found.values, found.targets, found.texts, features[kept]
+  )
+
+
+# Texts of `programs`: columns, and what is made of one. Those that are Python.
+# Then columns that the compiler counts, and second measurements of others.
+SIZED = "sized"
+VIEWS = ("source", "typed", SIZED, "jaxpr", "stablehlo")
+_PYTHON = {"source": "source", "typed": "typed", SIZED: "typed"}
+_COSTS = ("flops", "bytes_accessed", "transcendentals", "peak_bytes")
+_AGAIN = {"latency_us": "latency_again_us"}
+
+
+def programs(
+  path: pathlib.Path, targets: Sequence[str], view: str = VIEWS[0]
+) -> Table:
+  """JAX programs and what they cost, by `experiments/make_program_metrics.py`.
+
+  The groups are the programs' operators.
+
+  Args:
+    path: of the JSONL file; .gz and .xz are unpacked.
+    targets: such as flops, bytes_accessed, peak_bytes, latency_us.
+    view: one of `VIEWS`; "sized" is `jax_program_text.sized` of "typed". The
+      texts of the first three have other forms that mean the same.
+
+  Raises:
+    InputError: the file is no such file, or the view is unknown.
+  """
+  if view not in VIEWS:
+    raise InputError(f"--text_column={view}: take one of {', '.join(VIEWS)}")
+  column = _PYTHON.get(view, view)
+  shown = jax_program_text.sized if view == SIZED else str
+  rows = tables.jsonl_rows(path, column)
+  for number, row in enumerate(rows, 1):
+    missing = {*_COSTS, *targets, "operators"} - row.keys()
+    if missing:
+      raise InputError(f"{path} line {number}: has no {sorted(missing)[0]!r}")
+    # A compiler says -1 where it cannot count.
+    row.update({name: None for name in _COSTS if row[name] < 0})
+    try:
+      row["text"] = shown(row[column])
+    except InputError as error:
+      raise InputError(f"{path} line {number}: {error}") from error
+  found = tables.make_table(
+    path, rows, targets, lambda row: row["text"], lambda row: row["operators"]
+  )
+  if len(found) != len(rows):
+    raise InputError(f"{path}: a program has none of the targets: remove it")
+  numbers = lambda name: np.array([row[name] for row in rows], np.float64)
+  splits = [name for name in rows[0] if name.startswith("split_")]
+  codes = [row[column] for row in rows]
+
+  def other_texts(row: int, count: int, seed: int) -> list[str]:
+    forms = jax_program_text.other_forms(codes[row], count, seed)
+    return [shown(form) for form in forms]
+
+  return dataclasses.replace(
+    found,
+    parts={
+      name.removeprefix("split_"): [row[name] for row in rows]
+      for name in splits
+    },
+    costs={name: np.nan_to_num(numbers(name)) for name in _COSTS},
+    again={
+      target: numbers(other)
+      for target, other in _AGAIN.items()
+      if target in targets
+    },
+    other_texts=other_texts if view in _PYTHON else None,
+  )
+
+
+SETS: dict[str, Callable[[pathlib.Path, Sequence[str]], Table]] = {
+  "nasbench201": nasbench201,
+  "kernelbench": kernelbench,
+  "kernel_tuner": kernel_tuner,
+  "accel_nasbench": accel_nasbench,
+  "nasbench_graph": nasbench_graph,
+  "programs": programs,
+}
+
+
+def load(
+  kind: str,
+  path: str | pathlib.Path,
+  targets: Sequence[str],
+  *,
+  text: str | None = None,
+  group: str | None = None,
+) -> Table:
+  """Reads a table.
+
+  Args:
+    kind: "jsonl", "csv", or a key of `SETS`.
+    path: of the file, or of the set's folder.
+    targets: names of the numbers to predict, in order.
+    text: column of texts of "jsonl", "csv" and "programs".
+    group: their column of groups.
+
+  Raises:
+    InputError: it cannot be read.
+  """
+  path = pathlib.Path(path).expanduser()
+  if kind == "jsonl":
+    return tables.read_jsonl(path, targets, text=text or "x", group=group)
+  if kind == "csv":
+    return tables.read_csv(path, targets, text=text, group=group)
+  if kind not in SETS:
+    raise InputError(
+      f"data {kind!r} is unknown: take jsonl, csv or one of {list(SETS)}"
+    )
+  if kind == "programs" and text is not None:
+    return programs(path, targets, text)
+  return SETS[kind](path, targets)

@@ -1,0 +1,1 @@
+"""KernelBench: times of PyTorch programs, by cross-validation over problems."""

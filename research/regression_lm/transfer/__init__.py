@@ -1,0 +1,1 @@
+"""Few numbers of one task, many of others: transfer between tasks."""

@@ -1,0 +1,115 @@
+"""Finished parts of a transfer comparison in a folder, and rows from them.
+
+A part is a method's predictions of one target, size and seed. Parts may come
+from several machines: copied into one folder, they are joined.
+"""
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from models.errors import InputError
+from research.predictors import measures
+from research.predictors.text_forms import Facts
+from research.regression_lm import calibration
+from research.regression_lm.transfer.comparison import Found, Setup, Split
+
+OURS = "regression LM"
+
+
+def path(folder: pathlib.Path, method: str, *names: Any) -> pathlib.Path:
+  """The file of a part; `names` are target, size and seed."""
+  slug = re.sub(r"\W+", "_", method)
+  return folder / f"{'-'.join([slug, *map(str, names)])}.npz"
+
+
+def write(folder: pathlib.Path, method: str, found: Found, *names: Any):
+  """Writes a part, by rename."""
+  target = path(folder, method, *names)
+  temporary = target.with_suffix(".partial.npz")
+  np.savez_compressed(
+    temporary,
+    method=np.array(method),
+    points=found.points.astype(np.float32),
+    draws=found.draws.astype(np.float32),
+  )
+  temporary.replace(target)
+
+
+def read(file: pathlib.Path) -> tuple[str, Found]:
+  """Method and predictions of a part.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  try:
+    with file.open("rb") as opened, np.load(opened) as arrays:
+      points, draws = (arrays[n].astype(float) for n in ("points", "draws"))
+      return str(arrays["method"]), Found(points, draws)
+  except Exception as error:  # zipfile, zlib, numpy: all mean the same.
+    raise InputError(f"{file} is damaged: remove it") from error
+
+
+def rows(
+  setup: Setup, facts: Facts, parts: Sequence[Split], folder: pathlib.Path,
+  *, num_samples: int = 100,
+) -> list[dict[str, Any]]:  # fmt: skip
+  """Result rows of all parts that are there.
+
+  Of the ranking measures a row also tells the difference of each of our
+  methods to the best peer, paired on the test rows, with a 95% interval.
+  """
+  found = []
+  for task in setup.targets:
+    for size in setup.sizes:
+      for seed, split in enumerate(parts):
+        name = "-".join(map(str, (task.column, size, seed)))
+        files = sorted(folder.glob(f"*-{name}.npz"))
+        methods = dict(read(file) for file in files)
+        truth = facts.column(task.column)[split.test]
+        shared = {
+          "target": task.column,
+          "train": size,
+          "seed": seed,
+          "tests": len(truth),
+        }
+        found += [
+          shared | row for row in _measured(methods, truth, num_samples)
+        ]
+  return found
+
+
+def _measured(methods, truth, num_samples) -> list[dict[str, Any]]:
+  found = []
+  for method, part in methods.items():
+    if len(part.points) != len(truth):
+      raise InputError(f"a part of {method!r} is of another split: remove it")
+    points = measures.without_gaps(part.points)
+    values = {n: m(points, truth) for n, m in measures.MEASURES.items()}
+    scores = (
+      calibration.crps(part.draws, truth)
+      if part.draws.shape[1] > 1
+      else np.abs(points - truth)
+    )
+    values["crps"] = float(np.nanmean(scores))
+    found += [
+      {"method": method, "metric": n, "value": v} for n, v in values.items()
+    ]
+  others = [name for name in methods if not name.startswith(OURS)]
+  for metric in ("kendall", "spearman") if others else ():
+    measure = measures.MEASURES[metric]
+    best = max(others, key=lambda n: measure(methods[n].points, truth))
+    for method in methods:
+      if method.startswith(OURS):
+        interval = measures.paired_difference(
+          measure, methods[method].points, methods[best].points, truth,
+          num_samples=num_samples,
+        )  # fmt: skip
+        found.append(
+          {"method": method, "metric": f"{metric}, minus {best}"}
+          | dict(zip(("value", "low", "high"), interval))
+        )
+  return found

@@ -1,0 +1,127 @@
+"""Peers of `transfer` on the same rows, and the ridge over source numbers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.errors import InputError
+from research.predictors import peers
+from research.predictors.text_forms import Facts
+from research.regression_lm.transfer import comparison as transfer
+from research.regression_lm.transfer.comparison import Found, Setup, Split, Task
+
+WITH_SOURCES = "XGBoost with sources"
+PER_SOURCE = "XGBoost per source + ridge"
+NAMES = (*peers.NAMES, WITH_SOURCES, PER_SOURCE)
+
+
+def predict(
+  name: str, setup: Setup, facts: Facts, task: Task, split: Split, size: int,
+  seed: int,
+) -> Found:  # fmt: skip
+  """Predictions of a peer for one target.
+
+  Args:
+    name: one of `NAMES` but `PER_SOURCE`. `WITH_SOURCES` is given the numbers
+      of the sources beside the features.
+    setup: the comparison.
+    facts: all rows.
+    task: the target.
+    split: rows.
+    size: examples.
+    seed: of what is random.
+
+  Raises:
+    InputError: the peer is unknown, or there are no such sources.
+  """
+  features = facts.features[task.form]
+  known = split.known[:size]
+  values = facts.column(task.column)
+  if name == WITH_SOURCES:
+    if not setup.sources or setup.source_rows:
+      raise InputError(f"peer {name!r} needs sources that are known of all")
+    columns = [facts.column(source.column) for source in setup.sources]
+    features = np.concatenate([features, np.stack(columns, axis=1)], axis=1)
+    points = _one(
+      "XGBoost", facts, task, known, values, split.test, seed, features
+    )
+  else:
+    points = _one(name, facts, task, known, values, split.test, seed)
+  return Found(points, points[:, None])
+
+
+def said_of_sources(
+  setup: Setup, facts: Facts, split: Split, asked: np.ndarray, seed: int
+) -> np.ndarray:
+  """What XGBoost says of rows (R,), one model a source: (R, sources).
+
+  Raises:
+    InputError: there are no sources.
+  """
+  if not setup.sources:
+    raise InputError(f"peer {PER_SOURCE!r} needs --sources")
+  rows = transfer.source_rows(setup, facts, split)
+  said = []
+  for source in setup.sources:
+    column = facts.column(source.column)
+    own = rows[np.isfinite(column[rows])]
+    said.append(_one("XGBoost", facts, source, own, column, asked, seed))
+  return np.stack(said, axis=1)
+
+
+def _one(
+  name, facts, task, train, values, test, seed, features=None
+) -> np.ndarray:
+  texts = facts.forms[task.form]
+  features = facts.features[task.form] if features is None else features
+  written = lambda rows: [" ; ".join(texts[i]) for i in rows]
+  problem = peers.Problem(
+    train_texts=written(train),
+    train_features=features[train],
+    train_values=values[train],
+    test_texts=written(test),
+    test_features=features[test],
+    seed=seed,
+  )
+  return peers.predict(name, problem)
+
+
+def ridge(
+  train: np.ndarray, values: np.ndarray, test: np.ndarray
+) -> np.ndarray:
+  """Ridge regression whose strength has the least leave-one-out error.
+
+  Args:
+    train: (N, F).
+    values: (N,).
+    test: (M, F).
+
+  Returns:
+    (M,).
+  """
+  mean, spread = train.mean(0), train.std(0) + 1e-12
+  x, z = (train - mean) / spread, (test - mean) / spread
+  u, s, vt = np.linalg.svd(x, full_matrices=False)
+  y = values - values.mean()
+  best, weights = np.inf, np.zeros(x.shape[1])
+  for alpha in np.logspace(-3, 3, 13):
+    shrink = s**2 / (s**2 + alpha)
+    # The mean is fitted too, hence the 1 / N.
+    leverage = (u**2 * shrink).sum(1) + 1 / len(y)
+    left_out = (y - u @ (shrink * (u.T @ y))) / np.maximum(1 - leverage, 1e-9)
+    error = np.mean(left_out**2)
+    if error < best:
+      best, weights = error, vt.T @ (s / (s**2 + alpha) * (u.T @ y))
+  return z @ weights + values.mean()
+
+
+def known_names(names: Sequence[str]) -> list[str]:
+  """The names, "none" left out.
+
+  Raises:
+    InputError: one is unknown.
+  """
+  for name in names:
+    if name not in (*NAMES, "none"):
+      raise InputError(f"peer {name!r} is unknown: take some of {NAMES}")
+  return [name for name in names if name != "none"]

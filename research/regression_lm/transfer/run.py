@@ -1,0 +1,157 @@
+"""The parts of a transfer comparison that are missing are computed."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.errors import InputError
+from research.core import metrics
+from research.predictors.text_forms import Facts
+from research.regression_lm.transfer import comparison as transfer
+from research.regression_lm.transfer import parts as transfer_parts
+from research.regression_lm.transfer import peers as transfer_peers
+from research.regression_lm.transfer.comparison import Found, Setup
+from research.regression_lm.transfer.parts import OURS
+
+Say = Callable[[str], None]
+MODELS = ("scratch", "pretrained")
+
+
+def known_models(names: Sequence[str]) -> list[str]:
+  """The names, "none" left out.
+
+  Raises:
+    InputError: one is unknown.
+  """
+  for name in names:
+    if name not in (*MODELS, "none"):
+      raise InputError(f"model {name!r} is unknown: take some of {MODELS}")
+  return [name for name in names if name != "none"]
+
+
+def run(
+  setup: Setup,
+  facts: Facts,
+  workdir: pathlib.Path,
+  models: Sequence[str],
+  peers: Sequence[str],
+  say: Say,
+) -> list[dict[str, Any]]:
+  """Computes what `workdir` lacks, and measures all that is in it.
+
+  Raises:
+    InputError: there are too few rows, or no sources to learn from.
+  """
+  parts = transfer.splits(setup, facts)
+  for model in models:
+    _model(model, setup, facts, parts, workdir, say)
+  for name in peers:
+    for size in setup.sizes:
+      for seed in range(setup.seeds):
+        _peer(name, setup, facts, parts, size, seed, workdir)
+    say(f"{name}: done")
+  return transfer_parts.rows(setup, facts, parts, workdir)
+
+
+def _peer(name, setup, facts, parts, size, seed, workdir):
+  split = parts[seed]
+  missing = [
+    task
+    for task in setup.targets
+    if not transfer_parts.path(workdir, name, task.column, size, seed).exists()
+  ]
+  if name == transfer_peers.PER_SOURCE and missing:
+    asked = np.concatenate([split.known[:size], split.test])
+    said = transfer_peers.said_of_sources(setup, facts, split, asked, seed)
+    _by_ridge(name, setup, facts, said, asked, size, seed, workdir)
+    return
+  for task in missing:
+    found = transfer_peers.predict(name, setup, facts, task, split, size, seed)
+    transfer_parts.write(workdir, name, found, task.column, size, seed)
+
+
+def _by_ridge(method, setup, facts, said, asked, size, seed, workdir):
+  """All targets from what is said of the sources, examples first."""
+  for task in setup.targets:
+    values = facts.column(task.column)[asked[:size]]
+    points = transfer_peers.ridge(said[:size], values, said[size:])
+    found = Found(points, points[:, None])
+    transfer_parts.write(workdir, method, found, task.column, size, seed)
+
+
+def _model(model, setup, facts, parts, workdir, say):
+  if model == "scratch":
+    setup = dataclasses.replace(setup, sources=())
+  elif not setup.sources:
+    raise InputError("a pretrained model needs --sources")
+  method = f"{OURS}, {model}"
+  keys = lambda size: [
+    (task.column, size, seed)
+    for task in setup.targets
+    for seed in range(setup.seeds)
+  ]
+  there = lambda size: all(
+    transfer_parts.path(workdir, method, *key).exists() for key in keys(size)
+  )
+  missing = [size for size in setup.sizes if not there(size)]
+  if not missing:
+    return
+  prepared = transfer.prepare(setup, facts)
+  start = transfer.pretrain(setup, facts, prepared, parts, say)
+  for size in missing:
+    found = transfer.train(setup, facts, prepared, parts, start, size, say)
+    # Where sources are known of the tested rows nobody need predict them.
+    if setup.sources and setup.source_rows:
+      _ridge(setup, facts, prepared, parts, start, size, workdir)
+    for (place, seed), part in found.items():
+      name = setup.targets[place].column
+      transfer_parts.write(workdir, method, part, name, size, seed)
+
+
+def _ridge(setup, facts, prepared, parts, start, size, workdir):
+  """The targets from what the pretrained models say of the sources."""
+  method = f"{OURS}, ridge on its sources"
+  for seed, split in enumerate(parts):
+    asked = np.concatenate([split.known[:size], split.test])
+    said = transfer.source_values(setup, facts, prepared, start, seed, asked)
+    _by_ridge(method, setup, facts, said, asked, size, seed, workdir)
+
+
+def keep(workdir: pathlib.Path, models: Sequence[str], how: dict[str, Any]):
+  """Writes beside the parts of each model how it came about."""
+  for model in models:
+    path = workdir / model / "how.json"
+    if not path.exists():
+      metrics.write_json(path, how)
+
+
+def kept(workdir: pathlib.Path) -> dict[str, Any]:
+  """How the models came about whose parts are in `workdir`.
+
+  Raises:
+    InputError: a file is damaged.
+  """
+  found = {}
+  for path in sorted(workdir.glob("*/how.json")):
+    try:
+      found[path.parent.name] = json.loads(path.read_text())
+    except ValueError as error:
+      raise InputError(f"{path} is damaged: remove it") from error
+  return found
+
+
+def methods(models: Sequence[str]) -> list[str]:
+  """Names of models in the tables."""
+  return [f"{OURS}, {model}" for model in models]
+
+
+def score(
+  lines: Sequence[dict[str, Any]], methods: Sequence[str], measure: str
+) -> float | None:
+  """Mean of a measure of methods over targets and sizes; None without."""
+  found = [line[measure] for line in lines if line["method"] in methods]
+  return float(np.mean(found)) if found else None

@@ -1,0 +1,1 @@
+"""Result files: written whole, and read as tables."""

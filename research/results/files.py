@@ -1,0 +1,128 @@
+"""Result files: what was run, on what, for how long, and the rows."""
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def command() -> str:
+  """Returns this run's command line as one would type it.
+
+  Without --result: it is a place on one machine, and changes no number. Of an
+  absolute --path or --answers the name is left, for the same reason.
+  """
+  script = Path(sys.argv[0]).resolve()
+  if script.is_relative_to(_ROOT):
+    script = script.relative_to(_ROOT)
+  kept = [word for word in sys.argv[1:] if not word.startswith("--result=")]
+  for name in ("--path=", "--answers="):
+    kept = [
+      name + Path(word.removeprefix(name)).name
+      if word.startswith(f"{name}/")
+      else word
+      for word in kept
+    ]
+  return shlex.join(["python", str(script), *kept])
+
+
+def _git(*arguments: str) -> str | None:
+  try:
+    done = subprocess.run(
+      ["git", *arguments], cwd=_ROOT, capture_output=True, text=True
+    )
+  except OSError:
+    return None
+  return None if done.returncode else done.stdout.strip()
+
+
+def commit() -> str | None:
+  """Returns the commit that runs, "+dirty" when tracked files differ from it.
+
+  Result files do not count as a difference. Where the code was copied without
+  its history, or onto another one, `FRUGAX_COMMIT` names the commit; None when
+  nothing does.
+  """
+  named = os.environ.get("FRUGAX_COMMIT")
+  head = _git("rev-parse", "HEAD")
+  if named or head is None:
+    return named
+  changed = _git(
+    "status",
+    "--porcelain",
+    "--untracked-files=no",
+    "--",
+    ".",
+    ":!experiments/results",
+  )
+  return f"{head}+dirty" if changed else head
+
+
+def device() -> str:
+  """Returns kind and count of the devices, as "NVIDIA H200 x1"."""
+  import jax  # here, so that a mistyped flag is answered without waiting
+
+  devices = jax.devices()
+  return f"{devices[0].device_kind} x{len(devices)}"
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of the packages that matter."""
+  found = {name: metadata.version(name) for name in _PACKAGES}
+  return {"python": platform.python_version(), **found}
+
+
+def _plain(value: Any) -> Any:
+  """Turns numpy and jax values into JSON's; what is not finite becomes null."""
+  if hasattr(value, "tolist"):
+    value = value.tolist()
+  if isinstance(value, Mapping):
+    return {str(key): _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def write_result(
+  path: str | os.PathLike[str],
+  rows: Sequence[Mapping[str, Any]],
+  command: str,
+  seconds: float,
+  **more: Any,
+) -> None:
+  """Writes a result JSON; a reader sees the old file or the new, never half.
+
+  Args:
+    path: The file; its folder is made.
+    rows: One flat mapping a row; arrays become lists, NaN and inf null.
+    command: The command line, see `command()`.
+    seconds: Wall-clock seconds of the run.
+    **more: Further top-level keys.
+  """
+  result = {
+    "command": command,
+    "commit": commit(),
+    "device": device(),
+    "versions": versions(),
+    "seconds": round(seconds, 3),
+    **more,
+    "rows": list(rows),
+  }
+  text = json.dumps(_plain(result), indent=1, allow_nan=False) + "\n"
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_name(f".{path.name}.{os.getpid()}")
+  draft.write_text(text, encoding="utf-8")
+  os.replace(draft, path)

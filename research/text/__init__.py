@@ -1,0 +1,1 @@
+"""From texts to tokens: tokenizing, caching, packing, buckets of lengths."""

@@ -1,0 +1,204 @@
+"""Tokens of texts on disk: made once, memory-mapped afterwards."""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from models import control_tokens
+from models import text as text_lib
+from models.errors import InputError
+from models.tokenizer import Tokenizer
+from research.core import progress as progress_lib
+from research.core.metrics import write_json
+from research.text import tokenizing
+from research.text.packing import Corpus
+
+DOCUMENTS = ("auto", "record", "wikitext", "whole")
+_VERSION = 1
+_RECORD = "\x1e"
+_HEADING = re.compile(r"^ = [^=\n]+ = ?$", re.MULTILINE)
+_PIECE = 1 << 20
+_GROUP = 1 << 24
+
+
+def split_documents(text: str, rule: str = "auto") -> list[str]:
+  """Cuts a text into documents; empty ones are dropped.
+
+  Args:
+    text: of one file.
+    rule: "record" cuts at lines that hold U+001E alone; "wikitext" before every
+      heading of the first level (` = Title = `); "whole" nowhere; "auto" takes
+      the first of these that cuts.
+
+  Raises:
+    ValueError: the rule is unknown.
+  """
+  if rule not in DOCUMENTS:
+    raise ValueError(f"rule {rule!r}: one of {DOCUMENTS}")
+  if rule == "record" or (rule == "auto" and _RECORD in text):
+    parts = re.split(rf"(?:^|\n){_RECORD}(?:\n|$)", text)
+  elif rule != "whole":
+    places = [match.start() for match in _HEADING.finditer(text)]
+    parts = [text[i:j] for i, j in zip([0, *places], [*places, None])]
+  else:
+    parts = [text]
+  return [part for part in parts if part.strip()]
+
+
+def digest_of_texts(names: Sequence[str], rule: str) -> str:
+  """Identifies the documents of texts by the bytes of their files.
+
+  Raises:
+    InputError: a text does not exist, or none is given.
+  """
+  if not names:
+    raise InputError("--text: there is none: name at least one")
+  digest = hashlib.sha256(f"{_VERSION} {rule}".encode())
+  for name in names:
+    with text_lib.text_path(name).open("rb") as stream:
+      digest.update(hashlib.file_digest(stream, "sha256").digest())
+  return digest.hexdigest()
+
+
+def read_documents(names: Sequence[str], rule: str) -> list[str]:
+  """Documents of all texts; a text never goes on in the next file.
+
+  Raises:
+    InputError: a text cannot be read, or all are empty.
+  """
+  documents = []
+  for name in names:
+    documents += split_documents(text_lib.load_text(name), rule)
+  if not documents:
+    raise InputError(f"{', '.join(names)}: there is nothing but blanks in it")
+  return documents
+
+
+def bpe(
+  names: Sequence[str], rule: str, vocab_size: int, folder: pathlib.Path
+) -> Tokenizer:
+  """The byte-level BPE of texts, learned once and kept in `folder`.
+
+  Raises:
+    InputError: a text cannot be read.
+  """
+  key = f"{digest_of_texts(names, rule)[:16]}-bpe{vocab_size}.json"
+  path = folder / key
+  if not path.exists():
+    tokenizer = tokenizing.train_bpe(read_documents(names, rule), vocab_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    tokenizer.backend.save(str(temporary))
+    temporary.replace(path)
+  return tokenizing.load(str(path))
+
+
+def load_corpus(
+  names: Sequence[str],
+  tokenizer: Tokenizer,
+  folder: pathlib.Path,
+  *,
+  rule: str = "auto",
+  progress: bool = True,
+) -> Corpus:
+  """The tokens of texts, from `folder` if they were made before.
+
+  A document longer than a million characters is encoded in pieces that end
+  with a line; that changes a token at a seam at most. The cache appears by one
+  rename: a run that is killed leaves none.
+
+  Args:
+    names: of `models.text.load_text`.
+    tokenizer: its boundary token is put in front of every document.
+    folder: of the cache; made if absent.
+    rule: of `split_documents`.
+    progress: show progress on stderr.
+
+  Raises:
+    InputError: a text cannot be read, or the cache is damaged.
+  """
+  digest = hashlib.sha256(digest_of_texts(names, rule).encode())
+  digest.update(tokenizer.backend.to_str().encode())
+  digest = digest.hexdigest()[:16]
+  place = folder / digest
+  if not place.exists():
+    _write(place, read_documents(names, rule), tokenizer, progress)
+  return _read(place, digest)
+
+
+def _read(place: pathlib.Path, digest: str) -> Corpus:
+  try:
+    meta = json.loads((place / "meta.json").read_text())
+    tokens = np.memmap(place / "tokens.bin", meta["dtype"], "r")
+    starts = np.load(place / "starts.npy")
+    if (len(tokens), len(starts)) != (meta["tokens"], meta["documents"]):
+      raise ValueError("cut short")
+  except (OSError, ValueError, KeyError) as error:
+    raise InputError(
+      f"{place}: is damaged: remove it, and the tokens are made again"
+    ) from error
+  return Corpus(tokens=tokens, starts=starts, digest=digest)
+
+
+def _write(
+  place: pathlib.Path,
+  documents: Sequence[str],
+  tokenizer: Tokenizer,
+  progress: bool,
+) -> None:
+  temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  boundary = control_tokens.start_id(tokenizer)
+  dtype = "<u2" if tokenizer.backend.get_vocab_size() <= 1 << 16 else "<i4"
+  starts, count = [], 0
+  total = sum(map(len, documents))
+  advance = progress_lib.counter("tokenize characters", total, progress)
+  with (temporary / "tokens.bin").open("wb") as stream:
+    for group in _groups(documents):
+      encoded = tokenizer.backend.encode_batch_fast(
+        [piece for piece, _ in group], add_special_tokens=False
+      )
+      for (_, begins), encoding in zip(group, encoded, strict=True):
+        ids = encoding.ids
+        if begins:
+          starts.append(count)
+          ids = [boundary, *ids]
+        stream.write(np.asarray(ids, dtype).tobytes())
+        count += len(ids)
+      advance(sum(len(piece) for piece, _ in group))
+  np.save(temporary / "starts.npy", np.asarray(starts, np.int64))
+  meta = {"tokens": count, "documents": len(starts), "dtype": dtype}
+  write_json(temporary / "meta.json", meta)
+  try:
+    temporary.rename(place)
+  except OSError:
+    # Another run was faster, with the same content.
+    shutil.rmtree(temporary)
+    if not place.exists():
+      raise
+
+
+def _groups(documents: Sequence[str]) -> Iterator[list[tuple[str, bool]]]:
+  """Lists of (piece, whether a document begins with it) of some megabytes."""
+  group, size = [], 0
+  for document in documents:
+    start = 0
+    while start < len(document):
+      end = len(document)
+      if end - start > _PIECE:
+        end = document.find("\n", start + _PIECE) + 1 or end
+      group.append((document[start:end], start == 0))
+      size += end - start
+      start = end
+      if size >= _GROUP:
+        yield group
+        group, size = [], 0
+  if group:
+    yield group

@@ -1,0 +1,158 @@
+"""Transfer between tasks, its peers and its parts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from models.errors import InputError
+from research.predictors.text_forms import Facts
+from research.regression_lm.transfer import comparison as transfer
+from research.regression_lm.transfer import options as transfer_options
+from research.regression_lm.transfer import parts as transfer_parts
+from research.regression_lm.transfer import peers as transfer_peers
+from research.regression_lm.transfer import run as transfer_run
+from research.regression_lm.transfer.comparison import Found
+from research.regression_lm.transfer.options import Settings
+
+SMALL = Settings(
+  encoder_layers=1,
+  d_model=16,
+  ensemble=2,
+  views=2,
+  test_views=2,
+  steps_root=1.0,
+  batch=4,
+  grid=9,
+  pretrain_steps=2,
+  pretrain_batch=4,
+)
+
+
+@pytest.fixture(scope="module")
+def facts():
+  generator = np.random.default_rng(0)
+  x = generator.integers(0, 9, (40, 2)).astype(float)
+  columns = {"near": x[:, 0] + 2, "far": x[:, 1], "aim": 3 * x[:, 0] + 5}
+  columns["near"] = np.where(np.arange(40) == 7, np.nan, columns["near"])
+  fields = [[f"a {a:g}", f"b {b:g}"] for a, b in x]
+  return Facts({"only": fields}, {"only": x}, columns)
+
+
+def setup(facts, **changes):
+  options = {
+    "targets": transfer_options.tasks(facts, ["aim"]),
+    "sources": transfer_options.tasks(facts, ["near", "far:only"]),
+    "sizes": [6],
+    "seeds": 2,
+    "tests": 10,
+  }
+  return transfer_options.setup(SMALL, **(options | changes))
+
+
+@pytest.mark.parametrize("source_rows", [0, 20])
+def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
+  made = setup(facts, source_rows=source_rows)
+  peers = ["XGBoost", transfer_peers.PER_SOURCE]
+  if not source_rows:
+    peers.append(transfer_peers.WITH_SOURCES)
+  said = []
+  models = ["scratch", "pretrained"]
+  rows = transfer_run.run(made, facts, tmp_path, models, peers, said.append)
+  methods = {row["method"] for row in rows}
+  ours = {"regression LM, scratch", "regression LM, pretrained"}
+  if source_rows:
+    ours.add("regression LM, ridge on its sources")
+  assert methods == {*peers, *ours}
+  assert all(row["tests"] == 10 and row["train"] == 6 for row in rows)
+  assert all(np.isfinite(row["value"]) for row in rows)
+  assert any(row["metric"].startswith("kendall, minus ") for row in rows)
+  # Nothing is left to do, and the rows are the same.
+  files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")}
+  again = transfer_run.run(made, facts, tmp_path, models, peers, said.append)
+  assert again == rows
+  assert files == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.npz")}
+
+
+def test_test_rows_are_neither_examples_nor_sources(facts):
+  made = setup(facts, source_rows=20)
+  for split in transfer.splits(made, facts):
+    rows = transfer.source_rows(made, facts, split)
+    assert len(rows) == 20 and not set(rows) & set(split.test)
+    assert set(split.known[:6]) <= set(rows)
+  with pytest.raises(InputError, match="smaller --sizes"):
+    transfer.splits(setup(facts, sizes=[39]), facts)
+
+
+def test_the_target_is_read_under_the_name_of_the_nearest_source(facts):
+  made = setup(facts)
+  rows = np.array([1, 2, 3, 4, 7, 8])
+  aim = facts.column("aim")[rows]
+  assert transfer._nearest(made, facts, rows, aim) == 0
+  noise = np.array([1.0, 5.0, 2.0, 4.0, 3.0, 0.0])
+  assert transfer._nearest(made, facts, rows, noise) is None
+
+
+def test_ridge_takes_the_strength_with_the_least_left_out_error():
+  generator = np.random.default_rng(1)
+  x = generator.normal(size=(12, 4))
+  y = x @ [1.0, 0, 0, 2] + generator.normal(size=12)
+  test = generator.normal(size=(3, 4))
+
+  def fit(x, y, test, alpha, mean, spread):
+    z = (x - mean) / spread
+    inner = z - z.mean(0)
+    w = np.linalg.solve(inner.T @ inner + alpha * np.eye(4), inner.T @ y)
+    return ((test - mean) / spread - z.mean(0)) @ w + y.mean()
+
+  mean, spread = x.mean(0), x.std(0)
+  errors = {}
+  for alpha in np.logspace(-3, 3, 13):
+    kept = [np.arange(12) != i for i in range(12)]
+    left = [
+      y[i] - fit(x[k], y[k], x[i], alpha, mean, spread)
+      for i, k in enumerate(kept)
+    ]
+    errors[alpha] = np.mean(np.square(left))
+  best = min(errors, key=errors.get)
+  expected = fit(x, y, test, best, mean, spread)
+  np.testing.assert_allclose(
+    transfer_peers.ridge(x, y, test), expected, rtol=1e-9
+  )
+
+
+def test_a_damaged_part_is_named(tmp_path):
+  found = Found(np.arange(3.0), np.ones((3, 4)))
+  transfer_parts.write(tmp_path, "a, b", found, "aim", 6, 0)
+  path = transfer_parts.path(tmp_path, "a, b", "aim", 6, 0)
+  method, read = transfer_parts.read(path)
+  assert method == "a, b"
+  np.testing.assert_array_equal(read.points, found.points)
+  path.write_bytes(path.read_bytes()[:50])
+  with pytest.raises(InputError, match="is damaged"):
+    transfer_parts.read(path)
+
+
+def test_a_star_stands_for_columns(facts):
+  named = lambda *names: {
+    t.column for t in transfer_options.tasks(facts, names)
+  }
+  assert named("*") == set(facts.columns)
+  assert named("n*r", "f*") == {"near", "far"}
+  with pytest.raises(InputError, match=r"no column 'z\*'"):
+    named("z*")
+
+
+def test_mistakes_are_told(facts):
+  with pytest.raises(InputError, match="no column 'none'"):
+    transfer_options.tasks(facts, ["none"])
+  with pytest.raises(InputError, match="no form 'live'"):
+    transfer_options.tasks(facts, ["aim:live"])
+  with pytest.raises(InputError, match="no multiple of 16"):
+    dataclasses.replace(SMALL, d_model=20)
+  with pytest.raises(InputError, match="more than views"):
+    dataclasses.replace(SMALL, test_views=3)
+  with pytest.raises(InputError, match="'best' is unknown"):
+    transfer_run.known_models(["best"])
+  with pytest.raises(InputError, match="'LightGBM' is unknown"):
+    transfer_peers.known_names(["LightGBM"])

@@ -56,6 +56,7 @@ def main(_) -> None:
   from research.core import loop, report
   from research.regression_lm import learning_curve
   from research.regression_lm.fine_tuning import FineTuneOptions
+  from research.results import predictions
 
   curve = learning_curve.Curve(
     data=data,
@@ -95,7 +96,7 @@ def main(_) -> None:
   rows = learning_curve.run(
     curve, table, workdir, lambda line: print(line, flush=True)
   )
-  lines = learning_curve.summary(rows)
+  lines = predictions.means_over_seeds(rows)
   columns = ["target", "train", "method", "kendall", "kendall sd", "spearman",
              "mse", "crps", "seeds"]  # fmt: skip
   print(report.markdown_table(lines, columns))

@@ -97,10 +97,10 @@ def main(_) -> None:
   settings, chosen = _settings()
   from research.core import loop, report
   from research.predictors import text_forms as forms
-  from research.regression_lm import learning_curve
   from research.regression_lm.transfer import options as transfer_options
   from research.regression_lm.transfer import peers as transfer_peers
   from research.regression_lm.transfer import run as transfer_run
+  from research.results import predictions
 
   peers = transfer_peers.known_names(_PEERS.value)
   models = transfer_run.known_models(_MODELS.value)
@@ -125,7 +125,7 @@ def main(_) -> None:
     loop.claim_workdir(workdir / model, dataclasses.asdict(settings))
   say = lambda line: print(line, flush=True)
   rows = transfer_run.run(setup, facts, workdir, models, peers, say)
-  lines = learning_curve.summary(rows)
+  lines = predictions.means_over_seeds(rows)
   columns = ["target", "train", "method", "kendall", "kendall sd", "spearman",
              "spearman sd", "mse", "crps", "seeds"]  # fmt: skip
   print(report.markdown_table(lines, columns))

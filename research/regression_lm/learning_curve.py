@@ -177,22 +177,3 @@ def make(curve: Curve, table: Table, parts: Split, seed: int) -> RegressionLM:
     dtype=o.dtype,
     **o.sizes(),
   )
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Means over seeds, with the standard deviation between them."""
-  groups: dict[tuple, list[float]] = {}
-  for row in rows:
-    if ", minus" not in row["metric"] and row["value"] is not None:
-      key = (row["target"], row["train"], row["method"], row["metric"])
-      groups.setdefault(key, []).append(row["value"])
-  lines: dict[tuple, dict[str, Any]] = {}
-  for (target, train, method, metric), values in groups.items():
-    line = lines.setdefault(
-      (target, train, method),
-      {"target": target, "train": train, "method": method},
-    )
-    line[metric] = float(np.mean(values))
-    line[f"{metric} sd"] = float(np.std(values, ddof=min(1, len(values) - 1)))
-    line["seeds"] = len(values)
-  return list(lines.values())

@@ -1,6 +1,6 @@
 """The summary of a program set as Markdown."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.core.report import markdown_table
@@ -16,12 +16,6 @@ _COLUMNS = {
 }
 
 
-def numbers(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """One line a number: its range, and what goes with it."""
   return markdown_table(rows, _COLUMNS)
-
-
-# The key that tells rows of a kind -> their table.
-KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
-  "spearman_source_length": numbers
-}

@@ -5,7 +5,7 @@ import pytest
 
 from models.errors import InputError
 from research.program_metrics import dataset
-from research.results import program_metrics as result_tables
+from research.results import tables
 
 
 def made(count):
@@ -94,7 +94,5 @@ def test_ceilings_and_summary(rows):
   assert (line["p0"], line["p100"]) == (1, 500)
   assert line["spearman_latency"] == pytest.approx(1)
   assert line["spearman_source_length"] > 0.3
-  assert "| latency_us |" in result_tables.KINDS["spearman_source_length"](
-    [line]
-  )
+  assert "| latency_us |" in tables.KINDS["program_metrics"]([line])
   assert dataset.spearman([1, 1, 1], [1, 2, 3]) is None

@@ -1,10 +1,10 @@
-"""Result rows of regression language models as Markdown."""
+"""What regression LMs and their peers predict, as Markdown."""
 
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.core.report import markdown_table
-from research.regression_lm import learning_curve
 
 _DENSITY = {
   "CRPS 1": "crps_1",
@@ -12,6 +12,7 @@ _DENSITY = {
   "CRPS 2 given 1": "crps_2_given_1",
 }
 _COLUMNS = ("kendall", "spearman", "mse", "crps")
+_SPREAD = "± is the standard deviation between seeds."
 
 
 def densities(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -29,10 +30,10 @@ def densities(rows: Sequence[Mapping[str, Any]]) -> str:
   return markdown_table(list(lines.values()), names)
 
 
-def methods(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """One line a target, size and method: means over seeds, and their spread."""
   shown = []
-  for line in learning_curve.summary(rows):
+  for line in means_over_seeds(rows):
     cells = {
       "target": line["target"],
       "training rows": line["train"],
@@ -43,43 +44,33 @@ def methods(rows: Sequence[Mapping[str, Any]]) -> str:
         spread = f" ± {_digits(line[f'{name} sd'])}"
         cells[name] = _digits(line[name]) + spread * (line["seeds"] > 1)
     shown.append(cells | {"seeds": line["seeds"]})
-  return markdown_table(
-    shown, ["target", "training rows", "method", *_COLUMNS, "seeds"]
-  )
+  names = ["target", "training rows", "method", *_COLUMNS, "seeds"]
+  note = f"\n{_SPREAD}\n" if any(line["seeds"] > 1 for line in shown) else ""
+  return markdown_table(shown, names) + note
 
 
-def speed(rows: Sequence[Mapping[str, Any]]) -> str:
-  """One line a setting of ours and of the peer; ratios of ours to the others.
+def means_over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Means over seeds, and "METRIC sd", the standard deviation between them.
 
-  Those of ours in bfloat16 are set against the peer's in bfloat16, those in
-  float32 against the peer's in float32 and with TensorFloat-32.
+  Args:
+    rows: of `research.regression_lm.evaluate.rows`, with "train". Rows of
+      differences, and those whose value is null, are left out.
   """
-  ours = {
-    (row["work"], row["model"], row["shape"], row["dtype"]): row["seconds"]
-    for row in rows
-    if row["system"] == "frugax"
-  }
-  lines = []
+  groups: dict[tuple, list[float]] = {}
   for row in rows:
-    key = row["work"], row["model"], row["shape"], row["dtype"]
-    line = {
-      "work": row["work"],
-      "model": row["model"],
-      "shape": row["shape"],
-      "system": row["system"],
-      "setting": row["setting"],
-      "ms": f"{1e3 * row['seconds']:,.2f}",
-      "texts/s": f"{row['examples_per_second']:,.1f}",
-    }
-    if not row.get("compiled", True):
-      line["setting"] += ", not compiled"
-    if "share" in row:
-      line["share"] = f"{row['share']:.1%}"
-    elif key in ours:
-      line["frugax is faster by"] = f"{row['seconds'] / ours[key]:.1f}"
-    lines.append(line)
-  columns = ("work", "model", "shape", "system", "setting", "ms", "texts/s")
-  return markdown_table(lines, [*columns, "share", "frugax is faster by"])
+    if ", minus" not in row["metric"] and row["value"] is not None:
+      key = (row["target"], row["train"], row["method"], row["metric"])
+      groups.setdefault(key, []).append(row["value"])
+  lines: dict[tuple, dict[str, Any]] = {}
+  for (target, train, method, metric), values in groups.items():
+    line = lines.setdefault(
+      (target, train, method),
+      {"target": target, "train": train, "method": method},
+    )
+    line[metric] = statistics.fmean(values)
+    line[f"{metric} sd"] = statistics.stdev(values) if values[1:] else 0.0
+    line["seeds"] = len(values)
+  return list(lines.values())
 
 
 # Parts of a target that a table of errors shows.
@@ -108,12 +99,3 @@ def errors(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _digits(value: float) -> str:
   return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.2e}"
-
-
-# The key that tells rows of a kind -> their table.
-KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
-  "energy_distance": densities,
-  "share_of_rank_error": errors,
-  "tests": methods,
-  "examples_per_second": speed,
-}

@@ -1,15 +1,15 @@
-"""README tables: written from result files, compared, and their errors."""
+"""Tables of pages: made from result files of a kind, and their errors."""
 
 import json
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-EMPTY = "above\n<!-- table: {} -->\n<!-- end -->\nbelow\n"
+from models.errors import InputError
+from research.results import tables
+
+EMPTY = "above\n<!-- table: {} {} -->\n<!-- end -->\nbelow\n"
 HEADER = {"command": "python x.py", "commit": "abc", "device": "cpu x1"}
 COMMON = {
   "model": "tiny",
@@ -77,44 +77,26 @@ QUALITY = [
 ]
 
 
-def fill(folder, *arguments):
-  return subprocess.run(
-    [
-      sys.executable,
-      "experiments/readme_tables.py",
-      f"--readme={folder / 'README.md'}",
-      *arguments,
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-  )
-
-
-def write(folder, rows):
-  (folder / "README.md").write_text(EMPTY.format("found.json"))
-  result = HEADER | {"seconds": 61.0, "rows": rows}
+def write(folder, kind, rows, **more):
+  """A page of `folder` with the table of these rows, filled."""
+  page = folder / "page.md"
+  page.write_text(EMPTY.format(kind, "found.json"))
+  result = HEADER | {"seconds": 61.0, "rows": rows} | more
   (folder / "found.json").write_text(json.dumps(result))
+  return tables.fill(page)
 
 
-def lines_of(folder):
+def lines_of(text):
   """First cell to the other cells of every line of the table."""
-  lines = (folder / "README.md").read_text().splitlines()
-  cells = [line.strip("| ").split("|") for line in lines if line[:1] == "|"]
+  cells = [
+    line.strip("| ").split("|") for line in text.splitlines() if line[:1] == "|"
+  ]
   return {first.strip(): [c.strip() for c in rest] for first, *rest in cells}
 
 
-def test_the_readme_is_up_to_date():
-  done = fill(ROOT, "--check")
-  assert done.returncode == 0, done.stderr
-
-
 def test_an_evaluation_has_a_line_a_method_and_a_column_a_budget(tmp_path):
-  write(tmp_path, QUALITY)
-  assert fill(tmp_path).returncode == 0
-  lines = lines_of(tmp_path)
+  text = write(tmp_path, "quality", QUALITY)
+  lines = lines_of(text)
   assert lines["method"] == [
     "net keep 0.405 (asked 0.4)",
     "net keep 0.610 (asked 0.6)",
@@ -130,7 +112,6 @@ def test_an_evaluation_has_a_line_a_method_and_a_column_a_budget(tmp_path):
   assert lines["SOL policy: kappa, rho, bits"] == ["0.400, 0.500, 6.250"] * 2
   assert lines["SOL policy: flops, bytes"] == ["0.700, 0.800"] * 2
   assert "dense" not in lines and "random trials" not in lines
-  text = (tmp_path / "README.md").read_text()
   assert "12,345 tokens, actions J-FL; dense perplexity 20.000" in text
   assert "Of 3 comparisons" in text and "better in 1 and worse in 1" in text
   assert "Quest@50 21.000 at 0.833" in text
@@ -139,13 +120,13 @@ def test_an_evaluation_has_a_line_a_method_and_a_column_a_budget(tmp_path):
 
 
 def test_a_benchmark_leaves_out_the_breakdown(tmp_path):
-  write(tmp_path, [BENCH | {"op": name} for name in ("block", "scan/dense")])
-  assert fill(tmp_path).returncode == 0
-  lines = lines_of(tmp_path)
-  cells = ["4.00", "250.0", "16,000", "1.000", "25.0%"]
-  assert lines["block"] == ["W1 S64", "bfloat16, default", *cells]
-  assert "scan/dense" not in lines
-  text = (tmp_path / "README.md").read_text()
+  names = "block", "scan/policy", "scan/dense", "scan/dense/headless"
+  text = write(tmp_path, "speed", [BENCH | {"op": name} for name in names])
+  lines = lines_of(text)
+  assert lines["block"] == ["4.000", "16,000", "1.000", "25.0%"]
+  assert lines["scan/policy"] == lines["block"]
+  assert "scan/dense" not in text
+  assert "All rows: shape W1 S64, dtype bfloat16, default.\n" in text
   assert "Ceilings: 700 TFLOP/s, 4,000.0 GB/s (bfloat16, default)" in text
 
 
@@ -153,56 +134,62 @@ def test_ops_are_compared_with_peers(tmp_path):
   alone = {"op": "token_logprob", "error": None, "error_full": 0.003}
   alone |= {"peer": None, "peer_detail": None, "peer_ms": None}
   plain = {"op": "conv", "peer": "plain", "peer_detail": None, "ms": 1234.5}
-  write(tmp_path, [OPS, OPS | alone, OPS | plain])
-  assert fill(tmp_path).returncode == 0
-  lines = lines_of(tmp_path)
-  shared = ["B8 L2048 H24", "bfloat16", "fwd", "mosaic_gpu"]
+  text = write(tmp_path, "speed", [OPS, OPS | alone, OPS | plain])
+  lines = lines_of(text)
+  shared = "shape B8 L2048 H24, dtype bfloat16, pass fwd"
+  assert f"All rows: {shared}, implementation mosaic_gpu." in text
   peer = ["mamba_ssm, chunk 128", "0.800", "0.62"]
   floor = ["0.125", "25.0%"]
-  assert lines["op"][-7:] == [
-    *("peer", "peer ms", "ms / peer ms", "floor ms", "share"),
+  assert lines["op"] == [
+    *("ms", "peer", "peer ms", "ms / peer ms", "floor ms", "share"),
     *("error", "error, full"),
   ]
-  assert lines["ssd"] == [*shared, "0.500", *peer, *floor, "2.1e-03", "–"]
+  assert lines["ssd"] == ["0.500", *peer, *floor, "2.1e-03", "–"]
   none = ["–"] * 3
-  assert lines["token_logprob"] == [
-    *(*shared, "0.500", *none, *floor, "–", "3.0e-03")
-  ]
-  assert lines["conv"][4:6] == ["1,234.500", "plain"]
+  assert lines["token_logprob"] == ["0.500", *none, *floor, "–", "3.0e-03"]
+  assert lines["conv"][:2] == ["1,234.500", "plain"]
 
 
 def test_what_was_not_measured_is_said(tmp_path):
-  (tmp_path / "README.md").write_text(EMPTY.format("no.json"))
-  assert fill(tmp_path).returncode == 0
-  text = (tmp_path / "README.md").read_text()
-  assert text == EMPTY.format("no.json").replace(
+  page = tmp_path / "page.md"
+  page.write_text(EMPTY.format("speed", "no.json"))
+  assert tables.fill(page) == EMPTY.format("speed", "no.json").replace(
     "<!-- end", "not measured yet\n<!-- end"
   )
 
 
-def test_check_only_compares(tmp_path):
-  write(tmp_path, QUALITY)
-  before = (tmp_path / "README.md").read_bytes()
-  done = fill(tmp_path, "--check")
-  assert done.returncode == 1 and "out of date" in done.stderr
-  assert (tmp_path / "README.md").read_bytes() == before
-  assert fill(tmp_path).returncode == 0
-  assert fill(tmp_path, "--check").returncode == 0
+def test_what_a_result_lacks_is_said(tmp_path):
+  commit = "0123456789abcdef0123456789abcdef01234567"
+  text = write(
+    tmp_path, "speed", [OPS], commit=f"{commit}+dirty", complete=False
+  )
+  assert (
+    "61 s, commit 0123456789ab, of which the code that ran differed; the run "
+    "ended before its last row\n" in text
+  )
+  assert "61 s, commit abc\n" in write(tmp_path, "speed", [OPS], complete=True)
 
 
 @pytest.mark.parametrize(
-  ("readme", "result", "words"),
+  ("page", "result", "words"),
   [
-    ("<!-- table: found.json -->\n", "{}", "has no `<!-- end -->`"),
-    (EMPTY.format("found.json"), '{"rows": [', "write it anew"),
-    (EMPTY.format("found.json"), '{"rows": [{"op": "x"}]}', "write it anew"),
-    (EMPTY.format("found.json"), '{"rows": []}', "write it anew"),
+    ("<!-- table: speed found.json -->\n", "{}", "above an `<!-- end -->`"),
+    ("<!-- table: found.json -->\n<!-- end -->\n", "{}", "is no `<!-- table"),
+    (EMPTY.format("sped", "found.json"), "{}", "valid: speed, quality"),
+    (EMPTY.format("speed", "found.json"), '{"rows": [', "write it anew"),
+    (EMPTY.format("speed", "found.json"), '{"rows": [1]}', "write it anew"),
+    (EMPTY.format("quality", "found.json"), '{"rows": [{}]}', "kind quality"),
+    (EMPTY.format("training", "found.json"), '{"rows": []}', "write it anew"),
   ],
 )
-def test_a_mistake_is_one_line(tmp_path, readme, result, words):
-  (tmp_path / "README.md").write_text(readme)
+def test_a_mistake_names_the_file(tmp_path, page, result, words):
+  (tmp_path / "page.md").write_text(page)
   (tmp_path / "found.json").write_text(result)
-  done = fill(tmp_path)
-  assert done.returncode == 2
-  assert words in done.stderr and len(done.stderr.splitlines()) == 1
-  assert (tmp_path / "README.md").read_text() == readme
+  with pytest.raises(InputError) as caught:
+    tables.fill(tmp_path / "page.md")
+  assert words in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_contributing_lists_the_kinds():
+  text = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
+  assert re.findall(r"^  \| `(\w+)` \|", text, re.MULTILINE) == [*tables.KINDS]

@@ -1,12 +1,9 @@
-"""Result rows of SOL as Markdown: evaluations, and times of its updates."""
+"""An evaluation of SOL as Markdown."""
 
-from collections.abc import Callable
 from typing import Any
 
 from research.core.report import markdown_table
 
-# The others are parts of these, for whoever wants to know where time goes.
-_OPS = "prefill scan/uniform scan/policy block warm_update grpo_update".split()
 _SAME_BUDGET = 0.002  # net keep beyond which a score is at another one
 
 Row = dict[str, Any]
@@ -24,7 +21,7 @@ def _cell(row: Row, budget: float) -> str:
   return cell
 
 
-def quality(rows: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
   """One line a method, a column a budget."""
   dense = next(row for row in rows if row["method"] == "dense")
   ours = next(row["method"] for row in rows if row["role"] == "ours")
@@ -62,31 +59,3 @@ def quality(rows: list[Row]) -> str:
     f"zero.\n\nStatic points, perplexity at net keep: "
     f"{'; '.join(static) or 'not evaluated'}.\n"
   )
-
-
-def speed(rows: list[Row]) -> str:
-  """One line an operation and setting."""
-  lines, ceilings = [], {}
-  for row in rows:
-    kind = f"{row['dtype']}, {row['matmul_precision']}"
-    rate, bandwidth = row["matmul_tflops"], row["copy_gb_per_s"]
-    ceilings[kind] = f"{rate:,.3g} TFLOP/s, {bandwidth:,.1f} GB/s ({kind})"
-    line = {key: row[key] for key in ("op", "shape")}
-    line["dtype, matmul"] = kind
-    line["ms"] = f"{row['ms']:,.2f}"
-    line["calls/s"] = f"{1000 / row['ms']:,.1f}"
-    line["tokens/s"] = f"{row['tokens_per_second']:,.0f}"
-    line["floor ms"] = f"{row['floor_ms']:,.3f}"
-    lines.append(line | {"share": f"{row['share']:.1%}"})
-  shown = [line for line in lines if line["op"] in _OPS] or lines
-  return (
-    f"{markdown_table(shown, list(shown[0]))}\n"
-    f"Ceilings: {'; '.join(ceilings.values())}.\n"
-  )
-
-
-# The key that tells rows of a kind -> their table.
-KINDS: dict[str, Callable[[list[Row]], str]] = {
-  "op": speed,
-  "role": quality,
-}

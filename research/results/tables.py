@@ -1,0 +1,94 @@
+"""Tables of pages: every kind of result has one function that shows it.
+
+A table stands in a page between the lines `<!-- table: KIND FILE -->` and
+`<!-- end -->`. KIND is one of `KINDS`, FILE a result JSON relative to the page.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from models.errors import InputError
+from research.results import (
+  predictions,
+  program_metrics,
+  quality,
+  speed,
+  training,
+)
+
+KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+  "speed": speed.table,
+  "quality": quality.table,
+  "training": training.table,
+  "predictions": predictions.table,
+  "densities": predictions.densities,
+  "errors": predictions.errors,
+  "program_metrics": program_metrics.table,
+}
+
+_OPEN = "<!-- table:"
+_BLOCK = re.compile(
+  r"(<!-- table: (\S+) (\S+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL
+)
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}\b")
+
+
+def fill(page: pathlib.Path) -> str:
+  """Returns the text of a Markdown page with its tables written anew.
+
+  Raises:
+    InputError: a marker is not of this form, or names no kind of result, or
+      its file is none of this kind.
+  """
+  text = page.read_text(encoding="utf-8")
+  if text.count(_OPEN) != len(_BLOCK.findall(text)):
+    raise InputError(
+      f"{page}: a `{_OPEN} ...` is no `{_OPEN} KIND FILE -->` above an "
+      "`<!-- end -->`"
+    )
+
+  def block(found: re.Match) -> str:
+    begin, kind, name, _, end = found.groups()
+    if kind not in KINDS:
+      raise InputError(
+        f"{page}: there is no kind of table {kind!r}; valid: {', '.join(KINDS)}"
+      )
+    return f"{begin}{_table(kind, page.parent / name, name)}{end}"
+
+  return _BLOCK.sub(block, text)
+
+
+def _table(kind: str, path: pathlib.Path, name: str) -> str:
+  """The Markdown of one result file, and where it is from."""
+  if not path.exists():
+    return "not measured yet\n"
+  try:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return f"{KINDS[kind](result['rows'])}\n{_origin(result, name)}\n"
+  except (
+    AttributeError,
+    IndexError,
+    KeyError,
+    StopIteration,
+    TypeError,
+    ValueError,
+  ) as error:
+    raise InputError(
+      f"{path}: is no result of kind {kind} ({type(error).__name__}: {error}): "
+      "write it anew, or name its kind"
+    ) from error
+
+
+def _origin(result: Mapping[str, Any], name: str) -> str:
+  """Device, time and commit; and what makes the result less than it seems."""
+  commit = _HASH.sub(r"\1", result["commit"] or "unknown")
+  line = f"[{name}]({name}): {result['device']}, {result['seconds']:,.0f} s, "
+  line += f"commit {commit.removesuffix('+dirty')}"
+  if commit.endswith("+dirty"):
+    line += ", of which the code that ran differed"
+  if result.get("complete") is False:
+    line += "; the run ended before its last row"
+  return line

@@ -1,4 +1,8 @@
-"""Flags that say which examples a regression language model is given."""
+"""Flags that say which examples a regression language model is given.
+
+A script that takes them says `flags.adopt_module_key_flags(data_flags)`, so
+that its `--help` lists them.
+"""
 
 import dataclasses
 
@@ -6,9 +10,6 @@ from absl import flags
 
 import cli
 from research.regression_lm.sources import KINDS, DataOptions
-
-# --help lists the flags of the script: they are its own, not this module's.
-flags.disclaim_key_flags()
 
 DATA = cli.choice("data", "csv", "kind of --path", KINDS)
 PATH = flags.DEFINE_string("path", None, "file or folder of the data")

@@ -20,6 +20,7 @@ import cli
 import data_flags
 from models.errors import InputError
 
+flags.adopt_module_key_flags(data_flags)
 _MODEL = flags.DEFINE_string(
   "model", "runs/rlm/model", "its folder; none trains the peers alone"
 )

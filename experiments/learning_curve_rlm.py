@@ -21,6 +21,7 @@ import option_flags
 from models.errors import InputError
 from research.regression_lm.options import Options
 
+flags.adopt_module_key_flags(data_flags)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/rlm_curve", "folder of the run")
 _SIZES = cli.numbers("sizes", [78, 256], "numbers of training examples", 2, 1e6)
 _SEEDS = cli.integer("seeds", 3, "splits", 1, 1000)

@@ -27,6 +27,7 @@ import data_flags
 import option_flags
 from research.regression_lm.options import Options
 
+flags.adopt_module_key_flags(data_flags)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/rlm", "folder of the run")
 _START = flags.DEFINE_string("start", None, "folder of a model to go on from")
 _WEIGHTS = flags.DEFINE_string(

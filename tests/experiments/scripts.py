@@ -1,0 +1,59 @@
+"""Scripts as modules: their flags in one process, without running them."""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def names() -> list[str]:
+  """The scripts that a user runs; modules that they share are none."""
+  return sorted(
+    path.stem
+    for path in FOLDER.glob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+  )
+
+
+@contextlib.contextmanager
+def loaded(name: str) -> Iterator[tuple[set[str], set[str]]]:
+  """Imports a script with its flags, and forgets both afterwards.
+
+  Args:
+    name: of the file in experiments/, without its ending.
+
+  Yields:
+    Names of all flags that the script and the modules of experiments/ beside
+    it define, and of those that `--help` lists.
+  """
+  module = f"script_{name}"
+  flags_before, modules_before = set(flags.FLAGS), set(sys.modules)
+  sys.path.insert(0, str(FOLDER))
+  spec = importlib.util.spec_from_file_location(module, FOLDER / f"{name}.py")
+  made = importlib.util.module_from_spec(spec)
+  sys.modules[module] = made
+  try:
+    spec.loader.exec_module(made)
+    defined = set(flags.FLAGS) - flags_before
+    listed = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(made)}
+    yield {flag for flag in defined if not _of_a_library(flag)}, listed
+  finally:
+    sys.path.remove(str(FOLDER))
+    here = {path.stem for path in FOLDER.glob("*.py")}
+    for flag in set(flags.FLAGS) - flags_before:
+      if not _of_a_library(flag):
+        delattr(flags.FLAGS, flag)
+    flags.FLAGS.unparse_flags()
+    for key in set(sys.modules) - modules_before:
+      if key in here | {module}:
+        del sys.modules[key]
+
+
+def _of_a_library(flag: str) -> bool:
+  module = sys.modules.get(flags.FLAGS.find_module_defining_flag(flag))
+  return "site-packages" in (getattr(module, "__file__", None) or "")

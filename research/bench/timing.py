@@ -1,18 +1,11 @@
-"""How long a computation takes, and how fast the machine is at its best.
+"""How long a computation takes."""
 
-Work is a row of phases, none of which overlaps another. A phase takes at least
-its floating-point operations over the rate of large matrix products, and at
-least its bytes over the bandwidth of main memory: the roofline model (Williams,
-Waterman and Patterson 2009).
-"""
-
-import dataclasses
 import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,47 +15,6 @@ _IN_FLIGHT, _MOST_IN_FLIGHT = 5e-3, 50
 # Four times the 60 MB that an accelerator may hold in its cache, and the most
 # sets of arrays for it.
 _COLD_BYTES, _MOST_SETS = 4 * 60_000_000, 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-  """Work that no other work of the operation overlaps.
-
-  Attributes:
-    flops: of matrix products.
-    bytes: read from or written to main memory.
-    exps: exponentials, and what else goes to the same slow unit.
-  """
-
-  flops: float
-  bytes: float
-  exps: float = 0.0
-
-
-class Work(Protocol):
-  """Whatever has phases."""
-
-  phases: tuple[Phase, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ceilings:
-  """What the machine can a second; infinity where that is not known."""
-
-  flops: float
-  bytes: float
-  exps: float = math.inf
-
-  def floor(self, work: Work) -> float:
-    """Seconds that `work` takes at least."""
-    return sum(
-      max(
-        phase.flops / self.flops,
-        phase.bytes / self.bytes,
-        phase.exps / self.exps,
-      )
-      for phase in work.phases
-    )
 
 
 def seconds_of(
@@ -90,31 +42,6 @@ def seconds_of(
     jax.block_until_ready(run(*arguments))
     times.append(time.perf_counter() - start)
   return statistics.median(times)
-
-
-def measure_ceilings(dtype: jnp.dtype, size: int, copied: int) -> Ceilings:
-  """Times a matrix product and a copy on random data.
-
-  Args:
-    dtype: of the product; its precision is jax's default of the moment.
-    size: rows and columns of the two square factors.
-    copied: bytes of the array that is copied.
-  """
-  keys = iter(jax.random.split(jax.random.key(0), 256))
-  draw = jax.jit(
-    lambda key: tuple(
-      jax.random.normal(k, (size, size), dtype) for k in jax.random.split(key)
-    )
-  )
-  product = seconds_of(
-    jax.jit(jnp.matmul), lambda: draw(next(keys)), repeats=20, seconds=0.5
-  )
-  fill = jax.jit(lambda key: (jax.random.bits(key, (copied // 4,)),))
-  # Flipping a bit, for a plain copy would be optimised away; in place, or
-  # the time would be that of new pages.
-  flip = jax.jit(lambda x: x ^ 1, donate_argnums=0)
-  copy = seconds_of(flip, lambda: fill(next(keys)), repeats=20, seconds=0.5)
-  return Ceilings(flops=2 * size**3 / product, bytes=2 * copied / copy)
 
 
 def seconds_a_call(

@@ -9,7 +9,6 @@ mixed so that the net keep is the policy's.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ from research.sol import policy as policy_lib
 from research.sol import scoring as evaluate_lib
 from research.sol import static as static_lib
 from research.sol import windows as windows_lib
-from research.sol.actions import ActionTable
 from research.sol.artefact import Artefact
 from research.sol.controllers import TwoLevels
 from research.sol.learn import Method
@@ -138,7 +136,9 @@ def compare(
       window_batch=plan.window_batch,
       max_rows=plan.max_rows,
       keep_tokens=own,
-      further_costs=further_costs(method, setup.table),
+      further_costs=cost.shares_of_dense(
+        setup, method.layout.context + method.layout.horizon / 2
+      ),
       progress=progress(label, total),
     )
 
@@ -219,34 +219,6 @@ def compare(
     found.static.update(zip(static_lib.POINTS, points, strict=True))
     keep(found)
   return found
-
-
-def further_costs(
-  method: Method, table: ActionTable, policy_params: int = 0
-) -> np.ndarray:
-  """FLOPs and bytes of a decode step, as shares of the dense one: (A, 2).
-
-  At the middle of an episode after the context. Bits save neither here, see
-  `cost`.
-  """
-  context = method.layout.context + method.layout.horizon / 2
-  columns = []
-  for function in (cost.flops_per_token, cost.bytes_per_token):
-    count = functools.partial(
-      function,
-      method.setup.config,
-      context=context,
-      page_size=method.setup.page_size,
-      prune=method.setup.prune,
-    )
-    step = count(
-      np.asarray(table.kappa),
-      np.asarray(table.rho),
-      np.asarray(table.bits),
-      policy_params=policy_params,
-    )
-    columns.append(step / count(1.0, 1.0, 16.0))
-  return np.stack(columns, axis=1)
 
 
 def _threshold_series(

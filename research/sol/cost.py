@@ -1,33 +1,17 @@
-"""What a decode step costs under an action: net keep, FLOPs and bytes.
+"""What an action costs: net keep, FLOPs and bytes.
 
-Net keep is the published proxy. FLOPs and bytes are what a decoder that really
-skipped the work would do and read, for one token of one sequence. Counted: all
-matrix products (2 per multiply-add), the weights and the cache that they read,
-and the page bounds that the selection reads. Not counted: norms, rotary angles,
-softmax, the choice of the largest entries (comparisons, below 1% of a step).
-
-Bits save nothing here: they round the MLP's *output*, which is neither a
-weight, nor the input of a matrix product, nor cached, so a bfloat16 decoder
-reads and multiplies as much as before.
+Net keep is the published proxy. FLOPs and bytes are those of a decoder that
+really skips the work (`research/cost/decode_step.py`). Bits save neither: they
+round the MLP's *output*, which is neither a weight, nor the input of a matrix
+product, nor cached, so a bfloat16 decoder reads and multiplies as much as
+before.
 """
 
-import dataclasses
-
 import numpy as np
-from numpy.typing import ArrayLike
 
-from models.transformer_config import TransformerConfig
+from research.cost import decode_step
 from research.sol.actions import FULL_BITS, ActionTable
-
-# Share of the gate, up and down products that rho scales.
-#   input: the MLP's input channels (published).
-#   intermediate: the largest |silu(gate) * up|, known only after gate and up.
-#   oracle_intermediate: the same channels known beforehand at no cost.
-_PRUNED = {
-  "input": (True, True, False),
-  "intermediate": (False, False, True),
-  "oracle_intermediate": (True, True, True),
-}
+from research.sol.rollout import Setup
 
 
 def net_keep(table: ActionTable) -> np.ndarray:
@@ -36,161 +20,22 @@ def net_keep(table: ActionTable) -> np.ndarray:
   return (np.asarray(table.kappa) + np.asarray(table.rho) + bits) / 3
 
 
-def flops_per_token(
-  config: TransformerConfig,
-  kappa: ArrayLike,
-  rho: ArrayLike,
-  bits: ArrayLike,
-  context: ArrayLike,
-  *,
-  page_size: int,
-  prune: str = "input",
-  policy_params: int = 0,
+def shares_of_dense(
+  setup: Setup, context: float, policy_params: int = 0
 ) -> np.ndarray:
-  """Counts the floating-point operations of one decode step.
+  """FLOPs and bytes of a decode step as shares of the dense one: (A, 2).
 
   Args:
-    config: of the language model.
-    kappa: Shares of tokens kept; this and the next three broadcast.
-    rho: Shares of MLP channels kept.
-    bits: Bits of the MLP output; they change nothing (see the module).
+    setup: the model and the A actions.
     context: Visible tokens, the current one included.
-    page_size: Tokens a page.
-    prune: Which channels rho drops: "input", "intermediate" or
-      "oracle_intermediate".
-    policy_params: Parameters of the policy, each multiplied once a step.
-
-  Returns:
-    FLOPs, float64, in the common shape.
+    policy_params: Parameters of the policy, each multiplied and read once.
   """
-  c = config
-  kappa, rho, _, context = _arrays(kappa, rho, bits, context)
-  width = c.num_heads * c.head_dim
-  tokens, scored = _kept_and_scored(kappa, context, page_size)
-  multiplied = c.num_layers * (
-    _attention_params(c)
-    + _mlp_params(c, rho, prune)
-    + 2 * width * tokens
-    # relu(q) with the maxima and relu(-q) with the minima.
-    + 2 * width * scored
-  )
-  return 2.0 * (multiplied + c.vocab_size * c.d_model + policy_params)
-
-
-def bytes_per_token(
-  config: TransformerConfig,
-  kappa: ArrayLike,
-  rho: ArrayLike,
-  bits: ArrayLike,
-  context: ArrayLike,
-  *,
-  page_size: int,
-  prune: str = "input",
-  policy_params: int = 0,
-  weight_bytes: float = 2,
-  kv_bytes: float = 2,
-  head_overlap: float = 1.0,
-) -> np.ndarray:
-  """Counts the bytes that one decode step of one sequence reads.
-
-  Args:
-    config: of the language model.
-    kappa: Shares of tokens kept; this and the next three broadcast.
-    rho: Shares of MLP channels kept.
-    bits: Bits of the MLP output; they change nothing (see the module).
-    context: Visible tokens, the current one included.
-    page_size: Tokens a page.
-    prune: As in `flops_per_token`.
-    policy_params: Parameters of the policy, each read once a step.
-    weight_bytes: Bytes a weight.
-    kv_bytes: Bytes a number of the key/value cache and of the page bounds.
-    head_overlap: Query heads of one key/value head choose their own pages, and
-      the cache is read once for all that any of them chose. 1 means that they
-      all choose the same pages (the lower bound), 0 that no page is chosen
-      twice.
-
-  Returns:
-    Bytes, float64, in the common shape.
-  """
-  c = config
-  kappa, rho, _, context = _arrays(kappa, rho, bits, context)
-  tokens, scored = _kept_and_scored(kappa, context, page_size)
-  group = c.num_heads // c.num_kv_heads
-  union = np.minimum(tokens * (1 + (group - 1) * (1 - head_overlap)), context)
-  weights = c.num_layers * (_attention_params(c) + _mlp_params(c, rho, prune))
-  weights = weights + c.vocab_size * c.d_model + policy_params
-  # A page's two bounds are as large as one token's key and value.
-  cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * (union + scored)
-  return weights * weight_bytes + cached * kv_bytes
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RefreshCost:
-  """The dense replay that ends an episode; net keep does not charge it.
-
-  Attributes:
-    flops: of one episode.
-    bytes: of one episode.
-  """
-
-  flops: float
-  bytes: float
-
-
-def refresh_cost(
-  config: TransformerConfig,
-  context: int,
-  horizon: int,
-  *,
-  weight_bytes: float = 2,
-  kv_bytes: float = 2,
-) -> RefreshCost:
-  """Counts one refresh: T tokens are replayed densely in one pass.
-
-  The replay renews keys and values only, so it has no head.
-
-  Args:
-    config: of the language model.
-    context: Tokens before the episode.
-    horizon: T.
-    weight_bytes: Bytes a weight; weights are read once for the T tokens.
-    kv_bytes: Bytes a number of the cache, which is also read once.
-
-  Returns:
-    The cost of an episode; divide by T for that of a token.
-  """
-  c = config
-  params = c.num_layers * (_attention_params(c) + 3 * c.d_model * c.d_ff)
-  visible = horizon * context + horizon * (horizon + 1) / 2
-  products = 2 * c.num_layers * c.num_heads * c.head_dim * visible
-  per_token = 2 * c.num_layers * c.num_kv_heads * c.head_dim
-  return RefreshCost(
-    flops=2.0 * (params * horizon + products),
-    bytes=params * weight_bytes + per_token * (context + horizon) * kv_bytes,
-  )
-
-
-def _arrays(*values):
-  return np.broadcast_arrays(*(np.asarray(x, np.float64) for x in values))
-
-
-def _kept_and_scored(kappa, context, page_size):
-  """Returns tokens attended to and pages scored, as `sparse_attention` does."""
-  budget = np.maximum(np.ceil(kappa * context - 1e-3), 1)
-  pages = np.ceil(budget / page_size)
-  tokens = np.minimum(pages * page_size, context)
-  scored = np.where(kappa < 1, np.ceil(context / page_size), 0)
-  return tokens, scored
-
-
-def _attention_params(c):
-  return 2 * c.d_model * c.head_dim * (c.num_heads + c.num_kv_heads)
-
-
-def _mlp_params(c, rho, prune):
-  if prune not in _PRUNED:
-    raise ValueError(f"prune={prune!r} is none of {', '.join(_PRUNED)}")
-  full = c.d_model * c.d_ff
-  channels = c.d_model if prune == "input" else c.d_ff
-  share = np.maximum(np.ceil(rho * channels - 1e-3), 1) / channels
-  return sum(full * (share if pruned else 1.0) for pruned in _PRUNED[prune])
+  table = setup.table
+  pages = {"page_size": setup.page_size}
+  own = pages | {"prune": setup.prune, "policy_params": policy_params}
+  columns = [
+    count(setup.config, table.kappa, table.rho, context, **own)
+    / count(setup.config, 1.0, 1.0, context, **pages)
+    for count in (decode_step.flops_per_token, decode_step.bytes_per_token)
+  ]
+  return np.stack(columns, axis=1)

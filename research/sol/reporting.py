@@ -9,7 +9,7 @@ import numpy as np
 
 from models.convert import Checkpoint
 from research.core import plots, report
-from research.sol import artefact, corpus
+from research.sol import artefact, corpus, cost
 from research.sol import comparison as evaluation
 from research.sol import policy as policy_lib
 from research.sol import windows as windows_lib
@@ -95,9 +95,9 @@ def rows(
   context, the policy's own included in its rows. The refresh is in none.
   """
   params = policy_lib.num_params(ours.params)
-  table = method.setup.table
-  share = evaluation.further_costs(method, table, params)
-  share = share[0] - evaluation.further_costs(method, table)[0]
+  context = method.layout.context + method.layout.horizon / 2
+  share = cost.shares_of_dense(method.setup, context, params)
+  share = share[0] - cost.shares_of_dense(method.setup, context)[0]
   return evaluation.rows(
     comparison,
     asked=asked,

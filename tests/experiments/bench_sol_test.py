@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError
+from research.bench import ceilings
 from research.bench.suites import sol as bench
-from research.bench.suites.sol_work import Op, Phase
+from research.bench.suites.sol_work import Op
+from research.cost.roofline import Ceilings, Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOWS, GROUP, HORIZON, CONTEXT = 2, 3, 4, 16
@@ -123,14 +125,12 @@ def test_bytes_are_weights_a_step_and_each_cache_once(rows):
 def test_a_floor_takes_the_larger_time_of_each_phase():
   phases = (Phase(10.0, 1.0), Phase(1.0, 40.0))
   op = Op(name="", run=abs, inputs=tuple, tokens=1, phases=phases, shape="")
-  assert bench.Ceilings(flops=2.0, bytes=4.0).floor(op) == 5.0 + 10.0
+  assert Ceilings(flops=2.0, bytes=4.0).floor(op.phases) == 5.0 + 10.0
 
 
 @pytest.fixture
 def given_ceilings(monkeypatch):
-  monkeypatch.setattr(
-    bench, "measure_ceilings", lambda *_: bench.Ceilings(1e11, 1e10)
-  )
+  monkeypatch.setattr(ceilings, "measure", lambda *_: Ceilings(1e11, 1e10))
 
 
 def test_parts_are_left_out_and_rows_chosen(given_ceilings):

@@ -22,13 +22,12 @@ from models.errors import InputError
 from models.mamba_blocks import Implementations
 from models.mamba_config import MambaConfig
 from ops import dispatch
-from research.bench import profiling
+from research.bench import ceilings, profiling
 from research.bench.peers import mamba_ssm_decode
-from research.bench.timing import Ceilings, Phase
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.cost import language_model as flops
-from research.cost import peaks
+from research.cost.roofline import Ceilings, Phase
 from research.language_model import architectures, learn, training
 from research.language_model.options import Options
 
@@ -78,11 +77,6 @@ class Plan:
       _trained(spec)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-  phases: tuple[Phase, ...]
-
-
 def run(plan: Plan, say: Callable[[str], None]) -> Iterator[Row]:
   """Yields a row for every setting that runs here.
 
@@ -94,7 +88,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Iterator[Row]:
     InputError: a name does not exist.
   """
   plan.check()
-  limits, source = peaks.ceilings("bfloat16")
+  limits, source = ceilings.find("bfloat16")
   for spec in plan.decode:
     for row in _decode_rows(plan, spec, limits, say):
       yield _told(row | {"peak": source}, say)
@@ -218,7 +212,7 @@ def _decode_rows(plan: Plan, spec: str, limits: Ceilings, say):
   size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
   moved = size(params) + 2 * size(state)
   products = 2.0 * batch * sum(leaf.size for leaf in jax.tree.leaves(params))
-  floor = 1e3 * limits.floor(_Work((Phase(products, moved),)))
+  floor = 1e3 * limits.floor([Phase(products, moved)])
   with jax.default_matmul_precision("highest"):
     exact = _logits(
       config,

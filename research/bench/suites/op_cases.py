@@ -34,7 +34,7 @@ from ops.selective_scan import (
 from ops.ssd import ssd, ssd_reference, ssd_step
 from ops.token_logprob import token_logprob, token_logprob_reference
 from research.bench.peers import plain
-from research.bench.timing import Phase
+from research.cost.roofline import Phase
 
 type Arrays = Mapping[str, jax.Array]
 

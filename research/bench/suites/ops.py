@@ -9,11 +9,12 @@ import jax
 
 from models.errors import InputError
 from ops import dispatch
+from research.bench import ceilings
 from research.bench.peers import ops as peers
 from research.bench.suites import op_passes as measure
 from research.bench.suites.op_cases import BUILDERS, Case, build
-from research.bench.timing import Ceilings, cold_sets, seconds_a_call
-from research.cost import peaks
+from research.bench.timing import cold_sets, seconds_a_call
+from research.cost.roofline import Ceilings
 
 DTYPES = ("bfloat16", "float32")
 PASSES = ("fwd", "bwd", "fwd+bwd")
@@ -89,7 +90,7 @@ def run(
   say(_line(dict.fromkeys(_COLUMNS)))
   rows = []
   for dtype in plan.dtypes:
-    limits, source = peaks.ceilings(dtype)
+    limits, source = ceilings.find(dtype)
     for op in plan.ops or BUILDERS:
       present = _present(op, plan, notes, note)
       for shape in plan.shapes:
@@ -134,7 +135,7 @@ def _rows(case: Case, plan: Plan, present, limits: Ceilings, note):
         line = " ".join(str(error).split())[:200]
         note(f"{case.op} {name} {which} failed: {type(error).__name__}: {line}")
         continue
-      floor = 1e3 * limits.floor(_Work(case.phases(which)))
+      floor = 1e3 * limits.floor(case.phases(which))
       for entry in others:
         yield {
           "op": case.op,
@@ -149,11 +150,6 @@ def _rows(case: Case, plan: Plan, present, limits: Ceilings, note):
           **timed,
           **entry,
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-  phases: tuple
 
 
 def _usable(case: Case, plan: Plan, note):

@@ -29,12 +29,11 @@ from models.errors import InputError
 from models.numbers import Ieee, TargetCodec
 from models.regression_lm import Compute
 from models.regression_lm_config import RegressionLMConfig
-from research.bench import profiling
+from research.bench import ceilings, profiling
 from research.bench.peers import regress_lm
-from research.bench.timing import Phase
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
-from research.cost import peaks
+from research.cost.roofline import Phase
 from research.regression_lm import learn, sampling, training
 from research.regression_lm.examples import Texts
 from research.regression_lm.likelihood import Model
@@ -270,9 +269,8 @@ def _seconds(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
 
 def _finished(plan: Plan, spec: Row, once, **columns: Any) -> Row:
   """The row of ours; `once` starts what is profiled."""
-  ceilings, source = peaks.ceilings(spec["dtype"])
-  phases = dataclasses.make_dataclass("_Work", ["phases"])
-  floor = ceilings.floor(phases(columns.pop("phases")))
+  limits, source = ceilings.find(spec["dtype"])
+  floor = limits.floor(columns.pop("phases"))
   count = spec.get("batch", spec.get("texts"))
   heads = _HEADS, _HEADS, spec["d_model"] // _HEADS
   kernel = attention.cudnn_runs(*heads, spec["dtype"])

@@ -22,8 +22,10 @@ import jax.numpy as jnp
 from models import convert, transformer
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
+from research.bench import ceilings
 from research.bench.suites.sol_work import Bench, Op
-from research.bench.timing import Ceilings, measure_ceilings, seconds_of
+from research.bench.timing import seconds_of
+from research.cost.roofline import Ceilings
 from research.sol.learn import Method
 from research.sol.options import Options
 
@@ -154,14 +156,14 @@ def run(
     operations = _operations(plan, Bench(method, params, plan.windows))
     on_cpu = jax.default_backend() == "cpu"
     size, copied = (1024, 1 << 27) if on_cpu else (8192, 1 << 31)
-    ceilings = measure_ceilings(plan.dtype, size, copied)
+    limits = ceilings.measure(plan.dtype, size, copied)
     setting = {
       "model": plan.model,
       "preset": plan.preset,
       "dtype": plan.dtype,
       "matmul_precision": plan.precision,
-      "matmul_tflops": ceilings.flops / 1e12,
-      "copy_gb_per_s": ceilings.bytes / 1e9,
+      "matmul_tflops": limits.flops / 1e12,
+      "copy_gb_per_s": limits.bytes / 1e9,
     }
     say(" ".join(f"{k}={_short(v)}" for k, v in setting.items()))
     say(_line(dict.fromkeys(_COLUMNS)))
@@ -172,7 +174,7 @@ def run(
       if time.perf_counter() - began > seconds:
         skipped.append(name)
         continue
-      timed = row(build(), ceilings, repeats=plan.repeats, seconds=share)
+      timed = row(build(), limits, repeats=plan.repeats, seconds=share)
       rows.append(setting | timed)
       say(_line(timed))
   layer = microseconds_per_layer(rows, method)
@@ -222,11 +224,11 @@ def _line(cells: dict[str, Any]) -> str:
   return "".join(line).rstrip()
 
 
-def row(op: Op, ceilings: Ceilings, *, repeats: int, seconds: float) -> dict:
+def row(op: Op, limits: Ceilings, *, repeats: int, seconds: float) -> dict:
   """Times `op`: one row of results."""
   measured = seconds_of(op.run, op.inputs, repeats=repeats, seconds=seconds)
   flops = sum(phase.flops for phase in op.phases)
-  floor = ceilings.floor(op)
+  floor = limits.floor(op.phases)
   return {
     "op": op.name,
     "shape": op.shape,
@@ -236,8 +238,8 @@ def row(op: Op, ceilings: Ceilings, *, repeats: int, seconds: float) -> dict:
     "tokens_per_second": op.tokens / measured,
     "floor_ms": 1e3 * floor,
     "share": floor / measured,
-    "matmul_ms": 1e3 * flops / ceilings.flops,
-    "matmul_share": flops / ceilings.flops / measured,
+    "matmul_ms": 1e3 * flops / limits.flops,
+    "matmul_share": flops / limits.flops / measured,
     "gflop": flops / 1e9,
     "compiles": op.run._cache_size(),
   }

@@ -2,9 +2,9 @@
 
 Axis letters: W windows, R rollouts of a window, T steps, S prefix tokens.
 
-Operations are those of `research/sol/cost.py` for the dense action: a rollout
-masks what an action drops and saves nothing, and the selection itself is
-counted as free. Bytes are weights and cache, read once a phase for all rows;
+Operations are those of `research/cost/decode_step.py` for the dense action: a
+rollout masks what an action drops and saves nothing, and the selection itself
+is counted as free. Bytes are weights and cache, read once a phase for all rows;
 activations and logits are counted as free.
 """
 
@@ -19,9 +19,10 @@ import numpy as np
 
 from models import transformer
 from models.transformer_config import TransformerConfig
-from research.bench.timing import Phase
 from research.core import state as state_lib
-from research.sol import actions, cost, learn
+from research.cost import decode_step
+from research.cost.roofline import Phase
+from research.sol import actions, learn
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
 from research.sol import rollout as rollout_lib
@@ -324,7 +325,7 @@ class Bench:
   def _prefill_work(self, scored: int) -> Phase:
     """Windows read densely, `scored` positions of each with the head."""
     c, size = self.method.setup.config, self._bytes()
-    refresh = lambda tokens: cost.refresh_cost(
+    refresh = lambda tokens: decode_step.refresh_cost(
       c, 0, tokens, weight_bytes=size, kv_bytes=size
     )
     one, weights = refresh(self.method.layout.prefix), refresh(0).bytes
@@ -340,8 +341,8 @@ class Bench:
     size = self._bytes()
     page_size = self.method.setup.page_size
     read = lambda context: float(
-      cost.bytes_per_token(
-        *(c, 1, 1, 16, context),
+      decode_step.bytes_per_token(
+        *(c, 1, 1, context),
         page_size=page_size,
         weight_bytes=size,
         kv_bytes=size,
@@ -349,8 +350,8 @@ class Bench:
     )
     weights = read(0)
     rows = self.windows * self._rollouts()
-    flops = cost.flops_per_token(
-      *(c, 1, 1, 16, length + step + 1),
+    flops = decode_step.flops_per_token(
+      *(c, 1, 1, length + step + 1),
       page_size=page_size,
       policy_params=policy_size,
     )

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from research.bench import ceilings
 from research.bench.peers import ops as peers
 from research.bench.suites import op_cases as cases
 from research.bench.suites import op_passes as measure
 from research.bench.suites import ops as run
-from research.bench.timing import Ceilings
-from research.cost import peaks
+from research.cost.roofline import Ceilings
 
 SCAN = "mamba_ssm.ops.selective_scan_interface"
 SSD = "mamba_ssm.ops.triton.ssd_combined"
@@ -158,7 +158,7 @@ def test_the_better_chunk_size_counts(install, monkeypatch):
 
   install({SSD: {"mamba_chunk_scan_combined": scan}})
   limits = Ceilings(flops=1e12, bytes=1e11), "measured"
-  monkeypatch.setattr(peaks, "ceilings", lambda dtype: limits)
+  monkeypatch.setattr(ceilings, "find", lambda dtype: limits)
   monkeypatch.setattr(run, "seconds_a_call", seconds)
   plan = run.Plan(ops=["ssd"], dtypes=["float32"], peers=["mamba_ssm"])
   for slow in ({"slow": 128}, {"slow": 256}, {"slow": 256, "fails": 128}):

@@ -1,17 +1,17 @@
 import pytest
 
 from models.errors import InputError
+from research.bench import ceilings
 from research.bench.suites import op_passes as measure
 from research.bench.suites import ops as run
-from research.bench.timing import Ceilings
-from research.cost import peaks
+from research.cost.roofline import Ceilings
 
 
 @pytest.fixture(autouse=True)
 def given(monkeypatch):
   """Ceilings and times that need no measuring."""
   limits = Ceilings(flops=1e12, bytes=1e11), "measured"
-  monkeypatch.setattr(peaks, "ceilings", lambda dtype: limits)
+  monkeypatch.setattr(ceilings, "find", lambda dtype: limits)
   monkeypatch.setattr(run, "seconds_a_call", lambda call, wait, **_: 2e-3)
 
 

@@ -107,7 +107,7 @@ def main(_) -> None:
       )
       for prompt in prompts
     ]
-  options = generate.Options(
+  options = generate.TextOptions(
     max_tokens=_MAX_TOKENS.value,
     sampling=Sampling(
       temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value

@@ -8,6 +8,14 @@ class InputError(ValueError):
   """
 
 
+def not_finite() -> InputError:
+  """The error for a model whose logits no token can be read from."""
+  return InputError(
+    "the model's logits are NaN or infinite: its weights are damaged, or too "
+    "large for their dtype; get the checkpoint again, or give --dtype=float32"
+  )
+
+
 def advice_on_device(message: str) -> str | None:
   """What to do about an error that JAX tells of a device; None for others."""
   if "Unable to initialize backend" in message:

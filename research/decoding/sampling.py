@@ -1,13 +1,13 @@
-"""Text sampled from a model, by decoding over its key/value cache."""
+"""How a token is drawn from logits."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
-from models import transformer
-from models.transformer_config import TransformerConfig
+# At such a temperature a float32 logit that is smaller by one bit has no
+# chance; far below it the quotients would overflow.
+_GREEDY = 1e-9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,8 @@ class Sampling:
   """How the next token is drawn from the model's distribution.
 
   Attributes:
-    temperature: divides the logits; 0 takes the likeliest token.
+    temperature: divides the logits; 0 takes the likeliest token, and so does
+      what is hardly more.
     top_k: draws among the k likeliest tokens alone; 0 among all.
     top_p: draws among the fewest likeliest tokens that together have this
       probability or more, counted after `temperature` and `top_k` (nucleus
@@ -37,20 +38,21 @@ class Sampling:
 
 
 def draw(keys: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
-  """Draws one token a row, each row with a key of its own.
+  """Draws one token a row.
 
   Args:
-    keys: (B,) keys; not used at temperature 0.
+    keys: (B,) keys, one a row, or one () for all; not used at temperature 0.
     logits: (B, V) float32.
     sampling: static.
 
   Returns:
     (B,) int32.
   """
-  if sampling.temperature == 0.0:
+  if sampling.temperature <= _GREEDY:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   scaled = logits.astype(jnp.float32) / sampling.temperature
-  pick = jax.vmap(jax.random.categorical)
+  pick = jax.random.categorical
+  pick = jax.vmap(pick) if keys.ndim else pick
   vocab_size = logits.shape[-1]
   if sampling.top_p == 1.0 and not 0 < sampling.top_k < vocab_size:
     return pick(keys, scaled).astype(jnp.int32)
@@ -64,47 +66,3 @@ def draw(keys: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
     values = jnp.where(likelier < sampling.top_p, values, -jnp.inf)
   rank = pick(keys, values)[:, None]
   return jnp.take_along_axis(tokens, rank, axis=-1)[:, 0].astype(jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def sample(
-  config: TransformerConfig,
-  params: transformer.Params,
-  prompt: jax.Array,
-  key: jax.Array,
-  length: int,
-  temperature: float = 1.0,
-) -> jax.Array:
-  """Continues prompts by ancestral sampling.
-
-  Args:
-    config: of the model.
-    params: of the model.
-    prompt: (B, T) int32, at least one token.
-    key: randomness.
-    length: tokens to add; T + length stays within the trained context.
-    temperature: divides the logits.
-
-  Returns:
-    (B, T + length) int32, the prompt included.
-  """
-  hidden, cache = transformer.prefill(
-    config, params, prompt, cache_size=prompt.shape[1] + length
-  )
-  model = transformer.bind(config, params)
-
-  def draw(key, logits):
-    token = jax.random.categorical(key, logits / temperature, axis=-1)
-    return token.astype(jnp.int32)
-
-  def step(carry, step_key):
-    token, cache = carry
-    logits, cache = transformer.decode(config, params, token[:, None], cache)
-    following = draw(step_key, logits[:, 0])
-    return (following, cache), token
-
-  keys = jax.random.split(key, length)
-  first = draw(keys[0], model.logits(hidden[:, -1]))
-  (last, _), tokens = jax.lax.scan(step, (first, cache), keys[1:])
-  tokens = jnp.concatenate([tokens, last[None]], axis=0)
-  return jnp.concatenate([prompt, tokens.T], axis=1)

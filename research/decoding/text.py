@@ -3,15 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import control_tokens, language_model
+from models import control_tokens, errors, language_model
 from models.errors import InputError
 from models.tokenizer import Tokenizer
-from research.decoding import loop as generation
+from research.decoding import loop
+from research.decoding.plain import Plain
 from research.decoding.sampling import Sampling
 from research.decoding.text_stream import TextStream
 from research.text import buckets
@@ -20,7 +22,7 @@ END, STOP, LENGTH = "end token", "stop string", "max_tokens"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class TextOptions:
   """How prompts are continued.
 
   Attributes:
@@ -28,7 +30,7 @@ class Options:
     sampling: how they are drawn.
     seed: row i of a batch draws by the seed folded with i.
     stop: the text ends before the first of these strings.
-    steps: tokens that one call of the device draws; more save calls, and come
+    steps: that one call of the device makes; more save calls, and tokens come
       in lumps.
   """
 
@@ -92,12 +94,22 @@ class Generator:
   def __init__(
     self,
     config: language_model.Config,
-    params: language_model.Params,
+    params: Any,
     tokenizer: Tokenizer,
+    *,
+    method: Callable[..., loop.Method] = Plain,
   ):
-    """Keeps a reference to `params`."""
+    """Keeps a reference to `params`.
+
+    Args:
+      config: of the model.
+      params: of the model, or whatever else `method` needs.
+      tokenizer: of the model.
+      method: makes a method of `config`, `sampling` and `vocab_size`.
+    """
     self.speed = Speed()
     self._config = config
+    self._method = method
     self._params = params
     self._tokenizer = tokenizer
     self._end_ids = control_tokens.end_ids(tokenizer)
@@ -118,7 +130,7 @@ class Generator:
   def __call__(
     self,
     prompts: Sequence[np.ndarray],
-    options: Options,
+    options: TextOptions,
     on_text: Callable[[int, str], None] | None = None,
   ) -> list[Completion]:
     """Continues prompts of any lengths as one batch.
@@ -130,28 +142,28 @@ class Generator:
 
     Raises:
       InputError: prompt and continuation are longer than what the model was
-        trained on.
+        trained on, or its logits are not finite.
     """
     self._check(prompts, options)
     arrays = self._arrays(prompts, options)
     programs = self._compile(arrays, options)
     rows = [_Row(self._tokenizer, prompt, options) for prompt in prompts]
     speed, start = self.speed, time.perf_counter()
-    for chunk, drawn in enumerate(self._drawn(programs, arrays, options)):
+    for call, found in enumerate(self._found(programs, arrays, options)):
+      drawn = found.rows()
       now = time.perf_counter()
-      if chunk == 0:
-        speed.prefill_seconds += now - start
-        speed.prefill_tokens += sum(map(len, prompts))
-      else:
-        speed.decode_seconds += now - start
-        speed.decode_steps += drawn.shape[1]
-        speed.decode_tokens -= sum(len(row.tokens) for row in rows)
+      before = sum(len(row.tokens) for row in rows)
       for index, row in enumerate(rows):
         piece = row.push(drawn[index], self._end_ids)
         if piece and on_text is not None:
           on_text(index, piece)
-      if chunk:
-        speed.decode_tokens += sum(len(row.tokens) for row in rows)
+      if call == 0:
+        speed.prefill_seconds += now - start
+        speed.prefill_tokens += sum(map(len, prompts))
+      else:
+        speed.decode_seconds += now - start
+        speed.decode_steps += options.steps
+        speed.decode_tokens += sum(len(row.tokens) for row in rows) - before
       if all(row.reason for row in rows):
         break
       start = now
@@ -160,7 +172,7 @@ class Generator:
       for row in rows
     ]
 
-  def _check(self, prompts: Sequence[np.ndarray], options: Options) -> None:
+  def _check(self, prompts: Sequence[np.ndarray], options: TextOptions) -> None:
     longest = max(map(len, prompts)) + options.max_tokens
     limit = language_model.max_length(self._config)
     if limit is not None and longest > limit:
@@ -170,7 +182,7 @@ class Generator:
       )
 
   def _arrays(
-    self, prompts: Sequence[np.ndarray], options: Options
+    self, prompts: Sequence[np.ndarray], options: TextOptions
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), buckets.round_up(lengths.max())), np.int32)
@@ -181,59 +193,58 @@ class Generator:
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
     return jnp.asarray(tokens), jnp.asarray(lengths), keys
 
-  def _compile(self, arrays: tuple[jax.Array, ...], options: Options):
+  def _compile(self, arrays: tuple[jax.Array, ...], options: TextOptions):
     """The two programs for this shape; compiled now, so that no timing has it.
 
     Both take the parameters and what else is not static.
     """
-    shape, steps = arrays[0].shape, options.steps
-    calls = -(-(options.max_tokens - 1) // steps)
-    rules = generation.Rules(
+    shape, steps, end_ids = arrays[0].shape, options.steps, self._end_ids
+    method = self._method(
+      config=self._config,
       sampling=options.sampling,
-      end_ids=self._end_ids,
       vocab_size=self._tokenizer.vocab_size,
     )
-    cache_size = shape[1] + calls * steps
-    key = (shape, cache_size, steps, rules)
+    calls = -(-(options.max_tokens - 1) // steps)
+    # A step may write all its tokens, though few of them count.
+    cache_size = shape[1] + calls * steps + method.width - 1
+    key = (shape, cache_size, steps, method)
     if key not in self._programs:
       start = time.perf_counter()
-      static = {"cache_size": cache_size, "rules": rules}
-      begin = generation.begin.lower(
-        self._config, self._params, *arrays, **static
+      begin = loop.begin.lower(
+        method, self._params, *arrays, cache_size=cache_size, end_ids=end_ids
       )
-      batch = begin.out_info[0]
-      advance = generation.advance.lower(
-        self._config, self._params, batch, steps=steps, rules=rules
+      advance = loop.advance.lower(
+        method, self._params, begin.out_info[0], steps=steps, end_ids=end_ids
       )
       self._programs[key] = begin.compile(), advance.compile()
       self.speed.compile_seconds += time.perf_counter() - start
     return self._programs[key]
 
-  def _drawn(
-    self, programs, arrays: tuple[jax.Array, ...], options: Options
-  ) -> Iterator[np.ndarray]:
-    """Tokens of all rows (B, n) in turn, the device one call ahead."""
+  def _found(
+    self, programs, arrays: tuple[jax.Array, ...], options: TextOptions
+  ) -> Iterator[loop.Found]:
+    """What the calls find in turn, the device one call ahead.
+
+    Every step finds a token of each row, so that `max_tokens` steps do.
+    """
     begin, advance = programs
-    batch, drawn = begin(self._params, *arrays)
-    yield np.asarray(drawn)
-    planned, drawn = 1, None
-    while True:
-      following = None
-      if planned < options.max_tokens:
-        batch, following = advance(self._params, batch)
-        planned += options.steps
-      if drawn is not None:
-        yield np.asarray(drawn)
-      if following is None:
-        return
-      drawn = following
+    batch, found = begin(self._params, *arrays)
+    yield found
+    before = None
+    for _ in range(1, options.max_tokens, options.steps):
+      batch, found = advance(self._params, batch)
+      if before is not None:
+        yield before
+      before = found
+    if before is not None:
+      yield before
 
 
 class _Row:
   """The continuation of one prompt as it grows."""
 
   def __init__(
-    self, tokenizer: Tokenizer, prompt: np.ndarray, options: Options
+    self, tokenizer: Tokenizer, prompt: np.ndarray, options: TextOptions
   ):
     self.tokens: list[int] = []
     self.reason = ""
@@ -250,6 +261,8 @@ class _Row:
     for token in drawn.tolist():
       if self.reason:
         break
+      if token == loop.BROKEN:
+        raise errors.not_finite()
       self.tokens.append(token)
       if token in end_ids:
         self.reason = END

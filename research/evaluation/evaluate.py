@@ -11,7 +11,7 @@ import numpy as np
 
 from models.errors import InputError
 from research.core import metrics
-from research.decoding.text import Generator, Options
+from research.decoding.text import Generator, TextOptions
 from research.evaluation import tasks
 from research.evaluation.scoring import Score, Scorer, windows
 from research.evaluation.tasks import Task
@@ -199,7 +199,7 @@ def judge_task(
     texts = generate_all(
       generator,
       [item.context for item in task.items],
-      Options(max_tokens=task.max_tokens, stop=task.stop, steps=8),
+      TextOptions(max_tokens=task.max_tokens, stop=task.stop, steps=8),
       max_length=scorer.max_length,
       batch_tokens=scorer.batch_tokens,
       advance=advance(len(task.items)),
@@ -257,7 +257,7 @@ def _judge_choice(
 def generate_all(
   generator: Generator,
   prompts: Sequence[str],
-  options: Options,
+  options: TextOptions,
   *,
   max_length: int,
   batch_tokens: int,

@@ -1,11 +1,12 @@
 """Lets lm-evaluation-harness judge a model of the house, where it is installed.
 
 import lm_eval
-from research.language_model import generate, lm_eval_adapter, scoring
+from research.decoding import text
+from research.evaluation import lm_eval_adapter, scoring
 
 scorer = scoring.Scorer(config, params, tokenizer, max_length=2048,
                         batch_tokens=16384)
-generator = generate.Generator(config, params, tokenizer)
+generator = text.Generator(config, params, tokenizer)
 model = lm_eval_adapter.wrap(scorer, generator)
 lm_eval.simple_evaluate(model, tasks=["hellaswag"])
 """
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from models import control_tokens
 from models.errors import InputError
 from research.decoding.sampling import Sampling
-from research.decoding.text import Generator, Options
+from research.decoding.text import Generator, TextOptions
 from research.evaluation import evaluate
 from research.evaluation.scoring import Scorer
 
@@ -68,7 +69,7 @@ class Adapter:
   ) -> list[str]:
     """For each (context, options): the text up to a stop string."""
     del disable_tqdm
-    groups: dict[Options, list[int]] = {}
+    groups: dict[TextOptions, list[int]] = {}
     for index, request in enumerate(requests):
       groups.setdefault(_options(request.args[1]), []).append(index)
     texts = [""] * len(requests)
@@ -121,14 +122,14 @@ def wrap(scorer: Scorer, generator: Generator) -> Any:
   return type("FrugaxLM", (Adapter, base), {})(scorer, generator)
 
 
-def _options(given: Mapping[str, Any]) -> Options:
+def _options(given: Mapping[str, Any]) -> TextOptions:
   """Options of a generation as the harness' own models understand them."""
   until = given.get("until") or []
   temperature = float(given.get("temperature") or 0.0)
   if given.get("do_sample") is False:
     temperature = 0.0
   lengths = [given[name] for name in _MAX_TOKENS if given.get(name) is not None]
-  return Options(
+  return TextOptions(
     max_tokens=int(lengths[0]) if lengths else 256,
     stop=(until,) if isinstance(until, str) else tuple(until),
     sampling=Sampling(

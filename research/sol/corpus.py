@@ -10,7 +10,9 @@ from models import text as text_lib
 from models import tokenizer as tokenizer_lib
 from models.convert import Checkpoint
 from models.errors import InputError
-from research.decoding import sampling
+from research.decoding import loop
+from research.decoding.plain import Plain
+from research.decoding.sampling import Sampling
 
 _SAMPLES = "samples:"
 _BATCH = 64
@@ -55,16 +57,26 @@ def _sampled(name: str, checkpoint: Checkpoint) -> np.ndarray:
       f"{name!r} is no text: write samples:SEED:N with two integers, N > 0"
     ) from error
   length = min(256, checkpoint.config.max_position)
-  prompt = jnp.ones((_BATCH, 1), jnp.int32)
   rounds = -(-count // (_BATCH * length))
-  stories = []
-  for i in range(rounds):
-    key = jax.random.fold_in(jax.random.key(seed), i)
-    drawn = sampling.sample(
-      checkpoint.config, checkpoint.params, prompt, key, length - 1
-    )
-    stories.append(np.asarray(drawn).reshape(-1))
+  key = jax.random.key(seed)
+  stories = [
+    _stories(checkpoint, length, jax.random.fold_in(key, i))
+    for i in range(rounds)
+  ]
   return np.concatenate(stories)[:count]
+
+
+def _stories(checkpoint: Checkpoint, length: int, key: jax.Array) -> np.ndarray:
+  """Tokens (64 * length,) of stories that begin with the begin token."""
+  method = Plain(config=checkpoint.config, sampling=Sampling())
+  params = checkpoint.params
+  begin = jnp.ones((_BATCH, 1), jnp.int32)
+  # One key for all rows: stories that results rest on were drawn like this.
+  batch, first = loop.begin(
+    method, params, begin, begin[:, 0], key, cache_size=length
+  )
+  _, rest = loop.advance(method, params, batch, steps=length - 2)
+  return np.hstack([begin, first.tokens[..., 0], rest.tokens[..., 0]]).ravel()
 
 
 def split(tokens: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

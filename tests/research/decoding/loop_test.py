@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,8 @@ import pytest
 from models import language_model, mamba, transformer
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
-from research.decoding import loop as generation
+from research.decoding import loop
+from research.decoding.plain import Plain
 from research.decoding.sampling import Sampling
 
 CONFIGS = {
@@ -16,12 +18,8 @@ CONFIGS = {
   "mamba1": MambaConfig.tiny("mamba1"),
   "hybrid": MambaConfig.tiny("hybrid", num_layers=2),
 }
-GREEDY = generation.Rules(sampling=Sampling(temperature=0.0))
+GREEDY = Sampling(temperature=0.0)
 ENDS = (0, 1, 2)
-# Hot, so that rows differ from step to step.
-DRAWN = generation.Rules(
-  sampling=Sampling(temperature=10.0), end_ids=ENDS, vocab_size=20
-)
 LENGTHS = (7, 3, 1)
 WIDTH, ADDED = 8, 7
 
@@ -42,12 +40,19 @@ def init(config):
   return params
 
 
+def hot(config):
+  """So hot that rows differ from step to step."""
+  return Plain(
+    config=config, sampling=Sampling(temperature=10.0), vocab_size=20
+  )
+
+
 @pytest.fixture(scope="module")
 def drawn():
   """Parameters of a transformer, and what it draws."""
   config = CONFIGS["transformer"]
   params = init(config)
-  return params, generate(config, params, DRAWN, steps=3)
+  return params, generate(hot(config), params, steps=3, end_ids=ENDS)
 
 
 def prompts():
@@ -59,24 +64,30 @@ def keys():
   return jax.random.split(jax.random.key(3), 3)
 
 
-def generate(config, params, rules, *, steps, rows=slice(None)):
+def begin(method, params, rows=slice(None), end_ids=()):
   tokens, lengths = prompts()
-  batch, drawn = generation.begin(
-    config,
+  return loop.begin(
+    method,
     params,
     tokens[rows],
     lengths[rows],
     keys()[rows],
     cache_size=WIDTH + ADDED,
-    rules=rules,
+    end_ids=end_ids,
   )
-  found = [np.asarray(drawn)]
-  while sum(x.shape[1] for x in found) < ADDED:
-    batch, drawn = generation.advance(
-      config, params, batch, steps=steps, rules=rules
+
+
+def generate(method, params, *, steps, rows=slice(None), end_ids=()):
+  """The tokens (n,) that each row finds, up to its end."""
+  batch, found = begin(method, params, rows, end_ids)
+  rows = [found.rows()]
+  for _ in range(1, ADDED, steps):
+    batch, found = loop.advance(
+      method, params, batch, steps=steps, end_ids=end_ids
     )
-    found.append(np.asarray(drawn))
-  return np.concatenate(found, axis=1)
+    assert found.tokens.shape == (len(batch.done), steps, method.width)
+    rows.append(found.rows())
+  return [np.concatenate(row) for row in zip(*rows, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -89,7 +100,8 @@ def likeliest(config, params, tokens):
 def test_padded_rows_continue_as_each_would_alone(name):
   config = CONFIGS[name]
   params = init(config)
-  drawn = generate(config, params, GREEDY, steps=3)
+  method = Plain(config=config, sampling=GREEDY)
+  drawn = np.stack(generate(method, params, steps=3))
   assert drawn.shape == (3, ADDED) and drawn.dtype == np.int32
   whole = np.zeros((3, WIDTH + ADDED), np.int32)
   for row, length in enumerate(LENGTHS):
@@ -103,43 +115,67 @@ def test_padded_rows_continue_as_each_would_alone(name):
 
 def test_a_row_draws_the_same_in_any_company_and_any_steps(drawn):
   params, found = drawn
-  alone = generate(
-    CONFIGS["transformer"], params, DRAWN, rows=slice(1, 2), steps=1
-  )
-  np.testing.assert_array_equal(found[1:2], alone)
+  method = hot(CONFIGS["transformer"])
+  (alone,) = generate(method, params, rows=slice(1, 2), steps=1, end_ids=ENDS)
+  np.testing.assert_array_equal(found[1], alone)
   assert len(np.unique(alone)) > 3
 
 
 def test_rows_end_and_rare_ids_are_not_drawn(drawn):
   _, found = drawn
-  assert found.max() < 20
-  ended = 0
-  for row in found:
-    at = np.flatnonzero(np.isin(row, ENDS))
-    if at.size:
-      ended += 1
-      assert (row[at[0] :] == row[at[0]]).all()
-  assert ended
+  assert max(map(max, found)) < 20
+  ended = [row for row in found if len(row) < ADDED]
+  assert ended and all(row[-1] in ENDS for row in ended)
+  assert not any(np.isin(row[:-1], ENDS).any() for row in found)
 
 
 @pytest.mark.parametrize("name", ["transformer", "hybrid"])
 def test_the_state_is_donated(name):
   config = CONFIGS[name]
   params = init(config)
-  tokens, lengths = prompts()
-  batch, _ = generation.begin(
-    config,
-    params,
-    tokens,
-    lengths,
-    keys(),
-    cache_size=WIDTH + ADDED,
-    rules=GREEDY,
-  )
-  before = jax.tree.leaves(batch.state)
-  generation.advance(config, params, batch, steps=3, rules=GREEDY)
+  method = Plain(config=config, sampling=GREEDY)
+  batch, _ = begin(method, params)
+  before = jax.tree.leaves(batch.state.model)
+  loop.advance(method, params, batch, steps=3)
   assert all(leaf.is_deleted() for leaf in before)
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+  """Guesses three numbers at a time; row b may keep b + 1 of them."""
+
+  width = 3
+
+  def begin(self, params, tokens, lengths, keys, *, cache_size):
+    del keys, cache_size
+    return self.step(params, tokens[jnp.arange(len(tokens)), lengths - 1])
+
+  def step(self, params, state):
+    accepted = jnp.arange(len(state)) + 1
+    tokens = state[:, None] + params * jnp.arange(1, 4)[None]
+    return tokens, accepted, state + params * accepted
+
+
+def test_a_step_may_find_several_tokens_and_ends_within_them():
+  first = prompts()[0][np.arange(3), np.asarray(LENGTHS) - 1]
+  for ends in ((), (int(first[2]) + 8,)):
+    found = generate(Counting(), 1, steps=2, end_ids=ends)
+    for row, tokens in enumerate(found):
+      expected = first[row] + 1 + np.arange(7 * (row + 1))
+      if ends and ends[0] in expected:
+        expected = expected[: list(expected).index(ends[0]) + 1]
+      np.testing.assert_array_equal(tokens, expected)
+  assert len(found[2]) == 8
+
+
+@pytest.mark.parametrize("damage", [jnp.nan, jnp.inf])
+def test_logits_that_are_not_finite_are_told(drawn, damage):
+  config = CONFIGS["transformer"]
+  norm = jax.tree.map(lambda x: x * damage, drawn[0]["final_norm"])
+  for method in (hot(config), Plain(config=config, sampling=GREEDY)):
+    _, found = begin(method, drawn[0] | {"final_norm": norm})
+    assert (np.asarray(found.tokens) == loop.BROKEN).all()
 
 
 def test_families_have_names_and_bounds():

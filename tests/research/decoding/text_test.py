@@ -8,7 +8,7 @@ from models.errors import InputError
 from models.tokenizer import load_tokenizer
 from research.decoding import text as generate
 from research.decoding.sampling import Sampling
-from research.decoding.text import Options
+from research.decoding.text import TextOptions
 
 PROMPTS = ("Once upon a time", "Lily and Ben were", "One", "")
 ADDED = 24
@@ -41,7 +41,7 @@ def generator(tiny, tokenizer):
 def alone(generator):
   """Each prompt's continuation without company, at temperature 0."""
   return [
-    generator([generator.encode(text)], Options(max_tokens=ADDED))[0]
+    generator([generator.encode(text)], TextOptions(max_tokens=ADDED))[0]
     for text in PROMPTS
   ]
 
@@ -54,7 +54,7 @@ def test_a_batch_says_what_each_prompt_gets_alone(generator, alone):
   prompts = encode_all(generator)
   assert len({len(prompt) for prompt in prompts}) == len(prompts)
   before = generator.speed.decode_tokens, generator.speed.prefill_tokens
-  batch = generator(prompts, Options(max_tokens=ADDED, steps=5))
+  batch = generator(prompts, TextOptions(max_tokens=ADDED, steps=5))
   assert batch == alone
   assert all(found.reason == generate.LENGTH for found in batch)
   assert all(len(found.tokens) == ADDED for found in batch)
@@ -68,7 +68,7 @@ def test_a_batch_says_what_each_prompt_gets_alone(generator, alone):
 
 def test_programs_are_compiled_once_for_a_shape(generator, alone):
   seconds = generator.speed.compile_seconds
-  options = Options(max_tokens=ADDED, seed=7)
+  options = TextOptions(max_tokens=ADDED, seed=7)
   # Another prompt of the same padded length.
   generator([generator.encode("Tom")], options)
   assert generator.speed.compile_seconds == seconds
@@ -79,7 +79,7 @@ def test_text_streams_in_pieces(generator, tokenizer, alone):
   prompt = generator.encode(PROMPTS[0])
   (found,) = generator(
     [prompt],
-    Options(max_tokens=ADDED),
+    TextOptions(max_tokens=ADDED),
     lambda row, text: pieces.append((row, text)),
   )
   assert len(pieces) > ADDED / 2
@@ -92,7 +92,7 @@ def test_text_streams_in_pieces(generator, tokenizer, alone):
 def test_a_stop_string_ends_a_row(generator, alone):
   stop = alone[0].text[10:14]
   (found,) = generator(
-    [generator.encode(PROMPTS[0])], Options(max_tokens=ADDED, stop=(stop,))
+    [generator.encode(PROMPTS[0])], TextOptions(max_tokens=ADDED, stop=(stop,))
   )
   assert found.reason == generate.STOP
   assert found.text == alone[0].text.split(stop)[0]
@@ -105,7 +105,7 @@ def test_an_end_token_ends_a_row(tiny, tokenizer, alone, monkeypatch):
   monkeypatch.setattr(control_tokens, "end_ids", lambda _: (end,))
   generator = generate.Generator(tiny.config, tiny.params, tokenizer)
   (found,) = generator(
-    [generator.encode(PROMPTS[0])], Options(max_tokens=ADDED)
+    [generator.encode(PROMPTS[0])], TextOptions(max_tokens=ADDED)
   )
   assert found.reason == generate.END
   assert found.tokens == alone[0].tokens[: at + 1]
@@ -113,7 +113,7 @@ def test_an_end_token_ends_a_row(tiny, tokenizer, alone, monkeypatch):
 
 
 def test_draws_depend_on_the_seed_and_the_row_alone(generator):
-  options = Options(max_tokens=ADDED, sampling=Sampling(top_p=0.9), steps=5)
+  options = TextOptions(max_tokens=ADDED, sampling=Sampling(top_p=0.9), steps=5)
   prompts = encode_all(generator)
   found = generator(prompts, options)
   assert found == generator(prompts, options)
@@ -121,14 +121,14 @@ def test_draws_depend_on_the_seed_and_the_row_alone(generator):
   other = [prompts[0], prompts[2], prompts[1], prompts[3]]
   swapped = generator(other, options)
   assert found[0] == swapped[0] and found[3] == swapped[3]
-  seed = Options(
+  seed = TextOptions(
     max_tokens=ADDED, sampling=Sampling(top_p=0.9), steps=5, seed=1
   )
   assert generator(prompts, seed)[0] != found[0]
 
 
 def test_one_token_needs_no_decoding(generator, alone):
-  options = Options(max_tokens=1)
+  options = TextOptions(max_tokens=1)
   (found,) = generator([generator.encode(PROMPTS[0])], options)
   assert found.tokens == alone[0].tokens[:1]
 
@@ -136,7 +136,15 @@ def test_one_token_needs_no_decoding(generator, alone):
 def test_a_prompt_must_fit_into_the_model(generator):
   prompt = np.ones(500, np.int32)
   with pytest.raises(InputError, match="513.*512"):
-    generator([prompt], Options(max_tokens=13))
+    generator([prompt], TextOptions(max_tokens=13))
+
+
+def test_a_damaged_model_is_told_in_one_line(tiny, tokenizer):
+  norm = jax.tree.map(lambda x: x * np.nan, tiny.params["final_norm"])
+  damaged = tiny.params | {"final_norm": norm}
+  generator = generate.Generator(tiny.config, damaged, tokenizer)
+  with pytest.raises(InputError, match="NaN or infinite.*--dtype"):
+    generator([generator.encode("One")], TextOptions(max_tokens=ADDED))
 
 
 def test_prompts_begin_with_the_begin_token(generator, tokenizer):

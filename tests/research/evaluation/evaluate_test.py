@@ -11,7 +11,7 @@ from models.convert import load
 from models.errors import InputError
 from models.tokenizer import load_tokenizer
 from research.decoding import text as generate
-from research.decoding.text import Options
+from research.decoding.text import TextOptions
 from research.evaluation import evaluate, scoring, tasks
 from research.evaluation.tasks import Item, Task
 
@@ -184,7 +184,7 @@ def test_generations_are_judged_by_their_number(scorer, generator, monkeypatch):
 
 def test_many_prompts_give_what_they_give_as_one_batch(generator):
   prompts = ["One day", STEM, "Tom and", "The", STORY]
-  options = Options(max_tokens=8, stop=("y",))
+  options = TextOptions(max_tokens=8, stop=("y",))
   counts = Counts()
   texts = evaluate.generate_all(
     generator,

@@ -13,7 +13,7 @@ from models.convert import load
 from models.errors import InputError
 from models.tokenizer import load_tokenizer
 from research.decoding import text as generate
-from research.decoding.text import Options
+from research.decoding.text import TextOptions
 from research.evaluation import lm_eval_adapter, scoring
 
 STEM = "Once upon a time, there was a little girl named"
@@ -130,7 +130,7 @@ def test_texts_end_before_until(model, parts):
   )
   for context, text in ((STEM, found[0]), ("Tom", found[2])):
     (alone,) = parts[1](
-      [parts[1].encode(context)], Options(max_tokens=12, stop=(".",))
+      [parts[1].encode(context)], TextOptions(max_tokens=12, stop=(".",))
     )
     assert text == alone.text
   assert found[1] and "\n" not in found[1]

@@ -9,7 +9,8 @@ import dataclasses
 from absl import flags
 
 import cli
-from research.regression_lm.sources import KINDS, DataOptions
+from research.predictors.data_options import DataOptions
+from research.regression_lm.data_sets import KINDS
 
 DATA = cli.choice("data", "csv", "kind of --path", KINDS)
 PATH = flags.DEFINE_string("path", None, "file or folder of the data")

@@ -67,7 +67,7 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
   import numpy as np
 
   from research.core import report
-  from research.predictors.tables import Split
+  from research.predictors.splits import Split
   from research.regression_lm import evaluate, sources
 
   source = sources.open_source(options, data_flags.PATH.value)
@@ -121,7 +121,7 @@ def main(_) -> None:
   """Evaluates; see the module's docstring."""
   began = time.perf_counter()
   from research.regression_lm import RegressionLM
-  from research.regression_lm.sources import DENSITY
+  from research.regression_lm.data_sets import DENSITY
 
   lm, described = None, None
   if _MODEL.value != "none":

@@ -49,11 +49,12 @@ def main(_) -> None:
   from models.errors import InputError
   from research.core import report
   from research.regression_lm import evaluate
-  from research.regression_lm.kernelbench import cross_validation as kernelbench
+  from research.regression_lm.kernelbench import cross_validation, timings
+  from research.regression_lm.kernelbench.plan import Plan
 
   if not _PATH.value:
     raise InputError("--path: give the folder of KernelBench's files")
-  plan = kernelbench.Plan(
+  plan = Plan(
     options=Options(**{name: flag.value for name, flag in _OPTIONS.items()}),
     runs=_RUNS.value,
     folds=_FOLDS.value,
@@ -63,9 +64,9 @@ def main(_) -> None:
     peers=_PEERS.value,
     limit=_LIMIT.value,
   )
-  rows = kernelbench.run(
+  rows = cross_validation.run(
     plan,
-    kernelbench.load(_PATH.value, plan),
+    timings.load(_PATH.value, plan),
     pathlib.Path(_WORKDIR.value),
     lambda line: print(line, flush=True),
   )

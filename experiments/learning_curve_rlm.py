@@ -55,7 +55,7 @@ def main(_) -> None:
       "--prompt_shots and --text_copies: are for train_rlm.py: leave them out"
     )
   from research.core import loop, report
-  from research.regression_lm import learning_curve
+  from research.regression_lm import data_sets, learning_curve
   from research.regression_lm.fine_tuning import FineTuneOptions
   from research.results import predictions
 
@@ -86,7 +86,7 @@ def main(_) -> None:
     peers=[name for name in _PEERS.value if name != "none"],
     tests=_TESTS.value,
   )
-  table = curve.data.load(data_flags.PATH.value)
+  table = data_sets.load(curve.data, data_flags.PATH.value)
   workdir = pathlib.Path(_WORKDIR.value)
   # More sizes and seeds may be asked of a workdir; what is done stays right
   # as long as the largest size, which decides the test, is the same.

@@ -96,7 +96,7 @@ def main(_) -> None:
     raise InputError("give --path, the file of the set, and --targets")
   settings, chosen = _settings()
   from research.core import loop, report
-  from research.predictors import text_forms as forms
+  from research.predictors import text_forms
   from research.regression_lm.transfer import options as transfer_options
   from research.regression_lm.transfer import peers as transfer_peers
   from research.regression_lm.transfer import run as transfer_run
@@ -104,9 +104,9 @@ def main(_) -> None:
 
   peers = transfer_peers.known_names(_PEERS.value)
   models = transfer_run.known_models(_MODELS.value)
-  facts = forms.load(_DATA.value, _PATH.value, _PROXIES.value)
+  facts = text_forms.load(_DATA.value, _PATH.value, _PROXIES.value)
   targets = transfer_options.tasks(facts, _TARGETS.value)
-  facts = forms.with_made_up(facts, targets[0].form, _MADE_UP.value)
+  facts = text_forms.with_made_up(facts, targets[0].form, _MADE_UP.value)
   setup = transfer_options.setup(
     settings,
     targets=targets,

@@ -8,7 +8,6 @@ Werkhoven 2019); JAX programs that `research.program_metrics` wrote and
 measured.
 """
 
-import dataclasses
 import itertools
 import json
 import pathlib
@@ -19,7 +18,6 @@ import numpy as np
 from models.errors import InputError
 from research.predictors import tables
 from research.predictors.tables import Table
-from research.program_metrics import program_text as jax_program_text
 
 # NAS-Bench-201: operation on the edge from node to node, in the file's order.
 _EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -209,114 +207,10 @@ def _with_features(path, rows, targets, features) -> Table:
   )
 
 
-# Texts of `programs`: columns, and what is made of one. Those that are Python.
-# Then columns that the compiler counts, and second measurements of others.
-SIZED = "sized"
-VIEWS = ("source", "typed", SIZED, "jaxpr", "stablehlo")
-_PYTHON = {"source": "source", "typed": "typed", SIZED: "typed"}
-_COSTS = ("flops", "bytes_accessed", "transcendentals", "peak_bytes")
-_AGAIN = {"latency_us": "latency_again_us"}
-
-
-def programs(
-  path: pathlib.Path, targets: Sequence[str], view: str = VIEWS[0]
-) -> Table:
-  """JAX programs and what they cost, by `experiments/make_program_metrics.py`.
-
-  The groups are the programs' operators.
-
-  Args:
-    path: of the JSONL file; .gz and .xz are unpacked.
-    targets: such as flops, bytes_accessed, peak_bytes, latency_us.
-    view: one of `VIEWS`; "sized" is `jax_program_text.sized` of "typed". The
-      texts of the first three have other forms that mean the same.
-
-  Raises:
-    InputError: the file is no such file, or the view is unknown.
-  """
-  if view not in VIEWS:
-    raise InputError(f"--text_column={view}: take one of {', '.join(VIEWS)}")
-  column = _PYTHON.get(view, view)
-  shown = jax_program_text.sized if view == SIZED else str
-  rows = tables.jsonl_rows(path, column)
-  for number, row in enumerate(rows, 1):
-    missing = {*_COSTS, *targets, "operators"} - row.keys()
-    if missing:
-      raise InputError(f"{path} line {number}: has no {sorted(missing)[0]!r}")
-    # A compiler says -1 where it cannot count.
-    row.update({name: None for name in _COSTS if row[name] < 0})
-    try:
-      row["text"] = shown(row[column])
-    except InputError as error:
-      raise InputError(f"{path} line {number}: {error}") from error
-  found = tables.make_table(
-    path, rows, targets, lambda row: row["text"], lambda row: row["operators"]
-  )
-  if len(found) != len(rows):
-    raise InputError(f"{path}: a program has none of the targets: remove it")
-  numbers = lambda name: np.array([row[name] for row in rows], np.float64)
-  splits = [name for name in rows[0] if name.startswith("split_")]
-  codes = [row[column] for row in rows]
-
-  def other_texts(row: int, count: int, seed: int) -> list[str]:
-    forms = jax_program_text.other_forms(codes[row], count, seed)
-    return [shown(form) for form in forms]
-
-  return dataclasses.replace(
-    found,
-    parts={
-      name.removeprefix("split_"): [row[name] for row in rows]
-      for name in splits
-    },
-    costs={name: np.nan_to_num(numbers(name)) for name in _COSTS},
-    again={
-      target: numbers(other)
-      for target, other in _AGAIN.items()
-      if target in targets
-    },
-    other_texts=other_texts if view in _PYTHON else None,
-  )
-
-
 SETS: dict[str, Callable[[pathlib.Path, Sequence[str]], Table]] = {
   "nasbench201": nasbench201,
   "kernelbench": kernelbench,
   "kernel_tuner": kernel_tuner,
   "accel_nasbench": accel_nasbench,
   "nasbench_graph": nasbench_graph,
-  "programs": programs,
 }
-
-
-def load(
-  kind: str,
-  path: str | pathlib.Path,
-  targets: Sequence[str],
-  *,
-  text: str | None = None,
-  group: str | None = None,
-) -> Table:
-  """Reads a table.
-
-  Args:
-    kind: "jsonl", "csv", or a key of `SETS`.
-    path: of the file, or of the set's folder.
-    targets: names of the numbers to predict, in order.
-    text: column of texts of "jsonl", "csv" and "programs".
-    group: their column of groups.
-
-  Raises:
-    InputError: it cannot be read.
-  """
-  path = pathlib.Path(path).expanduser()
-  if kind == "jsonl":
-    return tables.read_jsonl(path, targets, text=text or "x", group=group)
-  if kind == "csv":
-    return tables.read_csv(path, targets, text=text, group=group)
-  if kind not in SETS:
-    raise InputError(
-      f"data {kind!r} is unknown: take jsonl, csv or one of {list(SETS)}"
-    )
-  if kind == "programs" and text is not None:
-    return programs(path, targets, text)
-  return SETS[kind](path, targets)

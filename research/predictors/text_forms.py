@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import made_up_numbers, tables
-from research.predictors import public_sets as shared_sets
+from research.predictors import made_up_numbers, public_sets, tables
 
 Fields = Sequence[str]
 
@@ -62,7 +61,7 @@ def nasbench201(
 ) -> Facts:
   """Cells in three forms.
 
-  "live" tells what carries data, as `shared_sets.nasbench201` does; accuracy
+  "live" tells what carries data, as `public_sets.nasbench201` does; accuracy
   depends on that alone. "words" tells the same, every field as one word, which
   is one token: what is counted need not be put together first. "built" tells
   all six edges, which is what is run.
@@ -76,7 +75,7 @@ def nasbench201(
   rows = tables.csv_rows(path)
   columns = _columns(rows)
   anything = next(name for name in columns if name.startswith("val_acc"))
-  table = shared_sets.nasbench201(path, [anything])
+  table = public_sets.nasbench201(path, [anything])
   if len(table) != len(rows):
     raise InputError(f"{path}: a cell has no {anything}")
   words = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3",

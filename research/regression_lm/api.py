@@ -26,20 +26,21 @@ from models.regression_lm import Compute, Params
 from models.regression_lm_config import RegressionLMConfig
 from models.tokenizer import Tokenizer
 from research.decoding.sampling import Sampling
+from research.predictors.calibration import Prediction
+from research.predictors.examples import Example, text_of
 from research.regression_lm import (
   artefact,
-  examples,
   fine_tuning,
   prompts,
   sampling,
+  token_batches,
 )
 from research.regression_lm.artefact import Artefact
-from research.regression_lm.calibration import Prediction
-from research.regression_lm.examples import Example, Texts
 from research.regression_lm.expected import Scale
 from research.regression_lm.fine_tuning import FineTuneOptions, History
 from research.regression_lm.likelihood import Model
 from research.regression_lm.prompts import Prompt
+from research.regression_lm.token_batches import Texts
 from research.text import tokenizing
 
 
@@ -268,13 +269,13 @@ class RegressionLM:
     )
     return history
 
-  def dataset(self, given: Sequence[Example]) -> examples.Dataset:
+  def dataset(self, given: Sequence[Example]) -> token_batches.Dataset:
     """Examples as tokens.
 
     Raises:
       InputError: a text or a target does not do.
     """
-    return examples.build(
+    return token_batches.build(
       given, self.tokenizer, self.model.codec, self.max_length
     )
 
@@ -283,7 +284,7 @@ class RegressionLM:
     train: Sequence[Example],
     valid: Sequence[Example] | None,
     prompt_shots: int = 0,
-  ) -> tuple[examples.Dataset, examples.Dataset | None]:
+  ) -> tuple[token_batches.Dataset, token_batches.Dataset | None]:
     """Examples for training and validation as tokens.
 
     Args:
@@ -479,8 +480,8 @@ class RegressionLM:
   def _texts(self, xs: Iterable[Any]) -> Texts:
     if isinstance(xs, str):
       raise InputError("xs is one text: give a list of texts")
-    return examples.read_texts(
-      self.tokenizer, map(examples.text_of, xs), self.max_length
+    return token_batches.read_texts(
+      self.tokenizer, map(text_of, xs), self.max_length
     )
 
   def _known(self, given: Sequence[Any], count: int) -> np.ndarray:
@@ -535,5 +536,5 @@ def make_tokenizer(
     return tokenizer
   if tokenizer not in tokenizing.LEARNED:
     return tokenizing.load(str(tokenizer))
-  documents = [examples.text_of(text) for text in texts]
+  documents = [text_of(text) for text in texts]
   return tokenizing.learn(tokenizer, documents, vocab_size)

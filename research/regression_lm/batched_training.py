@@ -24,7 +24,9 @@ from models import regression_lm
 from models.regression_lm import Params
 from models.tokenizer import Tokenizer
 from research.core import optimizer
-from research.regression_lm import examples, expected, learn
+from research.core import state as state_lib
+from research.core.state import TrainState
+from research.regression_lm import expected, learn, token_batches
 from research.regression_lm.expected import Grid
 from research.regression_lm.learn import LossOptions
 from research.regression_lm.likelihood import Model
@@ -64,8 +66,8 @@ class Pool:
       InputError: a text does not do.
     """
     flat = [text for several in views for text in several]
-    texts = examples.read_texts(tokenizer, flat, max_length)
-    tags = examples.read_texts(tokenizer, names, max_length)
+    texts = token_batches.read_texts(tokenizer, flat, max_length)
+    tags = token_batches.read_texts(tokenizer, names, max_length)
     shape = (len(views), len(views[0]))
     tokens, lengths = _whole(texts)
     tag_tokens, tag_lengths = _whole(tags)
@@ -98,7 +100,7 @@ class Pool:
     }
 
 
-def _whole(texts: examples.Texts) -> tuple[np.ndarray, np.ndarray]:
+def _whole(texts: token_batches.Texts) -> tuple[np.ndarray, np.ndarray]:
   every = np.arange(len(texts.lengths))
   return texts.rows(every, int(texts.lengths.max()))
 
@@ -156,11 +158,93 @@ class Updates:
     return np.asarray(jax.vmap(schedule)(jnp.arange(self.steps)), np.float32)
 
 
-def init(model: Model, seeds: Sequence[int]) -> Params:
-  """Random weights of M members, on axis 0 of every array."""
-  keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+def keys_of(seeds: Sequence[int]) -> jax.Array:
+  """A key for each member, (M,)."""
+  return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def init(model: Model, keys: jax.Array) -> Params:
+  """Random weights of M members by keys (M,), on axis 0 of every array."""
   make = lambda key: regression_lm.init(model.config, key)
   return jax.jit(jax.vmap(make))(keys)
+
+
+def update(
+  model: Model,
+  tx: optax.GradientTransformation,
+  loss: LossOptions,
+  members: tuple[Params, optax.OptState],
+  batch: learn.Batch,
+  grids: Grid,
+  keys: jax.Array,
+  rate: jax.Array | float = 1.0,
+) -> tuple[tuple[Params, optax.OptState], dict[str, jax.Array]]:
+  """One update of M members; all but `rate` has them on axis 0.
+
+  Args:
+    model: of all.
+    tx: the optimizer of each.
+    loss: what is minimised.
+    members: their parameters, and what the optimizer remembers of them.
+    batch: (M, ...) as `learn.loss_sums` takes it.
+    grids: (M, O, G, ...).
+    keys: (M,) of dropout.
+    rate: factor of the change.
+
+  Returns:
+    The members, and the sums (M,) of `learn.loss_sums`.
+  """
+
+  def one(params, memory, batch, grid, key):
+    grads, sums = jax.grad(
+      lambda p: learn.loss_sums(
+        model, p, batch, loss, grid, key if loss.dropout else None
+      ),
+      has_aux=True,
+    )(params)
+    count = jnp.maximum(sums["examples"], 1.0)
+    grads = jax.tree.map(lambda g: g / count, grads)
+    changes, memory = tx.update(grads, memory, params)
+    changes = jax.tree.map(lambda x: x * rate, changes)
+    return (optax.apply_updates(params, changes), memory), sums
+
+  return jax.vmap(one)(*members, batch, grids, keys)
+
+
+def make_step(
+  model: Model,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  loss: LossOptions,
+) -> Callable[[TrainState, learn.Batch, Grid], tuple[TrainState, dict]]:
+  """`update` for `state.jit_step`, as `learn.make_step` is for one model.
+
+  Args:
+    model: of all members.
+    tx: the optimizer of each.
+    schedule: its learning rate, for the metrics.
+    loss: what is minimised.
+
+  Returns:
+    `(state, batch, grids) -> (state, metrics)`, members on axis 0.
+  """
+
+  def step(state: TrainState, batch, grids):
+    count = batch["targets"].shape[0]
+    keys = jax.random.split(state_lib.step_key(state), count)
+    members, sums = update(
+      model, tx, loss, (state.params, state.opt_state), batch, grids, keys
+    )
+    total = sums.pop("examples").sum()
+    metrics = jax.tree.map(lambda part: part.sum() / total, sums)
+    metrics["learning_rate"] = schedule(state.step)
+    params, opt_state = members
+    new = dataclasses.replace(
+      state, step=state.step + 1, params=params, opt_state=opt_state
+    )
+    return new, metrics
+
+  return step
 
 
 def order(
@@ -210,7 +294,7 @@ def train(
   """
   tx = _transformation(updates.weight_decay, updates.clip_norm)
   state = (jax.tree.map(jnp.copy, params), jax.vmap(tx.init)(params))
-  keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+  keys = keys_of(seeds)
   rates = updates.rates()
   indices = order(members, updates.steps, updates.batch, seeds)
   for start in range(0, updates.steps, _CHUNK):
@@ -259,34 +343,24 @@ def _run(
   """Some updates of all members; indices are (S, M, B)."""
   tx = _transformation(*decay_and_clip)
 
-  def objective(params, batch, grid, key):
-    total, sums = learn.loss_sums(model, params, batch, loss, grid, key)
-    count = jnp.maximum(sums["examples"], 1.0)
-    return total / count, sums["loss"] / count
-
-  def member(params, memory, grid, key, own, rate):
+  def batch_of(key, own):
     view_key, drop_key = jax.random.split(key)
     count = pool.tokens.shape[1]
     views = jax.random.randint(view_key, own.shape, 0, count)
     batch = pool.batch(pairs.rows[own], views, pairs.tasks[own])
     batch["targets"] = pairs.targets[own]
     batch["scores"] = pairs.scores[own]
-    grads, found = jax.grad(objective, has_aux=True)(
-      params, batch, grid, drop_key if loss.dropout else None
-    )
-    changes, memory = tx.update(grads, memory, params)
-    changes = jax.tree.map(lambda x: x * rate, changes)
-    return optax.apply_updates(params, changes), memory, found
+    return batch, drop_key
 
-  def update(state, inputs):
-    own, rate, step = inputs
-    now = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-    params, memory, found = jax.vmap(member, (0, 0, 0, 0, 0, None))(
-      *state, grids, now, own, rate
-    )
-    return (params, memory), found.mean()
+  def step(state, inputs):
+    own, rate, number = inputs
+    now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    batch, drop_keys = jax.vmap(batch_of)(now, own)
+    state, sums = update(model, tx, loss, state, batch, grids, drop_keys, rate)
+    found = sums["loss"] / jnp.maximum(sums["examples"], 1.0)
+    return state, found.mean()
 
-  return jax.lax.scan(update, state, (indices, rates, steps))
+  return jax.lax.scan(step, state, (indices, rates, steps))
 
 
 def chances(

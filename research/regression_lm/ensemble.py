@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
+from research.predictors.calibration import Prediction
+from research.predictors.examples import Example
 from research.regression_lm.api import RegressionLM
-from research.regression_lm.calibration import Prediction
-from research.regression_lm.examples import Example
 
 
 class Ensemble:

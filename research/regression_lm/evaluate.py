@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import measures, peers
-from research.predictors.tables import Split, Table
-from research.regression_lm import calibration
+from research.predictors import calibration, measures, peers
+from research.predictors.calibration import Prediction
+from research.predictors.splits import Split
+from research.predictors.tables import Table
 from research.regression_lm.api import RegressionLM
-from research.regression_lm.calibration import Prediction
 
 Say = Callable[[str], None]
 OURS = "regression LM"

@@ -10,12 +10,13 @@ import numpy as np
 
 from models.errors import InputError
 from research.core import metrics
-from research.predictors.tables import Split, Table
+from research.predictors.data_options import DataOptions
+from research.predictors.splits import Split
+from research.predictors.tables import Table
 from research.regression_lm import evaluate
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.fine_tuning import FineTuneOptions
 from research.regression_lm.options import Options
-from research.regression_lm.sources import DataOptions
 
 Say = Callable[[str], None]
 

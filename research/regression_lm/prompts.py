@@ -18,8 +18,9 @@ import scipy.sparse
 
 from models.errors import InputError
 from models.tokenizer import Tokenizer
-from research.regression_lm import examples as examples_lib
-from research.regression_lm.examples import Dataset, Example
+from research.predictors.examples import Example, text_of
+from research.regression_lm import token_batches
+from research.regression_lm.token_batches import Dataset
 
 CHOICES = ("nearest", "random")
 # Texts are compared by the runs of so many characters that they share.
@@ -91,7 +92,7 @@ def texts(
   """
   if not isinstance(prompt, Prompt):
     prompt = Prompt(examples=prompt)
-  asked = [examples_lib.text_of(x) for x in xs]
+  asked = [text_of(x) for x in xs]
   for number, text in enumerate([*asked, *(e.x for e in prompt.examples)]):
     if not isinstance(text, str):
       raise InputError(f"text {number} is a {type(text).__name__}: give a str")
@@ -223,7 +224,7 @@ class Prompted(Dataset):
       self.others.prompted(i, int(rng.integers(self.shots + 1)), rng)
       for i in indices
     ]
-    found = examples_lib.read_texts(self.tokenizer, texts, self.max_length)
+    found = token_batches.read_texts(self.tokenizer, texts, self.max_length)
     batch = self.rows(indices)
     tokens, lengths = found.rows(np.arange(rows))
     return batch | {"tokens": tokens, "lengths": lengths}

@@ -17,8 +17,8 @@ from models.regression_lm import Params
 from research.decoding.sampling import Sampling
 from research.decoding.sampling import draw as draw_tokens
 from research.regression_lm import expected, likelihood
-from research.regression_lm.examples import Texts
 from research.regression_lm.likelihood import Model
+from research.regression_lm.token_batches import Texts
 from research.text import buckets
 
 # Text tokens and draws of one call: on a CPU, and at least on others. The share

@@ -1,143 +1,20 @@
-"""Where a training run has its examples from."""
+"""Tables as sources of examples, and the sources that flags name."""
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import public_sets as shared_sets
-from research.predictors import tables
-from research.predictors.tables import Split, Table
-from research.regression_lm import examples, prompts
+from research.predictors.data_options import DataOptions
+from research.predictors.examples import Example
+from research.predictors.splits import Split
+from research.predictors.tables import Table
+from research.regression_lm import data_sets, prompts
 from research.regression_lm.api import RegressionLM
-from research.regression_lm.density import task as density_task
-from research.regression_lm.examples import Dataset, Example
-
-DENSITY = "density"
-KINDS = ("jsonl", "csv", *shared_sets.SETS, DENSITY)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
-  """Examples as a run takes them.
-
-  Attributes:
-    batch_at: step -> batch, a pure function.
-    valid: held-out examples, or None.
-    values: (N, O) training targets, for losses over a grid.
-    scored: `batch_at` for a `Scale`, whose batches have "scores".
-  """
-
-  batch_at: Callable[[int], dict[str, np.ndarray]]
-  valid: Dataset | None
-  values: np.ndarray
-  scored: Callable[[Any], Callable[[int], dict[str, np.ndarray]]]
-
-
-class Source(Protocol):
-  """What `training` asks of a source."""
-
-  num_objectives: int
-
-  def texts(self) -> Sequence[str]:
-    """Training texts, to learn a tokenizer from."""
-
-  def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
-    """Tokenizes for a model."""
-
-  def describe(self) -> dict[str, Any]:
-    """JSON values that say which examples these are, without paths."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
-  """Which part of which data; the path is not part of it.
-
-  Attributes:
-    kind: one of `KINDS`.
-    targets: columns to predict, in order.
-    text: column of texts, for jsonl, csv and programs.
-    group: column of groups, for jsonl and csv.
-    by_group: keep groups on one side of the split.
-    train: share of the rows (or groups), or their number.
-    valid: likewise.
-    test: rows of the test part at most; 0 takes all.
-    split_seed: of the split.
-    named: a split that the data brings with it; then `train` and `test` only
-      cap the rows (a share of `train` caps nothing), and `valid` and
-      `by_group` say nothing.
-    prompt_shots: up to so many other examples of the same group stand in front
-      of a text; of any group where no two rows share one.
-    text_copies: texts that stand for a row of the training part, its own among
-      them; of programs in Python alone. The other parts keep one.
-  """
-
-  kind: str
-  targets: tuple[str, ...] = ()
-  text: str | None = None
-  group: str | None = None
-  by_group: bool = False
-  train: float = 0.8
-  valid: float = 0.1
-  test: int = 0
-  split_seed: int = 0
-  named: str | None = None
-  prompt_shots: int = 0
-  text_copies: int = 1
-
-  def load(self, path: str) -> Table:
-    """Reads the table.
-
-    Raises:
-      InputError: it cannot be read, or its texts have no copies.
-    """
-    table = shared_sets.load(
-      self.kind, path, self.targets, text=self.text, group=self.group
-    )
-    if self.text_copies > 1 and table.other_texts is None:
-      raise _no_copies(self)
-    if self.text_copies > 1 and self.prompt_shots:
-      raise InputError(
-        "--text_copies and --prompt_shots: a copy in front of a text would "
-        "tell its numbers: give one of them"
-      )
-    return table
-
-  def split(self, table: Table, train: float | None = None) -> Split:
-    """Its parts; `train` overrides the option.
-
-    Raises:
-      InputError: there are too few rows.
-    """
-    train = self.train if train is None else train
-    if self.named is not None:
-      return tables.named_split(
-        table,
-        self.named,
-        seed=self.split_seed,
-        train=int(train) if train >= 1 else 0,
-        test=self.test,
-      )
-    return tables.split(
-      table,
-      train=train,
-      valid=self.valid,
-      seed=self.split_seed,
-      by_group=self.by_group,
-      test=self.test or None,
-    )
-
-
-def _no_copies(options: DataOptions) -> InputError:
-  text = f" --text_column={options.text}" if options.text else ""
-  return InputError(
-    f"--text_copies={options.text_copies}: --data={options.kind}{text} knows "
-    "one text a row: leave it at 1, or take --data=programs with "
-    "--text_column=source, typed or sized"
-  )
+from research.regression_lm.density.source import DensitySource
+from research.regression_lm.source import Prepared, Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -232,64 +109,6 @@ class TableSource:
     return options | {"digest": digest.hexdigest()[:16]}
 
 
-@dataclasses.dataclass(frozen=True)
-class DensitySource:
-  """The synthetic task of `density_task`: examples without end."""
-
-  num_objectives = 2
-
-  def texts(self) -> list[str]:
-    """Some texts."""
-    return density_task.drawn_at(0, 256, 0)[0]
-
-  def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
-    """Examples are made as they are asked for; validation has other ones.
-
-    Raises:
-      InputError: `rows` cannot be cut into texts with their points.
-    """
-    if rows % density_task.POINTS:
-      raise InputError(
-        f"--batch={rows} is no multiple of {density_task.POINTS}, the points "
-        "of a text: change it"
-      )
-    texts = rows // density_task.POINTS
-    codec, seen = lm.model.codec, {}
-
-    def written(points: np.ndarray) -> np.ndarray:
-      """Targets (rows, T) of points to four decimals, most of them known."""
-      values = np.round(points, 4).ravel().tolist()
-      new = [value for value in set(values) if value not in seen]
-      ids = codec.encode([[value] for value in new])
-      seen.update(zip(new, ids[:, : codec.format.length]))
-      return np.stack([seen[value] for value in values]).reshape(rows, -1)
-
-    def batch_at(step):
-      names, clouds = density_task.drawn_at(step, texts, seed)
-      read = examples.read_texts(lm.tokenizer, names, lm.max_length)
-      tokens, lengths = read.rows(np.arange(texts))
-      targets = written(clouds)
-      return {
-        "tokens": tokens,
-        "lengths": lengths,
-        "targets": targets.reshape(texts, density_task.POINTS, -1),
-      }
-
-    def scored(scale):
-      raise InputError(
-        "--data=density has many numbers a text, whose expected value says "
-        "little: leave --expected_value and --ranking at 0"
-      )
-
-    held_out = density_task.examples_at(0, 64, seed + 1)
-    values = np.array([example.y for example in held_out])
-    return Prepared(batch_at, lm.dataset(held_out), values, scored)
-
-  def describe(self) -> dict[str, Any]:
-    """Its name."""
-    return {"kind": DENSITY}
-
-
 def check_same(source: TableSource, described: dict[str, Any]) -> None:
   """Checks that a model was trained on this very split.
 
@@ -312,9 +131,9 @@ def open_source(options: DataOptions, path: str | None) -> Source:
   Raises:
     InputError: the data cannot be read.
   """
-  if options.kind == DENSITY:
+  if options.kind == data_sets.DENSITY:
     if options.text_copies > 1:
-      raise _no_copies(options)
+      raise data_sets.no_copies(options)
     if options.prompt_shots:
       raise InputError(
         "--prompt_shots: --data=density has no examples of one task: leave it "
@@ -326,5 +145,5 @@ def open_source(options: DataOptions, path: str | None) -> Source:
     raise InputError(
       f"--data={options.kind} needs --path of its file or folder"
     )
-  table = options.load(path)
+  table = data_sets.load(options, path)
   return TableSource(table, options.split(table), options)

@@ -7,7 +7,7 @@ import numpy as np
 
 from models.errors import InputError
 from research.core import plots
-from research.regression_lm import calibration
+from research.predictors import calibration
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.density import task as density_task
 

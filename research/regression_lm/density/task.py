@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from research.regression_lm.examples import Example
+from research.predictors.examples import Example
 
 _NOISE = 0.05 / 1.96
 # Points that are drawn for one text of a batch.

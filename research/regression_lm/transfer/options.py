@@ -10,7 +10,7 @@ from models.errors import InputError
 from research.predictors.text_forms import Facts
 from research.regression_lm.batched_training import Updates
 from research.regression_lm.learn import LossOptions
-from research.regression_lm.transfer.comparison import Setup, Task
+from research.regression_lm.transfer.setup import Setup, Task
 
 
 def _option(default: Any, text: str, **bounds: Any) -> Any:

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import measures
+from research.predictors import calibration, measures
 from research.predictors.text_forms import Facts
-from research.regression_lm import calibration
-from research.regression_lm.transfer.comparison import Found, Setup, Split
+from research.regression_lm.transfer.setup import Found, Setup, Split
 
 OURS = "regression LM"
 

@@ -7,8 +7,13 @@ import numpy as np
 from models.errors import InputError
 from research.predictors import peers
 from research.predictors.text_forms import Facts
-from research.regression_lm.transfer import comparison as transfer
-from research.regression_lm.transfer.comparison import Found, Setup, Split, Task
+from research.regression_lm.transfer.setup import (
+  Found,
+  Setup,
+  Split,
+  Task,
+  source_rows,
+)
 
 WITH_SOURCES = "XGBoost with sources"
 PER_SOURCE = "XGBoost per source + ridge"
@@ -60,7 +65,7 @@ def said_of_sources(
   """
   if not setup.sources:
     raise InputError(f"peer {PER_SOURCE!r} needs --sources")
-  rows = transfer.source_rows(setup, facts, split)
+  rows = source_rows(setup, facts, split)
   said = []
   for source in setup.sources:
     column = facts.column(source.column)

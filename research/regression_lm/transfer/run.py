@@ -11,11 +11,11 @@ import numpy as np
 from models.errors import InputError
 from research.core import metrics
 from research.predictors.text_forms import Facts
-from research.regression_lm.transfer import comparison as transfer
+from research.regression_lm.transfer import adaptation, preparation
 from research.regression_lm.transfer import parts as transfer_parts
 from research.regression_lm.transfer import peers as transfer_peers
-from research.regression_lm.transfer.comparison import Found, Setup
 from research.regression_lm.transfer.parts import OURS
+from research.regression_lm.transfer.setup import Found, Setup, splits
 
 Say = Callable[[str], None]
 MODELS = ("scratch", "pretrained")
@@ -46,7 +46,7 @@ def run(
   Raises:
     InputError: there are too few rows, or no sources to learn from.
   """
-  parts = transfer.splits(setup, facts)
+  parts = splits(setup, facts)
   for model in models:
     _model(model, setup, facts, parts, workdir, say)
   for name in peers:
@@ -100,10 +100,10 @@ def _model(model, setup, facts, parts, workdir, say):
   missing = [size for size in setup.sizes if not there(size)]
   if not missing:
     return
-  prepared = transfer.prepare(setup, facts)
-  start = transfer.pretrain(setup, facts, prepared, parts, say)
+  prepared = preparation.prepare(setup, facts)
+  start = adaptation.pretrain(setup, facts, prepared, parts, say)
   for size in missing:
-    found = transfer.train(setup, facts, prepared, parts, start, size, say)
+    found = adaptation.train(setup, facts, prepared, parts, start, size, say)
     # Where sources are known of the tested rows nobody need predict them.
     if setup.sources and setup.source_rows:
       _ridge(setup, facts, prepared, parts, start, size, workdir)
@@ -117,7 +117,7 @@ def _ridge(setup, facts, prepared, parts, start, size, workdir):
   method = f"{OURS}, ridge on its sources"
   for seed, split in enumerate(parts):
     asked = np.concatenate([split.known[:size], split.test])
-    said = transfer.source_values(setup, facts, prepared, start, seed, asked)
+    said = adaptation.source_values(setup, facts, prepared, start, seed, asked)
     _by_ridge(method, setup, facts, said, asked, size, seed, workdir)
 
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.predictors import public_sets as shared_sets
-from research.predictors import tables
+from research.predictors import public_sets, splits, tables
 
 CSV = """kind,width,depth,score,seconds
 conv,16,2,0.5,1.0
@@ -50,7 +49,7 @@ def test_jsonl_packed_and_plain(tmp_path):
   (tmp_path / "a.jsonl").write_text(text)
   (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
   for name in ("a.jsonl", "a.jsonl.gz"):
-    found = shared_sets.load("jsonl", tmp_path / name, ["y"])
+    found = tables.read_jsonl(tmp_path / name, ["y"])
     assert found.texts == ["a\nb", "d"]
     assert found.values.tolist() == [[1.0], [2.5]]
 
@@ -101,8 +100,6 @@ def test_files_that_cannot_be_read(tmp_path):
   ]:
     with pytest.raises(InputError, match=words):
       tables.read_csv(tmp_path / name, ["b"])
-  with pytest.raises(InputError, match="data 'xml' is unknown"):
-    shared_sets.load("xml", tmp_path, ["y"])
   with pytest.raises(InputError, match="at least one column"):
     (tmp_path / "ok.csv").write_text(CSV)
     tables.read_csv(tmp_path / "ok.csv", [])
@@ -120,7 +117,7 @@ def table(rows, groups):
 
 def test_splits_are_disjoint_whole_and_seeded():
   made = table(100, 100)
-  parts = tables.split(made, train=0.6, valid=10, seed=1)
+  parts = splits.split(made, train=0.6, valid=10, seed=1)
   assert [len(p) for p in (parts.train, parts.valid, parts.test)] == [
     60,
     10,
@@ -128,18 +125,18 @@ def test_splits_are_disjoint_whole_and_seeded():
   ]
   rows = np.concatenate([parts.train, parts.valid, parts.test])
   assert sorted(rows) == list(range(100))
-  again = tables.split(made, train=0.6, valid=10, seed=1)
+  again = splits.split(made, train=0.6, valid=10, seed=1)
   np.testing.assert_array_equal(parts.train, again.train)
-  other = tables.split(made, train=0.6, valid=10, seed=2)
+  other = splits.split(made, train=0.6, valid=10, seed=2)
   assert set(other.train) != set(parts.train)
-  assert len(tables.split(made, train=5, valid=0, seed=0, test=7).test) == 7
+  assert len(splits.split(made, train=5, valid=0, seed=0, test=7).test) == 7
   with pytest.raises(InputError, match="100 rows cannot be cut"):
-    tables.split(made, train=95, valid=5, seed=0)
+    splits.split(made, train=95, valid=5, seed=0)
 
 
 def test_groups_stay_together():
   made = table(90, 9)
-  parts = tables.split(made, train=5, valid=2, seed=3, by_group=True)
+  parts = splits.split(made, train=5, valid=2, seed=3, by_group=True)
   groups = [
     {made.groups[i] for i in part}
     for part in (parts.train, parts.valid, parts.test)
@@ -158,7 +155,7 @@ def test_cells_of_nasbench201(tmp_path):
   rows = [["arch_str", "acc"], [cell, "91.5"], [empty, ""], [empty, "10"]]
   path = tmp_path / "nb.csv"
   path.write_text("\n".join(map(",".join, rows)) + "\n")
-  found = shared_sets.load("nasbench201", path, ["acc"])
+  found = public_sets.nasbench201(path, ["acc"])
   assert found.values.tolist() == [[91.5], [10.0]]
   # Features follow the rows that are kept, of which the empty one is second.
   # 2 paths; 3 live operations, 2 paths and 2 convolutions on one of them.
@@ -170,7 +167,7 @@ def test_cells_of_nasbench201(tmp_path):
   for bad in ("", "|none~0|", cell.replace("none", "conv9")):
     with pytest.raises(InputError, match="no cell of NAS-Bench-201"):
       path.write_text(f"arch_str,acc\n{bad},1\n")
-      shared_sets.load("nasbench201", path, ["acc"])
+      public_sets.nasbench201(path, ["acc"])
 
 
 def test_kernelbench_joins_programs_with_timings(tmp_path):
@@ -186,12 +183,12 @@ def test_kernelbench_joins_programs_with_timings(tmp_path):
   )
   place = tmp_path / "kernelbench_timings.csv.gz"
   place.write_bytes(gzip.compress(timings.encode()))
-  found = shared_sets.load("kernelbench", tmp_path, ["mean_ms"])
+  found = public_sets.kernelbench(tmp_path, ["mean_ms"])
   assert found.groups == ["level1/1.py"] * 2
   assert found.texts[1] == "gpu: L4\nrun: r\nmode: torch\nimport torch"
   place.write_bytes(gzip.compress(timings.replace("a,", "b,").encode()))
   with pytest.raises(InputError, match="unknown program 'b'"):
-    shared_sets.load("kernelbench", tmp_path, ["mean_ms"])
+    public_sets.kernelbench(tmp_path, ["mean_ms"])
 
 
 def test_graph_networks_and_accelerators(tmp_path):
@@ -207,19 +204,19 @@ def test_graph_networks_and_accelerators(tmp_path):
     cora_index=np.array([7]),
     cora_perf=np.array([0.8]),
   )
-  found = shared_sets.load("nasbench_graph", tmp_path, ["cora_perf"])
+  found = public_sets.nasbench_graph(tmp_path, ["cora_perf"])
   assert found.texts == ["gat of 0 ; gat of 0 ; gat of 0 ; gat of 0"]
   assert found.features.shape == (1, 4 * 2 + 4 * 5)
   with pytest.raises(InputError, match="no target 'cora_speed'"):
-    shared_sets.load("nasbench_graph", tmp_path, ["cora_speed"])
+    public_sets.nasbench_graph(tmp_path, ["cora_speed"])
   (tmp_path / "nasbench_graph_light.npz").write_bytes(b"PK broken")
   with pytest.raises(InputError, match="cannot be read"):
-    shared_sets.load("nasbench_graph", tmp_path, ["cora_perf"])
+    public_sets.nasbench_graph(tmp_path, ["cora_perf"])
   path = tmp_path / "accel.csv"
   path.write_text("id,block0_e,block0_k,block1_e,top1\n0,6,3,4,71.5\n")
-  found = shared_sets.load("accel_nasbench", path, ["top1"])
+  found = public_sets.accel_nasbench(path, ["top1"])
   assert found.texts == ["block0 e6 k3 | block1 e4"]
   assert found.features.tolist() == [[6, 3, 4]]
   path.write_text("block,time_ms_A,time_ms_B\n16,1.5,\n32,2,3\n")
-  found = shared_sets.load("kernel_tuner", path, ["time_ms_A"])
+  found = public_sets.kernel_tuner(path, ["time_ms_A"])
   assert found.texts == ["block: 16", "block: 32"]

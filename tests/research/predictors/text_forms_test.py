@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.predictors import made_up_numbers
-from research.predictors import text_forms as forms
+from research.predictors import made_up_numbers, text_forms
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 CELLS = """arch_str,val_acc_x,lat_a
@@ -25,7 +24,7 @@ def cells(tmp_path):
 
 
 def test_cells_are_told_by_what_lives_and_by_what_is_built(cells):
-  facts = forms.load("nasbench201", cells)
+  facts = text_forms.load("nasbench201", cells)
   first, second = facts.forms["live"]
   assert first[-3:] == ["paths 2", "skip", "conv pool"]
   assert "conv 1" in first and "depth 1" in first
@@ -45,19 +44,19 @@ def test_proxies_are_columns_of_the_cells_that_have_them(cells, tmp_path):
   facts = {"arch": "x", "val_accuracy": 90.0, "nwot": {"score": 7, "time": 1}}
   # conv, none, skip, none, pool, none: NASLib has the edge 0->3 third.
   path.write_text(json.dumps({"cifar10": {"(2, 1, 0, 1, 4, 1)": facts}}))
-  found = forms.load("nasbench201", cells, path)
+  found = text_forms.load("nasbench201", cells, path)
   assert found.column("proxy_nwot_cifar10")[0] == 7
   assert np.isnan(found.column("proxy_nwot_cifar10")[1])
   assert sum(name.startswith("proxy") for name in found.columns) == 1
   path.write_text(json.dumps({"cifar10": {"(9, 1, 0, 1, 4, 1)": facts}}))
   with pytest.raises(InputError, match="no proxies of these cells"):
-    forms.load("nasbench201", cells, path)
+    text_forms.load("nasbench201", cells, path)
   with pytest.raises(InputError, match="not of 'kernel_tuner'"):
-    forms.load("kernel_tuner", cells, path)
+    text_forms.load("kernel_tuner", cells, path)
 
 
 def test_settings_that_never_change_are_left_out():
-  facts = forms.load(
+  facts = text_forms.load(
     "kernel_tuner", ROOT / "data/kernel_tuner/convolution.csv.xz"
   )
   told = dict(field.split() for field in facts.forms["settings"][0])
@@ -69,7 +68,7 @@ def test_settings_that_never_change_are_left_out():
 
 def test_views_are_orders_of_the_same_fields():
   fields = ["a 1", "b 2", "c 3", "d 4"]
-  found = forms.views(fields, 6, np.random.default_rng(0))
+  found = text_forms.views(fields, 6, np.random.default_rng(0))
   assert found[0] == "a 1 ; b 2 ; c 3 ; d 4"
   assert all(sorted(text.split(" ; ")) == fields for text in found)
   assert len(set(found)) > 3
@@ -77,16 +76,16 @@ def test_views_are_orders_of_the_same_fields():
 
 def test_an_unknown_set_is_named():
   with pytest.raises(InputError, match="'cells' is unknown"):
-    forms.load("cells", "none.csv")
+    text_forms.load("cells", "none.csv")
 
 
 def test_words_tell_what_lives_and_made_up_columns_are_smooth_in_counts(cells):
-  facts = forms.load("nasbench201", cells)
+  facts = text_forms.load("nasbench201", cells)
   words = facts.forms["words"]
   assert words[0][-3:] == ["pathsc", "skip", "convpool"]
   assert len(words[1]) == len(facts.forms["live"][1])
-  found = forms.with_made_up(facts, "words", 3)
-  assert forms.with_made_up(facts, "words", 0) is facts
+  found = text_forms.with_made_up(facts, "words", 3)
+  assert text_forms.with_made_up(facts, "words", 0) is facts
   drawn = np.stack([found.column(f"made_up_{i}") for i in range(3)])
   assert drawn.shape == (3, 2) and (drawn[:, 0] != drawn[:, 1]).all()
   counts = np.random.default_rng(0).integers(0, 4, size=(400, 5)).astype(float)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.program_metrics import grammar
-from research.program_metrics import program_text as jax_program_text
+from research.program_metrics import grammar, program_text
 from research.program_metrics.program_text import Program
 
 COUNT = 192
@@ -49,7 +48,7 @@ def programs():
 
 def test_sizes_are_words():
   assert (
-    jax_program_text.sized(TYPED)
+    program_text.sized(TYPED)
     == """\
 a1 f32[3,136] Bg Hb Ih
 a2 f32[136,256] Hb Ia Pb
@@ -71,7 +70,7 @@ return jnp.mean(x1.astype(jnp.float32))
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000, 1 << 20, (1 << 26) - 1])
 def test_a_word_is_the_logarithm(size):
-  word = jax_program_text.logarithms(str(size))
+  word = program_text.logarithms(str(size))
   *more, whole, tenths = word
   assert set(more) <= {"Z"}
   found = (
@@ -99,14 +98,14 @@ def test_what_must_stand_before():
 def test_forms_differ_and_follow_from_the_seed(programs):
   differ = 0
   for made in programs:
-    forms = jax_program_text.other_forms(made.typed, 7)
-    assert forms == jax_program_text.other_forms(made.typed, 7)
-    assert forms[:3] == jax_program_text.other_forms(made.typed, 3)
+    forms = program_text.other_forms(made.typed, 7)
+    assert forms == program_text.other_forms(made.typed, 7)
+    assert forms[:3] == program_text.other_forms(made.typed, 3)
     differ += len({made.typed, *forms})
   assert differ > 0.7 * 8 * COUNT
   text = programs[7].typed
-  assert jax_program_text.other_forms(text, 3, 1) != (
-    jax_program_text.other_forms(text, 3, 0)
+  assert program_text.other_forms(text, 3, 1) != (
+    program_text.other_forms(text, 3, 0)
   )
 
 
@@ -115,7 +114,7 @@ def test_names_stay_consistent(programs):
   for made in programs:
     program = Program.parse(made.typed)
     for number in range(3):
-      found, names = jax_program_text.form(program, number)
+      found, names = program_text.form(program, number)
       assert len({*names.values()}) == len(names)
       assert found.inputs.keys() == {names[name] for name in program.inputs}
       assert Program.parse(found.write()).write() == found.write()
@@ -128,7 +127,7 @@ def test_names_stay_consistent(programs):
 
 def test_every_second_form_is_numbered_as_it_appears(programs):
   for made in programs[:40]:
-    text = jax_program_text.other_forms(made.source, 2)[1]
+    text = program_text.other_forms(made.source, 2)[1]
     for letter in "ax":
       names = re.findall(rf"\b{letter}(\d+) = |\b{letter}(\d+), ", text)
       first = list(dict.fromkeys(int(a or b) for a, b in names))
@@ -173,7 +172,7 @@ def test_forms_compute_the_same(operator, programs):
   floats = [name for name, item in inputs.items() if item[1] == "float32"]
   program = Program.parse(made.typed)
   for number in range(3):
-    found, names = jax_program_text.form(program, number)
+    found, names = program_text.form(program, number)
     given = {names[name]: array for name, array in arrays.items()}
     outputs, other = _run(found.write(), given)
     wanted = expected
@@ -188,8 +187,8 @@ def test_forms_compute_the_same(operator, programs):
 @pytest.mark.parametrize("text", ["", "def f(x):\n  return x\n", TYPED[:-90]])
 def test_other_texts_are_refused(text):
   for call in (
-    jax_program_text.sized,
-    lambda text: jax_program_text.other_forms(text, 2),
+    program_text.sized,
+    lambda text: program_text.other_forms(text, 2),
   ):
     with pytest.raises(InputError, match="no program as make_program_metrics"):
       call(text)

@@ -7,7 +7,7 @@ import pytest
 
 from models.numbers import Normalized, TargetCodec
 from models.regression_lm_config import RegressionLMConfig
-from research.regression_lm import batched_training as together
+from research.regression_lm import batched_training
 from research.regression_lm.batched_training import Pairs, Pool, Updates
 from research.regression_lm.expected import Grid
 from research.regression_lm.learn import LossOptions
@@ -48,8 +48,8 @@ def made():
 def train(made, seeds, own, updates=UPDATES):
   model, pool, pairs, grid, _ = made
   grids = jax.tree.map(lambda x: jnp.stack([x] * len(seeds)), grid)
-  params = together.init(model, seeds)
-  return together.train(
+  params = batched_training.init(model, batched_training.keys_of(seeds))
+  return batched_training.train(
     model, params, pool, pairs, grids, own, updates, seeds=seeds
   )
 
@@ -79,13 +79,13 @@ def test_a_member_does_not_see_the_others(made):
 def test_what_fills_the_last_call_changes_nothing(made, monkeypatch):
   own = [np.arange(6)]
   filled = train(made, [5], own)
-  monkeypatch.setattr(together, "_CHUNK", 3)
+  monkeypatch.setattr(batched_training, "_CHUNK", 3)
   close(filled, train(made, [5], own))
 
 
 def test_an_epoch_has_every_pair_of_the_member_once():
   own = [np.array([2, 4, 6]), np.array([1, 3, 5, 7])]
-  found = together.order(own, 4, 3, [0, 1])
+  found = batched_training.order(own, 4, 3, [0, 1])
   assert found.shape == (2, 4, 3)
   assert sorted(found[0, 0]) == [2, 4, 6]
   assert sorted(found[1].ravel()[:4]) == [1, 3, 5, 7]
@@ -98,7 +98,7 @@ def test_members_learn_their_pairs(made):
   grids = jax.tree.map(lambda x: jnp.stack([x] * 2), grid)
   # Pairs of the first task, its texts in both orders.
   rows = np.array([[0, 2, 4]] * 2)
-  found = together.chances(
+  found = batched_training.chances(
     model, params, pool, grids, rows, np.zeros(2, int), views=2, batch=2
   )
   assert found.shape == (2, 3, 10)

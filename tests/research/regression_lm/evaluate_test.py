@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.predictors import peers, tables
+from research.predictors import peers, splits, tables
+from research.predictors.calibration import Prediction
 from research.regression_lm import evaluate
-from research.regression_lm.calibration import Prediction
 
 ROWS = 120
 
@@ -29,7 +29,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def found(table):
-  parts = tables.split(table, train=0.6, valid=0.1, seed=0)
+  parts = splits.split(table, train=0.6, valid=0.1, seed=0)
   generator = np.random.default_rng(1)
   truth = table.values[parts.test]
   draws = truth[:, None] + generator.normal(size=(len(truth), 40, 2))
@@ -83,7 +83,7 @@ def test_rows_tell_all_methods_with_intervals(found):
 
 
 def test_answers_of_peers_are_kept(table, tmp_path, monkeypatch):
-  parts = tables.split(table, train=0.6, valid=0.1, seed=0)
+  parts = splits.split(table, train=0.6, valid=0.1, seed=0)
   ask = lambda seed: evaluate.answers_of_peers(
     table, parts, ["ridge on TF-IDF"], seed=seed, kept=tmp_path
   )
@@ -102,7 +102,7 @@ def test_answers_of_peers_are_kept(table, tmp_path, monkeypatch):
 
 
 def test_our_answers_are_written_row_by_row(table, tmp_path):
-  parts = tables.split(table, train=0.6, valid=0.1, seed=0)
+  parts = splits.split(table, train=0.6, valid=0.1, seed=0)
   draws = np.repeat(table.values[parts.test][:, None], 4, axis=1)
   draws[0, :, 0] = np.nan
   path = tmp_path / "answers.jsonl"

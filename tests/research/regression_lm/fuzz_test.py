@@ -12,7 +12,7 @@ import pytest
 from models.errors import InputError
 from models.numbers import P10, Ieee, Normalized, TargetCodec
 from research.predictors import tables
-from research.regression_lm import Example, RegressionLM, examples
+from research.regression_lm import Example, RegressionLM, token_batches
 from research.text import tokenizing
 
 ODD = [
@@ -117,7 +117,7 @@ def test_texts():
     texts = [generator.choice(TEXTS) for _ in range(generator.randrange(4))]
     with warnings.catch_warnings(action="ignore", category=UserWarning):
       found = outcome(
-        lambda texts=texts: examples.read_texts(tokenizer, texts, 64)
+        lambda texts=texts: token_batches.read_texts(tokenizer, texts, 64)
       )
     if found is not None:
       assert len(found.lengths) == len(texts)

@@ -10,6 +10,7 @@ from models.convert import t5gemma
 from models.errors import InputError
 from models.numbers import Ieee
 from research.core import mesh as mesh_lib
+from research.predictors.data_options import DataOptions
 from research.regression_lm import (
   Example,
   RegressionLM,
@@ -111,7 +112,7 @@ def test_a_saved_model_is_the_model(folder, tmp_path):
 def test_a_run_keeps_the_encoder_and_goes_on(folder, tmp_path):
   lines = ["a,y", *(f"{a},{a % 7 + 1}" for a in range(40))]
   (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
-  data = sources.DataOptions(kind="csv", targets=("y",))
+  data = DataOptions(kind="csv", targets=("y",))
   run = training.Run(
     options=dataclasses.replace(OPTIONS, freeze_encoder=True),
     source=sources.open_source(data, tmp_path / "data.csv"),

@@ -10,11 +10,12 @@ import pytest
 from models.errors import InputError
 from models.numbers import Ieee
 from research.predictors import measures, peers
-from research.predictors import public_sets as shared_sets
+from research.predictors.calibration import Prediction
+from research.predictors.data_options import DataOptions
 from research.program_metrics import dataset, grammar
-from research.regression_lm import RegressionLM, evaluate
-from research.regression_lm.calibration import Prediction
-from research.regression_lm.sources import DataOptions, TableSource, open_source
+from research.program_metrics import table as program_table
+from research.regression_lm import RegressionLM, data_sets, evaluate
+from research.regression_lm.sources import TableSource, open_source
 
 PATH = pathlib.Path("data/program_metrics/programs.jsonl.xz")
 TARGETS = ("flops", "bytes_accessed", "peak_bytes", "latency_us")
@@ -26,7 +27,7 @@ def options(**more):
 
 @pytest.fixture(scope="module")
 def table():
-  return options().load(PATH)
+  return data_sets.load(options(), PATH)
 
 
 def test_the_shipped_programs_are_those_of_the_grammar(table):
@@ -54,16 +55,16 @@ def test_what_the_compiler_could_not_count_is_missing(tmp_path):
   rows[1]["flops"] = -1.0
   path = tmp_path / "programs.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  table = options().load(path)
+  table = data_sets.load(options(), path)
   assert np.isnan(table.values).tolist() == [
     [False] * 4, [True, False, False, False], [False] * 4,
   ]  # fmt: skip
   assert table.costs["flops"][1] == 0 and table.costs["flops"][0] > 0
 
 
-@pytest.mark.parametrize("view", shared_sets.VIEWS)
+@pytest.mark.parametrize("view", program_table.VIEWS)
 def test_a_view_is_the_text(view, table):
-  found = options(text=view).load(PATH)
+  found = data_sets.load(options(text=view), PATH)
   np.testing.assert_array_equal(found.values, table.values)
   word = {"jaxpr": "lambda", "stablehlo": "module @jit_f", "sized": "return "}
   assert all(word.get(view, "def f(") in text for text in found.texts)
@@ -88,7 +89,7 @@ def test_named_splits_are_those_of_the_data(table, named):
 @pytest.mark.parametrize("view", ["source", "typed", "sized"])
 def test_only_rows_for_training_have_copies(view):
   chosen = options(text=view, named="random", text_copies=4)
-  table = chosen.load(PATH)
+  table = data_sets.load(chosen, PATH)
   source = TableSource(table, chosen.split(table), chosen)
   lm = RegressionLM.from_scratch(
     size="tiny", num_objectives=4, numbers=Ieee(), max_length=4096
@@ -115,7 +116,7 @@ def test_other_texts_than_python_have_no_copies(tmp_path):
   (tmp_path / "a.csv").write_text("a,y\n1,2\n3,4\n")
   chosen = DataOptions(kind="csv", targets=("y",), text_copies=8)
   with pytest.raises(InputError, match="--text_copies=8: --data=csv knows one"):
-    chosen.load(tmp_path / "a.csv")
+    data_sets.load(chosen, tmp_path / "a.csv")
   with pytest.raises(InputError, match="--text_copies=8: --data=density"):
     open_source(DataOptions(kind="density", text_copies=8), None)
 
@@ -126,9 +127,9 @@ def test_a_text_that_is_no_program_has_no_sizes(tmp_path):
   rows[1]["typed"] = "x = 3\n"
   path = tmp_path / "programs.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  assert len(options(text="typed").load(path)) == 2
+  assert len(data_sets.load(options(text="typed"), path)) == 2
   with pytest.raises(InputError, match="line 2: a text is no program"):
-    options(text="sized").load(path)
+    data_sets.load(options(text="sized"), path)
 
 
 def test_a_split_is_part_of_what_a_model_was_trained_on(table):
@@ -177,17 +178,22 @@ def test_costs_predict_latency_and_nothing_else(table):
 def test_mistakes_are_one_line(more, words):
   chosen = options(**more)
   with pytest.raises(InputError, match=words):
-    chosen.split(chosen.load(PATH))
+    chosen.split(data_sets.load(chosen, PATH))
 
 
 def test_a_table_without_named_splits_says_so(tmp_path):
   (tmp_path / "a.csv").write_text("a,y\n1,2\n")
   chosen = DataOptions(kind="csv", targets=("y",), named="random")
   with pytest.raises(InputError, match="--split=random: the data has none"):
-    chosen.split(chosen.load(tmp_path / "a.csv"))
+    chosen.split(data_sets.load(chosen, tmp_path / "a.csv"))
 
 
 def test_an_empty_file_is_one_line(tmp_path):
   (tmp_path / "a.jsonl").write_text("\n")
   with pytest.raises(InputError, match="has no target"):
-    options().load(tmp_path / "a.jsonl")
+    data_sets.load(options(), tmp_path / "a.jsonl")
+
+
+def test_unknown_kinds_of_data_say_so(tmp_path):
+  with pytest.raises(InputError, match="data 'xml' is unknown: take jsonl"):
+    data_sets.load(DataOptions(kind="xml", targets=("y",)), tmp_path)

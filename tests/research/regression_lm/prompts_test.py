@@ -7,6 +7,7 @@ import pytest
 from models.errors import InputError
 from models.numbers import Ieee
 from research.core import mesh as mesh_lib
+from research.predictors.data_options import DataOptions
 from research.regression_lm import (
   Example,
   Prompt,
@@ -136,7 +137,7 @@ def test_training_sees_others_of_the_task_and_never_itself():
     ),
     (
       lambda: sources.open_source(
-        sources.DataOptions(kind="density", prompt_shots=2), None
+        DataOptions(kind="density", prompt_shots=2), None
       ),
       "--prompt_shots",
     ),
@@ -152,9 +153,7 @@ def test_a_run_trains_with_prompts_of_the_group(tmp_path):
   lines = ["task,a,y"]
   lines += [f"{t},{a},{a + 2 * t}" for t in range(6) for a in range(6)]
   (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
-  data = sources.DataOptions(
-    kind="csv", targets=("y",), group="task", prompt_shots=2
-  )
+  data = DataOptions(kind="csv", targets=("y",), group="task", prompt_shots=2)
   source = sources.open_source(data, tmp_path / "data.csv")
   lm = training.train(
     training.Run(

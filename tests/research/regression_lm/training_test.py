@@ -8,10 +8,11 @@ import pytest
 from models.errors import InputError
 from research.core import loop, metrics
 from research.core import mesh as mesh_lib
+from research.predictors.data_options import DataOptions
 from research.regression_lm import RegressionLM, sources, training
+from research.regression_lm.density.source import DensitySource
 from research.regression_lm.expected import Scale
 from research.regression_lm.options import Options
-from research.regression_lm.sources import DataOptions
 
 OPTIONS = Options(
   size="tiny",
@@ -149,7 +150,7 @@ def test_densities_share_texts(home):
     optimizer="muon",
   )
   run = dataclasses.replace(
-    run_of(home, "density", options), source=sources.DensitySource()
+    run_of(home, "density", options), source=DensitySource()
   )
   lm = training.train(run, lambda line: None)
   assert lm.num_objectives == 2

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.regression_lm.kernelbench import cross_validation as kernelbench
+from research.regression_lm.kernelbench import (
+  cross_validation,
+  problems,
+  timings,
+)
+from research.regression_lm.kernelbench.plan import Plan
 from research.regression_lm.options import Options
 
 OPTIONS = Options(
@@ -50,7 +55,7 @@ def folder(tmp_path):
 
 
 def plan(**changes):
-  return kernelbench.Plan(
+  return Plan(
     **{"options": OPTIONS, "runs": ["fast"], "folds": 2, "members": 1}
     | {"renamings": 1, "made_up": 6, "peers": False}
     | changes
@@ -58,10 +63,10 @@ def plan(**changes):
 
 
 def test_problems_are_held_out_whole(folder):
-  timings = kernelbench.load(folder, plan())
-  assert len(timings.ms) == 32 and set(timings.fold) == {0, 1}
+  found = timings.load(folder, plan())
+  assert len(found.ms) == 32 and set(found.fold) == {0, 1}
   folds_of = {}
-  for program, fold in zip(timings.program, timings.fold):
+  for program, fold in zip(found.program, found.fold):
     # Two versions stand behind each other.
     folds_of.setdefault(program // 2, set()).add(fold)
   assert all(len(folds) == 1 for folds in folds_of.values())
@@ -69,12 +74,12 @@ def test_problems_are_held_out_whole(folder):
 
 def test_a_run_judges_what_was_held_out(folder, tmp_path):
   lines = []
-  timings = kernelbench.load(folder, plan(members=2, peers=True))
-  rows = kernelbench.run(
-    plan(members=2, peers=True), timings, tmp_path / "run", lines.append
+  found = timings.load(folder, plan(members=2, peers=True))
+  rows = cross_validation.run(
+    plan(members=2, peers=True), found, tmp_path / "run", lines.append
   )
   targets = {row["target"] for row in rows}
-  assert targets == {"fast", kernelbench.POOLED}
+  assert targets == {"fast", cross_validation.POOLED}
   methods = {row["method"] for row in rows}
   assert len(methods) == 4
   assert all(row["tests"] == 16 for row in rows)
@@ -83,6 +88,39 @@ def test_a_run_judges_what_was_held_out(folder, tmp_path):
 
 def test_a_run_that_is_not_there_is_named(folder):
   with pytest.raises(InputError, match="no run 'H100'"):
-    kernelbench.load(folder, plan(runs=["H100"]))
+    timings.load(folder, plan(runs=["H100"]))
   with pytest.raises(InputError, match="no such file"):
-    kernelbench.load(folder / "nothing", plan())
+    timings.load(folder / "nothing", plan())
+
+
+def test_renamed_and_repeated_problems_are_one():
+  codes = {
+    name: f"def get_inputs():\n  return [torch.rand({size}, 4)]"
+    for name, size in (("a", 2), ("b", 3), ("c", 4), ("d", 2), ("e", 5))
+  }
+  names = {
+    "36_LTSMHn.py": ("level3", "a"),
+    "36_LSTMHn.py": ("level3", "b"),
+    "39_Gemm.py": ("level2", "d"),
+    "1_gpt2_bs1_seq2.py": ("level4", "c"),
+    "20_gpt2_bs8_seq9.py": ("level4", "e"),
+    "1_other.py": ("level3", "c"),
+    "50_conv_standard_2D__square_input__square_kernel.py": ("level1", "b"),
+    "63_conv_standard_2D__square_input__square_kernel.py": ("level1", "e"),
+  }
+  rows = [
+    {"name": name, "level": level, "src": src}
+    for name, (level, src) in names.items()
+  ]
+  found = problems.of_rows(rows, codes)
+  # One program in two problems, a table, sizes, and a number say so.
+  same = [
+    ("level3/36_LTSMHn.py", "level3/36_LSTMHn.py"),
+    ("level2/39_Gemm.py", "level3/36_LTSMHn.py"),
+    ("level4/1_gpt2_bs1_seq2.py", "level4/20_gpt2_bs8_seq9.py"),
+    tuple(f"level1/{n}_conv_standard_2D__square_input__square_kernel.py"
+          for n in (50, 63)),
+  ]  # fmt: skip
+  assert all(found[a] == found[b] for a, b in same)
+  alone = problems.of_rows([rows[0], rows[3], rows[6]], codes)
+  assert alone == {name: name for name in alone} and len(alone) == 3

@@ -3,8 +3,8 @@ import pytest
 
 from models.errors import InputError
 from models.numbers import MISSING, Ieee, TargetCodec
-from research.regression_lm import examples
-from research.regression_lm.examples import Example
+from research.predictors.examples import Example
+from research.regression_lm import token_batches
 from research.text import tokenizing
 
 CODEC = TargetCodec(format=Ieee(), num_objectives=2)
@@ -15,12 +15,12 @@ def dataset(lengths, max_length=99):
   given = [
     Example(x=chr(97 + i % 26) * n, y=[i, None]) for i, n in enumerate(lengths)
   ]
-  return examples.build(given, BYTES, CODEC, max_length)
+  return token_batches.build(given, BYTES, CODEC, max_length)
 
 
 def test_texts_come_back_from_their_tokens():
   texts = ["grün", "a", "two words"]
-  found = examples.read_texts(BYTES, texts, 99)
+  found = token_batches.read_texts(BYTES, texts, 99)
   np.testing.assert_array_equal(found.lengths, [5, 1, 9])
   tokens, lengths = found.rows(np.array([2, 0]))
   assert tokens.shape == (2, 16) and tokens.dtype == np.int32
@@ -30,7 +30,7 @@ def test_texts_come_back_from_their_tokens():
 
 def test_long_texts_are_counted_and_cut_with_a_warning():
   with pytest.warns(UserWarning, match="2 of 3 texts have more than 4 tokens"):
-    found = examples.read_texts(BYTES, ["12345", "1234", "123456"], 4)
+    found = token_batches.read_texts(BYTES, ["12345", "1234", "123456"], 4)
   assert found.num_cut == 2 and found.lengths.tolist() == [4, 4, 4]
 
 
@@ -91,7 +91,7 @@ def test_the_whole_counts_every_example_once():
 )
 def test_bad_examples_are_one_line(given, words):
   with pytest.raises(InputError, match=words) as caught:
-    examples.build(given, BYTES, CODEC, 9)
+    token_batches.build(given, BYTES, CODEC, 9)
   assert "\n" not in str(caught.value)
 
 
@@ -101,4 +101,4 @@ def test_a_text_without_tokens_is_named():
 
   backend.backend.normalizer = normalizers.Strip()
   with pytest.raises(InputError, match="text 1 has no token"):
-    examples.read_texts(backend, ["a", "  "], 9)
+    token_batches.read_texts(backend, ["a", "  "], 9)

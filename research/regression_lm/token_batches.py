@@ -1,4 +1,4 @@
-"""Examples of text and numbers, and their tokens as batches.
+"""Tokens of examples, as batches.
 
 Shapes by axis letter: N examples, B of a batch, L text tokens, T target tokens,
 O objectives.
@@ -8,34 +8,17 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from models.errors import InputError
 from models.numbers import MISSING, TargetCodec
 from models.tokenizer import Tokenizer
+from research.predictors.examples import Example, text_of
 from research.text import buckets
 
 # Texts that are tokenized at a time.
 _ENCODED = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """A text and what was measured of it.
-
-  Attributes:
-    x: the text.
-    y: a number, or a sequence of them for several objectives; None stands for
-      one that was not measured.
-    task: examples of the same may stand in front of each other in training
-      with prompts.
-  """
-
-  x: str
-  y: Any = None
-  task: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,11 +111,6 @@ def read_texts(
   starts = np.cumsum([0, *map(len, rows)])
   tokens = np.concatenate([np.zeros(0, np.int32), *rows])
   return Texts(tokens, starts, num_cut)
-
-
-def text_of(x: Any) -> Any:
-  """The text of a str, of an `Example`, or of anything with an `x`."""
-  return x if isinstance(x, str) else getattr(x, "x", x)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

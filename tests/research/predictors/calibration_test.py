@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from research.regression_lm import calibration
-from research.regression_lm.calibration import Prediction
+from research.predictors import calibration
+from research.predictors.calibration import Prediction
 
 
 def test_quantiles_are_numpys_where_all_is_finite():

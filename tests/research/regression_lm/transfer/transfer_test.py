@@ -7,13 +7,13 @@ import pytest
 
 from models.errors import InputError
 from research.predictors.text_forms import Facts
-from research.regression_lm.transfer import comparison as transfer
+from research.regression_lm.transfer import adaptation
 from research.regression_lm.transfer import options as transfer_options
 from research.regression_lm.transfer import parts as transfer_parts
 from research.regression_lm.transfer import peers as transfer_peers
 from research.regression_lm.transfer import run as transfer_run
-from research.regression_lm.transfer.comparison import Found
 from research.regression_lm.transfer.options import Settings
+from research.regression_lm.transfer.setup import Found, source_rows, splits
 
 SMALL = Settings(
   encoder_layers=1,
@@ -76,21 +76,21 @@ def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
 
 def test_test_rows_are_neither_examples_nor_sources(facts):
   made = setup(facts, source_rows=20)
-  for split in transfer.splits(made, facts):
-    rows = transfer.source_rows(made, facts, split)
+  for split in splits(made, facts):
+    rows = source_rows(made, facts, split)
     assert len(rows) == 20 and not set(rows) & set(split.test)
     assert set(split.known[:6]) <= set(rows)
   with pytest.raises(InputError, match="smaller --sizes"):
-    transfer.splits(setup(facts, sizes=[39]), facts)
+    splits(setup(facts, sizes=[39]), facts)
 
 
 def test_the_target_is_read_under_the_name_of_the_nearest_source(facts):
   made = setup(facts)
   rows = np.array([1, 2, 3, 4, 7, 8])
   aim = facts.column("aim")[rows]
-  assert transfer._nearest(made, facts, rows, aim) == 0
+  assert adaptation._nearest(made, facts, rows, aim) == 0
   noise = np.array([1.0, 5.0, 2.0, 4.0, 3.0, 0.0])
-  assert transfer._nearest(made, facts, rows, noise) is None
+  assert adaptation._nearest(made, facts, rows, noise) is None
 
 
 def test_ridge_takes_the_strength_with_the_least_left_out_error():

@@ -1,0 +1,58 @@
+"""The data sets that a regression language model may be given, by name."""
+
+import pathlib
+
+from models.errors import InputError
+from research.predictors import public_sets, tables
+from research.predictors.data_options import DataOptions
+from research.predictors.tables import Table
+from research.program_metrics import table as program_table
+
+DENSITY, PROGRAMS = "density", "programs"
+SETS = public_sets.SETS | {PROGRAMS: program_table.programs}
+KINDS = ("jsonl", "csv", *SETS, DENSITY)
+
+
+def load(options: DataOptions, path: str | pathlib.Path) -> Table:
+  """Reads the table that options name.
+
+  Args:
+    options: which data.
+    path: of the file, or of the set's folder.
+
+  Raises:
+    InputError: it cannot be read, or its texts have no copies.
+  """
+  o, path = options, pathlib.Path(path).expanduser()
+  if o.kind == "jsonl":
+    table = tables.read_jsonl(
+      path, o.targets, text=o.text or "x", group=o.group
+    )
+  elif o.kind == "csv":
+    table = tables.read_csv(path, o.targets, text=o.text, group=o.group)
+  elif o.kind == PROGRAMS and o.text is not None:
+    table = program_table.programs(path, o.targets, o.text)
+  elif o.kind in SETS:
+    table = SETS[o.kind](path, o.targets)
+  else:
+    raise InputError(
+      f"data {o.kind!r} is unknown: take jsonl, csv or one of {list(SETS)}"
+    )
+  if o.text_copies > 1 and table.other_texts is None:
+    raise no_copies(o)
+  if o.text_copies > 1 and o.prompt_shots:
+    raise InputError(
+      "--text_copies and --prompt_shots: a copy in front of a text would "
+      "tell its numbers: give one of them"
+    )
+  return table
+
+
+def no_copies(options: DataOptions) -> InputError:
+  """What is wrong where a row has one text alone."""
+  text = f" --text_column={options.text}" if options.text else ""
+  return InputError(
+    f"--text_copies={options.text_copies}: --data={options.kind}{text} knows "
+    "one text a row: leave it at 1, or take --data=programs with "
+    "--text_column=source, typed or sized"
+  )

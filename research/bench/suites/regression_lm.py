@@ -35,9 +35,9 @@ from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.cost.roofline import Phase
 from research.regression_lm import learn, sampling, training
-from research.regression_lm.token_batches import Texts
 from research.regression_lm.likelihood import Model
 from research.regression_lm.options import Options
+from research.regression_lm.token_batches import Texts
 
 OURS, PEER = "frugax", "regress-lm"
 DTYPES = ("bfloat16", "float32")

@@ -126,13 +126,15 @@ class MambaBlock(nnx.Module):
     self.forward_mixer = Mamba2Mixer(config.mamba, rngs=rngs)
     self.backward_mixer = Mamba2Mixer(config.mamba, rngs=rngs)
     self.mlp_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
-    self.mlp = transformer.GatedMlp(config.attention, rngs=rngs)
+    self.mlp = layers.GatedMlp(
+      config.attention.d_model, config.attention.d_ff, rngs=rngs
+    )
 
   def __call__(
     self,
     x: jax.Array,
     mask: jax.Array,
-    hooks: transformer.MlpHooks,
+    hooks: layers.MlpHooks,
     implementations: Implementations,
     on_mixed: Callable[[jax.Array], jax.Array],
   ) -> jax.Array:

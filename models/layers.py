@@ -1,38 +1,44 @@
-"""Layers shared by the models: Linear, RMSNorm, rotary embedding.
+"""Layers shared by the models: linear, token table, norm, MLP, rotation.
 
 Shapes by axis letter: `...` any leading axes, D width, F output width,
-H heads, K head dimension. Parameters are kept in their own dtype and cast to
-the dtype of the activations; normalisation and rotation run in float32.
+V vocabulary, H heads, K head dimension. Parameters are kept in their own dtype
+and cast to the dtype of the activations; normalisation and rotation run in
+float32.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.transformer_config import RopeScaling
 from ops.rms_norm import rms_norm
 
+# A module is a plain pytree: all that `models` makes consists of these layers.
+nnx.set_graph_mode(False)
+nnx.set_graph_updates(False)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-  """Llama-3 frequency scaling of rotary embeddings (Llama 3.1 report).
 
-  Attributes:
-    factor: how much low frequencies are slowed down.
-    low_freq_factor: wavelengths above `original_max_position /
-      low_freq_factor` are scaled by `factor`.
-    high_freq_factor: wavelengths below `original_max_position /
-      high_freq_factor` are kept.
-    original_max_position: context length of the original training.
+def product(
+  x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None
+) -> jax.Array:
+  """x (..., D) times weight (D, F), which is cast to the dtype of x.
+
+  Args:
+    x: (..., D).
+    weight: (D, F).
+    out_dtype: of the sums; None for that of `x`.
+
+  Returns:
+    (..., F).
   """
-
-  factor: float
-  low_freq_factor: float
-  high_freq_factor: float
-  original_max_position: int
+  return jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=out_dtype)
 
 
 class Linear(nnx.Module):
@@ -56,12 +62,66 @@ class Linear(nnx.Module):
     self.kernel = nnx.Param(init(rngs.params(), (in_features, out_features)))
     self.bias = nnx.Param(jnp.zeros((out_features,))) if use_bias else None
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (..., D) to (..., F)."""
-    y = jnp.matmul(x, self.kernel[...].astype(x.dtype))
+  def __call__(
+    self, x: jax.Array, *, out_dtype: jnp.dtype | None = None
+  ) -> jax.Array:
+    """Maps (..., D) to (..., F), in `out_dtype` or the dtype of `x`."""
+    y = product(x, self.kernel[...], out_dtype)
+    return y if self.bias is None else _add(y, self.bias[...])
+
+  def split(self, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """Maps (..., D) to arrays (..., size), by a product each.
+
+    An op that takes one of the arrays would copy a slice of a wider one.
+
+    Args:
+      x: (..., D).
+      sizes: that add up to F.
+    """
+    ends = list(itertools.accumulate(sizes))[:-1]
+    ys = [product(x, part) for part in jnp.split(self.kernel[...], ends, 1)]
     if self.bias is None:
-      return y
-    return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
+      return ys
+    return [_add(*both) for both in zip(ys, jnp.split(self.bias[...], ends))]
+
+  def dense(self) -> jax.Array:
+    """The kernel as an array (D, F), for ops that take nothing else."""
+    return self.kernel[...]
+
+  def rescale(self, factor: float) -> None:
+    """Multiplies the kernel, where a layer starts smaller than others."""
+    self.kernel[...] = self.kernel[...] * factor
+
+
+def _add(y: jax.Array, bias: jax.Array) -> jax.Array:
+  return y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+
+
+class Embedding(nnx.Module):
+  """Token table (V, D).
+
+  Attributes:
+    table: (V, D).
+  """
+
+  def __init__(
+    self, vocab_size: int, features: int, *, std: float = 0.02, rngs: nnx.Rngs
+  ):
+    """Normal table of standard deviation `std`."""
+    init = jax.nn.initializers.normal(std)
+    self.table = nnx.Param(init(rngs.params(), (vocab_size, features)))
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """Looks up (...) int32 tokens: (..., D)."""
+    return self.table[...][tokens]
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Maps hidden states (..., D) to float32 scores (..., V) of the rows."""
+    return product(hidden, self.table[...].T, jnp.float32)
+
+  def dense(self) -> jax.Array:
+    """The table as an array (V, D)."""
+    return self.table[...]
 
 
 class RMSNorm(nnx.Module):
@@ -82,6 +142,59 @@ class RMSNorm(nnx.Module):
     Takes the options of `ops.rms_norm`.
     """
     return rms_norm(x, self.scale[...], eps=self.eps, **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MlpHooks:
+  """Functions applied inside the MLP of every layer; None leaves it as is.
+
+  Attributes:
+    on_input: maps the normed input (..., D).
+    on_middle: maps the gated intermediate (..., F).
+    on_output: maps the output (..., D) before it joins the residual.
+  """
+
+  on_input: Callable[[jax.Array], jax.Array] | None = None
+  on_middle: Callable[[jax.Array], jax.Array] | None = None
+  on_output: Callable[[jax.Array], jax.Array] | None = None
+
+
+class GatedMlp(nnx.Module):
+  """Gated linear units (Shazeer 2020): down(activation(gate(x)) * up(x)).
+
+  Attributes:
+    activation: "silu" (SwiGLU), or "gelu" by tanh (GeGLU).
+  """
+
+  def __init__(
+    self,
+    features: int,
+    width: int,
+    *,
+    activation: str = "silu",
+    rngs: nnx.Rngs,
+  ):
+    """Builds gate and up (D = features, F = width), and down."""
+    linear = functools.partial(Linear, rngs=rngs)
+    self.activation = activation
+    self.gate_proj = linear(features, width)
+    self.up_proj = linear(features, width)
+    self.down_proj = linear(width, features)
+
+  def __call__(self, x: jax.Array, hooks: MlpHooks | None = None) -> jax.Array:
+    """Maps (..., D) to (..., D)."""
+    hooks = hooks or MlpHooks()
+    x = hooks.on_input(x) if hooks.on_input else x
+    middle = _gate(self.activation, self.gate_proj(x), self.up_proj(x))
+    middle = hooks.on_middle(middle) if hooks.on_middle else middle
+    y = self.down_proj(middle)
+    return hooks.on_output(y) if hooks.on_output else y
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def _gate(activation, gate, up):
+  """activation(gate) * up, of which the backward pass keeps the two alone."""
+  return getattr(jax.nn, activation)(gate) * up
 
 
 def rope_frequencies(

@@ -12,14 +12,12 @@ text. They give the numbers that each text gives alone.
 """
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import layers, transformer
+from models import layers, module, transformer
 from models.mamba_blocks import (
   AttentionBlock,
   AttentionCache,
@@ -32,7 +30,7 @@ from models.mamba_blocks import (
 from models.mamba_config import MambaConfig, Run
 from ops import segments
 
-Params = dict[str, Any]
+Params = module.Params
 
 
 @jax.tree_util.register_dataclass
@@ -59,14 +57,14 @@ class MambaState:
     return whole.dtype
 
 
-class Mamba(nnx.Module):
+class Mamba(module.TokenModel):
   """The model: embed, scan the runs of blocks, norm, head."""
 
   def __init__(self, config: MambaConfig, *, rngs: nnx.Rngs):
     """Random weights; `bind` puts converted ones in their place."""
     self.config = config
     vocab_size = config.padded_vocab_size
-    self.embed = transformer.Embedding(vocab_size, config.d_model, rngs=rngs)
+    self.embed = layers.Embedding(vocab_size, config.d_model, rngs=rngs)
     self.layers = nnx.List([_stack(config, run, rngs) for run in config.runs])
     self.final_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
     self.lm_head = (
@@ -124,24 +122,6 @@ class Mamba(nnx.Module):
     hidden, _ = run.add_and_norm(stream, self.final_norm)
     return hidden, tuple(new_states)
 
-  def head(self) -> jax.Array:
-    """The output matrix (padded V, D), as `ops.token_logprob` takes it."""
-    if self.lm_head is not None:
-      return self.lm_head.kernel[...].T
-    return self.embed.table[...]
-
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Maps hidden states (..., D) to float32 logits (..., V).
-
-    The padding of the vocabulary is cut off, so that it is never sampled.
-    """
-    logits = jnp.matmul(
-      hidden,
-      self.head().astype(hidden.dtype).T,
-      preferred_element_type=jnp.float32,
-    )
-    return logits[..., : self.config.vocab_size]
-
 
 def _stack(config: MambaConfig, run: Run, rngs: nnx.Rngs) -> nnx.Module:
   block = MambaBlock if run.kind == "mamba" else AttentionBlock
@@ -149,34 +129,8 @@ def _stack(config: MambaConfig, run: Run, rngs: nnx.Rngs) -> nnx.Module:
   return jax.vmap(lambda key: block(config, rngs=nnx.Rngs(key)))(keys)
 
 
-@functools.lru_cache(maxsize=64)
-def graphdef(config: MambaConfig) -> nnx.GraphDef:
-  """The static half of `nnx.split` for `config`; allocates nothing."""
-  return nnx.split(nnx.eval_shape(lambda: _random(config)))[0]
-
-
-def _random(config: MambaConfig, key: jax.Array | None = None) -> Mamba:
-  key = jax.random.key(0) if key is None else key
-  return Mamba(config, rngs=nnx.Rngs(params=key))
-
-
-def init(config: MambaConfig, key: jax.Array) -> Params:
-  """Random float32 parameters, drawn as the papers' code draws them.
-
-  `params["layers"][i]` holds run i of the config, stacked on axis 0.
-  """
-  return nnx.to_pure_dict(nnx.split(_random(config, key))[1])
-
-
-def abstract_params(config: MambaConfig) -> Params:
-  """The shapes and dtypes of `init`, without its arrays."""
-  state = nnx.split(nnx.eval_shape(lambda: _random(config)))[1]
-  return nnx.to_pure_dict(state)
-
-
-def bind(config: MambaConfig, params: Params) -> Mamba:
-  """The module over `params` (a nested dict as `init` returns it)."""
-  return nnx.merge(graphdef(config), params)
+init, bind = Mamba.init, Mamba.bind
+abstract_params, num_params = Mamba.abstract_params, Mamba.num_params
 
 
 def init_state(
@@ -253,7 +207,7 @@ def hidden_states(
   model = bind(config, params)
   implementations = implementations or Implementations()
   run = Pass(
-    dtype=jnp.dtype(dtype or model.embed.table.dtype),
+    dtype=jnp.dtype(dtype or model.embed.dense().dtype),
     positions=transformer.token_positions(tokens),
     attend=_attend(segment_ids, implementations.attention),
     segment_ids=segment_ids,
@@ -313,7 +267,7 @@ def prefill(
   """
   model = bind(config, params)
   if state is None:
-    dtype = jnp.dtype(dtype or model.embed.table.dtype)
+    dtype = jnp.dtype(dtype or model.embed.dense().dtype)
     state = init_state(
       config, tokens.shape[0], cache_size=cache_size, dtype=dtype
     )

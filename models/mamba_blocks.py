@@ -125,11 +125,10 @@ class Pass:
     By a product each where tokens are many, since kernels would need a copy of
     each slice of a wide one.
     """
-    ends = list(itertools.accumulate(sizes))
-    if self.is_step:
-      return jnp.split(linear(x), ends[:-1], axis=-1)
-    parts = jnp.split(linear.kernel[...].astype(x.dtype), ends[:-1], axis=1)
-    return [jnp.matmul(x, part) for part in parts]
+    if not self.is_step:
+      return linear.split(x, sizes)
+    ends = list(itertools.accumulate(sizes))[:-1]
+    return jnp.split(linear(x), ends, axis=-1)
 
   def convolve(self, parts, conv, state):
     """Convolves the `parts` of the channels with SiLU; outputs and new state.
@@ -366,14 +365,14 @@ def step_run(
     return None
   weights = Mamba2Weights(
     norm=blocks.norm.scale[...],
-    in_proj=mixer.in_proj.kernel[...],
+    in_proj=mixer.in_proj.dense(),
     conv_weight=mixer.conv.weight[...],
     conv_bias=mixer.conv.bias[...],
     dt_bias=mixer.dt_bias[...],
     A_log=mixer.A_log[...],
     D=mixer.D[...],
     gated_norm=mixer.norm.scale[...],
-    out_proj=mixer.out_proj.kernel[...],
+    out_proj=mixer.out_proj.dense(),
   )
   x = x + y.astype(x.dtype)
   arrays = x[:, 0], weights, states.conv, states.ssm
@@ -397,13 +396,13 @@ class AttentionBlock(nnx.Module):
     c = config.attention_block
     self.attn_norm = layers.RMSNorm(c.d_model, eps=c.norm_eps)
     self.attn = transformer.Attention(c, rngs=rngs)
-    _shrink(self.attn.o_proj, config.num_layers)
+    self.attn.o_proj.rescale(config.num_layers**-0.5)
     self.mlp_norm = (
       layers.RMSNorm(c.d_model, eps=c.norm_eps) if c.d_ff else None
     )
-    self.mlp = transformer.GatedMlp(c, rngs=rngs) if c.d_ff else None
+    self.mlp = layers.GatedMlp(c.d_model, c.d_ff, rngs=rngs) if c.d_ff else None
     if c.d_ff:
-      _shrink(self.mlp.down_proj, config.num_layers)
+      self.mlp.down_proj.rescale(config.num_layers**-0.5)
 
   def __call__(
     self, stream: Stream, cache: AttentionCache, index: jax.Array, run: Pass
@@ -414,8 +413,4 @@ class AttentionBlock(nnx.Module):
     if self.mlp is None:
       return (x, y), cache
     normed, x = run.add_and_norm((x, y), self.mlp_norm)
-    return (x, self.mlp(normed, transformer.MlpHooks())), cache
-
-
-def _shrink(linear: layers.Linear, num_layers: int) -> None:
-  linear.kernel = nnx.Param(linear.kernel[...] * num_layers**-0.5)
+    return (x, self.mlp(normed)), cache

@@ -184,26 +184,6 @@ class MambaConfig:
       norm_eps=self.norm_eps,
     )
 
-  @property
-  def num_params(self) -> int:
-    """Parameters with the padded table, a tied one counted once."""
-    d, inner = self.d_model, self.d_inner
-    conv = self.conv_channels * (self.d_conv + 1)
-    if self.kind == "mamba1":
-      mixer = 2 * d * inner + inner * (self.rank + 2 * self.d_state)
-      mixer += (self.rank + 1) * inner + inner * self.d_state + inner
-    else:
-      mixer = d * (inner + self.conv_channels + self.num_heads)
-      mixer += 3 * self.num_heads + inner
-    total = (mixer + conv + inner * d + d) * self.num_layers
-    if self.attention:
-      a, count = self.attention, len(self.attention.indices)
-      block = 2 * d * a.head_dim * (a.num_heads + a.num_kv_heads) + d
-      block += 3 * d * a.d_ff + d * (a.d_ff > 0)
-      total += count * (block - total // self.num_layers)
-    tables = 1 if self.tie_embeddings else 2
-    return total + tables * self.padded_vocab_size * d + d
-
   @classmethod
   def tiny(cls, kind: str = "mamba2", **changes) -> Self:
     """A few small layers, for tests.

@@ -16,19 +16,18 @@ head dimension, V target tokens.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import bidirectional, layers, t5gemma, transformer
+from models import bidirectional, layers, module, t5gemma, transformer
 from models.attention import attend_to_text
 from models.mamba_blocks import Implementations
 from models.numbers import START
 from models.regression_lm_config import T5GEMMA, RegressionLMConfig
 
-Params = dict[str, Any]
+Params = module.Params
 
 
 @jax.tree_util.register_dataclass
@@ -132,16 +131,18 @@ class DecoderBlock(nnx.Module):
     self.cross_norm = norm()
     self.cross = CrossAttention(config, rngs=rngs)
     self.mlp_norm = norm()
-    self.mlp = transformer.GatedMlp(config.attention, rngs=rngs)
+    self.mlp = layers.GatedMlp(
+      config.attention.d_model, config.attention.d_ff, rngs=rngs
+    )
 
 
-class RegressionLM(nnx.Module):
+class RegressionLM(module.Model):
   """Embed and encode the text; embed and decode the targets."""
 
   def __init__(self, config: RegressionLMConfig, *, rngs: nnx.Rngs):
     """Random weights."""
     c = self.config = config
-    table = functools.partial(transformer.Embedding, std=c.embed_std, rngs=rngs)
+    table = functools.partial(layers.Embedding, std=c.embed_std, rngs=rngs)
     if c.encoder == T5GEMMA:
       # It has a table and a last norm of its own.
       self.embed = self.encoder_norm = None
@@ -170,42 +171,11 @@ def _encoder_block(config: RegressionLMConfig, key: jax.Array) -> nnx.Module:
   return transformer.Block(config.attention, rngs=rngs)
 
 
-@functools.lru_cache(maxsize=64)
-def graphdef(config: RegressionLMConfig) -> nnx.GraphDef:
-  """The static half of `nnx.split` for `config`; allocates nothing."""
-  return nnx.split(nnx.eval_shape(lambda: _random(config)))[0]
-
-
-def _random(
-  config: RegressionLMConfig, key: jax.Array | None = None
-) -> RegressionLM:
-  key = jax.random.key(0) if key is None else key
-  return RegressionLM(config, rngs=nnx.Rngs(params=key))
-
-
-def init(
-  config: RegressionLMConfig, key: jax.Array, param_dtype: str = "float32"
-) -> Params:
-  """Random parameters as a nested dict, layers stacked on axis 0."""
-  params = nnx.to_pure_dict(nnx.split(_random(config, key))[1])
-  return jax.tree.map(lambda x: x.astype(param_dtype), params)
-
-
-def abstract_params(config: RegressionLMConfig) -> Params:
-  """The shapes and dtypes of `init`, without its arrays."""
-  state = nnx.split(nnx.eval_shape(lambda: _random(config)))[1]
-  return nnx.to_pure_dict(state)
-
-
-def bind(config: RegressionLMConfig, params: Params) -> RegressionLM:
-  """The module over `params` (a nested dict as `init` returns it)."""
-  return nnx.merge(graphdef(config), params)
-
-
-def num_params(config: RegressionLMConfig) -> int:
-  """Parameters of a model."""
-  leaves = jax.tree.leaves(abstract_params(config))
-  return sum(leaf.size for leaf in leaves)
+init, bind = RegressionLM.init, RegressionLM.bind
+abstract_params, num_params = (
+  RegressionLM.abstract_params,
+  RegressionLM.num_params,
+)
 
 
 def encode(
@@ -257,7 +227,7 @@ def _encode_own(config, model, tokens, mask, compute, dropout, keys):
   def layer(x, block_and_key):
     block, layer_key = block_and_key
     drop_mixed, drop_mlp = _droppers(layer_key, dropout)
-    hooks = transformer.MlpHooks(on_output=drop_mlp)
+    hooks = layers.MlpHooks(on_output=drop_mlp)
     if config.encoder == "mamba2":
       return block(x, mask, hooks, compute.mamba, drop_mixed), None
     mixed, _ = block.attn(block.attn_norm(x), positions, attend, None)
@@ -321,7 +291,7 @@ def logits(
   for number, block in enumerate(_decoder_blocks(config, model)):
     layer_key = None if keys is None else keys[number]
     x = layer(x, block, memory.k[number], memory.v[number], layer_key)
-  return _head(model, x)
+  return model.head(model.final_norm(x), out_dtype=jnp.float32)
 
 
 def init_cache(
@@ -382,7 +352,9 @@ def step(
     x, new = _decoder_layer(block, x, mix, read, compute)
     found.append(new)
   k, v = zip(*found)
-  return _head(model, x)[..., 0, :], Cache(k=k, v=v, length=place + 1)
+  hidden = model.final_norm(x)[..., 0, :]
+  logits = model.head(hidden, out_dtype=jnp.float32)
+  return logits, Cache(k=k, v=v, length=place + 1)
 
 
 def _encoder_attend(config, mask, compute) -> transformer.Attend | None:
@@ -433,7 +405,7 @@ def _decoder_layer(block, x, mix, memory, compute, key=None, dropout=0.0):
   # For few queries the kernel of long texts is no gain: only "xla" is a must.
   implementation = "xla" if compute.attention == "xla" else None
   x = x + block.cross(block.cross_norm(x), *memory, implementation)
-  hooks = transformer.MlpHooks(on_output=drop_mlp)
+  hooks = layers.MlpHooks(on_output=drop_mlp)
   return x + block.mlp(block.mlp_norm(x), hooks), output
 
 
@@ -442,12 +414,6 @@ def _embed_targets(model, tokens, slots, compute) -> jax.Array:
   x = model.target_embed(tokens)
   x = x + jnp.broadcast_to(model.slots(slots), x.shape)
   return x.astype(compute.dtype)
-
-
-def _head(model: RegressionLM, x: jax.Array) -> jax.Array:
-  kernel = model.head.kernel[...].astype(x.dtype)
-  hidden = model.final_norm(x)
-  return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
 
 
 def _maybe_remat(layer: Callable, compute: Compute) -> Callable:

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import layers, transformer
+from models import layers, module
 from models.t5gemma_config import T5GemmaConfig
 
-Params = dict[str, Any]
+Params = module.Params
 # Scores of so many queries are in memory at a time.
 _QUERIES = 512
 # Finite, so that a row of padding that sees nothing is no NaN.
@@ -118,22 +118,6 @@ def _attend(c: T5GemmaConfig, q, k, v, mask, is_sliding) -> jax.Array:
   return jnp.concatenate(list(mixed), axis=1)[:, :length]
 
 
-class GatedMlp(nnx.Module):
-  """GeGLU (Shazeer 2020): down(gelu(gate(x)) * up(x)), gelu by tanh."""
-
-  def __init__(self, config: T5GemmaConfig, *, rngs: nnx.Rngs):
-    """Builds gate, up and down."""
-    linear = functools.partial(layers.Linear, rngs=rngs)
-    self.gate_proj = linear(config.d_model, config.d_ff)
-    self.up_proj = linear(config.d_model, config.d_ff)
-    self.down_proj = linear(config.d_ff, config.d_model)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (..., D)."""
-    gate = jax.nn.gelu(self.gate_proj(x), approximate=True)
-    return self.down_proj(gate * self.up_proj(x))
-
-
 class Block(nnx.Module):
   """Attention and MLP, each with a norm in front and one behind."""
 
@@ -143,18 +127,18 @@ class Block(nnx.Module):
     self.pre_attn_norm, self.post_attn_norm = norm(), norm()
     self.attn = Attention(config, rngs=rngs)
     self.pre_mlp_norm, self.post_mlp_norm = norm(), norm()
-    self.mlp = GatedMlp(config, rngs=rngs)
+    self.mlp = layers.GatedMlp(
+      config.d_model, config.d_ff, activation="gelu", rngs=rngs
+    )
 
 
-class Encoder(nnx.Module):
+class Encoder(module.Model):
   """Token table, stacked layers, last norm."""
 
   def __init__(self, config: T5GemmaConfig, *, rngs: nnx.Rngs):
     """Random weights; `models.convert.t5gemma` reads those of a release."""
     self.config = config
-    self.embed = transformer.Embedding(
-      config.vocab_size, config.d_model, rngs=rngs
-    )
+    self.embed = layers.Embedding(config.vocab_size, config.d_model, rngs=rngs)
     keys = jax.random.split(rngs.params(), config.num_layers)
     self.layers = jax.vmap(
       lambda key: Block(config, rngs=nnx.Rngs(params=key))
@@ -209,7 +193,4 @@ def _frequencies(c: T5GemmaConfig) -> jax.Array:
   return jnp.asarray(np.where(np.array(c.sliding)[:, None], near, whole))
 
 
-def abstract_params(config: T5GemmaConfig) -> Params:
-  """Shapes and dtypes of the parameters, as a nested dict."""
-  make = lambda: Encoder(config, rngs=nnx.Rngs(params=jax.random.key(0)))
-  return nnx.to_pure_dict(nnx.split(nnx.eval_shape(make))[1])
+abstract_params = Encoder.abstract_params

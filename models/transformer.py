@@ -19,27 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import layers
+from models import layers, module
 from models.transformer_config import TransformerConfig
 
-Params = dict[str, Any]
+Params = module.Params
 # (q (..., H, K), k (..., N, K), v, layer_input) -> (out (..., H, K), output)
 Attend = Callable[..., tuple[jax.Array, Any]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MlpHooks:
-  """Functions applied inside the MLP of every layer; None leaves it as is.
-
-  Attributes:
-    on_input: maps the normed input (..., D).
-    on_middle: maps the gated intermediate (..., F).
-    on_output: maps the output (..., D) before it joins the residual.
-  """
-
-  on_input: Callable[[jax.Array], jax.Array] | None = None
-  on_middle: Callable[[jax.Array], jax.Array] | None = None
-  on_output: Callable[[jax.Array], jax.Array] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -96,31 +81,6 @@ class Attention(nnx.Module):
     return self.o_proj(mixed.reshape(*x.shape[:-1], -1)), layer_output
 
 
-class GatedMlp(nnx.Module):
-  """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
-
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    """Builds gate, up and down."""
-    linear = functools.partial(layers.Linear, rngs=rngs)
-    self.gate_proj = linear(config.d_model, config.d_ff)
-    self.up_proj = linear(config.d_model, config.d_ff)
-    self.down_proj = linear(config.d_ff, config.d_model)
-
-  def __call__(self, x: jax.Array, hooks: MlpHooks) -> jax.Array:
-    """Maps (..., D) to (..., D)."""
-    x = hooks.on_input(x) if hooks.on_input else x
-    middle = _gate(self.gate_proj(x), self.up_proj(x))
-    middle = hooks.on_middle(middle) if hooks.on_middle else middle
-    y = self.down_proj(middle)
-    return hooks.on_output(y) if hooks.on_output else y
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _gate(gate, up):
-  """silu(gate) * up, of which the backward pass keeps the two alone."""
-  return jax.nn.silu(gate) * up
-
-
 class Block(nnx.Module):
   """Pre-norm residual block."""
 
@@ -129,7 +89,7 @@ class Block(nnx.Module):
     self.attn_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
     self.attn = Attention(config, rngs=rngs)
     self.mlp_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
-    self.mlp = GatedMlp(config, rngs=rngs)
+    self.mlp = layers.GatedMlp(config.d_model, config.d_ff, rngs=rngs)
 
   def __call__(
     self,
@@ -137,7 +97,7 @@ class Block(nnx.Module):
     positions: jax.Array,
     attend: Attend,
     layer_input: Any,
-    hooks: MlpHooks,
+    hooks: layers.MlpHooks,
   ) -> tuple[jax.Array, Any]:
     """Maps (..., D); the second result is `attend`'s output."""
     mixed, layer_output = self.attn(
@@ -147,20 +107,22 @@ class Block(nnx.Module):
     return x + self.mlp(self.mlp_norm(x), hooks), layer_output
 
 
-class Transformer(nnx.Module):
+class Transformer(module.TokenModel):
   """The decoder: embed, scan the blocks, norm, head."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     """Random weights; `bind` puts converted ones in their place."""
     self.config = config
-    self.embed = Embedding(config.vocab_size, config.d_model, rngs=rngs)
+    self.embed = layers.Embedding(
+      config.padded_vocab_size, config.d_model, rngs=rngs
+    )
     keys = jax.random.split(rngs.params(), config.num_layers)
     self.layers = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
     self.final_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
     self.lm_head = (
       None
       if config.tie_embeddings
-      else layers.Linear(config.d_model, config.vocab_size, rngs=rngs)
+      else layers.Linear(config.d_model, config.padded_vocab_size, rngs=rngs)
     )
 
   def __call__(
@@ -170,7 +132,7 @@ class Transformer(nnx.Module):
     attend: Attend,
     *,
     layer_inputs: Any = None,
-    hooks: MlpHooks | None = None,
+    hooks: layers.MlpHooks | None = None,
     remat: bool = False,
     unroll: int = 1,
   ) -> tuple[jax.Array, Any]:
@@ -191,7 +153,7 @@ class Transformer(nnx.Module):
     Returns:
       Hidden states (..., D) and `attend`'s outputs stacked over L.
     """
-    hooks = hooks or MlpHooks()
+    hooks = hooks or layers.MlpHooks()
 
     def layer(x, block_and_input):
       block, layer_input = block_and_input
@@ -204,59 +166,12 @@ class Transformer(nnx.Module):
     )
     return self.final_norm(x), layer_outputs
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Maps hidden states (..., D) to float32 logits (..., V)."""
-    if self.lm_head is not None:
-      kernel = self.lm_head.kernel[...]
-    else:
-      kernel = self.embed.table[...].T
-    return jnp.matmul(
-      hidden,
-      kernel.astype(hidden.dtype),
-      preferred_element_type=jnp.float32,
-    )
 
-
-class Embedding(nnx.Module):
-  """Token table (V, D)."""
-
-  def __init__(
-    self, vocab_size: int, features: int, *, std: float = 0.02, rngs: nnx.Rngs
-  ):
-    """Normal table of standard deviation `std`."""
-    init = jax.nn.initializers.normal(std)
-    self.table = nnx.Param(init(rngs.params(), (vocab_size, features)))
-
-  def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Looks up (...) int32 tokens: (..., D)."""
-    return self.table[...][tokens]
-
-
-@functools.lru_cache(maxsize=64)
-def graphdef(config: TransformerConfig) -> nnx.GraphDef:
-  """The static half of `nnx.split` for `config`; allocates nothing."""
-  return nnx.split(nnx.eval_shape(lambda: _random(config)))[0]
-
-
-def _random(config: TransformerConfig, key: jax.Array | None = None):
-  key = jax.random.key(0) if key is None else key
-  return Transformer(config, rngs=nnx.Rngs(params=key))
-
-
-def init(config: TransformerConfig, key: jax.Array) -> Params:
-  """Random float32 parameters as a nested dict, layers stacked on axis 0."""
-  return nnx.to_pure_dict(nnx.split(_random(config, key))[1])
-
-
-def abstract_params(config: TransformerConfig) -> Params:
-  """The shapes and dtypes of `init`, without its arrays."""
-  state = nnx.split(nnx.eval_shape(lambda: _random(config)))[1]
-  return nnx.to_pure_dict(state)
-
-
-def bind(config: TransformerConfig, params: Params) -> Transformer:
-  """The module over `params` (a nested dict as `init` returns it)."""
-  return nnx.merge(graphdef(config), params)
+init, bind = Transformer.init, Transformer.bind
+abstract_params, num_params = (
+  Transformer.abstract_params,
+  Transformer.num_params,
+)
 
 
 def causal_attend(

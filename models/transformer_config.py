@@ -3,7 +3,25 @@
 import dataclasses
 from typing import Self
 
-from models.layers import RopeScaling
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+  """Llama-3 frequency scaling of rotary embeddings (Llama 3.1 report).
+
+  Attributes:
+    factor: how much low frequencies are slowed down.
+    low_freq_factor: wavelengths above `original_max_position /
+      low_freq_factor` are scaled by `factor`.
+    high_freq_factor: wavelengths below `original_max_position /
+      high_freq_factor` are kept.
+    original_max_position: context length of the original training.
+  """
+
+  factor: float
+  low_freq_factor: float
+  high_freq_factor: float
+  original_max_position: int
+
 
 _LLAMA31 = RopeScaling(
   factor=8.0,
@@ -19,7 +37,7 @@ class TransformerConfig:
   """Shape of a decoder.
 
   Attributes:
-    vocab_size: V.
+    vocab_size: tokens there are.
     num_layers: L.
     d_model: D.
     d_ff: width of the gated MLP.
@@ -33,6 +51,7 @@ class TransformerConfig:
     qkv_bias: biases on q, k and v (Qwen2.5).
     qk_norm: RMSNorm over each head of q and k (Qwen3).
     max_position: trained context length.
+    vocab_multiple: the token table is padded to a multiple of it.
   """
 
   vocab_size: int
@@ -49,6 +68,7 @@ class TransformerConfig:
   qkv_bias: bool = False
   qk_norm: bool = False
   max_position: int = 2048
+  vocab_multiple: int = 1
 
   def __post_init__(self):
     """Checks what no array shape would."""
@@ -59,17 +79,9 @@ class TransformerConfig:
       )
 
   @property
-  def num_params(self) -> int:
-    """Parameters, a tied table counted once."""
-    heads = self.num_heads + 2 * self.num_kv_heads
-    attention = self.d_model * self.head_dim * (heads + self.num_heads)
-    attention += self.qkv_bias * heads * self.head_dim
-    attention += 2 * self.qk_norm * self.head_dim
-    mlp = 3 * self.d_model * self.d_ff
-    table = self.vocab_size * self.d_model
-    tables = table if self.tie_embeddings else 2 * table
-    block = attention + mlp + 2 * self.d_model
-    return self.num_layers * block + tables + self.d_model
+  def padded_vocab_size(self) -> int:
+    """Rows of the token table."""
+    return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
   @classmethod
   def tiny(cls, **changes) -> Self:

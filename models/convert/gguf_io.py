@@ -13,8 +13,8 @@ import numpy as np
 
 from models.convert.names import TensorSource, half_split_rows
 from models.errors import InputError
-from models.layers import RopeScaling, rope_frequencies
-from models.transformer_config import TransformerConfig
+from models.layers import rope_frequencies
+from models.transformer_config import RopeScaling, TransformerConfig
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _GLOBAL_NAMES = {

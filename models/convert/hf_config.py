@@ -4,8 +4,7 @@ import dataclasses
 from typing import Any
 
 from models.errors import InputError
-from models.layers import RopeScaling
-from models.transformer_config import TransformerConfig
+from models.transformer_config import RopeScaling, TransformerConfig
 
 _FAMILIES = ("llama", "qwen2", "qwen3")
 _ARCHITECTURES = {

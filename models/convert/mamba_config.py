@@ -227,8 +227,7 @@ def from_shapes(source: TensorSource, path: str) -> MambaConfig:
 def to_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:
   """The `config.json` of `config`, as transformers 4 and 5 read it.
 
-  It has three keys that transformers has not: the size of the vocabulary
-  without padding, the multiple it is padded to, and a hybrid's attention.
+  A hybrid's has a key that transformers has not: its attention.
 
   Args:
     config: of the model.
@@ -238,9 +237,7 @@ def to_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:
   hf = {
     "architectures": ["MambaForCausalLM"],
     "model_type": "mamba",
-    "vocab_size": c.padded_vocab_size,
-    "unpadded_vocab_size": c.vocab_size,
-    "pad_vocab_size_multiple": c.vocab_multiple,
+    "vocab_size": c.vocab_size,
     "num_hidden_layers": c.num_layers,
     "hidden_size": c.d_model,
     "state_size": c.d_state,

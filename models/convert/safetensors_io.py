@@ -1,5 +1,6 @@
 """Safetensors files, in and out."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -85,7 +86,9 @@ def save_safetensors(
 ) -> None:
   """Writes `config.json` and `model.safetensors` with Hugging Face names.
 
-  Every array keeps its dtype, so that reading it back gives the same bits.
+  Every array keeps its dtype, so that reading it back gives the same bits. Rows
+  that pad the vocabulary are left out: they are no tokens, and other programs
+  would give them probability.
 
   Args:
     directory: made if needed; must hold no checkpoint yet.
@@ -103,6 +106,7 @@ def save_safetensors(
         f"{directory / name}: exists and is not overwritten: give another "
         "directory"
       )
+  config, params = _without_padding(config, params)
   dtype = params["embed"]["table"].dtype.name
   if isinstance(config, MambaConfig):
     tensors = mamba.disassemble(config, params)
@@ -117,3 +121,12 @@ def save_safetensors(
   safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
   partial.rename(directory / SINGLE)
   (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+def _without_padding(config, params):
+  """The same model with as many rows in its tables as there are tokens."""
+  size = config.vocab_size
+  params = params | {"embed": {"table": params["embed"]["table"][:size]}}
+  if "lm_head" in params:
+    params["lm_head"] = {"kernel": params["lm_head"]["kernel"][:, :size]}
+  return dataclasses.replace(config, vocab_multiple=1), params

@@ -25,14 +25,12 @@ def forward(
   """
   if isinstance(config, TransformerConfig):
     layers, mixing = _attention(config, length)
-    rows = config.vocab_size
   else:
     layers, mixing = _mamba(config, length)
-    rows = config.padded_vocab_size
   return {
     "layers": layers,
     "mixing": mixing,
-    "head": 2.0 * rows * config.d_model,
+    "head": 2.0 * config.padded_vocab_size * config.d_model,
   }
 
 

@@ -49,9 +49,9 @@ def config_of(options: Options, vocab_size: int) -> Config:
 def _transformer(options, sizes, vocab_size) -> TransformerConfig:
   if not sizes["d_ff"]:
     raise InputError("--d_ff=0 is for hybrids: give the width of the MLP")
-  multiple = options.vocab_multiple
   return TransformerConfig(
-    vocab_size=-(-vocab_size // multiple) * multiple,
+    vocab_size=vocab_size,
+    vocab_multiple=options.vocab_multiple,
     num_layers=sizes["layers"],
     d_model=sizes["d_model"],
     d_ff=sizes["d_ff"],
@@ -154,6 +154,5 @@ class Model:
 
   def head(self, params: Params) -> jax.Array:
     """The table (V, D) whose rows score the tokens."""
-    if self.config.tie_embeddings:
-      return params["embed"]["table"]
-    return params["lm_head"]["kernel"].T
+    module = mamba if isinstance(self.config, MambaConfig) else transformer
+    return module.bind(self.config, params).head()

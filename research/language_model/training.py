@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from models import module
 from models.convert import save_safetensors
 from models.errors import InputError
 from models.tokenizer import Tokenizer
@@ -136,7 +137,7 @@ def train(run: Run, say: Say) -> Result:
     unroll=run.unroll,
   )
   params = jax.jit(model.init)(jax.random.key(options.seed))
-  num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+  num_params = module.num_params(params)
   per_token = flops.training(config, options.length)
   epochs = options.steps * options.batch / batches.per_epoch
   say(

@@ -17,21 +17,20 @@ reinforcement learning.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import layers
+from models import layers, module
 from research.sol import cost, observation
 from research.sol import damage as damage_lib
 from research.sol.actions import ActionTable
 from research.sol.observation import Observation
 from research.sol.rollout import Controller
 
-Params = dict[str, Any]
+Params = module.Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ class _LayerNorm(nnx.Module):
     return x * scale + jnp.broadcast_to(self.offset[...], x.shape)
 
 
-class Policy(nnx.Module):
+class Policy(module.Model):
   """One pre-norm causal block between an input mix and the action head."""
 
   def __init__(self, config: PolicyConfig, *, rngs: nnx.Rngs):
@@ -128,13 +127,12 @@ class Policy(nnx.Module):
     self.final_norm = _LayerNorm(c.width)
     if c.head == "gain":
       self.head = linear(c.width, 3)
-      self.head.kernel[...] = jnp.zeros_like(self.head.kernel[...])
+      self.head.rescale(0.0)
       self.shortcut = (
         linear(len(observation.SCALARS), 3) if c.surprise else None
       )
       if self.shortcut is not None:
-        zeros = jnp.zeros_like(self.shortcut.kernel[...])
-        self.shortcut.kernel[...] = zeros
+        self.shortcut.rescale(0.0)
     else:
       self.head = linear(c.width, c.num_actions)
       self.goal_head = _Mlp((3, 32, c.num_actions), rngs=rngs)
@@ -241,29 +239,7 @@ class Policy(nnx.Module):
     return x + self.mlp(self.mlp_norm(x))
 
 
-def _random(config: PolicyConfig, key: jax.Array | None = None) -> Policy:
-  key = jax.random.key(0) if key is None else key
-  return Policy(config, rngs=nnx.Rngs(params=key))
-
-
-@functools.lru_cache(maxsize=64)
-def _graphdef(config: PolicyConfig) -> nnx.GraphDef:
-  return nnx.split(nnx.eval_shape(lambda: _random(config)))[0]
-
-
-def init(config: PolicyConfig, key: jax.Array) -> Params:
-  """Random parameters as a nested dict."""
-  return nnx.to_pure_dict(nnx.split(_random(config, key))[1])
-
-
-def bind(config: PolicyConfig, params: Params) -> Policy:
-  """The module over `params`."""
-  return nnx.merge(_graphdef(config), params)
-
-
-def num_params(params: Params) -> int:
-  """Number of parameters."""
-  return sum(x.size for x in jax.tree.leaves(params))
+init, bind = Policy.init, Policy.bind
 
 
 @jax.tree_util.register_dataclass

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from models import module
 from models.convert import Checkpoint
 from research.core import plots, report
 from research.sol import artefact, corpus, cost
 from research.sol import comparison as evaluation
-from research.sol import policy as policy_lib
 from research.sol import windows as windows_lib
 from research.sol.artefact import Artefact
 from research.sol.comparison import Comparison
@@ -94,7 +94,7 @@ def rows(
   `flops` and `bytes` are shares of the dense decode step at the trained
   context, the policy's own included in its rows. The refresh is in none.
   """
-  params = policy_lib.num_params(ours.params)
+  params = module.num_params(ours.params)
   context = method.layout.context + method.layout.horizon / 2
   share = cost.shares_of_dense(method.setup, context, params)
   share = share[0] - cost.shares_of_dense(method.setup, context)[0]

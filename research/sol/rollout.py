@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 import ops
-from models import transformer
+from models import layers, transformer
 from models.transformer_config import TransformerConfig
 from research.sol import observation
 from research.sol import prefix as prefix_lib
@@ -191,7 +191,7 @@ def _forward(
   kappa, rho, bits = (axis[actions] for axis in table.arrays())
   keep = kappa if setup.drops_tokens else None
   prune = lambda x: ops.keep_top_channels(x, rho)
-  hooks = transformer.MlpHooks(
+  hooks = layers.MlpHooks(
     on_input=prune if min(table.rho) < 1 and setup.prune == "input" else None,
     on_middle=prune
     if min(table.rho) < 1 and setup.prune == "intermediate"

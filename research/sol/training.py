@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models import module
 from models.convert import Checkpoint
 from research.core import loop, metrics, plots
 from research.core import mesh as mesh_lib
@@ -122,11 +123,9 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
       method.policy.lm_width, frozen["damage"]
     )
   params = policy_lib.init(method.policy, jax.random.key(run.seed))
-  share = policy_lib.num_params(params) / run.checkpoint.config.num_params
-  say(
-    f"policy: {policy_lib.num_params(params):,} parameters, "
-    f"{100 * share:.2f}% of the frozen model's"
-  )
+  count = module.num_params(params)
+  share = count / module.num_params(run.checkpoint.params)
+  say(f"policy: {count:,} parameters, {100 * share:.2f}% of the frozen model's")
 
   def save(name, params, prices, spent, coefficients):
     artefact.save(

@@ -12,8 +12,8 @@ import safetensors.numpy
 from models import transformer
 from models.convert import hub, load, names, save_safetensors
 from models.errors import InputError
-from models.layers import RopeScaling, rope_frequencies
-from models.transformer_config import TransformerConfig
+from models.layers import rope_frequencies
+from models.transformer_config import RopeScaling, TransformerConfig
 
 _LLAMA3 = RopeScaling(
   factor=32.0,
@@ -336,7 +336,7 @@ def test_gguf_of_another_architecture(tmp_path):
 def test_tiny_is_the_trained_stories260k():
   checkpoint = load("tiny")
   config = checkpoint.config
-  assert config.num_params == 260_032
+  assert transformer.num_params(config) == 260_032
   assert (config.num_heads, config.num_kv_heads) == (8, 4)
   assert jax.tree.all(
     jax.tree.map(

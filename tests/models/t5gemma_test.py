@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from models import regression_lm, t5gemma
 from models.convert import t5gemma as convert
@@ -29,12 +28,7 @@ def quick_to_compile():
 
 
 def run(checkpoint, tokens, lengths, **options):
-  graphdef = nnx.split(
-    nnx.eval_shape(
-      lambda: t5gemma.Encoder(checkpoint.config, rngs=nnx.Rngs(params=0))
-    )
-  )[0]
-  encoder = nnx.merge(graphdef, checkpoint.params())
+  encoder = t5gemma.Encoder.bind(checkpoint.config, checkpoint.params())
   mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
   return encoder(jnp.asarray(tokens), mask, **options)
 

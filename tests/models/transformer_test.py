@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import transformer
-from models.transformer import MlpHooks
+from models import layers, transformer
 from models.transformer_config import TransformerConfig
 
 VARIANTS = {
@@ -62,9 +61,7 @@ def plain():
 @pytest.mark.parametrize("name", SIZES)
 def test_published_sizes(name):
   config = getattr(TransformerConfig, name)()
-  assert config.num_params == SIZES[name]
-  shapes = jax.tree.leaves(transformer.abstract_params(config))
-  assert sum(leaf.size for leaf in shapes) == SIZES[name]
+  assert transformer.num_params(config) == SIZES[name]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -133,7 +130,7 @@ def test_hooks_stand_where_they_say(plain):
       model.embed(tokens),
       transformer.token_positions(tokens),
       transformer.causal_attend(),
-      hooks=MlpHooks(**hooks),
+      hooks=layers.MlpHooks(**hooks),
     )[0]
 
   def note(name, x):

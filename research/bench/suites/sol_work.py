@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import transformer
+from models import module, transformer
 from models.transformer_config import TransformerConfig
 from research.core import state as state_lib
 from research.cost import decode_step
@@ -135,15 +135,14 @@ class Bench:
     few = min(_FEW_TOKENS, c.vocab_size)
     headless = dataclasses.replace(c, vocab_size=few)
     bare = dataclasses.replace(setup, table=dense, config=headless)
-    params = _headless(self.params)
+    params = _cut(self.params, headless)
     found["scan/dense/headless"] = (bare, params, None)
     page = max(setup.page_size, 2)
     found["scan/dense/headless/one_page"] = (bare, params, page)
+    single = dataclasses.replace(headless, num_layers=1)
     found["scan/dense/headless/one_layer"] = (
-      dataclasses.replace(
-        bare, config=dataclasses.replace(headless, num_layers=1)
-      ),
-      params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])},
+      dataclasses.replace(bare, config=single),
+      _cut(params, single),
       None,
     )
 
@@ -220,7 +219,7 @@ class Bench:
       own = (policy, stats)
       return params, built, tokens, starts, own, self._goal(), key
 
-    size = policy_lib.num_params(policy)
+    size = module.num_params(policy)
     length = m.layout.prefix
     return self._scan_op(
       "scan/policy", m.setup, controller, inputs, length, size
@@ -288,7 +287,7 @@ class Bench:
       )
       return state, {"tokens": tokens, "ids": ids}, frozen
 
-    size = policy_lib.num_params(policy)
+    size = module.num_params(policy)
     scored = m.layout.prefix - max(m.layout.context - prefix_lib.MEAN_SPAN, 0)
     rollout = self._scan_work(m.setup.config, m.layout.prefix, size)
     # Forward and twice as much backward; parameters and two moments, each
@@ -374,10 +373,10 @@ class Bench:
     return (Phase(sum(step.flops for step in steps), steps[-1].bytes),)
 
 
-def _headless(params: Params) -> Params:
-  """Parameters with a vocabulary so small that the head costs nothing."""
-  few = dict(params)
-  few["embed"] = {"table": params["embed"]["table"][:_FEW_TOKENS]}
-  if "lm_head" in params:
-    few["lm_head"] = {"kernel": params["lm_head"]["kernel"][:, :_FEW_TOKENS]}
-  return few
+def _cut(params: Params, config: TransformerConfig) -> Params:
+  """The beginning of every array, as a smaller config asks for."""
+  return jax.tree.map(
+    lambda x, asked: x[tuple(map(slice, asked.shape))],
+    params,
+    transformer.abstract_params(config),
+  )

@@ -17,12 +17,18 @@ from models.convert import mamba as convert
 from models.errors import InputError
 from models.mamba_config import MambaConfig
 
+_CHANGES = {
+  "mamba1": ("mamba1", {}),
+  "mamba1_rank": ("mamba1", {"dt_rank": 5, "vocab_size": 61}),
+  "mamba2": ("mamba2", {}),
+  "mamba2_untied": ("mamba2", {"num_groups": 2, "tie_embeddings": False}),
+  "hybrid": ("hybrid", {}),
+}
 _CONFIGS = {
-  "mamba1": MambaConfig.tiny("mamba1"),
-  "mamba1_rank": MambaConfig.tiny("mamba1", dt_rank=5, vocab_multiple=1),
-  "mamba2": MambaConfig.tiny(),
-  "mamba2_untied": MambaConfig.tiny(num_groups=2, tie_embeddings=False),
-  "hybrid": MambaConfig.tiny("hybrid"),
+  name: MambaConfig.tiny(
+    kind, **({"vocab_size": 64, "vocab_multiple": 1} | changes)
+  )
+  for name, (kind, changes) in _CHANGES.items()
 }
 # As state-spaces and nvidia publish their models.
 _MAMBA_SSM = {
@@ -72,6 +78,7 @@ def _mamba_ssm_json(config):
     "d_model": config.d_model,
     "n_layer": config.num_layers,
     "vocab_size": config.vocab_size,
+    "pad_vocab_size_multiple": config.vocab_multiple,
     "ssm_cfg": ssm,
     "tie_embeddings": config.tie_embeddings,
   }
@@ -226,9 +233,12 @@ def _megatron(tensors, fused):
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_names_of_megatron(fused, tmp_path):
   config = MambaConfig.tiny(
-    num_groups=2, d_state=128, tie_embeddings=False, vocab_size=128
+    num_groups=2,
+    d_state=128,
+    tie_embeddings=False,
+    vocab_size=128,
+    vocab_multiple=128,
   )
-  config = dataclasses.replace(config, vocab_multiple=128)
   params = _write(tmp_path / "hf", config)
   tensors = _megatron(_tensors(tmp_path / "hf"), fused)
   checkpoint = load(_put(tmp_path / "own", None, tensors))
@@ -264,12 +274,36 @@ def test_published_configs(name, layers, width):
   expected = getattr(MambaConfig, name)()
   assert convert.from_json(published, "", tied=lambda: True) == expected
   hf = convert.to_hf(expected, "float32")
-  assert convert.from_json(hf, "", tied=_unasked) == expected
-  # Without the keys that only this project writes.
-  del hf["unpadded_vocab_size"], hf["pad_vocab_size_multiple"]
-  padded = {"vocab_size": expected.padded_vocab_size, "vocab_multiple": 1}
   found = convert.from_json(hf, "", tied=_unasked)
-  assert found == dataclasses.replace(expected, **padded)
+  assert found == dataclasses.replace(expected, vocab_multiple=1)
+  # Older exports of this project have padded tables.
+  hf |= {
+    "vocab_size": expected.padded_vocab_size,
+    "unpadded_vocab_size": expected.vocab_size,
+    "pad_vocab_size_multiple": expected.vocab_multiple,
+  }
+  assert convert.from_json(hf, "", tied=_unasked) == expected
+
+
+def test_padding_of_the_vocabulary_is_read_and_not_written(tmp_path):
+  config = _CONFIGS["mamba2_untied"]
+  params = _write(tmp_path / "hf", config)
+  # A vocabulary is padded to a multiple of 8 where mamba_ssm does not say it.
+  silent = _mamba_ssm_json(config) | {"vocab_size": 61}
+  del silent["pad_vocab_size_multiple"]
+  tensors = _mamba_ssm_tensors(tmp_path / "hf", config)
+  checkpoint = load(_put(tmp_path / "own", silent, tensors))
+  padded = dataclasses.replace(config, vocab_size=61, vocab_multiple=8)
+  assert checkpoint.config == padded
+  chex.assert_trees_all_equal(checkpoint.params, params, strict=True)
+  save_safetensors(tmp_path / "again", padded, checkpoint.params)
+  again = load(tmp_path / "again")
+  assert again.config == dataclasses.replace(padded, vocab_multiple=1)
+  for found, table in (
+    (again.params["embed"]["table"], params["embed"]["table"]),
+    (again.params["lm_head"]["kernel"].T, params["lm_head"]["kernel"].T),
+  ):
+    np.testing.assert_array_equal(found, table[:61])
 
 
 def test_a_head_shows_where_the_config_is_silent(tmp_path):

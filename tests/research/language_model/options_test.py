@@ -3,12 +3,13 @@ import dataclasses
 import jax
 import pytest
 
-from models import mamba, transformer
+from models import mamba, module, transformer
 from models.errors import InputError
 from models.mamba_config import MambaConfig
 from research.cost import language_model as flops
 from research.language_model import architectures
 from research.language_model.options import ARCHITECTURES, PRESETS, Options
+from tests.models import parameter_counts
 
 NAMED = [(arch, name) for arch in PRESETS for name in PRESETS[arch]]
 
@@ -18,18 +19,18 @@ def config_of(vocab_size=32768, **options):
 
 
 def shapes(config):
-  module = mamba if isinstance(config, MambaConfig) else transformer
-  return module.abstract_params(config)
+  model = mamba if isinstance(config, MambaConfig) else transformer
+  return model.abstract_params(config)
 
 
 def num_params(config):
-  return sum(leaf.size for leaf in jax.tree.leaves(shapes(config)))
+  return module.num_params(shapes(config))
 
 
 @pytest.mark.parametrize("arch, preset", NAMED)
 def test_every_preset_is_a_model(arch, preset):
   config = config_of(arch=arch, preset=preset)
-  assert num_params(config) == config.num_params
+  assert num_params(config) == parameter_counts.expected(config)
 
 
 def test_models_of_60m_are_alike():
@@ -57,9 +58,9 @@ def test_sizes_that_are_given_win():
 
 
 def test_vocabularies_are_padded():
-  assert config_of(50277).vocab_size == 50304
-  config = config_of(50277, arch="mamba2")
-  assert (config.vocab_size, config.padded_vocab_size) == (50277, 50304)
+  for arch in ("transformer", "mamba2"):
+    config = config_of(50277, arch=arch)
+    assert (config.vocab_size, config.padded_vocab_size) == (50277, 50304)
 
 
 def test_a_hybrid_has_attention_at_every_so_many_layers():

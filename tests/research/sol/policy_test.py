@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import module, transformer
 from models.transformer_config import TransformerConfig
 from research.sol import actions, cost, damage, observation, policy
 from research.sol.observation import Observation
@@ -257,8 +258,8 @@ def test_the_published_size():
     + linear(32, 1560)
     + 2 * (64 + 3 * 512)
   )
-  assert policy.num_params(params) == expected
-  assert 0.004 < expected / lm.num_params < 0.0055
+  assert module.num_params(params) == expected
+  assert 0.004 < expected / transformer.num_params(lm) < 0.0055
 
 
 def test_1560_actions_take_3_outputs():

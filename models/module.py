@@ -1,0 +1,96 @@
+"""What every model is outside this package: a config and a dict of arrays.
+
+Code elsewhere keeps `(config, params)`, and uses `jax.jit`,
+`jax.value_and_grad`, `jax.lax.scan` and optax on the parameters; `bind` makes
+a module of them where the model is computed.
+"""
+
+import functools
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import layers
+
+Params = dict[str, Any]
+
+
+class Model(nnx.Module):
+  """A module that its config describes, made as `Model(config, rngs=rngs)`."""
+
+  @classmethod
+  def init(
+    cls, config: Any, key: jax.Array, param_dtype: str | None = None
+  ) -> Params:
+    """Random parameters as a nested dict, stacked layers on axis 0.
+
+    Args:
+      config: of the model.
+      key: of the draw.
+      param_dtype: of all parameters; None for float32.
+    """
+    model = cls(config, rngs=nnx.Rngs(params=key))
+    params = nnx.to_pure_dict(nnx.split(model)[1])
+    if param_dtype is None:
+      return params
+    return jax.tree.map(lambda x: x.astype(param_dtype), params)
+
+  @classmethod
+  def abstract_params(cls, config: Any) -> Params:
+    """The shapes and dtypes of `init`, without its arrays."""
+    return nnx.to_pure_dict(_abstract(cls, config)[1])
+
+  @classmethod
+  def num_params(cls, config: Any) -> int:
+    """Parameters of a model, a tied table counted once."""
+    return num_params(_abstract(cls, config)[1])
+
+  @classmethod
+  def bind(cls, config: Any, params: Params) -> Self:
+    """The module over `params`, a nested dict as `init` returns it."""
+    return nnx.merge(_abstract(cls, config)[0], params)
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(cls, config) -> tuple[nnx.GraphDef, nnx.State]:
+  """Structure and shapes of a model; allocates nothing."""
+  make = lambda: cls(config, rngs=nnx.Rngs(params=jax.random.key(0)))
+  return nnx.split(nnx.eval_shape(make))
+
+
+def num_params(params: Any) -> int:
+  """Numbers in a tree of arrays, or of their shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+class TokenModel(Model):
+  """A model that scores tokens by the rows of its table or of a head.
+
+  Attributes:
+    config: has `vocab_size`, and `padded_vocab_size` rows in the tables.
+    embed: the table (padded V, D).
+    lm_head: the head, or None where the table is.
+  """
+
+  config: Any
+  embed: layers.Embedding
+  lm_head: layers.Linear | None
+
+  def head(self) -> jax.Array:
+    """The output matrix (padded V, D), as `ops.token_logprob` takes it."""
+    if self.lm_head is None:
+      return self.embed.dense()
+    return self.lm_head.dense().T
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Maps hidden states (..., D) to float32 logits (..., V).
+
+    The padding of the vocabulary is cut off, so that it has no probability.
+    """
+    if self.lm_head is None:
+      logits = self.embed.logits(hidden)
+    else:
+      logits = self.lm_head(hidden, out_dtype=jnp.float32)
+    return logits[..., : self.config.vocab_size]

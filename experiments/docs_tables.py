@@ -35,7 +35,7 @@ def main(_) -> None:
     names = ", ".join(map(str, changed))
     sys.exit(f"{names}: out of date: run experiments/docs_tables.py")
   for page, text in changed.items():
-    page.write_text(text, encoding="utf-8")
+    files.write_text(page, text)
   print(f"{len(pages)} pages, of which {len(changed)} changed")
 
 

@@ -17,6 +17,7 @@ from absl import flags
 
 import cli
 from models.errors import InputError
+from research.core import files
 
 _MODEL = flags.DEFINE_string(
   "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
@@ -77,8 +78,7 @@ def _write(prompts, completions) -> None:
     for prompt, completion in zip(prompts, completions, strict=True)
   ]
   path = pathlib.Path(_OUTPUT.value).expanduser()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main(_) -> None:

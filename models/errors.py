@@ -1,4 +1,15 @@
-"""The one error for bad user input, and advice on errors of a device."""
+"""The one error for bad user input; what errors of a machine mean."""
+
+import errno
+import re
+
+# NumPy, safetensors, tokenizers and TensorStore (of Orbax) tell of a full disk
+# or quota in words of their own.
+_DISK_FULL = re.compile(
+  r"no space left on device|disk quota exceeded|storagefull|quotaexceeded"
+  r"|os error (28|122)\b|code: (28|122)\b|\d+ requested and \d+ written",
+  re.IGNORECASE,
+)
 
 
 class InputError(ValueError):
@@ -14,6 +25,17 @@ def not_finite() -> InputError:
     "the model's logits are NaN or infinite: its weights are damaged, or too "
     "large for their dtype; get the checkpoint again, or give --dtype=float32"
   )
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+  """Whether an error, or the one it came of, is a full disk or quota."""
+  while error is not None:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    if _DISK_FULL.search(str(error)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def advice_on_device(message: str) -> str | None:

@@ -20,7 +20,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from models.errors import InputError
-from research.core.metrics import write_json
+from research.core import files
 
 Tree = Any
 
@@ -64,18 +64,16 @@ class Checkpointer:
         f"checkpoint {target} exists with other content:"
         " give another --workdir, or move it away"
       )
-    temporary = self._directory / f"tmp-{step}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    ocp.save(temporary / _STATE, _to_arrays(state))
-    manifest = {
-      "step": step,
-      "leaves": _signature(state),
-      "content": content,
-      "files": _file_digests(temporary),
-    }
-    write_json(temporary / _MANIFEST, manifest)
-    temporary.rename(target)
+    files.remove_drafts(self._directory)
+    with files.whole_folder(target) as draft:
+      ocp.save(draft / _STATE, _to_arrays(state))
+      manifest = {
+        "step": step,
+        "leaves": _signature(state),
+        "content": content,
+        "files": _file_digests(draft),
+      }
+      files.write_json(draft / _MANIFEST, manifest)
     for old in self.steps()[: -self._keep]:
       shutil.rmtree(self._directory / str(old))
 
@@ -134,7 +132,7 @@ def _load(path: pathlib.Path, abstract_state: Tree) -> Tree:
     file = path / name
     if not file.is_file():
       raise _Unusable(f"file {name} is missing")
-    if _digest(file) != digest:
+    if files.digest_of_file(file) != digest:
       raise _Unusable(f"file {name} is damaged")
   stored, wanted = manifest["leaves"], _signature(abstract_state)
   for name in sorted(stored.keys() | wanted.keys()):
@@ -212,14 +210,11 @@ def _content_digest(tree: Tree) -> str:
   return digest.hexdigest()
 
 
-def _digest(file: pathlib.Path) -> str:
-  with file.open("rb") as stream:
-    return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _file_digests(folder: pathlib.Path) -> dict[str, str]:
-  files = sorted(path for path in folder.rglob("*") if path.is_file())
-  return {str(file.relative_to(folder)): _digest(file) for file in files}
+  found = sorted(path for path in folder.rglob("*") if path.is_file())
+  return {
+    str(file.relative_to(folder)): files.digest_of_file(file) for file in found
+  }
 
 
 def _manifest_or_empty(path: pathlib.Path) -> dict[str, Any]:

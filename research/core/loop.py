@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from models.errors import InputError
+from research.core import files
 from research.core import metrics as metrics_lib
 from research.core.checkpoint import Checkpointer
 from research.core.progress import Progress
@@ -265,7 +266,7 @@ def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
           raise InputError(
             f"{workdir} holds {name} but no flags.json: give another --workdir"
           )
-      metrics_lib.write_json(path, flags)
+      files.write_json(path, flags)
       return
     before = json.loads(path.read_text())
   except OSError as error:

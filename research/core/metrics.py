@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -12,18 +11,9 @@ import jax
 import numpy as np
 
 from models.errors import InputError
+from research.core import files
 
 TIMING_SUFFIXES = ("_seconds", "_per_second", "mfu")
-
-
-def write_json(path: str | pathlib.Path, value: Any) -> None:
-  """Writes `value` as indented JSON by one rename: whole or not at all.
-
-  Raises:
-    ValueError: a number is NaN or infinite, which JSON cannot hold; see
-      `to_json_value`.
-  """
-  _write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def to_json_value(value: Any) -> Any:
@@ -215,16 +205,6 @@ def paired_bootstrap(
   return ratio_bootstrap(delta * weights, weights, num_samples, seed)
 
 
-def _write_atomic(path: str | pathlib.Path, text: str) -> None:
-  path = pathlib.Path(path)
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w") as stream:
-    stream.write(text)
-    stream.flush()
-    os.fsync(stream.fileno())
-  temporary.replace(path)
-
-
 def _parse_line(line: str) -> dict[str, Any] | None:
   try:
     row = json.loads(line)
@@ -243,4 +223,4 @@ def _truncate(path: pathlib.Path, first_step: int) -> None:
     and (_parse_line(line) or {}).get("step", first_step) < first_step
   ]
   if kept != lines:
-    _write_atomic(path, "".join(kept))
+    files.write_text(path, "".join(kept))

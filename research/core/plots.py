@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from research.core import files
 from research.core.metrics import TIMING_SUFFIXES
 
 _DPI = 140
@@ -327,4 +328,7 @@ def _scalar_keys(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def save(figure, path: str | pathlib.Path) -> None:
   """Writes a figure as PNG, without the time in it."""
-  figure.savefig(path, facecolor="white", metadata={"Software": None})
+  with files.whole(path) as draft:
+    figure.savefig(
+      draft, format="png", facecolor="white", metadata={"Software": None}
+    )

@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from research.core import files
+
 
 def format_cell(value: Any) -> str:
   """A value as table text: four significant digits, None as a dash."""
@@ -63,4 +65,4 @@ def write_report(
 ) -> None:
   """Writes a Markdown page: a title, then `parts` as paragraphs."""
   text = "\n\n".join([f"# {title}", *(part.strip("\n") for part in parts)])
-  pathlib.Path(path).write_text(text + "\n")
+  files.write_text(path, text + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from research.core import metrics
+from research.core import files, metrics
 from research.decoding.text import Generator, TextOptions
 from research.evaluation import tasks
 from research.evaluation.scoring import Score, Scorer, windows
@@ -326,7 +326,5 @@ def kept(
         f"{path}: is damaged: remove it, and the task runs again"
       ) from error
   rows, items = judge()
-  metrics.write_json(
-    path, metrics.to_json_value({"rows": rows, "items": items})
-  )
+  files.write_json(path, metrics.to_json_value({"rows": rows, "items": items}))
   return rows, False

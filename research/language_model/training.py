@@ -7,7 +7,6 @@ in the workdir or the token cache, so that a killed run goes on where it was.
 import dataclasses
 import math
 import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,7 +16,7 @@ from models import module
 from models.convert import save_safetensors
 from models.errors import InputError
 from models.tokenizer import Tokenizer
-from research.core import loop, metrics, optimizer, plots, report
+from research.core import files, loop, metrics, optimizer, plots, report
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.core.state import TrainState
@@ -263,12 +262,10 @@ def _export(run, config, state: TrainState, tokenizer: Tokenizer) -> None:
   place = run.workdir / "model"
   if place.exists():
     return
-  temporary = run.workdir / "model.tmp"
-  shutil.rmtree(temporary, ignore_errors=True)
   params = jax.tree.map(np.asarray, state.params)
-  save_safetensors(temporary, config, params)
-  tokenizer.backend.save(str(temporary / "tokenizer.json"))
-  temporary.rename(place)
+  with files.whole_folder(place) as draft:
+    save_safetensors(draft, config, params)
+    tokenizer.backend.save(str(draft / "tokenizer.json"))
 
 
 def _report(run: Run, result: Result, rows: list[dict]) -> None:

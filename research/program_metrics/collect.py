@@ -19,7 +19,7 @@ from multiprocessing import connection
 from typing import Any
 
 from models.errors import InputError
-from research.core import loop, metrics
+from research.core import files, loop
 from research.core.progress import Progress
 from research.program_metrics import worker
 from research.program_metrics.measure import Timing
@@ -122,7 +122,7 @@ def collect(
       processes.append(_Process(plan, core))
     for process, rows in _serve(plan, processes, left, folder):
       rows = sorted(rows, key=lambda row: row["index"])
-      metrics.write_json(_path(folder, process.chunk), rows)
+      files.write_json(_path(folder, process.chunk), rows)
       done += len(rows)
       failures += sum("failure" in row for row in rows)
       bar.update(done, {"failed": failures})

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import lzma
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
+from research.core import files
 
 Row = Mapping[str, Any]
 # Programs with one of these are the test of the split "operators": no other
@@ -109,12 +109,9 @@ def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
     InputError: the name is of no kind that is known.
   """
   check_name(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(f".{os.getpid()}.{path.name}")
-  with _OPENERS[path.suffix](draft) as file:
+  with files.whole(path) as draft, _OPENERS[path.suffix](draft) as file:
     for row in rows:
       file.write(json.dumps(row, separators=(",", ":")) + "\n")
-  os.replace(draft, path)
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:

@@ -5,11 +5,9 @@ weights stands in the config: damage inside of an array is else not seen.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -25,6 +23,7 @@ from models.numbers import TargetCodec
 from models.regression_lm import Params
 from models.regression_lm_config import RegressionLMConfig
 from models.tokenizer import Tokenizer
+from research.core import files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -67,28 +66,22 @@ def save(directory: str | os.PathLike[str], artefact: Artefact) -> None:
     raise InputError(
       f"{directory}: exists and is not overwritten: give another directory"
     )
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  temporary = directory.with_name(f".{directory.name}.partial")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir()
-  safetensors.numpy.save_file(flatten(artefact.params), temporary / WEIGHTS)
-  artefact.tokenizer.backend.save(str(temporary / TOKENIZER))
-  described = {
-    "kind": _KIND,
-    "version": _VERSION,
-    "model": dataclasses.asdict(artefact.config),
-    "numbers": artefact.codec.format.to_json(),
-    "num_objectives": artefact.codec.num_objectives,
-    "max_length": artefact.max_length,
-    "weights_sha256": _digest(temporary / WEIGHTS),
-    "tokenizer_sha256": _digest(temporary / TOKENIZER),
-    "info": artefact.info,
-  }
-  text = json.dumps(described, indent=2) + "\n"
-  (temporary / CONFIG).write_text(text, encoding="utf-8")
-  if directory.exists():
-    directory.rmdir()
-  temporary.rename(directory)
+  with files.whole_folder(directory) as draft:
+    safetensors.numpy.save_file(flatten(artefact.params), draft / WEIGHTS)
+    artefact.tokenizer.backend.save(str(draft / TOKENIZER))
+    described = {
+      "kind": _KIND,
+      "version": _VERSION,
+      "model": dataclasses.asdict(artefact.config),
+      "numbers": artefact.codec.format.to_json(),
+      "num_objectives": artefact.codec.num_objectives,
+      "max_length": artefact.max_length,
+      "weights_sha256": files.digest_of_file(draft / WEIGHTS),
+      "tokenizer_sha256": files.digest_of_file(draft / TOKENIZER),
+      "info": artefact.info,
+    }
+    text = json.dumps(described, indent=2) + "\n"
+    files.write_text(draft / CONFIG, text)
 
 
 def load(
@@ -127,7 +120,8 @@ def load(
   params = _read_params(directory / WEIGHTS, config, param_dtype)
   tokenizer = tokenizer_lib.from_json(directory / TOKENIZER)
   for name, file in (("weights", WEIGHTS), ("tokenizer", TOKENIZER)):
-    if _digest(directory / file) != described.get(f"{name}_sha256"):
+    found = files.digest_of_file(directory / file)
+    if found != described.get(f"{name}_sha256"):
       raise InputError(
         f"{directory / file}: is not the file that {CONFIG} was written with, "
         "or is damaged: get both again"
@@ -215,8 +209,3 @@ def unflatten(flat: dict[str, Any]) -> Params:
       place = place.setdefault(parent, {})
     place[last] = leaf
   return tree
-
-
-def _digest(path: pathlib.Path) -> str:
-  with path.open("rb") as stream:
-    return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from models.errors import InputError
 from models.regression_lm import Params
+from research.core import files
 from research.regression_lm import artefact
 
 
@@ -34,15 +35,13 @@ class Best:
     """Writes the file where `loss` is less than any before."""
     if self.loss is not None and not loss < self.loss:
       return
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = self._path.with_name(self._path.name + ".partial")
-    safetensors.numpy.save_file(
-      artefact.flatten(params),
-      temporary,
-      # In all its digits, so that a second run compares with the same number.
-      metadata={"step": str(step), "loss": repr(float(loss))},
-    )
-    temporary.replace(self._path)
+    with files.whole(self._path) as draft:
+      safetensors.numpy.save_file(
+        artefact.flatten(params),
+        draft,
+        # In all its digits, so that a second run compares with the same number.
+        metadata={"step": str(step), "loss": repr(float(loss))},
+      )
     self.loss = float(loss)
 
   def load(self, like: Params) -> tuple[int, Params]:

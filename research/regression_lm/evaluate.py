@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
+from research.core import files
 from research.predictors import calibration, measures, peers
 from research.predictors.calibration import Prediction
 from research.predictors.splits import Split
@@ -175,9 +176,7 @@ def write_answers(
   """
   number = lambda value: float(value) if np.isfinite(value) else None
   median, low, high = prediction.median, prediction.low, prediction.high
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(f".{path.name}.partial")
-  with open(draft, "w", encoding="utf-8") as file:
+  with files.whole(path) as draft, open(draft, "w", encoding="utf-8") as file:
     for place, row in enumerate(split.test):
       line: dict[str, Any] = {"row": int(row), "group": table.groups[row]}
       for i, target in enumerate(table.targets):
@@ -185,7 +184,6 @@ def write_answers(
         keys = ("truth", "median", "low", "high")
         line[target] = {k: number(v[i]) for k, v in zip(keys, said)}
       file.write(json.dumps(line) + "\n")
-  draft.replace(path)
 
 
 def rows(

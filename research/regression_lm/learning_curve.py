@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from research.core import metrics
+from research.core import files, metrics
 from research.predictors.data_options import DataOptions
 from research.predictors.splits import Split
 from research.predictors.tables import Table
@@ -78,7 +78,7 @@ def run(
         part = _read(kept)
       else:
         part = _one(curve, table, size, seed)
-        metrics.write_json(kept, metrics.to_json_value(part))
+        files.write_json(kept, metrics.to_json_value(part))
       rows += part
       say(f"{size} examples, seed {seed}: {_line(part)}")
   return rows

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from research.core import files
+
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -121,8 +123,4 @@ def write_result(
     "rows": list(rows),
   }
   text = json.dumps(_plain(result), indent=1, allow_nan=False) + "\n"
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(f".{path.name}.{os.getpid()}")
-  draft.write_text(text, encoding="utf-8")
-  os.replace(draft, path)
+  files.write_text(path, text)

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from models.errors import InputError
-from research.core import metrics as metrics_lib
+from research.core import files
 from research.sol.options import Options
 from research.sol.policy import InputStats
 
@@ -67,7 +67,6 @@ def _unflatten(flat: dict[str, np.ndarray]) -> Tree:
 
 def save(directory: pathlib.Path, artefact: Artefact) -> None:
   """Writes both files; the JSON last, so that its presence means all."""
-  directory.mkdir(parents=True, exist_ok=True)
   tensors = _flatten(
     {
       "params": artefact.params,
@@ -78,8 +77,9 @@ def save(directory: pathlib.Path, artefact: Artefact) -> None:
       "coefficients": artefact.coefficients,
     }
   )
-  safetensors.numpy.save_file(tensors, directory / "policy.safetensors")
-  metrics_lib.write_json(
+  with files.whole(directory / "policy.safetensors") as draft:
+    safetensors.numpy.save_file(tensors, draft)
+  files.write_json(
     directory / "policy.json",
     {
       "mode": artefact.mode,

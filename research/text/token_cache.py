@@ -1,11 +1,10 @@
 """Tokens of texts on disk: made once, memory-mapped afterwards."""
 
+import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,8 +13,8 @@ from models import control_tokens
 from models import text as text_lib
 from models.errors import InputError
 from models.tokenizer import Tokenizer
+from research.core import files
 from research.core import progress as progress_lib
-from research.core.metrics import write_json
 from research.text import tokenizing
 from research.text.packing import Corpus
 
@@ -92,10 +91,8 @@ def bpe(
   path = folder / key
   if not path.exists():
     tokenizer = tokenizing.train_bpe(read_documents(names, rule), vocab_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    tokenizer.backend.save(str(temporary))
-    temporary.replace(path)
+    with files.whole(path) as draft:
+      tokenizer.backend.save(str(draft))
   return tokenizing.load(str(path))
 
 
@@ -128,7 +125,9 @@ def load_corpus(
   digest = digest.hexdigest()[:16]
   place = folder / digest
   if not place.exists():
-    _write(place, read_documents(names, rule), tokenizer, progress)
+    # Another run that was faster has written the same.
+    with contextlib.suppress(FileExistsError):
+      _write(place, read_documents(names, rule), tokenizer, progress)
   return _read(place, digest)
 
 
@@ -152,37 +151,30 @@ def _write(
   tokenizer: Tokenizer,
   progress: bool,
 ) -> None:
-  temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
   boundary = control_tokens.start_id(tokenizer)
   dtype = "<u2" if tokenizer.backend.get_vocab_size() <= 1 << 16 else "<i4"
   starts, count = [], 0
   total = sum(map(len, documents))
   advance = progress_lib.counter("tokenize characters", total, progress)
-  with (temporary / "tokens.bin").open("wb") as stream:
-    for group in _groups(documents):
-      encoded = tokenizer.backend.encode_batch_fast(
-        [piece for piece, _ in group], add_special_tokens=False
-      )
-      for (_, begins), encoding in zip(group, encoded, strict=True):
-        ids = encoding.ids
-        if begins:
-          starts.append(count)
-          ids = [boundary, *ids]
-        stream.write(np.asarray(ids, dtype).tobytes())
-        count += len(ids)
-      advance(sum(len(piece) for piece, _ in group))
-  np.save(temporary / "starts.npy", np.asarray(starts, np.int64))
-  meta = {"tokens": count, "documents": len(starts), "dtype": dtype}
-  write_json(temporary / "meta.json", meta)
-  try:
-    temporary.rename(place)
-  except OSError:
-    # Another run was faster, with the same content.
-    shutil.rmtree(temporary)
-    if not place.exists():
-      raise
+  with files.whole_folder(place) as draft:
+    with (draft / "tokens.bin").open("wb") as stream:
+      for group in _groups(documents):
+        encoded = tokenizer.backend.encode_batch_fast(
+          [piece for piece, _ in group], add_special_tokens=False
+        )
+        for (_, begins), encoding in zip(group, encoded, strict=True):
+          ids = encoding.ids
+          if begins:
+            starts.append(count)
+            ids = [boundary, *ids]
+          stream.write(np.asarray(ids, dtype).tobytes())
+          count += len(ids)
+        advance(sum(len(piece) for piece, _ in group))
+    np.save(draft / "starts.npy", np.asarray(starts, np.int64))
+    files.write_json(
+      draft / "meta.json",
+      {"tokens": count, "documents": len(starts), "dtype": dtype},
+    )
 
 
 def _groups(documents: Sequence[str]) -> Iterator[list[tuple[str, bool]]]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
+from research.core import files
 from research.predictors import calibration, measures
 from research.predictors.text_forms import Facts
 from research.regression_lm.transfer.setup import Found, Setup, Split
@@ -27,15 +28,14 @@ def path(folder: pathlib.Path, method: str, *names: Any) -> pathlib.Path:
 
 def write(folder: pathlib.Path, method: str, found: Found, *names: Any):
   """Writes a part, by rename."""
-  target = path(folder, method, *names)
-  temporary = target.with_suffix(".partial.npz")
-  np.savez_compressed(
-    temporary,
-    method=np.array(method),
-    points=found.points.astype(np.float32),
-    draws=found.draws.astype(np.float32),
+  files.write_npz(
+    path(folder, method, *names),
+    {
+      "method": np.array(method),
+      "points": found.points.astype(np.float32),
+      "draws": found.draws.astype(np.float32),
+    },
   )
-  temporary.replace(target)
 
 
 def read(file: pathlib.Path) -> tuple[str, Found]:
@@ -44,11 +44,11 @@ def read(file: pathlib.Path) -> tuple[str, Found]:
   Raises:
     InputError: it is damaged.
   """
+  arrays = files.read_npz(file)
   try:
-    with file.open("rb") as opened, np.load(opened) as arrays:
-      points, draws = (arrays[n].astype(float) for n in ("points", "draws"))
-      return str(arrays["method"]), Found(points, draws)
-  except Exception as error:  # zipfile, zlib, numpy: all mean the same.
+    points, draws = (arrays[n].astype(float) for n in ("points", "draws"))
+    return str(arrays["method"]), Found(points, draws)
+  except (KeyError, ValueError) as error:
     raise InputError(f"{file} is damaged: remove it") from error
 
 
@@ -66,8 +66,7 @@ def rows(
     for size in setup.sizes:
       for seed, split in enumerate(parts):
         name = "-".join(map(str, (task.column, size, seed)))
-        files = sorted(folder.glob(f"*-{name}.npz"))
-        methods = dict(read(file) for file in files)
+        methods = dict(map(read, sorted(folder.glob(f"*-{name}.npz"))))
         truth = facts.column(task.column)[split.test]
         shared = {
           "target": task.column,

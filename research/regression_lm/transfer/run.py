@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from research.core import metrics
+from research.core import files
 from research.predictors.text_forms import Facts
 from research.regression_lm.transfer import adaptation, preparation
 from research.regression_lm.transfer import parts as transfer_parts
@@ -126,7 +126,7 @@ def keep(workdir: pathlib.Path, models: Sequence[str], how: dict[str, Any]):
   for model in models:
     path = workdir / model / "how.json"
     if not path.exists():
-      metrics.write_json(path, how)
+      files.write_json(path, how)
 
 
 def kept(workdir: pathlib.Path) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def test_another_tree_is_an_input_error_that_names_it(tmp_path, other, words):
 def test_a_save_cut_by_a_kill_leaves_no_trace(tmp_path):
   kept = Checkpointer(tmp_path)
   kept.save(4, _tree(4))
-  (tmp_path / "tmp-8" / "state").mkdir(parents=True)
+  (tmp_path / ".8.0123abcd.draft" / "state").mkdir(parents=True)
   assert kept.restore_latest(_tree())[0] == 4
   kept.save(8, _tree(8))
   chex.assert_equal(sorted(p.name for p in tmp_path.iterdir()), ["4", "8"])

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.core import metrics
+from research.core import files, metrics
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
   path = tmp_path / "a.json"
-  metrics.write_json(path, {"a": 1})
+  files.write_json(path, {"a": 1})
   with pytest.raises(ValueError, match="JSON"):
-    metrics.write_json(path, {"a": float("nan")})
+    files.write_json(path, {"a": float("nan")})
   assert json.loads(path.read_text()) == {"a": 1}
   assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

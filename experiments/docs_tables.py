@@ -14,6 +14,7 @@ from absl import flags
 
 import cli
 from models.errors import InputError
+from research.core import files
 from research.results import tables
 
 _ROOT = flags.DEFINE_string("root", ".", "the folder of README.md and docs/")

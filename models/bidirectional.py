@@ -71,7 +71,7 @@ def linear_attend(
 
 
 def elu_features(x: jax.Array, is_query: bool) -> jax.Array:
-  """elu(x) + 1, positive (Katharopoulos et al. 2020, eq. 7)."""
+  """elu(x) + 1 of x (..., K), positive (Katharopoulos et al. 2020, eq. 7)."""
   del is_query
   return jax.nn.elu(x) + 1.0
 

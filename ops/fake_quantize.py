@@ -63,7 +63,7 @@ def _fake_quantize(x: jax.Array, bits: jax.Array | int) -> jax.Array:
 
 
 def fake_quantize_reference(x: np.ndarray, bits: np.ndarray) -> np.ndarray:
-  """The specification in float64, one token at a time."""
+  """The specification in float64; arrays as in `fake_quantize`."""
   x = np.asarray(x, np.float64)
   bits = np.broadcast_to(np.asarray(bits), x.shape[:-1])
   out = np.zeros_like(x)

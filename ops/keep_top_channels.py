@@ -55,7 +55,7 @@ def _keep_top_channels(x: jax.Array, keep: jax.Array | float) -> jax.Array:
 
 
 def keep_top_channels_reference(x: np.ndarray, keep: np.ndarray) -> np.ndarray:
-  """The specification in float64, one channel at a time."""
+  """The specification in float64; arrays as in `keep_top_channels`."""
   x = np.asarray(x, np.float64)
   keep = np.broadcast_to(np.asarray(keep, np.float64), x.shape[:-1])
   out = np.zeros_like(x)

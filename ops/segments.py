@@ -14,7 +14,7 @@ from jax import lax
 
 
 def is_padding(segment_ids: jax.Array) -> jax.Array:
-  """Returns where a token is padding, (B, L) bool."""
+  """Returns where a token is padding, (B, L) bool, by ids (B, L)."""
   return segment_ids < 0
 
 

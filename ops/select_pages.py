@@ -126,7 +126,7 @@ def select_pages_reference(
   valid: np.ndarray,
   always: np.ndarray | None = None,
 ) -> np.ndarray:
-  """The specification, one page at a time."""
+  """The specification; arrays as in `select_pages`, one page at a time."""
   scores = np.asarray(scores, np.float64)
   valid = np.broadcast_to(valid, scores.shape)
   num_pages = np.broadcast_to(num_pages, scores.shape[:-1])

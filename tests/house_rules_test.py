@@ -22,11 +22,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("ops", "models", "research", "experiments")
 PACKAGES = FLOORS[:3]
 TEXT = {".py", ".sh", ".md", ".toml", ".lock", ".flags", ".json", ".ipynb", ""}
-MAX_BYTES, MOST_BYTES, SCRIPT_LINES = 30_000, 20_000, 150
+MAX_BYTES, MOST_BYTES = 30_000, 20_000
+SCRIPT_LINES, README_LINES = 150, 150
 # Written apart, so that this file does not break its own rule.
 MACHINE_PATHS = re.compile(
   r"(?<![\w.~$}])/(?:wor" + r"k|roo" + r"t)(?=[/\s\"'`)]|$)"
 )
+# Axis letters or sizes in brackets, such as (B, L, D), (..., K) or (V,).
+SHAPE = re.compile(
+  r"\((?:\.\.\.|[A-Z][\w+/*-]*|\w+ \* \w+|\d+)(?:, ?[-\w.+/* ]+)*,?\)"
+)
+ARRAY = re.compile(r"(?:jax\.Array|np\.ndarray|jnp\.ndarray)(?: \| None)?")
+FLAG_MAKERS = {"integer", "number", "numbers", "choice"}
 INDEXES = re.compile("index" + "-url|find" + "-links|pypi" + r"\.org/simple")
 NNX_FORBIDDEN = {"jit", "grad", "value_and_grad", "Optimizer", "scan"}
 TRITON = ("jax.experimental.pallas.triton", "jax.experimental.pallas.ops")
@@ -244,6 +251,132 @@ def collected_test_names(root: Path) -> list[str]:
   ]
 
 
+def short_readme(root: Path) -> list[str]:
+  path = root / "README.md"
+  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+  if len(lines) <= README_LINES:
+    return []
+  why = f"move it to docs/ (at most {README_LINES})"
+  return [f"README.md: {len(lines)} lines: {why}"]
+
+
+def _says_shape(docstring: str, name: str) -> bool:
+  """Whether a docstring gives the shape of the array argument `name`."""
+  if "as in `" in docstring or "as for `" in docstring:
+    return True
+  if "Args:" not in docstring:
+    return bool(SHAPE.search(docstring))
+  entry = re.search(
+    rf"^  (?:\w+, )*{name}(?:, \w+)*: (.*(?:\n(?:    .*)?)*)", docstring, re.M
+  )
+  text = entry[1] if entry else ""
+  return bool(SHAPE.search(text)) or any(
+    word in text for word in ("calar", "broadcasts")
+  )
+
+
+def shapes_in_docstrings(root: Path) -> list[str]:
+  """Of array arguments of public functions; parts of kernels are left out."""
+  found = []
+  for path in files(root, "ops", "models"):
+    if path.stem.startswith("mosaic_"):
+      continue
+    for node in parse(path).body:
+      if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+        continue
+      arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+      found += [
+        f"{path.relative_to(root)}:{node.lineno}: {node.name}: the docstring"
+        f" gives no shape of {argument.arg}, such as (B, L, D)"
+        for argument in arguments
+        if argument.annotation is not None
+        and argument.arg != "key"
+        and ARRAY.fullmatch(ast.unparse(argument.annotation))
+        and not _says_shape(ast.get_docstring(node) or "", argument.arg)
+      ]
+  return found
+
+
+def _flags(root: Path) -> Iterator[tuple[Path, str]]:
+  """Yields every flag of experiments/ and its file."""
+  for path in sorted((root / "experiments").glob("*.py")):
+    tree = parse(path)
+    origin = {
+      name.rpartition(".")[2]: name.rpartition(".")[0]
+      for _, name in imports(path)
+    }
+    for node in ast.walk(tree):
+      if not (isinstance(node, ast.Call) and node.args):
+        continue
+      first, called = node.args[0], ast.unparse(node.func)
+      maker = called.rpartition(".")[2]
+      if isinstance(first, ast.Constant) and (
+        maker.startswith("DEFINE_")
+        or (called.startswith("cli.") and maker in FLAG_MAKERS)
+      ):
+        yield path, first.value
+      if called == "option_flags.define":
+        source = root / f"{origin[first.id].replace('.', '/')}.py"
+        for item in parse(source).body:
+          if isinstance(item, ast.ClassDef) and item.name == first.id:
+            yield from (
+              (path, field.target.id)
+              for field in item.body
+              if isinstance(field, ast.AnnAssign)
+            )
+
+
+def used_flags(root: Path) -> list[str]:
+  """No flag that neither a flagfile, a page, a result nor a test uses."""
+  pages = [root / "README.md", root / "Makefile", *root.glob("docs/**/*.md")]
+  pages += [*root.glob("experiments/flagfiles/*.flags")]
+  pages += [*root.glob("experiments/results/**/*.json")]
+  tests = files(root, "tests")
+  text = "\n".join(
+    path.read_text(encoding="utf-8") for path in [*pages, *tests]
+    if path.exists()
+  )  # fmt: skip
+  used = set(re.findall(r"--(?:no(?=\w))?(\w+)", text))
+  used |= set(re.findall(r"--(\w+)", text))
+  # Tests give options of a dataclass by keyword.
+  for path in tests:
+    used |= set(re.findall(r"\b(\w+)=", path.read_text(encoding="utf-8")))
+  return [
+    f"{path.relative_to(root)}: nothing uses --{flag}: say in docs/ what it is"
+    " for, or make it a constant"
+    for path, flag in _flags(root)
+    if flag not in used
+  ]
+
+
+def first_comments_in_docs(root: Path) -> list[str]:
+  """What scripts and flagfiles say of themselves stands in a page."""
+  page = root / "docs" / "experiments.md"
+  said = page.read_text(encoding="utf-8") if page.exists() else ""
+  found = []
+  scripts = [
+    path for path in files(root, "experiments")
+    if path.parent.name == "experiments" and "__main__" in path.read_text()
+  ]  # fmt: skip
+  for path in scripts + sorted(root.glob("experiments/flagfiles/*.flags")):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+      comment = ast.get_docstring(ast.parse(text)) or ""
+    else:
+      lines = re.match(r"(?:#.*\n)*", text)[0].splitlines()
+      comment = "\n".join(line.lstrip("# ") for line in lines)
+    section = said.partition(f"### `{path.name}`\n")[2].partition("\n### ")[0]
+    missing = set(re.findall(r"[\w.]+", comment)) - set(
+      re.findall(r"[\w.]+", section)
+    )
+    if missing or not section:
+      found.append(
+        f"docs/experiments.md: lacks the first comment of {path.name}:"
+        " run experiments/docs_tables.py"
+      )
+  return found
+
+
 # Any array made while importing starts a backend, and this one does not exist.
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys, traceback
@@ -302,11 +435,16 @@ RULES = {
     no_addresses,
     lock_is_complete,
     collected_test_names,
+    short_readme,
+    shapes_in_docstrings,
+    used_flags,
+    first_comments_in_docs,
     no_arrays_at_import,
   )
 }
 
 DOC = '"""One."""\n'
+F = "def f(x: jax.Array, y: jax.Array | None):\n"
 PROJECT = '[project]\nname="x"\ndependencies=["jax<0.13"]\n'
 PLANTED = {
   "import_direction": [
@@ -355,6 +493,32 @@ PLANTED = {
   "collected_test_names": [
     ("tests/test_a.py", DOC + "def test_x():\n  pass\n")
   ],
+  "short_readme": [("README.md", "x\n" * 151)],
+  "shapes_in_docstrings": [
+    ("ops/a.py", DOC + F + '  """Adds 1 (that is all) to x."""\n'),
+    (
+      "models/b.py",
+      DOC + F + '  """Adds.\n\n  Args:\n    x: some.\n    y: (B, L).\n  """\n',
+    ),
+  ],
+  "used_flags": [
+    ("experiments/a.py", DOC + 'A = flags.DEFINE_bool("lost", 0, "")\n'),
+    (
+      "experiments/b.py",
+      DOC + "from research.o import O\nB = option_flags.define(O)\n",
+    ),
+    ("research/o.py", DOC + "class O:\n  found: int = 1\n  missed: int = 2\n"),
+    ("docs/a.md", "`--found=3`, and `--nothing`\n"),
+  ],
+  "first_comments_in_docs": [
+    ("experiments/a.py", DOC + 'if __name__ == "__main__":\n  pass\n'),
+    ("experiments/flagfiles/b.flags", "# Some minutes.\n--x=1\n"),
+    ("experiments/flagfiles/c.flags", "# Seconds.\n--x=1\n"),
+    (
+      "docs/experiments.md",
+      "### `b.flags`\n\nMany\n\n### `c.flags`\n\nSeconds.",
+    ),
+  ],
   "no_arrays_at_import": [
     ("ops/__init__.py", DOC),
     ("ops/a.py", DOC + "import jax.numpy as jnp\nX = jnp.ones(2)\n"),
@@ -363,6 +527,9 @@ PLANTED = {
   ],
 }
 EXPECTED = {
+  "first_comments_in_docs": 2,
+  "shapes_in_docstrings": 3,
+  "used_flags": 2,
   "file_sizes": 2,
   "lock_is_complete": 3,
   "no_arrays_at_import": 2,

@@ -13,7 +13,7 @@ def causal_conv1d_reference(
   return_final_state: bool = False,
   segment_ids: np.ndarray | None = None,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-  """What `causal_conv1d` returns, one token at a time."""
+  """The specification; arrays as in `causal_conv1d`, one token at a time."""
   x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
   batch, length, channels = x.shape
   taps = weight.shape[1] - 1

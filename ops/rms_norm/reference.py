@@ -12,7 +12,10 @@ def rms_norm_reference(
   num_groups: int = 1,
   eps: float,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-  """The specification in float64, one group of one row at a time."""
+  """The specification in float64, one group of one row at a time.
+
+  Arrays are as in `rms_norm`.
+  """
   x, scale = np.asarray(x, np.float64), np.asarray(scale, np.float64)
   if residual is not None:
     x = x + np.asarray(residual, np.float64)

@@ -11,7 +11,10 @@ def token_logprob_reference(
   logit_scale: float = 1.0,
   valid_vocab: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The specification in float64, one token at a time; with normalizers."""
+  """The specification in float64, one token at a time; with normalizers.
+
+  Arrays are as in `token_logprob`.
+  """
   hidden = np.asarray(hidden, np.float64)
   weight = np.asarray(weight, np.float64)[:valid_vocab]
   logprob, normalizer = np.zeros(targets.shape), np.zeros(targets.shape)

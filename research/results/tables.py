@@ -12,6 +12,7 @@ from typing import Any
 
 from models.errors import InputError
 from research.results import (
+  first_comments,
   predictions,
   program_metrics,
   quality,
@@ -37,7 +38,7 @@ _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}\b")
 
 
 def fill(page: pathlib.Path) -> str:
-  """Returns the text of a Markdown page with its tables written anew.
+  """Returns the text of a Markdown page, tables and comments written anew.
 
   Raises:
     InputError: a marker is not of this form, or names no kind of result, or
@@ -58,7 +59,7 @@ def fill(page: pathlib.Path) -> str:
       )
     return f"{begin}{_table(kind, page.parent / name, name)}{end}"
 
-  return _BLOCK.sub(block, text)
+  return first_comments.fill(_BLOCK.sub(block, text), page.parent)
 
 
 def _table(kind: str, path: pathlib.Path, name: str) -> str:
@@ -85,7 +86,8 @@ def _table(kind: str, path: pathlib.Path, name: str) -> str:
 def _origin(result: Mapping[str, Any], name: str) -> str:
   """Device, time and commit; and what makes the result less than it seems."""
   commit = _HASH.sub(r"\1", result["commit"] or "unknown")
-  line = f"[{name}]({name}): {result['device']}, {result['seconds']:,.0f} s, "
+  shown = name.replace("../", "")
+  line = f"[{shown}]({name}): {result['device']}, {result['seconds']:,.0f} s, "
   line += f"commit {commit.removesuffix('+dirty')}"
   if commit.endswith("+dirty"):
     line += ", of which the code that ran differed"

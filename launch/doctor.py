@@ -2,12 +2,13 @@
 
 Imports nothing of the project, so that it answers where the project does not
 run: versions against the ranges of pyproject.toml, devices, the
-implementations of each op, models and data. `--require=gpu` (tpu, cpu) exits
-with 1 and the remedy where that is missing.
+implementations of each op, models, data and the folder of compiled programs.
+`--require=gpu` (tpu, cpu) exits with 1 and the remedy where that is missing.
 """
 
 import argparse
 import importlib.util
+import os
 import platform
 import re
 import subprocess
@@ -118,6 +119,16 @@ def data_rows() -> Iterator[tuple[str, str]]:
     yield "corpora", f"missing: {shown(folder)}"
 
 
+def cache_rows() -> Iterator[tuple[str, str]]:
+  """Yields the folder of compiled programs, and what it holds."""
+  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  folder = Path(home) / "frugax" / "jax"
+  folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder)
+  sizes = [path.stat().st_size for path in folder.glob("*") if path.is_file()]
+  held = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+  yield "compiled", f"{folder}: {held if sizes else 'empty'}"
+
+
 def shown(path: Path) -> str:
   """Returns a path of this checkout as seen from its root."""
   return str(path.relative_to(ROOT))
@@ -148,6 +159,7 @@ def main() -> int:
   section("ops", ops_lines())
   section("models", table(model_rows()))
   section("data", table(data_rows()))
+  section("cache", table(cache_rows()))
   if required and required not in platforms:
     sys.stdout.flush()
     print(f"error: no {required} here: {REMEDIES[required]}", file=sys.stderr)

@@ -36,7 +36,7 @@ def test_missing_accelerator_is_one_line_and_exit_1():
   assert done.returncode == 1
   assert done.stderr.startswith("error: no gpu here: pip install")
   assert done.stderr.count("\n") == 1
-  for title in ("versions", "devices", "ops", "models", "data"):
+  for title in ("versions", "devices", "ops", "models", "data", "cache"):
     assert f"\n{title}" in f"\n{done.stdout}"
   assert "cpu:0" in done.stdout
   assert "  select_pages " in done.stdout
@@ -94,3 +94,19 @@ def test_models_and_data_are_looked_for(doctor, monkeypatch, tmp_path):
   (tmp_path / "data/corpora/a.txt").write_bytes(b"x" * 20_000)
   assert dict(doctor.model_rows())["tiny"] == "data/models/stories260k"
   assert dict(doctor.data_rows()) == {"a.txt": "0.02 MB"}
+
+
+def test_the_folder_of_compiled_programs_is_named(
+  doctor, monkeypatch, tmp_path
+):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  folder = tmp_path / "frugax" / "jax"
+  assert dict(doctor.cache_rows()) == {"compiled": f"{folder}: empty"}
+  folder.mkdir(parents=True)
+  (folder / "jit_f-cache").write_bytes(b"x" * 200_000)
+  assert dict(doctor.cache_rows()) == {"compiled": f"{folder}: 1 files, 0.2 MB"}
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "other"))
+  assert dict(doctor.cache_rows()) == {
+    "compiled": f"{tmp_path / 'other'}: empty"
+  }

@@ -57,7 +57,7 @@ def main(_) -> None:
   }
   print(report.markdown_table(rows, columns), end="")
   if _RESULT.value:
-    # Of the updates of all runs.
+    # The seconds are those of the updates of all runs.
     seconds = sum(float(curve.seconds[-1]) for curve in found)
     origin = curves.shared_origin(found)
     cli.write_result(_RESULT.value, rows, cli.command(), seconds, **origin)

@@ -78,7 +78,7 @@ def _settings() -> tuple[Settings, dict]:
   if not found:
     return flagged, {"how": "as the flags say"}
   best = max(found, key=lambda name: found[name][0])
-  # What is given beside the results, such as a larger ensemble, wins.
+  # Flags that are given beside the results, such as a larger ensemble, win.
   return dataclasses.replace(found[best][1], **present), {
     "how": f"best mean {_MEASURE.value} on other targets",
     "best": best,

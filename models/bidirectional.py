@@ -142,7 +142,7 @@ class MambaBlock(nnx.Module):
     normed = self.mixer_norm(x)
     ids = jnp.where(mask, 0, -1).astype(jnp.int32)
     mixed = _mix(self.forward_mixer, normed, ids, implementations)
-    # Reversed, padding comes first and leaves the state at zero.
+    # Padding comes first in the reversed text and leaves the state at zero.
     back = _mix(
       self.backward_mixer, normed[:, ::-1], ids[:, ::-1], implementations
     )

@@ -169,7 +169,8 @@ def init_state(
         ssm=jnp.zeros((*rows, *channels, c.d_state), jnp.float32),
       )
     )
-  # Two arrays: a buffer that is donated must not be there twice.
+  # The two states are arrays of their own, because a donated buffer must not be
+  # given twice.
   length, start = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
   return MambaState(layers=tuple(found), length=length, start=start)
 
@@ -332,7 +333,7 @@ def _attend(
   """Causal attention within each text of one call."""
   mask = None
   if segment_ids is not None:
-    # Numbered anew, since an id may come back as another text.
+    # Segments are numbered anew, because an id may come back as another text.
     texts = jnp.cumsum(segments.resets(segment_ids), axis=1)
     texts = jnp.where(segments.is_padding(segment_ids), -1, texts)
     mask = (texts[:, :, None] == texts[:, None, :])[:, None]
@@ -355,7 +356,7 @@ def _cached_attend(
     cache, index = cache_and_index
     size = cache.k.shape[2]
     rows = jnp.arange(q.shape[0])[:, None]
-    # What lies past the end is dropped.
+    # Writes past the end are dropped.
     to = slots if padding is None else jnp.where(padding, size, slots)
     k, v = (
       whole.at[index, rows, to].set(new, mode="drop")

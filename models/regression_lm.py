@@ -144,7 +144,7 @@ class RegressionLM(module.Model):
     c = self.config = config
     table = functools.partial(layers.Embedding, std=c.embed_std, rngs=rngs)
     if c.encoder == T5GEMMA:
-      # It has a table and a last norm of its own.
+      # The decoder has a token table and a last norm of its own.
       self.embed = self.encoder_norm = None
       self.encoder = t5gemma.Encoder(c.t5gemma, rngs=rngs)
     else:
@@ -402,7 +402,8 @@ def _decoder_layer(block, x, mix, memory, compute, key=None, dropout=0.0):
   drop_mixed, drop_mlp = _droppers(key, dropout)
   mixed, output = mix(block.attn_norm(x))
   x = x + drop_mixed(mixed)
-  # For few queries the kernel of long texts is no gain: only "xla" is a must.
+  # Only the name "xla" is passed on, because the kernel for long texts gains
+  # nothing for few queries.
   implementation = "xla" if compute.attention == "xla" else None
   x = x + block.cross(block.cross_norm(x), *memory, implementation)
   hooks = layers.MlpHooks(on_output=drop_mlp)

@@ -103,7 +103,7 @@ def _unigram(model: _Model) -> models.Unigram:
 
   def score(text, value, kind):
     if kind == _USER:
-      # So large that it is always taken (unigram_model.cc).
+      # The score is so large that the piece is always taken (unigram_model.cc).
       return len(text.encode()) * most - 0.1
     return value if kind == _NORMAL else least - _NEVER
 
@@ -173,7 +173,8 @@ def space_rules(
     steps.append(normalizers.Prepend(" "))
   steps.append(normalizers.Replace(" ", SPACE))
   if fewer_spaces:
-    # Behind the replacement: what a text has of this sign itself goes as well.
+    # The sign is removed after the replacement, so that a text loses its own
+    # signs too.
     end = tokenizers.Regex(SPACE + r"+\z")
     steps.append(normalizers.Replace(end, ""))
   return steps

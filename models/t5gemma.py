@@ -25,9 +25,9 @@ from models import layers, module
 from models.t5gemma_config import T5GemmaConfig
 
 Params = module.Params
-# Scores of so many queries are in memory at a time.
+# Scores are held in memory for so many queries at a time.
 _QUERIES = 512
-# Finite, so that a row of padding that sees nothing is no NaN.
+# The mask is finite, so that a row of padding that sees nothing is no NaN.
 _UNSEEN = -1e30
 
 

@@ -78,7 +78,7 @@ _RENAMES = (
   (r"embedding\.word_embeddings\.weight", _TABLE),
   (r"output_layer\.weight", _HEAD),
   (r"decoder\.final_norm\.weight", "backbone.norm_f.weight"),
-  # Where the norm is fused into the projection.
+  # These names are those of files whose norm is fused into the projection.
   (
     r"decoder\.layers\.(\d+)\.mixer\.in_proj\.layer_norm_weight",
     r"backbone.layers.\1.norm.weight",

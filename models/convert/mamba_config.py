@@ -51,7 +51,7 @@ _SSM_CFG = {
 _KINDS = {"mamba": "mamba1", "mamba2": "mamba2"}
 _HYBRID = "_hybrid"
 _D_STATE = {"mamba1": 16, "mamba2": 128}
-# Of every Megatron checkpoint of Mamba-2 there is.
+# All published Megatron checkpoints of Mamba-2 have these values.
 _MEGATRON_D_STATE, _MEGATRON_VOCAB_MULTIPLE = 128, 128
 
 
@@ -260,7 +260,8 @@ def to_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:
       "n_groups": c.num_groups,
     }
   if c.attention:
-    # No class of transformers computes it, and none must try.
+    # The architecture is left without a class name, because no class of
+    # transformers computes this model.
     del hf["architectures"]
     hf["model_type"] += _HYBRID
     hf["attention_layers"] = dataclasses.asdict(c.attention)

@@ -172,7 +172,8 @@ def _sliding(
     raise InputError(f"{path}: num_hidden_layers={count!r}: get the file again")
   kinds = text.get("layer_types")
   if kinds is None:
-    # Of older files: every second layer, and every sixth, sees all.
+    # Older files name no pattern: every second layer (T5Gemma) or every sixth
+    # (T5Gemma-2) sees all tokens.
     every = text.get("sliding_window_pattern", 2 if kind == _FIRST else 6)
     if not isinstance(every, int) or every < 1:
       raise InputError(f"{path}: sliding_window_pattern={every!r} is unknown")
@@ -231,7 +232,7 @@ def _of_encoder(
     array = source.read(prefix + name)
     if name != _TABLE or _END not in inner or not config.qk_norm:
       return array
-    # It is not multiplied by sqrt(D) where tokens are.
+    # This vector is not multiplied by sqrt(D), as those of tokens are.
     end = hf.get("eoi_token_index") or hf["encoder"].get("eoi_token_index")
     end = _END_ID if end is None else end
     if not isinstance(end, int) or not 0 <= end < len(array):

@@ -112,7 +112,8 @@ class _Unpickler(pickle.Unpickler):
       return _Rebuild()
     if f"{module} {name}" == _ORDERED_DICT:
       return _StateDict
-    # A name, not a type: nothing can be called or set on it.
+    # The class is kept as a name and not as a type, so that nothing can be
+    # called or set on it.
     return f"{module} {name}"
 
   def persistent_load(self, pid: Any) -> _Storage:

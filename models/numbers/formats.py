@@ -283,7 +283,8 @@ class Ieee(NumberFormat):
     builder.chain(some, [digits[1:]] + [digits] * left, 0)
     builder.chain(zeros[0], [digits[1:]] + [digits] * left, 0)
     for state in zeros.values():
-      # Zero; behind "-" nothing else, for 10^-0 is written 10^+0.
+      # The mantissa may be zero behind an exponent of zeros; behind "-" it may
+      # be nothing else, because 10^-0 is written 10^+0.
       builder.chain(state, [digits[:1]] * (1 + left), 0)
 
   def _encode(self, value: decimal.Decimal) -> list[int]:

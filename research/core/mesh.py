@@ -110,7 +110,8 @@ def sum_over_devices(
       mesh=mesh,
       in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS), *rest),
       out_specs=PartitionSpec(),
-      # Kernels do not say along which axes their results vary.
+      # Checks of varying axes are off, because kernels do not say along which
+      # axes their results vary.
       check_vma=False,
     )(replicated, batch, *more)
 

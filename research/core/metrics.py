@@ -162,13 +162,13 @@ def ratio_bootstrap(
     raise ValueError("denominators must be >= 0 and not all 0")
   generator = np.random.default_rng(seed)
   windows = len(sums)
-  # Some 64 MB for the draws, however many windows there are.
+  # Draws take some 64 MB at a time, however many windows there are.
   chunk = max(1, min(num_samples, (1 << 22) // windows))
   ratios = []
   for start in range(0, num_samples, chunk):
     size = (min(chunk, num_samples - start), windows)
     drawn = sums[generator.integers(windows, size=size, dtype=np.int32)].sum(1)
-    # A resample of nothing but empty windows tells nothing.
+    # Resamples that hold empty windows alone are left out.
     drawn = drawn[drawn[:, 1] > 0]
     ratios.append(drawn[:, 0] / drawn[:, 1])
   low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])

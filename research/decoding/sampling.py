@@ -61,7 +61,8 @@ def draw(keys: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
   if sampling.top_p < 1.0:
     chances = jax.nn.softmax(values, axis=-1)
     likelier = jnp.cumsum(chances, axis=-1) - chances
-    # The likeliest token has none before it; rounding must not drop it.
+    # The sum before the likeliest token is set to zero, so that rounding never
+    # drops that token.
     likelier = likelier.at[:, 0].set(0.0)
     values = jnp.where(likelier < sampling.top_p, values, -jnp.inf)
   rank = pick(keys, values)[:, None]

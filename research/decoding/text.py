@@ -205,7 +205,8 @@ class Generator:
       vocab_size=self._tokenizer.vocab_size,
     )
     calls = -(-(options.max_tokens - 1) // steps)
-    # A step may write all its tokens, though few of them count.
+    # The cache has room for all tokens of the last step, though only some of
+    # them may count.
     cache_size = shape[1] + calls * steps + method.width - 1
     key = (shape, cache_size, steps, method)
     if key not in self._programs:

@@ -66,7 +66,8 @@ class TextStream:
         pieces = {size: self._decode(size) for size in sizes}
         whole = [size for size in sizes if _BROKEN not in pieces[size]]
         if not whole:
-          # On its own, so that it spoils nothing else.
+          # A token that is no character is decoded on its own, so that it
+          # spoils none of its neighbours.
           self._tokens, self._read = self._tokens[self._read :], 0
           whole, pieces = [1], {1: self._decode(1)}
         unread, piece = whole[0], pieces[whole[0]]

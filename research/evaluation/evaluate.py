@@ -165,7 +165,8 @@ def judge_text(
   scores = scorer.score(rows, advance(len(rows)))
   nll = [-score.total for score in scores]
   counts = [row.scored for row in rows]
-  # Of the whole text: a window need not begin or end between characters.
+  # Bytes are counted over the whole text, because a window may begin or end in
+  # the middle of a character.
   bits = len(tokens) / len(subject.text.encode()) / math.log(2)
   estimates = [
     estimate(PERPLEXITY, nll, counts, math.exp, lambda value: value),
@@ -282,10 +283,11 @@ def generate_all(
   lengths = list(map(len, encoded))
   for _, count, batches in buckets.batches(lengths, batch_tokens, room):
     for batch in batches:
-      # One shape a length: the last batch is filled up with its last prompt.
+      # The last batch is filled up with its last prompt, so that all batches of
+      # a length have one shape and compile once.
       filled = [*batch, *[batch[-1]] * (count - len(batch))]
       completions = generator([encoded[i] for i in filled], options)
-      # Rows of another batch draw by other keys.
+      # The seed differs between batches, so that their rows draw by other keys.
       options = dataclasses.replace(options, seed=options.seed + 1)
       for index, completion in zip(batch, completions, strict=False):
         texts[index] = completion.text

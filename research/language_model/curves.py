@@ -54,7 +54,7 @@ def read(workdir: pathlib.Path, name: str) -> Curve:
       "with train_lm.py"
     )
   points, seconds, before = [], 0.0, rows[0]["step"]
-  # The first line's time is that of compilation.
+  # The time of the first line is left out, because it is that of compilation.
   for row in rows[1:] if len(rows) > 1 else rows:
     seconds += row["step_seconds"] * (row["step"] - before)
     before = row["step"]
@@ -120,7 +120,8 @@ def rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     {
       "system": "language_model",
       "model": c.name,
-      # Names alone: where the files lay says nothing to others.
+      # Only names are kept, because the folder of the files says nothing to
+      # others.
       "data": ",".join(
         pathlib.Path(text).name
         for text in c.flags["eval_text"] or c.flags["text"]

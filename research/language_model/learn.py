@@ -130,7 +130,7 @@ def make_evaluation(
   placed = [mesh_lib.shard_batch(mesh, batch) for batch in batches]
 
   def evaluate(params: Tree) -> float:
-    # On the host in float64: many batches, whose sums are alike.
+    # Sums are taken on the host in float64, because many batches are added.
     found = jax.device_get([sums(params, batch) for batch in placed])
     tokens = sum(float(part["tokens"]) for part in found)
     return sum(float(part["nll"]) for part in found) / tokens

@@ -230,7 +230,8 @@ def _corpora(run: Run, tokenizer: Tokenizer) -> tuple[Corpus, Corpus]:
 def _evaluation(options: Options, evaluate) -> Callable[[TrainState], dict]:
   def hook(state: TrainState) -> dict[str, float]:
     loss = evaluate(state.params)
-    # A loss that nobody could tell from infinity must not end the run here.
+    # The exponent is bounded, so that a huge loss does not end the run by an
+    # overflow.
     perplexity = math.exp(min(loss, 700.0))
     tokens = int(state.step) * options.tokens_per_step
     return {"eval_loss": loss, "eval_perplexity": perplexity, "tokens": tokens}

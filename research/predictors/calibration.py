@@ -66,7 +66,8 @@ def quantile(samples: np.ndarray, share: float) -> np.ndarray:
   above = np.minimum(below + 1, np.maximum(count, 1) - 1)
   take = lambda at: np.take_along_axis(ordered, at[:, None], axis=1)[:, 0]
   low, high = take(below), take(above)
-  # Between equal ones nothing is added: infinite minus infinite is no number.
+  # Equal neighbours add nothing, also infinite ones, whose difference is no
+  # number.
   gap = np.zeros_like(low)
   np.subtract(high, low, out=gap, where=low != high)
   part = np.where(place > below, place - below, 0.0)

@@ -22,7 +22,7 @@ NAMES = (
   "MLP",
   "Gaussian process",
 )
-# These take `Problem.train_costs`.
+# These peers are given `Problem.train_costs`.
 COST_NAMES = ("cost analysis", "XGBoost on the cost analysis")
 
 
@@ -90,7 +90,8 @@ def predict(
     values = np.log(values)
   mean, spread = values.mean(), values.std() or 1.0
   try:
-    # Limits hold for what is loaded.
+    # The limit of threads holds for libraries that are loaded, so they are
+    # imported first.
     import sklearn.linear_model  # noqa: F401
     import threadpoolctl
 
@@ -103,7 +104,8 @@ def predict(
   found = np.asarray(found, np.float64) * spread + mean
   if not problem.is_log:
     return found
-  # Beyond what was seen a logarithm may come back as infinite.
+  # The logarithm is bounded, because one far beyond the training values would
+  # become infinite.
   return np.exp(np.clip(found, values.min() - 5, values.max() + 5))
 
 

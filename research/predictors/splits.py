@@ -62,7 +62,7 @@ def split(
     start += count
   parts = np.array([part_of.get(name, -1) for name in names])
   rows = [np.flatnonzero(parts == part) for part in range(3)]
-  # A fixed order that has nothing to do with the file's.
+  # Each part is shuffled, so that its order has nothing to do with the file's.
   shuffle = np.random.default_rng((seed, 18))
   return Split(*(shuffle.permutation(part) for part in rows))
 

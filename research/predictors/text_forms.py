@@ -124,7 +124,8 @@ def _proxies(
     for images, cells in json.loads("\n".join(tables.read_lines(path))).items():
       for cell, facts in cells.items():
         for proxy, fact in facts.items():
-          # Beside the proxies are the cell's name and its accuracy.
+          # The cell's name and accuracy, which stand beside the proxies, are
+          # left out.
           if isinstance(fact, dict):
             name = f"proxy_{proxy}_{images}"
             column = columns.setdefault(name, np.full(len(ops), np.nan))

@@ -205,7 +205,7 @@ def _cores(workers: int) -> list[int | None]:
       f"--workers={workers}, but {len(cores)} cores are here: each needs its "
       "own, or times mean nothing"
     )
-  # The last ones: the first is where everything else runs.
+  # Workers take the last cores, because everything else runs on the first.
   return cores[len(cores) - workers :]
 
 

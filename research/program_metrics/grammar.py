@@ -171,7 +171,7 @@ def _write(draws: Draws, index: int) -> Program:
     if len(operators) == count:
       break
   outputs = [v for v in b.values if v.name not in b.used and v not in b.inputs]
-  # The first input may have been left alone.
+  # An input that no statement uses is removed.
   first = b.values[0]
   if first.name not in b.used:
     del b.inputs[first]

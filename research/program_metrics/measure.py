@@ -92,7 +92,7 @@ def compile_program(program: Program) -> Compiled:
     "hash": fingerprint(compiled.as_text()),
     "compile_seconds": seconds,
   }
-  # A program that computes nothing of a kind has no such key.
+  # The key is missing where a program computes nothing of that kind.
   row |= {name: int(analysis.get(key, 0)) for name, key in _ANALYSIS.items()}
   row |= {name: int(getattr(memory, key)) for name, key in _MEMORY.items()}
   arrays = [

@@ -27,7 +27,8 @@ def run(pipe: Connection, core: int | None, seed: int, timing: Timing) -> None:
     timing: how latency is measured.
   """
   if core is not None:
-    # Before jax starts its backend, which takes as many threads as cores.
+    # The core is chosen before jax starts its backend, because the backend
+    # takes as many threads as it sees cores.
     os.sched_setaffinity(0, {core})
   import jax  # only now, for the same reason
 
@@ -39,7 +40,8 @@ def run(pipe: Connection, core: int | None, seed: int, timing: Timing) -> None:
       pipe.send((DONE, [row | header for row in rows]))
       jax.clear_caches()
   except (EOFError, BrokenPipeError, KeyboardInterrupt):
-    # Whoever collects is gone, or was interrupted and says so itself.
+    # The collecting process has ended, or it was interrupted and says so
+    # itself.
     sys.exit(1)
 
 

@@ -169,7 +169,8 @@ class RegressionLM:
 
     @jax.jit
     def make(key):
-      # What is not returned is not made.
+      # `jit` drops weights that this function does not return, so no memory is
+      # taken by the random encoder that the given one replaces.
       params = regression_lm.init(config, key, param_dtype)
       return {name: part for name, part in params.items() if name != "encoder"}
 
@@ -489,7 +490,7 @@ class RegressionLM:
     if len(given) != count:
       raise InputError(f"{len(given)} known targets for {count} texts")
     known = codec.encode(given).reshape(count, codec.num_objectives, -1)
-    # What is missing behind the last known objective is drawn.
+    # Objectives behind the last known one are drawn.
     there = known[:, :, 0] != MISSING
     later = np.cumsum(there[:, ::-1], axis=1)[:, ::-1]
     known = np.where((later > 0)[..., None], known, 0)

@@ -39,7 +39,8 @@ class Best:
       safetensors.numpy.save_file(
         artefact.flatten(params),
         draft,
-        # In all its digits, so that a second run compares with the same number.
+        # The loss is written with all its digits, so that a run that goes on
+        # compares with the same number.
         metadata={"step": str(step), "loss": repr(float(loss))},
       )
     self.loss = float(loss)

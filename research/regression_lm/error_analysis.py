@@ -16,7 +16,7 @@ from research.predictors import measures, tables
 
 Row = dict[str, Any]
 ALL, ZERO = "all", "truth is 0"
-# Parts with fewer rows are not told.
+# Parts with fewer rows are left out.
 _FEW = 20
 
 

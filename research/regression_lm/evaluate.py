@@ -21,7 +21,7 @@ from research.regression_lm.api import RegressionLM
 Say = Callable[[str], None]
 OURS = "regression LM"
 EXPECTED = "regression LM, expected rank"
-# No method, but what a second measurement says: the ceiling.
+# The second measurement is no method: it is the ceiling of all of them.
 AGAIN = "measured again"
 
 
@@ -236,7 +236,7 @@ def rows(
   for method, values in found.by_method.items():
     draws = found.draws if method == OURS else values[:, None]
     scores = calibration.crps(draws, found.truth)
-    # A point has the absolute error as its score.
+    # The CRPS of a point is its absolute error.
     interval = measures.bootstrap(np.nanmean, scores, num_samples=num_samples)
     add(method, "crps", interval)
   covered = lambda draws, truth: calibration.coverage(draws, truth, level)

@@ -111,7 +111,7 @@ class Scale:
       column = np.full((len(chosen), codec.num_objectives), np.nan)
       column[:, place] = rounded[chosen]
       scores[place, : len(chosen)] = self.scores(column)[:, place]
-    # Entries that count for nothing are still read: they repeat the first.
+    # Entries without weight repeat the first, because they are read too.
     unused = np.isnan(scores)
     ids = np.where(unused[..., None], ids[:, :1], ids)
     return Grid(ids=ids, scores=scores)

@@ -189,7 +189,8 @@ def fine_tune(
     if not evaluate or valid_loss[-1] < min(valid_loss[:-1]):
       best_epoch = epoch
       if evaluate or epoch == o.max_epochs:
-        # A copy: the next update takes the memory of the state.
+        # Parameters are copied, because the next update takes the memory of the
+        # state.
         best = jax.tree.map(jnp.copy, state.params)
     elif epoch - best_epoch >= o.patience:
       break

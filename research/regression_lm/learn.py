@@ -142,7 +142,7 @@ def make_step(
     frozen = frozen or {}
     params = combine(trained, frozen.get("params"))
     if key is not None and mesh.size > 1:
-      # Devices hold different examples, and drop differently.
+      # The key differs between devices, which hold different examples.
       place = jax.lax.axis_index(mesh_lib.DATA_AXIS)
       key = jax.random.fold_in(key, place)
     return loss_sums(model, params, part, options, frozen.get("grid"), key)
@@ -187,7 +187,7 @@ def make_evaluation(
 
   def evaluate(trained: Tree, frozen: Tree = None) -> dict[str, float]:
     found = jax.device_get([summed(trained, b, frozen) for b in placed])
-    # On the host in float64: many batches, whose sums are alike.
+    # Sums are taken on the host in float64, because many batches are added.
     total = lambda name: sum(float(part[name]) for part in found)
     examples = max(total("examples"), 1.0)
     names = [n for n in ("loss", "nll", "squared_error") if n in found[0]]

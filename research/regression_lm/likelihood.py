@@ -92,7 +92,8 @@ def token_logprobs(
   normalizer = jax.nn.logsumexp(logits, axis=-1)
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   there = targets != MISSING
-  # Chosen before the subtraction, so that no -inf meets a gradient.
+  # Values are selected before the subtraction, so that no -inf meets a
+  # gradient.
   chosen = jnp.where(there, chosen, 0.0)
   normalizer = jnp.where(there, normalizer, 0.0)
   return chosen - normalizer, normalizer

@@ -193,7 +193,8 @@ class Others:
     members, place = self._members[self._tasks[index]], self._place[index]
     count = min(shots, len(members) - 1)
     chosen = rng.choice(len(members) - 1, count, replace=False)
-    # The example itself would give its number away.
+    # The example itself is left out of its prompt, because it would give its
+    # number away.
     chosen = members[chosen + (chosen >= place)]
     kept = chosen[_left_out(self._sizes[chosen], self._room[index]) :]
     return "".join([*(self._lines[i] for i in kept), self._texts[index]])

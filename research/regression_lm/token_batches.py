@@ -87,7 +87,8 @@ def read_texts(
   begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   rows: list[np.ndarray] = []
   num_cut = 0
-  # An encoding takes a hundred times the memory of its ids: few at a time.
+  # Few texts are tokenized at a time, because an encoding takes a hundred times
+  # the memory of its ids.
   for start in range(0, len(texts), _ENCODED):
     part = texts[start : start + _ENCODED]
     try:

@@ -263,7 +263,8 @@ def _regression_series(
   prices = np.geomspace(1e-3, 100.0, 16).astype(np.float32)
   asked = np.asarray(asked)
   asked = np.stack([asked - _BRACKET / 3, asked + _BRACKET / 3], 1).reshape(-1)
-  # A coarse curve over all prices, then a fine one where it is needed.
+  # The curve is first coarse over all prices, and then fine where the budget
+  # lies.
   for _ in range(2):
     played = calibrate.run_points(
       method.setup,

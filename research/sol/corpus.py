@@ -71,7 +71,8 @@ def _stories(checkpoint: Checkpoint, length: int, key: jax.Array) -> np.ndarray:
   method = Plain(config=checkpoint.config, sampling=Sampling())
   params = checkpoint.params
   begin = jnp.ones((_BATCH, 1), jnp.int32)
-  # One key for all rows: stories that results rest on were drawn like this.
+  # All rows share one key, because committed results rest on stories that were
+  # drawn so.
   batch, first = loop.begin(
     method, params, begin, begin[:, 0], key, cache_size=length
   )

@@ -237,7 +237,8 @@ def _fit(reward, fitted, held, ridges) -> np.ndarray:
     )
     return found.x
 
-  # From strict to loose, each from where the last one ended.
+  # Penalties go from strict to loose, and each fit starts where the last one
+  # ended.
   weights, losses = np.zeros(shape).reshape(-1), {}
   for ridge in sorted(ridges, reverse=True):
     weights = solve(fitted, ridge, weights)

@@ -202,7 +202,8 @@ def policy_loss(
 
 
 def _log_ratio(logp, other_logp, mask):
-  # Masked first: a step that does not count may hold -inf or NaN.
+  # The mask is applied first, because a step that does not count may hold -inf
+  # or NaN.
   difference = jnp.where(mask, logp, 0.0) - jnp.where(mask, other_logp, 0.0)
   return jnp.clip(difference, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
 

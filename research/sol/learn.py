@@ -210,7 +210,8 @@ def advantages_of(
     costs = jnp.asarray(method.policy.costs)[rollout.actions]
     price = grouped(method, goal)[..., 0]
     paid = to_go(-price[..., None] * grouped(method, costs))
-    # What the discount keeps from being seen is charged by its mean.
+    # Later effects, which the discount hides from the reward, are charged by
+    # their mean.
     later = (1 - method.gamma) * damage_lib.LATER * jnp.sum(damage, axis=1)
     rewards = rewards - grouped(method, later[rollout.actions])
     metrics["cost"] = jnp.mean(costs)
@@ -226,7 +227,8 @@ def advantages_of(
       metrics[f"gap_{axis}"] = jnp.mean(jnp.abs(gap[..., i]))
   returns = jnp.stack([to_go(rewards), paid])
   if method.budget == "price":
-    # Low prices move small damages: without this only high ones would count.
+    # Returns are divided by the scale of their price, because low prices move
+    # small damages only and would not count beside high ones.
     scale = behaviour.gain_scale(
       method.policy.costs, damage_lib.mean_gains(damage), goal[..., 0]
     )
@@ -317,7 +319,8 @@ def make_step(
       None,
       length=method.inner_epochs,
     )
-    # The last epoch's diagnostics: there the ratio has moved the most.
+    # Diagnostics are those of the last epoch, where the ratio has moved the
+    # most.
     metrics |= jax.tree.map(lambda x: x[-1], aux)
     metrics["log_p"] = jnp.mean(rollout.log_p)
     state = dataclasses.replace(

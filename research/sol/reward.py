@@ -30,7 +30,8 @@ def returns_to_go(
   steps = jnp.arange(rewards.shape[-1])
   ahead = steps[:, None] - steps[None, :]
   weights = jnp.where(ahead >= 0, gamma ** jnp.maximum(ahead, 0), 0.0)
-  # TF32 would cost more digits than small advantages have.
+  # The product takes the highest precision, because TF32 has fewer digits than
+  # small advantages need.
   return jnp.matmul(
     rewards, weights.astype(rewards.dtype), precision=jax.lax.Precision.HIGHEST
   )

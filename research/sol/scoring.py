@@ -126,7 +126,7 @@ def at_net_keep(low: Score, high: Score, net_keep: float) -> Score:
   if abs(width) < 1e-6:
     return low
   share = (net_keep - low.net_keep) / width
-  # Far beyond the two points, a line says nothing.
+  # The share is bounded, because a line says nothing far beyond its two points.
   return mix(low, high, float(np.clip(share, -1.0, 2.0)))
 
 

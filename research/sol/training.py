@@ -100,7 +100,8 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   loop.claim_workdir(run.workdir, run.flags)
   train_tokens, held_tokens = corpus.split(tokens, 0.1)
   if method.budget == "price":
-    # Too short a text is told now, and not when calibration needs it.
+    # The length of the text is checked now, so that a text too short fails
+    # before training and not at calibration.
     windows_lib.spread_windows(held_tokens, method.layout, 1)
   mesh = run.mesh or mesh_lib.data_mesh()
   frozen = {"lm": mesh_lib.replicate(mesh, run.checkpoint.params)}
@@ -218,7 +219,7 @@ def _batches(run, tokens) -> Callable[[int], Tree]:
         tokens, method.layout, options.windows, seed=run.seed, step=step
       )
       return {"tokens": drawn, "ids": ids}
-    # Every window once an epoch, in a new order each time.
+    # An epoch reads every window once, in an order of its own.
     per_epoch = max(cached // options.windows, 1)
     epoch, at = divmod(step, per_epoch)
     order = np.random.default_rng((run.seed, 1, epoch)).permutation(cached)
@@ -397,7 +398,8 @@ def _ridge(run, frozen, scalar_stats, tokens, samples) -> np.ndarray:
       seed=run.seed,
       **common,
     )
-  # By one rename: a run that is killed here must not leave half a file.
+  # The file is put in place by one rename, so that a killed run leaves no half
+  # of it.
   temporary = path.with_suffix(".tmp.npy")
   np.save(temporary, coefficients)
   temporary.replace(path)

@@ -73,7 +73,8 @@ def score(
     layout.horizon,
     draw_key,
   )
-  # Over the last episode too: all dense predictions come from one pass.
+  # The pass also covers the last episode, so that all dense predictions come
+  # from one pass.
   prefix = setup.build_prefix(frozen["lm"], tokens, layout.context)
   dense = prefix.hidden[:, layout.context :]
   dense = dense.reshape(*starts.shape, layout.horizon, -1)
@@ -130,7 +131,8 @@ def collect(
     if not path.exists():
       key = jax.random.fold_in(jax.random.key(seed), number)
       found = score_batch(jnp.asarray(batches(number)), key)
-      # By one rename: a run that is killed here must not leave half a file.
+      # The file is put in place by one rename, so that a killed run leaves no
+      # half of it.
       temporary = path.with_suffix(".tmp.npz")
       np.savez(temporary, **jax.device_get(found))
       temporary.replace(path)
@@ -219,7 +221,8 @@ def make_step(
     plain = damage_lib.divergence_loss(
       samples["divergence"], jnp.sum(mean, axis=-1), drawn
     )
-    # Below zero where the policy knows more than the mean damage.
+    # This number is below zero where the policy knows more than the mean
+    # damage.
     metrics = aux | {
       "loss": loss,
       "over_mean": loss - plain,

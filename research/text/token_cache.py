@@ -125,7 +125,7 @@ def load_corpus(
   digest = digest.hexdigest()[:16]
   place = folder / digest
   if not place.exists():
-    # Another run that was faster has written the same.
+    # Another run may have written the same tokens meanwhile.
     with contextlib.suppress(FileExistsError):
       _write(place, read_documents(names, rule), tokenizer, progress)
   return _read(place, digest)

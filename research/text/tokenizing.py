@@ -85,7 +85,8 @@ def of_bytes() -> Tokenizer:
   backend.decoder = decoders.Sequence(
     [decoders.ByteFallback(), decoders.Fuse()]
   )
-  # Words of one character: no merges, so the pieces only cost time together.
+  # The text is split into characters, because this tokenizer has no merges and
+  # longer words would only cost time.
   backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
   backend.add_special_tokens([_BOUNDARY])
   return Tokenizer(backend=backend, vocab_size=257, bos_id=None)
@@ -155,7 +156,7 @@ def train_sentencepiece(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     special_tokens=["<pad>", unknown, *(f"<0x{b:02X}>" for b in range(256))],
   )
   backend.train_from_iterator(_sample(documents), trainer)
-  # They are tokens of the model, but no words to be looked for in a text.
+  # These are tokens of the model, but a text is not searched for them.
   described = json.loads(backend.to_str()) | {"added_tokens": []}
   backend = tokenizers.Tokenizer.from_str(json.dumps(described))
   return Tokenizer(

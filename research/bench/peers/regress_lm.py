@@ -134,7 +134,8 @@ def _timed_update(work: Row, plan: Row, compiled: bool) -> Row:
   )
 
   def update():
-    # As `Trainer.run_train_step`, with autocast around the forward pass alone.
+    # The step is that of `Trainer.run_train_step`, with autocast around the
+    # forward pass alone.
     trainer.training_wrapper.train()
     with _precision(work["setting"]):
       losses, _ = trainer.training_wrapper.forward(batch)

@@ -93,7 +93,8 @@ def _one_by_one(
     found = []
     for own in itertools.islice(itertools.cycle(arguments), passes):
       if found:
-        # Else the compiler might do two at a time.
+        # Each pass depends on the one before, so that the compiler does not run
+        # two at a time.
         own, found[-1] = jax.lax.optimization_barrier((own, found[-1]))
       found.append(function(*own))
     return found

@@ -168,7 +168,8 @@ def run(
     say(" ".join(f"{k}={_short(v)}" for k, v in setting.items()))
     say(_line(dict.fromkeys(_COLUMNS)))
     rows, skipped = [], []
-    # About half of the time goes to compilation.
+    # Half of the seconds are planned, because compilation takes about the other
+    # half.
     share = seconds / len(operations) / 2
     for name, build in operations.items():
       if time.perf_counter() - began > seconds:

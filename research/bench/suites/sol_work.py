@@ -78,7 +78,7 @@ def _builder(setup: Setup, first: int, stats: bool) -> Callable[..., Any]:
     built = setup.build_prefix(params, tokens, first)
     if stats:
       return built
-    # What nobody asks for is not computed.
+    # Results that are not returned are not computed.
     return dataclasses.replace(built, surprise=None, entropy=None)
 
   return jax.jit(build)
@@ -95,7 +95,7 @@ class Bench:
     self.params = params
     self.windows = windows
     self._seed = np.random.SeedSequence(seed)
-    # Ones of its own, for compilations are counted.
+    # The cache is this object's own, because compilations are counted.
     self._builder = functools.cache(_builder)
     self._init = jax.jit(functools.partial(policy_lib.init, method.policy))
 
@@ -180,7 +180,7 @@ class Bench:
     return self._init(self._key())
 
   def _stats(self) -> InputStats:
-    # What an action leaves out stands for what it costs.
+    # The share of work that an action leaves out stands for its damage.
     damage = 1.0 - rollout_lib.action_costs(self.method.setup.table)
     return InputStats.identity(self.method.policy.lm_width, damage)
 

@@ -82,7 +82,7 @@ def run(
   spawn = multiprocessing.get_context("spawn")
   workers = max(1, (os.cpu_count() or 2) - 2)
   with concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
-    # On other cores while the device trains.
+    # Ridge is fitted on other cores while the device trains.
     waiting = kernelbench_peers.jobs(plan, timings, forms[0], workdir, pool)
     kept = workdir / "predictions.npz"
     if not kept.exists():
@@ -201,7 +201,7 @@ def _predict(plan: Plan, timings: Timings, folds, model, params, scales):
       columns = slice(member * _DRAWS, (member + 1) * _DRAWS)
       for start in range(0, len(rows), _ROWS):
         part = slice(start, min(start + _ROWS, len(rows)))
-        # All calls are of one shape, which compiles once.
+        # All calls have one shape, so that the program compiles once.
         filled = np.resize(rows[part], _ROWS)
         texts = fold.texts(filled, np.zeros(_ROWS, int))
         batch = texts.rows(np.arange(_ROWS), plan.options.max_length)

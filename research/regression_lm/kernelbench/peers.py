@@ -43,7 +43,7 @@ def _ridge(problem: peers.Problem, kept: pathlib.Path) -> np.ndarray:
   """A ridge's predictions, read where they were kept."""
   if kept.exists():
     return np.load(kept)
-  # Every core has a process: more threads would starve the models.
+  # Each process takes one thread, because there is one for every core.
   found = peers.predict(peers.NAMES[0], problem, threads=1)
   kept.parent.mkdir(parents=True, exist_ok=True)
   np.save(kept, found)

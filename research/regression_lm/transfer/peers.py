@@ -111,7 +111,7 @@ def ridge(
   best, weights = np.inf, np.zeros(x.shape[1])
   for alpha in np.logspace(-3, 3, 13):
     shrink = s**2 / (s**2 + alpha)
-    # The mean is fitted too, hence the 1 / N.
+    # The term 1 / N comes of the mean, which is fitted too.
     leverage = (u**2 * shrink).sum(1) + 1 / len(y)
     left_out = (y - u @ (shrink * (u.T @ y))) / np.maximum(1 - leverage, 1e-9)
     error = np.mean(left_out**2)

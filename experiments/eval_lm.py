@@ -86,15 +86,15 @@ def main(_) -> None:
   from models.text import load_text
   from models.tokenizer import load_tokenizer
   from research.core import progress, report
-  from research.decoding import text as generate
-  from research.evaluation import evaluate, scoring, tasks
+  from research.decoding.text import Generator
+  from research.evaluation import judging, scoring, tasks
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   # All inputs are read first: a missing file ends no long run in its midst.
   todo = {}
   for name in dict.fromkeys(_TASKS.value):
-    if name == evaluate.PERPLEXITY:
-      todo[name] = evaluate.Text(
+    if name == judging.PERPLEXITY:
+      todo[name] = judging.Text(
         data=_TEXT.value,
         text=load_text(_TEXT.value),
         window=_WINDOW.value,
@@ -110,11 +110,11 @@ def main(_) -> None:
   model = (config, checkpoint.params, load_tokenizer(checkpoint))
   length = language_model.max_length(config) or 8192
   length = min(_LENGTH.value or length, length)
-  if evaluate.PERPLEXITY in todo and _WINDOW.value > length:
+  if judging.PERPLEXITY in todo and _WINDOW.value > length:
     raise InputError(f"--window={_WINDOW.value}: {length} tokens at most")
   workdir = _workdir()
   scorer = scoring.Scorer(*model, max_length=length, batch_tokens=_BATCH.value)
-  generator = generate.Generator(*model)
+  generator = Generator(*model)
   common = {
     "system": language_model.family(config),
     "model": checkpoint.name,
@@ -126,14 +126,14 @@ def main(_) -> None:
   rows = []
   for name, subject in todo.items():
     judge = functools.partial(
-      evaluate.judge,
+      judging.judge,
       scorer,
       generator,
       subject,
       common={**common, "task": name},
       advance=functools.partial(progress.counter, name),
     )
-    found, before = evaluate.kept(workdir, name, judge)
+    found, before = judging.kept(workdir, name, judge)
     rows += found
     if before:
       print(f"{name}: done before, read from {workdir}")

@@ -89,14 +89,12 @@ def main(_) -> None:
   from models import control_tokens
   from models.convert import load
   from models.tokenizer import load_tokenizer
-  from research.decoding import text as generate
   from research.decoding.sampling import Sampling
+  from research.decoding.text import Generator, TextOptions
 
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
   tokenizer = load_tokenizer(checkpoint)
-  generator = generate.Generator(
-    checkpoint.config, checkpoint.params, tokenizer
-  )
+  generator = Generator(checkpoint.config, checkpoint.params, tokenizer)
   texts = prompts
   if _CHAT.value:
     system = [{"role": "system", "content": _SYSTEM.value}]
@@ -107,7 +105,7 @@ def main(_) -> None:
       )
       for prompt in prompts
     ]
-  options = generate.TextOptions(
+  options = TextOptions(
     max_tokens=_MAX_TOKENS.value,
     sampling=Sampling(
       temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from models.errors import InputError
 from models.tokenizer import Tokenizer
 
@@ -48,6 +50,17 @@ def start_id(tokenizer: Tokenizer) -> int:
       "is not empty"
     )
   return ends[0]
+
+
+def begun(tokenizer: Tokenizer, tokens: np.ndarray) -> np.ndarray:
+  """Tokens (T,) of a text behind the begin token, which texts may bring along.
+
+  They stay as they are where the model was trained without one.
+  """
+  begin = tokenizer.bos_id
+  if begin is None or (len(tokens) and tokens[0] == begin):
+    return tokens
+  return np.concatenate([np.asarray([begin], np.int32), tokens])
 
 
 def chat_text(

@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("ops", "models", "research", "experiments")
 PACKAGES = FLOORS[:3]
+METHODS = {"sol", "language_model", "regression_lm", "program_metrics", "lra"}
+ABOVE_METHODS = {"bench", "results"}
 TEXT = {".py", ".sh", ".md", ".toml", ".lock", ".flags", ".json", ".ipynb", ""}
 MAX_BYTES, MOST_BYTES = 30_000, 20_000
 SCRIPT_LINES, README_LINES = 150, 150
@@ -109,6 +111,23 @@ def ops_need_jax_and_numpy_only(root: Path) -> list[str]:
     for path in files(root, "ops")
     for line, name in imports(path)
     if name.split(".")[0] not in allowed
+  ]
+
+
+def methods_stand_alone(root: Path) -> list[str]:
+  """No room but those that measure or show methods knows one of another room.
+
+  What two methods need lives in a shared room of research/.
+  """
+  return [
+    f"{path.relative_to(root)}:{line}: imports {name}: methods stand alone,"
+    " what two rooms need goes to a shared one"
+    for path in files(root, "research")
+    for line, name in imports(path)
+    for room in [path.relative_to(root).parts[1]]
+    if room not in ABOVE_METHODS
+    and name.split(".")[0] == "research"
+    and name.split(".")[1] in METHODS - {room}
   ]
 
 
@@ -424,6 +443,7 @@ RULES = {
   for rule in (
     import_direction,
     ops_need_jax_and_numpy_only,
+    methods_stand_alone,
     flags_in_experiments_only,
     chex_in_tests_only,
     no_triton,
@@ -456,6 +476,11 @@ PLANTED = {
     ("launch/a.py", DOC + "import ops\n"),
   ],
   "ops_need_jax_and_numpy_only": [("ops/a.py", DOC + "import scipy.fft\n")],
+  "methods_stand_alone": [
+    ("research/sol/a.py", DOC + "from research import language_model\n"),
+    ("research/lra/b.py", DOC + "from research.sol.a import x\n"),
+    ("research/text/a.py", DOC + "def f():\n  import research.sol.a\n"),
+  ],
   "flags_in_experiments_only": [
     ("research/a.py", DOC + "from absl import flags\n"),
     ("models/a.py", DOC + "import absl.flags as f\n"),

@@ -121,11 +121,12 @@ class Generator:
     Raises:
       InputError: the prompt is empty and nothing can stand in its place.
     """
-    tokens = self._tokenizer.encode(prompt)
-    if self._tokenizer.bos_id is None and len(tokens):
+    tokens = control_tokens.begun(
+      self._tokenizer, self._tokenizer.encode(prompt)
+    )
+    if len(tokens):
       return tokens
-    start = control_tokens.start_id(self._tokenizer)
-    return np.concatenate([np.asarray([start], np.int32), tokens])
+    return np.asarray([control_tokens.start_id(self._tokenizer)], np.int32)
 
   def __call__(
     self,
@@ -276,3 +277,44 @@ class _Row:
       if self.reason:
         text += self._stream.finish()
     return text
+
+
+def generate_all(
+  generator: Generator,
+  prompts: Sequence[str],
+  options: TextOptions,
+  *,
+  max_length: int,
+  batch_tokens: int,
+  advance: Callable[[int], None] | None = None,
+) -> list[str]:
+  """Continues many prompts in batches of like length; returns the texts.
+
+  Prompts lose their beginning where they and `options.max_tokens` together
+  are longer than `max_length`. `batch_tokens` bounds what a batch reads.
+
+  Raises:
+    InputError: `options.max_tokens` leaves no room for a prompt.
+  """
+  room = max_length - options.max_tokens
+  if room < 1:
+    raise InputError(
+      f"{options.max_tokens} tokens to generate leave no room for a prompt "
+      f"within {max_length}: give a longer --max_length"
+    )
+  encoded = [generator.encode(prompt)[-room:] for prompt in prompts]
+  texts = [""] * len(prompts)
+  lengths = list(map(len, encoded))
+  for _, count, batches in buckets.batches(lengths, batch_tokens, room):
+    for batch in batches:
+      # The last batch is filled up with its last prompt, so that all batches of
+      # a length have one shape and compile once.
+      filled = [*batch, *[batch[-1]] * (count - len(batch))]
+      completions = generator([encoded[i] for i in filled], options)
+      # The seed differs between batches, so that their rows draw by other keys.
+      options = dataclasses.replace(options, seed=options.seed + 1)
+      for index, completion in zip(batch, completions, strict=False):
+        texts[index] = completion.text
+      if advance is not None:
+        advance(len(batch))
+  return texts

@@ -8,8 +8,8 @@ from models.tokenizer import Tokenizer
 
 # What a decoder puts where bytes are no whole character (yet).
 _BROKEN = "\ufffd"
-# Tokens of the prompt that are decoded along: what a token says may depend on
-# whether it is the first.
+# Tokens of the prompt that are decoded along, because what a token says may
+# depend on whether it is the first.
 _CONTEXT = 8
 # Bytes of the longest character; each may be a token.
 _LONGEST = 4
@@ -35,7 +35,7 @@ class TextStream:
     self.text = ""
     self._tokenizer = tokenizer
     self._stop = [text for text in stop if text]
-    self._tokens = np.asarray(prompt).tolist()[-_CONTEXT:]
+    self._tokens = self._whole_end(np.asarray(prompt).tolist())
     self._read = len(self._tokens)
     self._held = ""
 
@@ -50,11 +50,24 @@ class TextStream:
     """Returns what was held back."""
     return "" if self.stopped else self._emit(self._take(patience=0), last=True)
 
+  def _whole_end(self, prompt: list[int]) -> list[int]:
+    """The last tokens of a prompt, of which the first begins a character.
+
+    A character that is cut in front would make the answer broken, too: some
+    decoders call all bytes around a broken one broken.
+    """
+    longer = range(_CONTEXT, _CONTEXT + _LONGEST)
+    for size in [*longer, *range(_CONTEXT - 1, 0, -1)]:
+      end = prompt[-size:]
+      if _BROKEN not in self._tokenizer.decode(np.asarray(end, np.int32)):
+        return end
+    return []
+
   def _take(self, patience: int) -> str:
     """Text of the unread tokens, but for the last few that are not whole yet.
 
-    One broken byte makes some decoders call all bytes around it broken, so
-    what is left over after `patience` tokens is read bit by bit.
+    What is left over after `patience` tokens is read bit by bit, so that a
+    broken byte spoils nothing around it.
     """
     text = ""
     while unread := len(self._tokens) - self._read:

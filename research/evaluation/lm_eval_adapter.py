@@ -18,8 +18,7 @@ from typing import Any, Protocol
 from models import control_tokens
 from models.errors import InputError
 from research.decoding.sampling import Sampling
-from research.decoding.text import Generator, TextOptions
-from research.evaluation import evaluate
+from research.decoding.text import Generator, TextOptions, generate_all
 from research.evaluation.scoring import Scorer
 
 # In the order in which the harness prefers them.
@@ -58,7 +57,7 @@ class Adapter:
   def loglikelihood_rolling(
     self, requests: Sequence[Request], disable_tqdm: bool = False
   ) -> list[float]:
-    """For each (text,): its log-likelihood, every token scored once."""
+    """For each (text,): its log-likelihood; see `scoring.rolling`."""
     del disable_tqdm
     parts = [self.scorer.encode_whole(request.args[0]) for request in requests]
     scores = iter(self.scorer.score([row for rows in parts for row in rows]))
@@ -74,7 +73,7 @@ class Adapter:
       groups.setdefault(_options(request.args[1]), []).append(index)
     texts = [""] * len(requests)
     for options, indices in groups.items():
-      found = evaluate.generate_all(
+      found = generate_all(
         self.generator,
         [requests[index].args[0] for index in indices],
         options,

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import control_tokens, language_model
+from models import control_tokens, errors, language_model
+from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.text import buckets
 
@@ -31,6 +32,11 @@ class Row:
 
   tokens: np.ndarray
   scored: int
+
+  def __post_init__(self):
+    """Checks the range; raises ValueError."""
+    if not 0 <= self.scored < len(self.tokens):
+      raise ValueError(f"{self.scored} of {len(self.tokens)} cannot be scored")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +62,8 @@ class Scorer:
 
   Attributes:
     tokenizer: of the model.
-    max_length: tokens of the longest row.
+    max_length: most tokens that the model reads of a row, which may have one
+      more: nothing is read behind the last one.
     batch_tokens: that one call reads at most, or one row.
   """
 
@@ -75,7 +82,7 @@ class Scorer:
       config: of the model.
       params: of the model.
       tokenizer: of the model.
-      max_length: longer rows lose their beginning.
+      max_length: of what the model reads; longer rows lose their beginning.
       batch_tokens: padding included, one call reads at most so many tokens,
         or one row.
     """
@@ -88,30 +95,47 @@ class Scorer:
   def encode_pair(self, context: str, continuation: str) -> Row:
     """A row that scores `continuation` given `context`.
 
-    The two are encoded as one text, white space at the end of the context
-    counted to the continuation, as lm-evaluation-harness does: what follows as
-    many tokens as the context alone has is the continuation's. An empty
-    context is replaced by a begin or end token.
+    As in lm-evaluation-harness the two are encoded as one text, white space at
+    the end of the context counted to the continuation: what follows as many
+    tokens as the context alone has is the continuation's. Where nothing
+    follows, since it melted into the last token of its context, the two are
+    encoded apart: the harness stops there. An empty context is replaced by a
+    begin or end token.
+
+    Raises:
+      InputError: the continuation has no tokens, or more than `max_length`.
     """
-    stem = context.rstrip()
-    whole = self.tokenizer.encode(context + continuation)
-    count = len(self.tokenizer.encode(stem)) if stem else 0
-    start = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-    if not start and not count:
-      start = [control_tokens.start_id(self.tokenizer)]
-    tokens = np.concatenate([np.asarray(start, np.int32), whole])
-    tokens = tokens[-self.max_length :]
-    return Row(tokens, min(len(whole) - count, len(tokens) - 1))
+    encode, stem = self.tokenizer.encode, context.rstrip()
+    rest = context[len(stem) :] + continuation
+    before, whole = encode(stem), encode(stem + rest)
+    before, after = whole[: len(before)], whole[len(before) :]
+    if rest and not len(after):
+      before, after = encode(stem), encode(rest)
+    if not len(after) and continuation.strip():
+      raise InputError(
+        f"the continuation {continuation[:40]!r} has no tokens: leave it out"
+      )
+    if len(after) > self.max_length:
+      raise InputError(
+        f"a continuation has {len(after)} tokens, and {self.max_length} are "
+        "read at most: give a longer --max_length"
+      )
+    tokens = control_tokens.begun(
+      self.tokenizer, np.concatenate([before, after])
+    )
+    if len(tokens) == len(after):
+      start = control_tokens.start_id(self.tokenizer)
+      if len(after) and after[0] == start:
+        after = after[1:]
+      else:
+        tokens = np.concatenate([np.asarray([start], np.int32), after])
+    return Row(tokens[-self.max_length - 1 :], len(after))
 
   def encode_whole(self, text: str) -> list[Row]:
-    """Rows that score every token of `text` once; see `windows`."""
+    """Rows that score every token of `text` once; see `rolling`."""
+    start = control_tokens.start_id(self.tokenizer)
     tokens = self.tokenizer.encode(text)
-    if self.tokenizer.bos_id is None:
-      start = control_tokens.start_id(self.tokenizer)
-      tokens = np.concatenate([np.asarray([start], np.int32), tokens])
-    return windows(
-      tokens, size=self.max_length, overlap=0, begin=self.tokenizer.bos_id
-    )
+    return rolling(tokens, size=self.max_length, prefix=start)
 
   def score(
     self, rows: Sequence[Row], advance: Callable[[int], None] | None = None
@@ -121,11 +145,14 @@ class Scorer:
     Rows that differ in their last token alone (answers A to D) are read once.
 
     Args:
-      rows: of any lengths up to `max_length`.
+      rows: of any lengths up to `max_length` + 1.
       advance: told how many more rows are done.
 
     Returns:
       One score a row, in their order.
+
+    Raises:
+      InputError: the model's logits are not finite.
     """
     inputs: dict[bytes, list[int]] = {}
     for index, row in enumerate(rows):
@@ -170,6 +197,8 @@ class Scorer:
     logprobs, greedy = jax.device_get(
       _score(self._config, self._params, tokens, *queries)
     )
+    if not np.isfinite(logprobs[:first]).all():
+      raise errors.not_finite()
     first = 0
     for index in (index for same in batch for index in same):
       part = slice(first, first + rows[index].scored)
@@ -219,13 +248,33 @@ def _score(
   return logprobs.reshape(-1), greedy.reshape(-1)
 
 
+def rolling(tokens: np.ndarray, *, size: int, prefix: int) -> list[Row]:
+  """Cuts a text into rows that score every token of it once.
+
+  As `loglikelihood_rolling` of lm-evaluation-harness: the prefix stands before
+  the text and nowhere else, every row scores `size` tokens given the one before
+  them, and the last row, which has fewer, reads the same number.
+
+  Args:
+    tokens: (n,) int32.
+    size: tokens that a row reads.
+    prefix: what the first token is scored given.
+  """
+  stream = np.concatenate([np.asarray([prefix], np.int32), tokens])
+  ends = [min(done + size, len(tokens)) for done in range(0, len(tokens), size)]
+  return [
+    Row(stream[max(0, end - size) : end + 1], end - done)
+    for done, end in zip([0, *ends], ends)
+  ]
+
+
 def windows(
   tokens: np.ndarray, *, size: int, overlap: int, begin: int | None
 ) -> list[Row]:
   """Cuts a text into rows that score every token of it once.
 
-  Every row has `size` tokens; the last one reaches further back for them,
-  so that it too is full, as in lm-evaluation-harness.
+  Unlike those of `rolling`, each may begin with the begin token. Every row has
+  `size` tokens; the last one reaches further back for them.
 
   Args:
     tokens: (n,) int32.

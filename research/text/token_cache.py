@@ -18,10 +18,19 @@ from research.core import progress as progress_lib
 from research.text import tokenizing
 from research.text.packing import Corpus
 
-DOCUMENTS = ("auto", "record", "wikitext", "whole")
-_VERSION = 1
-_RECORD = "\x1e"
-_HEADING = re.compile(r"^ = [^=\n]+ = ?$", re.MULTILINE)
+_VERSION = 2
+_ALONE = r"(?:\r?\n)?(?<![^\n]){}(?:\r?\n|\Z)"
+# Where documents are cut, by rule: separators and their lines go.
+_PATTERNS = {
+  "record": _ALONE.format(r"\x1e"),
+  "endoftext": _ALONE.format(r"<\|endoftext\|>") + r"|<\|endoftext\|>",
+  "wikitext": r"(?<![^\n])(?= = [^=\r\n]+ = ?(?:\r?\n|\Z))",
+}
+_CUTS = {
+  "auto": re.compile("|".join(_PATTERNS.values())),
+  **{rule: re.compile(pattern) for rule, pattern in _PATTERNS.items()},
+}
+DOCUMENTS = (*_CUTS, "whole")
 _PIECE = 1 << 20
 _GROUP = 1 << 24
 
@@ -29,24 +38,20 @@ _GROUP = 1 << 24
 def split_documents(text: str, rule: str = "auto") -> list[str]:
   """Cuts a text into documents; empty ones are dropped.
 
+  Lines may end with CRLF; a document keeps its own line ends.
+
   Args:
     text: of one file.
-    rule: "record" cuts at lines that hold U+001E alone; "wikitext" before every
-      heading of the first level (` = Title = `); "whole" nowhere; "auto" takes
-      the first of these that cuts.
+    rule: "record" cuts at lines that hold U+001E alone; "endoftext" at every
+      `<|endoftext|>`; "wikitext" before every heading of the first level
+      (` = Title = `); "auto" at all of these; "whole" nowhere.
 
   Raises:
     ValueError: the rule is unknown.
   """
   if rule not in DOCUMENTS:
     raise ValueError(f"rule {rule!r}: one of {DOCUMENTS}")
-  if rule == "record" or (rule == "auto" and _RECORD in text):
-    parts = re.split(rf"(?:^|\n){_RECORD}(?:\n|$)", text)
-  elif rule != "whole":
-    places = [match.start() for match in _HEADING.finditer(text)]
-    parts = [text[i:j] for i, j in zip([0, *places], [*places, None])]
-  else:
-    parts = [text]
+  parts = [text] if rule == "whole" else _CUTS[rule].split(text)
   return [part for part in parts if part.strip()]
 
 

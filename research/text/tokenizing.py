@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 
 import huggingface_hub
@@ -19,6 +20,7 @@ from models import sentence_piece
 from models import tokenizer as tokenizer_lib
 from models.errors import InputError
 from models.tokenizer import Tokenizer
+from research.core.progress import counter
 
 HUB_IDS = {
   "gpt-neox": "EleutherAI/gpt-neox-20b",
@@ -31,6 +33,11 @@ _BOUNDARY = "<|endoftext|>"
 # A BPE is learned from at most so many characters, taken evenly from the text.
 _BPE_CHARACTERS = 1 << 26
 _PIECE = 1 << 16
+# Longer words are learned from in parts: every merge reads the whole word of
+# each place that it is found at, which made texts without spaces quadratic.
+_LONGEST_WORD = 256
+# Fewer characters are learned from in about a second, without a word.
+_QUICK = 1 << 20
 
 
 def load(name: str) -> Tokenizer:
@@ -92,7 +99,9 @@ def of_bytes() -> Tokenizer:
   return Tokenizer(backend=backend, vocab_size=257, bos_id=None)
 
 
-def train_bpe(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+def train_bpe(
+  documents: Sequence[str], vocab_size: int, *, progress: bool = True
+) -> Tokenizer:
   """Learns a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2).
 
   Id 0 stands between documents. The same documents and size give the same
@@ -102,23 +111,27 @@ def train_bpe(documents: Sequence[str], vocab_size: int) -> Tokenizer:
   Args:
     documents: texts to learn from.
     vocab_size: at least 257; the result has fewer where the text gives fewer.
+    progress: show progress on stderr.
   """
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   backend.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(
-    vocab_size=vocab_size,
-    show_progress=False,
+  _train(
+    backend,
+    documents,
+    vocab_size,
+    progress,
     special_tokens=[_BOUNDARY],
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
   )
-  backend.train_from_iterator(_sample(documents), trainer)
   return Tokenizer(
     backend=backend, vocab_size=backend.get_vocab_size(), bos_id=None
   )
 
 
-def train_sentencepiece(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+def train_sentencepiece(
+  documents: Sequence[str], vocab_size: int, *, progress: bool = True
+) -> Tokenizer:
   """Learns a BPE as the package SentencePiece does, with bytes and digits.
 
   Of texts in NFKC, whitespace as U+2581 in front of words (runs of it become
@@ -131,6 +144,7 @@ def train_sentencepiece(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     documents: texts to learn from.
     vocab_size: at least 258 and the characters of the texts; the result has
       fewer where the texts give fewer.
+    progress: show progress on stderr.
   """
   unknown = "<unk>"
   backend = tokenizers.Tokenizer(
@@ -150,12 +164,8 @@ def train_sentencepiece(documents: Sequence[str], vocab_size: int) -> Tokenizer:
     ]
   )
   backend.decoder = sentence_piece.decoder()
-  trainer = trainers.BpeTrainer(
-    vocab_size=vocab_size,
-    show_progress=False,
-    special_tokens=["<pad>", unknown, *(f"<0x{b:02X}>" for b in range(256))],
-  )
-  backend.train_from_iterator(_sample(documents), trainer)
+  names = ["<pad>", unknown, *(f"<0x{b:02X}>" for b in range(256))]
+  _train(backend, documents, vocab_size, progress, special_tokens=names)
   # These are tokens of the model, but a text is not searched for them.
   described = json.loads(backend.to_str()) | {"added_tokens": []}
   backend = tokenizers.Tokenizer.from_str(json.dumps(described))
@@ -183,12 +193,40 @@ def learn(name: str, documents: Sequence[str], vocab_size: int) -> Tokenizer:
   return train(documents, vocab_size)
 
 
-def _sample(documents: Sequence[str]) -> Iterator[str]:
+def _train(
+  backend: tokenizers.Tokenizer,
+  documents: Sequence[str],
+  vocab_size: int,
+  progress: bool,
+  **options,
+) -> None:
+  """Learns the merges of `backend`, in time that grows with the texts."""
+  words = backend.pre_tokenizer
+  parts = tokenizers.Regex(rf"[\s\S]{{{_LONGEST_WORD}}}")
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [words, pre_tokenizers.Split(parts, "isolated")]
+  )
+  shown = progress and sum(map(len, documents)) > _QUICK
+  # On a terminal the library has bars of its own, also while it merges.
+  on_terminal = sys.stderr.isatty()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size, show_progress=shown and on_terminal, **options
+  )
+  texts = _sample(documents, shown and not on_terminal)
+  backend.train_from_iterator(texts, trainer)
+  backend.pre_tokenizer = words
+
+
+def _sample(documents: Sequence[str], progress: bool) -> Iterator[str]:
   total = sum(map(len, documents))
-  stride = -(-total // _BPE_CHARACTERS)
+  stride = _PIECE * -(-total // _BPE_CHARACTERS)
+  advance = counter("tokenizer reads characters", total, progress)
   for document in documents:
-    for start in range(0, len(document), _PIECE * stride):
+    for start in range(0, len(document), stride):
       yield document[start : start + _PIECE]
+      advance(min(stride, len(document) - start))
+  if progress:
+    print("tokenizer: all texts are read, it merges", file=sys.stderr)
 
 
 def _from_gzip(path: pathlib.Path) -> Tokenizer:

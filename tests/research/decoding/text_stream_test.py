@@ -44,6 +44,19 @@ def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer, text, cut):
   assert len(whole[len(before) :].encode()) - len(shown) < 40
 
 
+@pytest.mark.parametrize(
+  "prompt", ["日本語", "a日本語", "日本語日本語日本", "🙂🙂🙂"]
+)
+def test_an_answer_goes_on_behind_characters_of_many_tokens(tokenizer, prompt):
+  stem = tokenizer.encode(prompt)
+  answer = tokenizer.encode(prompt + "猫é")[len(stem) :]
+  found, pieces = stream(tokenizer, stem, answer)
+  assert found.text == "猫é" and "猫" in pieces
+  # A prompt that lost its beginning within a character.
+  found, _ = stream(tokenizer, stem[2:], answer)
+  assert found.text == "猫é"
+
+
 def test_a_broken_character_does_not_hold_up_what_follows(tokenizer):
   byte = 3 if tokenizer.vocab_size == 512 else 0
   broken = [byte + 0xE2, byte + 0x82]

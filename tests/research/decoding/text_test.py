@@ -151,3 +151,29 @@ def test_prompts_begin_with_the_begin_token(generator, tokenizer):
   assert generator.encode("").tolist() == [tokenizer.bos_id]
   found = generator.encode("One").tolist()
   assert found == [tokenizer.bos_id, *tokenizer.encode("One").tolist()]
+  # A text that brings its begin token along, as those of chats do.
+  begin = tokenizer.backend.id_to_token(tokenizer.bos_id)
+  tokenizer.backend.add_special_tokens([begin])
+  assert generator.encode(f"{begin}One").tolist().count(tokenizer.bos_id) == 1
+
+
+def test_many_prompts_give_what_they_give_as_one_batch(generator):
+  prompts = ["One day", PROMPTS[1], "Tom and", "The", 8 * PROMPTS[0]]
+  options = TextOptions(max_tokens=8, stop=("y",))
+  done = []
+  texts = generate.generate_all(
+    generator,
+    prompts,
+    options,
+    max_length=40,
+    batch_tokens=64,
+    advance=done.append,
+  )
+  assert sum(done) == 5
+  # The last one lost its beginning: there is room for 32 tokens.
+  tokens = [generator.encode(prompt)[-32:] for prompt in prompts]
+  assert texts == [found.text for found in generator(tokens, options)]
+  with pytest.raises(InputError, match="no room"):
+    generate.generate_all(
+      generator, prompts, options, max_length=8, batch_tokens=64
+    )

@@ -12,8 +12,7 @@ import pytest
 from models.convert import load
 from models.errors import InputError
 from models.tokenizer import load_tokenizer
-from research.decoding import text as generate
-from research.decoding.text import TextOptions
+from research.decoding.text import Generator, TextOptions
 from research.evaluation import lm_eval_adapter, scoring
 
 STEM = "Once upon a time, there was a little girl named"
@@ -74,7 +73,7 @@ def parts():
   tiny = load("tiny")
   model = (tiny.config, tiny.params, load_tokenizer(tiny))
   scorer = scoring.Scorer(*model, max_length=48, batch_tokens=96)
-  return scorer, generate.Generator(*model)
+  return scorer, Generator(*model)
 
 
 @pytest.fixture

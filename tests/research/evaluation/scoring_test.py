@@ -2,10 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models as bpe_models
+from tokenizers import pre_tokenizers
 
 from models import transformer
 from models.convert import load
-from models.tokenizer import load_tokenizer
+from models.errors import InputError
+from models.tokenizer import Tokenizer, load_tokenizer
+from models.transformer_config import TransformerConfig
 from research.evaluation import scoring
 from research.evaluation.scoring import Row
 from research.text import tokenizing
@@ -43,7 +48,7 @@ def expected(tiny):
   forward = jax.jit(transformer.forward, static_argnums=0)
 
   def logprobs(row):
-    padded = np.zeros(48, np.int32)
+    padded = np.zeros(49, np.int32)
     padded[: len(row.tokens)] = row.tokens
     logits = forward(tiny.config, tiny.params, jnp.asarray(padded)[None])[0]
     logits = np.asarray(logits, np.float64)
@@ -61,7 +66,7 @@ def expected(tiny):
 def test_scores_are_those_of_the_definition(scorer, expected):
   rng = np.random.default_rng(0)
   rows = [scorer.encode_pair(CONTEXT, " Lily and she liked to play.")]
-  for length in (2, 5, 17, 18, 48, 48):
+  for length in (2, 5, 17, 18, 48, 49):
     tokens = rng.integers(3, 512, length).astype(np.int32)
     rows.append(Row(tokens, int(rng.integers(1, length))))
   done = []
@@ -116,9 +121,82 @@ def test_a_pair_is_encoded_as_one_text(scorer):
 def test_long_contexts_lose_their_beginning(scorer):
   short = scorer.encode_pair(CONTEXT, " Lily")
   long = scorer.encode_pair("A cat sat. " * 30 + CONTEXT, " Lily")
-  assert len(long.tokens) == 48 and long.scored == short.scored
+  # 48 tokens are read.
+  assert len(long.tokens) == 49 and long.scored == short.scored
   assert long.tokens[-10:].tolist() == short.tokens[-10:].tolist()
-  assert scorer.encode_pair("a", " cat" * 100).scored == 47
+  with pytest.raises(InputError, match="200 tokens.*48.*--max_length"):
+    scorer.encode_pair("a", " cat" * 100)
+
+
+@pytest.fixture(scope="module")
+def merging():
+  """A scorer whose tokenizer merges "ab", "abc", "abcd" and "zabcd"."""
+  vocab = [*sorted(pre_tokenizers.ByteLevel.alphabet())]
+  merges = [("ab", "c"), ("abc", "d"), ("z", "abcd")]
+  vocab += ["ab", *("".join(pair) for pair in merges), "<|endoftext|>"]
+  backend = tokenizers.Tokenizer(
+    bpe_models.BPE(
+      vocab={token: i for i, token in enumerate(vocab)},
+      merges=[("a", "b"), *merges],
+    )
+  )
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.add_special_tokens(["<|endoftext|>"])
+  config = TransformerConfig.tiny(vocab_size=len(vocab))
+  params = transformer.init(config, jax.random.key(0))
+  params["embed"]["table"] = 20 * params["embed"]["table"]
+  return scoring.Scorer(
+    config,
+    params,
+    Tokenizer(backend=backend, vocab_size=len(vocab), bos_id=None),
+    max_length=16,
+    batch_tokens=64,
+  )
+
+
+@pytest.mark.parametrize(
+  "pair, tokens, scored",
+  [
+    # What the harness does: the tokens behind those of the context alone.
+    (("x", "y"), ["x", "y"], 1),
+    (("ab", "cdab"), ["abcd", "ab"], 1),
+    (("", "ab"), ["<|endoftext|>", "ab"], 1),
+    (("", "<|endoftext|>ab"), ["<|endoftext|>", "ab"], 1),
+    # There are none: the two are encoded apart.
+    (("ab", "c"), ["ab", "c"], 1),
+    (("zab", "cd"), ["z", "ab", "c", "d"], 2),
+    (("ab", ""), ["ab"], 0),
+  ],
+)
+def test_a_continuation_has_tokens_of_its_own(merging, pair, tokens, scored):
+  row = merging.encode_pair(*pair)
+  names = [merging.tokenizer.backend.id_to_token(t) for t in row.tokens]
+  assert (names, row.scored) == (tokens, scored)
+
+
+def test_rows_do_not_touch_each_other(merging):
+  pairs = [("zab", "cd"), ("x", "y"), ("ab", "c"), ("", "x"), ("x", "yz")]
+  rows = [merging.encode_pair(*pair) for pair in pairs]
+  for row, score in zip(rows, merging.score(rows), strict=True):
+    (alone,) = merging.score([row])
+    np.testing.assert_allclose(score.logprobs, alone.logprobs, atol=1e-5)
+    assert score.total < -0.01
+  for scored in (-1, 2):
+    with pytest.raises(ValueError, match="cannot be scored"):
+      Row(np.arange(2), scored)
+
+
+def test_logits_that_are_not_finite_are_told(merging):
+  norm = jax.tree.map(lambda x: x * np.nan, merging._params["final_norm"])
+  damaged = scoring.Scorer(
+    merging._config,
+    merging._params | {"final_norm": norm},
+    merging.tokenizer,
+    max_length=16,
+    batch_tokens=64,
+  )
+  with pytest.raises(InputError, match="NaN or infinite"):
+    damaged.score([damaged.encode_pair("x", "y")])
 
 
 def test_an_empty_context_is_an_end_token_where_there_is_no_begin(tiny):
@@ -129,8 +207,28 @@ def test_an_empty_context_is_an_end_token_where_there_is_no_begin(tiny):
   assert scorer.encode_pair("", "ab").tokens.tolist() == [256, 97, 98]
   assert scorer.encode_pair("a", "b").tokens.tolist() == [97, 98]
   rows = scorer.encode_whole("abcdefghij")
-  assert [row.scored for row in rows] == [7, 3]
-  assert rows[0].tokens.tolist() == [256, *range(97, 104)]
+  assert [row.scored for row in rows] == [8, 2]
+  assert rows[0].tokens.tolist() == [256, *range(97, 105)]
+
+
+# By `make_disjoint_window` and `get_rolling_token_windows` of lm-eval 0.4.13,
+# of the tokens 1 to n with prefix 0 and context_len 1.
+ROLLING = {
+  (10, 4): [([0, 1, 2, 3, 4], 4), ([4, 5, 6, 7, 8], 4), ([6, 7, 8, 9, 10], 2)],
+  (8, 4): [([0, 1, 2, 3, 4], 4), ([4, 5, 6, 7, 8], 4)],
+  (5, 4): [([0, 1, 2, 3, 4], 4), ([1, 2, 3, 4, 5], 1)],
+  (3, 4): [([0, 1, 2, 3], 3)],
+  (3, 1): [([0, 1], 1), ([1, 2], 1), ([2, 3], 1)],
+  (0, 4): [],
+}
+
+
+@pytest.mark.parametrize("count, size", ROLLING)
+def test_rolling_rows_are_those_of_the_harness(count, size):
+  tokens = np.arange(1, count + 1, dtype=np.int32)
+  rows = scoring.rolling(tokens, size=size, prefix=0)
+  found = [(row.tokens.tolist(), row.scored) for row in rows]
+  assert found == ROLLING[count, size]
 
 
 @pytest.mark.parametrize("begin", [None, 7])

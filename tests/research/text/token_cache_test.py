@@ -37,11 +37,39 @@ def documents_of(corpus, tokenizer):
       " = A = \n\n = = B = = \n", " = C = \n"
     ]),
     ("auto", "a\nb = c\n", ["a\nb = c\n"]),
+    ("auto", "a \x1e\nb\x1e\n", ["a \x1e\nb\x1e\n"]),
+    ("auto", "a\n\x1e\n\x1e\nb\n\x1e", ["a", "b"]),
+    ("auto", "a\r\n\x1e\r\n\x1e\r\nb\r\nc", ["a", "b\r\nc"]),
+    ("auto", "a\r\n = b = \r\nc", ["a\r\n", " = b = \r\nc"]),
+    ("auto", "a\n<|endoftext|>\nb\n<|endoftext|>c<|endoftext|>", [
+      "a", "b\n", "c"
+    ]),
+    ("auto", "a\n\x1e\n = b = \n<|endoftext|>c\x1e\n", [
+      "a", " = b = \n", "c\x1e\n"
+    ]),
+    ("endoftext", "a<|endoftext|>b\n\x1e\n", ["a", "b\n\x1e\n"]),
+    ("record", "a<|endoftext|>b\n\x1e\n", ["a<|endoftext|>b"]),
     ("auto", " \n", []),
   ],
 )  # fmt: skip
 def test_documents_by_rule(rule, text, parts):
   assert token_cache.split_documents(text, rule) == parts
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+  "form", ["{0}\n\x1e\n", "{0}\n<|endoftext|>\n", " = Title = \n\n{0}\n"]
+)
+def test_120_documents_are_120(tmp_path, form, end):
+  text = "".join(form.format(f"text {i}\nends.") for i in range(120))
+  path = tmp_path / "a.txt"
+  path.write_text(text + "one stray \x1e sign", newline=end)
+  for rule in (
+    "auto",
+    {"=": "wikitext", "<": "endoftext"}.get(form[1], "auto"),
+  ):
+    found = token_cache.read_documents([str(path)], rule)
+    assert len(found) == 120 + (form[0] != " ")
 
 
 def test_tokens_come_back_as_their_documents(tmp_path, text):

@@ -76,10 +76,34 @@ def test_a_model_of_sentencepiece_by_path(tmp_path):
     tokenizing.load(str(tmp_path / "no.model"))
 
 
+def test_long_words_are_learned_from_in_parts(monkeypatch):
+  learners = (tokenizing.train_bpe, tokenizing.train_sentencepiece)
+  plain = [train([TEXT] * 4, 300).backend.to_str() for train in learners]
+  monkeypatch.setattr(tokenizing, "_LONGEST_WORD", 4)
+  for train, before in zip(learners, plain, strict=True):
+    tokenizer = train(["ab" * 1000], 300)
+    pieces = [piece for piece in tokenizer.backend.get_vocab() if "ba" in piece]
+    assert pieces and max(map(len, pieces)) <= 4
+    # Words that are read later are not cut.
+    assert "Split" not in str(tokenizing.train_bpe(["a"], 260).backend)
+    assert tokenizer.decode(tokenizer.encode("ab" * 9)) == "ab" * 9
+    assert train([TEXT] * 4, 300).backend.to_str() != before
+
+
+def test_progress_is_shown_while_much_is_learned(monkeypatch, capsys):
+  tokenizing.train_bpe([TEXT], 280)
+  assert not capsys.readouterr().err
+  monkeypatch.setattr(tokenizing, "_QUICK", 10)
+  tokenizing.train_bpe([TEXT], 280, progress=False)
+  assert not capsys.readouterr().err
+  tokenizing.train_bpe([TEXT], 280)
+  assert f"characters: {len(TEXT)}/{len(TEXT)}" in capsys.readouterr().err
+
+
 def test_large_texts_are_sampled_evenly(monkeypatch):
   monkeypatch.setattr(tokenizing, "_BPE_CHARACTERS", 1000)
   monkeypatch.setattr(tokenizing, "_PIECE", 100)
-  parts = list(tokenizing._sample(["a" * 1500, "b" * 2500]))
+  parts = list(tokenizing._sample(["a" * 1500, "b" * 2500], progress=False))
   assert sum(map(len, parts)) == 1100
   assert "".join(parts).count("b") == 700
 

@@ -11,76 +11,14 @@ import numpy as np
 
 from models.errors import InputError
 from research.core import files, metrics
-from research.decoding.text import Generator, TextOptions
+from research.decoding.text import Generator, TextOptions, generate_all
 from research.evaluation import tasks
+from research.evaluation.estimates import Estimate, estimate
 from research.evaluation.scoring import Score, Scorer, windows
 from research.evaluation.tasks import Task
-from research.text import buckets
 
 Advance = Callable[[int], None]
 PERPLEXITY = "perplexity"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
-  """A number about a model, with how sure it is.
-
-  Attributes:
-    metric: its name.
-    value: over all items.
-    stderr: standard error; None where there is one item.
-    low: lower end of the 95% bootstrap interval over items.
-    high: upper end.
-    items: questions or windows it is a mean over.
-  """
-
-  metric: str
-  value: float
-  stderr: float | None
-  low: float
-  high: float
-  items: int
-
-
-def estimate(
-  metric: str,
-  numerators: Sequence[float] | np.ndarray,
-  denominators: Sequence[float] | np.ndarray | None = None,
-  transform: Callable[[float], float] = float,
-  slope: Callable[[float], float] = lambda value: 1.0,
-) -> Estimate:
-  """A ratio of sums over items, or a function of it.
-
-  The standard error is that of a ratio of means (Cochran 1977, eq. 2.39, no
-  finite-population term); without denominators it is the sample deviation
-  over sqrt(n), as in lm-evaluation-harness.
-
-  Args:
-    metric: name of the result.
-    numerators: (n,) one an item.
-    denominators: (n,) such as tokens; None counts items.
-    transform: a rising function of the ratio.
-    slope: its derivative, as a function of the transformed value.
-  """
-  numerators = np.asarray(numerators, np.float64)
-  if denominators is None:
-    denominators = np.ones_like(numerators)
-  denominators = np.asarray(denominators, np.float64)
-  ratio, low, high = metrics.ratio_bootstrap(numerators, denominators)
-  count, value = len(numerators), transform(ratio)
-  stderr = None
-  if count > 1:
-    rest = numerators - ratio * denominators
-    spread = math.sqrt(np.sum(rest**2) * count / (count - 1))
-    stderr = slope(value) * spread / denominators.sum()
-  return Estimate(
-    metric=metric,
-    value=value,
-    stderr=stderr,
-    low=transform(low),
-    high=transform(high),
-    items=count,
-  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,26 +135,7 @@ def judge_task(
     each item, for paired comparisons.
   """
   if task.kind == tasks.GENERATION:
-    texts = generate_all(
-      generator,
-      [item.context for item in task.items],
-      TextOptions(max_tokens=task.max_tokens, stop=task.stop, steps=8),
-      max_length=scorer.max_length,
-      batch_tokens=scorer.batch_tokens,
-      advance=advance(len(task.items)),
-    )
-    matches = [
-      tasks.exact_match(text, item.choices[0])
-      for text, item in zip(texts, task.items, strict=True)
-    ]
-    strict, flexible = np.asarray(matches, np.float64).T
-    values = {
-      "exact_match_strict": strict,
-      "exact_match_flexible": flexible,
-    }
-    found = [estimate(name, value) for name, value in values.items()]
-    values["text"] = texts
-    return found, values
+    return _judge_generation(generator, task, scorer, advance(len(task.items)))
   pairs = [
     (item.context, choice) for item in task.items for choice in item.choices
   ]
@@ -226,6 +145,27 @@ def judge_task(
   if task.kind == tasks.CLOZE:
     return _judge_cloze(by_item)
   return _judge_choice(task, by_item)
+
+
+def _judge_generation(
+  generator: Generator, task: Task, scorer: Scorer, advance: Advance
+) -> tuple[list[Estimate], dict[str, Any]]:
+  texts = generate_all(
+    generator,
+    [item.context for item in task.items],
+    TextOptions(max_tokens=task.max_tokens, stop=task.stop, steps=8),
+    max_length=scorer.max_length,
+    batch_tokens=scorer.batch_tokens,
+    advance=advance,
+  )
+  matches = [
+    tasks.exact_match(text, item.choices[0])
+    for text, item in zip(texts, task.items, strict=True)
+  ]
+  strict, flexible = np.asarray(matches, np.float64).T
+  values = {"exact_match_strict": strict, "exact_match_flexible": flexible}
+  found = [estimate(name, value) for name, value in values.items()]
+  return found, {**values, "text": texts}
 
 
 def _judge_cloze(
@@ -253,47 +193,6 @@ def _judge_choice(
     values["acc"].append(float(totals.argmax() == item.answer))
     values["acc_norm"].append(float(normed.argmax() == item.answer))
   return [estimate(name, value) for name, value in values.items()], values
-
-
-def generate_all(
-  generator: Generator,
-  prompts: Sequence[str],
-  options: TextOptions,
-  *,
-  max_length: int,
-  batch_tokens: int,
-  advance: Advance | None = None,
-) -> list[str]:
-  """Continues many prompts in batches of like length; returns the texts.
-
-  Prompts lose their beginning where they and `options.max_tokens` together
-  are longer than `max_length`. `batch_tokens` bounds what a batch reads.
-
-  Raises:
-    InputError: `options.max_tokens` leaves no room for a prompt.
-  """
-  room = max_length - options.max_tokens
-  if room < 1:
-    raise InputError(
-      f"{options.max_tokens} tokens to generate leave no room for a prompt "
-      f"within {max_length}: give a longer --max_length"
-    )
-  encoded = [generator.encode(prompt)[-room:] for prompt in prompts]
-  texts = [""] * len(prompts)
-  lengths = list(map(len, encoded))
-  for _, count, batches in buckets.batches(lengths, batch_tokens, room):
-    for batch in batches:
-      # The last batch is filled up with its last prompt, so that all batches of
-      # a length have one shape and compile once.
-      filled = [*batch, *[batch[-1]] * (count - len(batch))]
-      completions = generator([encoded[i] for i in filled], options)
-      # The seed differs between batches, so that their rows draw by other keys.
-      options = dataclasses.replace(options, seed=options.seed + 1)
-      for index, completion in zip(batch, completions, strict=False):
-        texts[index] = completion.text
-      if advance is not None:
-        advance(len(batch))
-  return texts
 
 
 def kept(

@@ -10,9 +10,8 @@ from models import transformer
 from models.convert import load
 from models.errors import InputError
 from models.tokenizer import load_tokenizer
-from research.decoding import text as generate
-from research.decoding.text import TextOptions
-from research.evaluation import evaluate, scoring, tasks
+from research.decoding.text import Generator
+from research.evaluation import judging, scoring, tasks
 from research.evaluation.tasks import Item, Task
 
 STORY = (
@@ -45,7 +44,7 @@ def scorer(tiny):
 
 @pytest.fixture(scope="module")
 def generator(tiny):
-  return generate.Generator(tiny.config, tiny.params, load_tokenizer(tiny))
+  return Generator(tiny.config, tiny.params, load_tokenizer(tiny))
 
 
 class Counts(list):
@@ -65,31 +64,10 @@ def task(kind, items, **more):
   )
 
 
-def test_a_mean_has_the_harness_standard_error():
-  values = [1.0, 0.0, 1.0, 1.0, 0.0]
-  found = evaluate.estimate("acc", values)
-  assert found.value == pytest.approx(0.6)
-  assert found.stderr == pytest.approx(np.std(values, ddof=1) / math.sqrt(5))
-  assert found.low <= found.value <= found.high and found.items == 5
-  assert evaluate.estimate("acc", [1.0]).stderr is None
-
-
-def test_a_perplexity_has_the_error_of_a_ratio():
-  nll, tokens = np.asarray([9.0, 25.0, 11.0]), np.asarray([5, 10, 5])
-  found = evaluate.estimate(
-    "perplexity", nll, tokens, math.exp, lambda value: value
-  )
-  assert found.value == pytest.approx(math.exp(45 / 20))
-  rest = nll - 45 / 20 * tokens
-  expected = found.value * math.sqrt((rest**2).sum() * 3 / 2) / 20
-  assert found.stderr == pytest.approx(expected)
-  assert found.low <= found.value <= found.high
-
-
 def test_perplexity_is_that_of_the_definition(tiny, scorer):
   counts = Counts()
-  text = evaluate.Text(data="x", text=STORY * 3, window=32, overlap=4)
-  found, items = evaluate.judge_text(scorer, text, advance=counts)
+  text = judging.Text(data="x", text=STORY * 3, window=32, overlap=4)
+  found, items = judging.judge_text(scorer, text, advance=counts)
   ids = scorer.tokenizer.encode(STORY * 3)
   nll, done = [], 0
   forward = jax.jit(transformer.forward, static_argnums=0)
@@ -115,10 +93,10 @@ def test_perplexity_is_that_of_the_definition(tiny, scorer):
   np.testing.assert_allclose(items["nll"], nll, rtol=1e-4)
   assert sum(items["tokens"]) == len(ids)
   assert counts == [[len(nll), len(nll)]]
-  some = evaluate.Text(
+  some = judging.Text(
     data="x", text=STORY * 3, window=32, overlap=4, max_windows=2
   )
-  _, items = evaluate.judge_text(scorer, some, advance=counts)
+  _, items = judging.judge_text(scorer, some, advance=counts)
   np.testing.assert_allclose(
     items["nll"], [nll[0], nll[len(nll) // 2]], rtol=1e-4
   )
@@ -131,7 +109,7 @@ def test_perplexity_is_that_of_the_definition(tiny, scorer):
 def test_texts_that_cannot_be_scored_are_named(scorer, change, match):
   options = {"data": "x", "text": STORY, "window": 8} | change
   with pytest.raises(InputError, match=match):
-    evaluate.judge_text(scorer, evaluate.Text(**options), advance=Counts())
+    judging.judge_text(scorer, judging.Text(**options), advance=Counts())
 
 
 def test_choices_are_judged_by_likelihood_and_by_bytes(scorer, generator):
@@ -146,7 +124,7 @@ def test_choices_are_judged_by_likelihood_and_by_bytes(scorer, generator):
     ),
   ]
   counts = Counts()
-  found, values = evaluate.judge_task(
+  found, values = judging.judge_task(
     scorer, generator, task(tasks.CHOICE, items), advance=counts
   )
   assert values == {"acc": [1.0, 0.0, 0.0], "acc_norm": [1.0, 0.0, 1.0]}
@@ -160,7 +138,7 @@ def test_a_cloze_is_judged_by_its_likeliest_tokens(scorer, generator):
     Item(context=STEM, choices=(" Lily",)),
     Item(context=STEM, choices=(" Ben",)),
   ]
-  found, values = evaluate.judge_task(
+  found, values = judging.judge_task(
     scorer, generator, task(tasks.CLOZE, items), advance=Counts()
   )
   assert values["acc"] == [1.0, 0.0]
@@ -172,9 +150,9 @@ def test_a_cloze_is_judged_by_its_likeliest_tokens(scorer, generator):
 
 def test_generations_are_judged_by_their_number(scorer, generator, monkeypatch):
   texts = iter(["It is\n#### 7", "It is 7", "no"])
-  monkeypatch.setattr(evaluate, "generate_all", lambda *_, **__: list(texts))
+  monkeypatch.setattr(judging, "generate_all", lambda *_, **__: list(texts))
   items = [Item(context="Q", choices=(" Yes.\n#### 7",))] * 3
-  found, values = evaluate.judge_task(
+  found, values = judging.judge_task(
     scorer, generator, task(tasks.GENERATION, items), advance=Counts()
   )
   assert values["exact_match_strict"].tolist() == [1.0, 0.0, 0.0]
@@ -182,31 +160,9 @@ def test_generations_are_judged_by_their_number(scorer, generator, monkeypatch):
   assert values["text"][2] == "no" and len(found) == 2
 
 
-def test_many_prompts_give_what_they_give_as_one_batch(generator):
-  prompts = ["One day", STEM, "Tom and", "The", STORY]
-  options = TextOptions(max_tokens=8, stop=("y",))
-  counts = Counts()
-  texts = evaluate.generate_all(
-    generator,
-    prompts,
-    options,
-    max_length=40,
-    batch_tokens=64,
-    advance=counts(5),
-  )
-  assert counts == [[5, 5]]
-  # The last one lost its beginning: there is room for 32 tokens.
-  tokens = [generator.encode(prompt)[-32:] for prompt in prompts]
-  assert texts == [found.text for found in generator(tokens, options)]
-  with pytest.raises(InputError, match="no room"):
-    evaluate.generate_all(
-      generator, prompts, options, max_length=8, batch_tokens=64
-    )
-
-
 def test_rows_have_what_result_files_need(scorer, generator):
   items = [Item(context=STEM, choices=(" Lily", " Ben"), answer=0)]
-  rows, _ = evaluate.judge(
+  rows, _ = judging.judge(
     scorer,
     generator,
     task(tasks.CHOICE, items),
@@ -227,12 +183,12 @@ def test_finished_tasks_are_kept(tmp_path):
     calls.append(1)
     return [{"value": 1.0}], {"acc": np.ones(2)}
 
-  assert evaluate.kept(None, "x", judge) == ([{"value": 1.0}], False)
+  assert judging.kept(None, "x", judge) == ([{"value": 1.0}], False)
   for before in (False, True, True):
-    assert evaluate.kept(tmp_path, "x", judge) == ([{"value": 1.0}], before)
+    assert judging.kept(tmp_path, "x", judge) == ([{"value": 1.0}], before)
   assert len(calls) == 2
   path = tmp_path / "x.json"
   assert json.loads(path.read_text())["items"] == {"acc": [1.0, 1.0]}
   path.write_text("{")
   with pytest.raises(InputError, match="x.json: is damaged"):
-    evaluate.kept(tmp_path, "x", judge)
+    judging.kept(tmp_path, "x", judge)

@@ -6,15 +6,9 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
+from research.predictors.program_text import SHORT
+
 FLOATS = ("float32", "bfloat16", "float16")
-# As jaxprs write types.
-SHORT = {
-  "float32": "f32",
-  "bfloat16": "bf16",
-  "float16": "f16",
-  "int32": "i32",
-  "int8": "i8",
-}
 # Bytes of all inputs of a program together at most.
 _MOST_BYTES = 1 << 23
 

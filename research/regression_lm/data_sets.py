@@ -3,10 +3,9 @@
 import pathlib
 
 from models.errors import InputError
-from research.predictors import public_sets, tables
+from research.predictors import program_table, public_sets, tables
 from research.predictors.data_options import DataOptions
 from research.predictors.tables import Table
-from research.program_metrics import table as program_table
 
 DENSITY, PROGRAMS = "density", "programs"
 SETS = public_sets.SETS | {PROGRAMS: program_table.programs}

@@ -9,11 +9,10 @@ import pytest
 
 from models.errors import InputError
 from models.numbers import Ieee
-from research.predictors import measures, peers
+from research.predictors import measures, peers, program_table
 from research.predictors.calibration import Prediction
 from research.predictors.data_options import DataOptions
 from research.program_metrics import dataset, grammar
-from research.program_metrics import table as program_table
 from research.regression_lm import RegressionLM, data_sets, evaluate
 from research.regression_lm.sources import TableSource, open_source
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.program_metrics import grammar, program_text
-from research.program_metrics.program_text import Program
+from research.predictors import program_text
+from research.predictors.program_text import Program
+from research.program_metrics import grammar
 
 COUNT = 192
 TYPED = """\

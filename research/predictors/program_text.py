@@ -15,8 +15,15 @@ from typing import Self
 import numpy as np
 
 from models.errors import InputError
-from research.program_metrics.builder import SHORT
 
+# As jaxprs write types.
+SHORT = {
+  "float32": "f32",
+  "bfloat16": "bf16",
+  "float16": "f16",
+  "int32": "i32",
+  "int8": "i8",
+}
 _FORM = re.compile(
   r"(?P<head>(?:import .*\n)*\n)"
   r"inputs = \{\n(?P<inputs>(?:  .*\n)+)\}\n\n\n"

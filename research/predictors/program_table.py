@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import tables
+from research.predictors import program_text, tables
 from research.predictors.tables import Table
-from research.program_metrics import program_text
 
 # Texts of a table: columns, and what is made of one. Those that are Python.
 # Then columns that the compiler counts, and second measurements of others.

@@ -6,7 +6,8 @@
 
 Every size and seed trains a model on random rows (a fifth of them decide when
 to stop) and the peers on the same rows, and tests all on the same other rows.
-Finished parts are kept in --workdir: a killed run goes on where it was.
+Finished parts are kept in --workdir: a killed run goes on where it was. Half an
+hour on two CPU cores.
 """
 
 import dataclasses

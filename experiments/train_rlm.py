@@ -3,7 +3,8 @@
   python experiments/train_rlm.py \
     --flagfile=experiments/flagfiles/rlm_tiny.flags
 
-learns two numbers of a shipped table in two minutes on 2 CPU cores. Your own:
+learns two numbers of a shipped table in two minutes on 2 CPU cores (Spearman
+.96 and .98 by eval_rlm.py). Your own:
 
   python experiments/train_rlm.py --data=csv --path=runs.csv \
     --targets=accuracy,seconds --workdir=runs/mine

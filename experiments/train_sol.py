@@ -5,7 +5,8 @@
 
 Writes the run to --workdir: flags, metrics, checkpoints, and the trained
 policy in `policy/`, which `eval_sol.py` reads. The same command goes on where
-a killed run was. Flags that are not given take their value from --mode.
+a killed run was. Flags that are not given take their value from --mode. Eight
+minutes on two CPU cores; seven on an H200 for sol_smollm2_h200.flags.
 """
 
 import pathlib

@@ -139,6 +139,15 @@ def test_links_and_pictures_resolve(page):
       assert anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page):
+  floors = "ops|models|research|experiments|tests|launch|data|docs"
+  named = re.findall(rf"(?<![\w/.-])((?:{floors})/[\w./-]*\w)", PAGES[page])
+  for name in named:
+    placeholder = Path(name).stem in ("SCRIPT", "NAME")
+    assert placeholder or (ROOT / name).exists(), name
+
+
 def anchors(text):
   """Names of the headings of a page, as GitHub makes them."""
   headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

@@ -1,8 +1,9 @@
 """What scripts and flagfiles say of themselves, as sections of a page.
 
 They stand in a page between the lines `<!-- comments: GLOB -->` and
-`<!-- end -->`, GLOB relative to the page: a section for each file, with the
-docstring of a script or the first comment of a flagfile.
+`<!-- end -->`, GLOB relative to the page: a list of first sentences, and then a
+section for each file, with the docstring of a script or the first comment of a
+flagfile.
 """
 
 import ast
@@ -26,8 +27,9 @@ def fill(text: str, folder: pathlib.Path) -> str:
 
   def block(found: re.Match) -> str:
     files = sorted(folder.glob(found[2]))
-    sections = [_section(path) for path in files if _runs(path)]
-    return found[1] + "".join(sections) + found[4]
+    files = [path for path in files if _runs(path)]
+    listed = "".join(map(_entry, files))
+    return f"{found[1]}{listed}\n{''.join(map(_section, files))}{found[4]}"
 
   return _BLOCK.sub(block, text)
 
@@ -44,6 +46,13 @@ def first_comment(path: pathlib.Path) -> str:
 def _runs(path: pathlib.Path) -> bool:
   """Whether a user names this file in a command."""
   return path.suffix != ".py" or _MAIN in path.read_text(encoding="utf-8")
+
+
+def _entry(path: pathlib.Path) -> str:
+  """A line of the list: the first sentence, and a link to the section."""
+  sentence = re.match(r".*?\.(?=\s|$)|.*", first_comment(path), re.DOTALL)[0]
+  anchor = path.name.replace(".", "")
+  return f"- [`{path.name}`](#{anchor}): {' '.join(sentence.split())}\n"
 
 
 def _section(path: pathlib.Path) -> str:

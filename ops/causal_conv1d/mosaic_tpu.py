@@ -286,7 +286,8 @@ def _backward(silu, interpret, residuals, dy):
   )(x, x, x, dy, dy, first, wide, row, *(reaches * 2))
   dstate = None
   if state is not None:
-    # Only the first tokens see it.
+    # Only the first tokens see the initial state, so its gradient is taken from
+    # them.
     few = slice(None, taps)
     seen = None if reach is None else reach[:, few]
     of_state = lambda s: xla.convolve(x[:, few], weight, bias, s, seen, silu)

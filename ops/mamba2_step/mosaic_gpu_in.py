@@ -70,7 +70,8 @@ def project(
 
       total = product.sum_of_rows(squares_ref, 0, parts)
       factor = lax.rsqrt(total / depth + eps)
-      # Those of other columns are not used.
+      # The index is clipped, because values of other columns are loaded but not
+      # used.
       here = pl.ds(jnp.clip(channel, 0, channels - columns), columns)
       per_column = [bias_ref.at[layer, here]]
       per_column += [taps_ref.at[layer, k, here] for k in range(taps + 1)]

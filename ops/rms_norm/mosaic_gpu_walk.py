@@ -158,7 +158,8 @@ class Walk:
     def ahead(index, both):
       carry, now = both
       row = first + index * self.step_rows
-      # Else the compiler would move these loads behind the work on this step.
+      # These loads stand in a branch, because the compiler would otherwise move
+      # them behind the work on this step.
       following = lax.cond(
         index + 1 < self.steps,
         lambda now: fetch(row + self.step_rows),
@@ -187,7 +188,8 @@ class Walk:
       for span in self.spans
     ]
     if again and self.again:
-      # An array at a time: the barrier is for those of one vector a thread.
+      # Each array has a barrier of its own, because the barrier takes arrays of
+      # one vector a thread only.
       found = [
         {name: lax.optimization_barrier(v) for name, v in piece.items()}
         for piece in found
@@ -245,7 +247,8 @@ class Walk:
     ]
     if not self.split:
       return sums
-    # In two places by turns: one barrier then is enough.
+    # Sums are stored in two places by turns, so that one barrier a step is
+    # enough.
     place = lax.rem(index, jnp.int32(2))
     for k, slab in enumerate(sums):
       for i, parts in enumerate(slab):

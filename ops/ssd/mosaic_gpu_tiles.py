@@ -136,7 +136,8 @@ def produce(fetch, steps, stages: int, consumed):
 
     fetch(i, slot)
 
-  # Every phase of a barrier must be seen before the kernel ends.
+  # The kernel waits here, because every phase of a barrier must be seen before
+  # it ends.
   @pl.loop(jnp.maximum(steps - stages, 0), steps)
   def _(i):
     plgpu.barrier_wait(consumed.at[lax.rem(i, jnp.int32(stages))])

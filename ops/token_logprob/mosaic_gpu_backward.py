@@ -54,7 +54,8 @@ def logit_gradients(
 
     def step(first, logits, carry, last):
       del last
-      # A share is at most one, whatever a row that only pads would give.
+      # The exponent is bounded by zero, because a share is at most one and
+      # padding rows could give more.
       exponents = logits * scale - tiles.along_rows(normalizer, logits)
       shares = jnp.exp2(jnp.minimum(exponents, 0.0))
       hit = tiles.column_ids(first, logits) == tiles.along_rows(target, logits)

@@ -345,8 +345,8 @@ def _flags(root: Path) -> Iterator[tuple[Path, str]]:
             )
 
 
-def used_flags(root: Path) -> list[str]:
-  """No flag that neither a flagfile, a page, a result nor a test uses."""
+def flags_in_use(root: Path) -> set[str]:
+  """Names that a flagfile, a page, a result or a test uses as flags."""
   pages = [root / "README.md", root / "Makefile", *root.glob("docs/**/*.md")]
   pages += [*root.glob("experiments/flagfiles/*.flags")]
   pages += [*root.glob("experiments/results/**/*.json")]
@@ -360,6 +360,12 @@ def used_flags(root: Path) -> list[str]:
   # Tests give options of a dataclass by keyword.
   for path in tests:
     used |= set(re.findall(r"\b(\w+)=", path.read_text(encoding="utf-8")))
+  return used
+
+
+def used_flags(root: Path) -> list[str]:
+  """No flag that neither a flagfile, a page, a result nor a test uses."""
+  used = flags_in_use(root)
   return [
     f"{path.relative_to(root)}: nothing uses --{flag}: say in docs/ what it is"
     " for, or make it a constant"

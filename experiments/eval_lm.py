@@ -23,6 +23,7 @@ from models.errors import InputError
 _MODEL = flags.DEFINE_string(
   "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
 )
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
 _TASKS = flags.DEFINE_list(
   "tasks",
   ["perplexity"],
@@ -42,9 +43,7 @@ _DATA = flags.DEFINE_string("data", None, "folder with the files of the tasks")
 _SHOTS = cli.integer(
   "shots", None, "examples before a question; gsm8k 5, others 0", 0, 64
 )
-_LIMIT = cli.integer(
-  "limit", None, "items a task, spread evenly; all if not given", 1
-)
+_LIMIT = cli.integer("limit", None, "items a task, spread evenly; None: all", 1)
 _LENGTH = cli.integer(
   "max_length", None, "longest row; what the model was trained on", 16
 )
@@ -61,7 +60,7 @@ _PRECISION = cli.choice(
 _WORKDIR = flags.DEFINE_string("workdir", None, "keep finished tasks here")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 _DECIDING = (_MODEL, _TEXT, _WINDOW, _OVERLAP, _WINDOWS, _SHOTS, _LIMIT)
-_DECIDING += (_LENGTH, _DTYPE, _PRECISION)
+_DECIDING += (_LENGTH, _DTYPE, _PRECISION, _TOKENIZER)
 
 
 def _workdir() -> pathlib.Path | None:
@@ -84,10 +83,10 @@ def main(_) -> None:
   from models import language_model
   from models.convert import load
   from models.text import load_text
-  from models.tokenizer import load_tokenizer
   from research.core import progress, report
   from research.decoding.text import Generator
   from research.evaluation import judging, scoring, tasks
+  from research.text.tokenizing import of_checkpoint
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   # All inputs are read first: a missing file ends no long run in its midst.
@@ -107,12 +106,12 @@ def main(_) -> None:
     )
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
   config = checkpoint.config
-  model = (config, checkpoint.params, load_tokenizer(checkpoint))
+  tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
+  model = (config, checkpoint.params, tokenizer)
   length = language_model.max_length(config) or 8192
   length = min(_LENGTH.value or length, length)
   if judging.PERPLEXITY in todo and _WINDOW.value > length:
     raise InputError(f"--window={_WINDOW.value}: {length} tokens at most")
-  workdir = _workdir()
   scorer = scoring.Scorer(*model, max_length=length, batch_tokens=_BATCH.value)
   generator = Generator(*model)
   common = {
@@ -133,10 +132,10 @@ def main(_) -> None:
       common={**common, "task": name},
       advance=functools.partial(progress.counter, name),
     )
-    found, before = judging.kept(workdir, name, judge)
+    found, before = judging.kept(_workdir(), name, judge)
     rows += found
     if before:
-      print(f"{name}: done before, read from {workdir}")
+      print(f"{name}: done before, read from {_WORKDIR.value}")
   columns = "model task data shots metric value stderr low high items"
   print(report.markdown_table(rows, columns.split()), end="")
   if _RESULT.value:

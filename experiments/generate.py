@@ -22,6 +22,9 @@ from research.core import files
 _MODEL = flags.DEFINE_string(
   "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
 )
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", None, "bytes, a path or a hub id; the model's own if not given"
+)
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "may be given again")
 _FILE = flags.DEFINE_string(
   "prompt_file",
@@ -29,7 +32,7 @@ _FILE = flags.DEFINE_string(
   'a text file that is one prompt, or a .jsonl file with a {"prompt": ...} a '
   "line",
 )
-_CHAT = flags.DEFINE_bool("chat", False, "a prompt is a user's turn (ChatML)")
+_CHAT = flags.DEFINE_bool("chat", False, "a prompt is a user's turn")
 _SYSTEM = flags.DEFINE_string("system", None, "the system's turn, with --chat")
 _TEMPERATURE = cli.number("temperature", 0.0, "0 is greedy", 0.0, 1e6)
 _TOP_P = cli.number("top_p", 1.0, "nucleus sampling", 1e-6, 1.0)
@@ -88,12 +91,12 @@ def main(_) -> None:
 
   from models import control_tokens
   from models.convert import load
-  from models.tokenizer import load_tokenizer
   from research.decoding.sampling import Sampling
   from research.decoding.text import Generator, TextOptions
+  from research.text.tokenizing import of_checkpoint
 
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
-  tokenizer = load_tokenizer(checkpoint)
+  tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
   generator = Generator(checkpoint.config, checkpoint.params, tokenizer)
   texts = prompts
   if _CHAT.value:
@@ -122,12 +125,17 @@ def main(_) -> None:
 
   if alone and not _CHAT.value:
     sys.stdout.write(prompts[0])
-  completions = generator(
-    [generator.encode(text) for text in texts], options, show if alone else None
-  )
-  if alone:
-    print(flush=True)
-  else:
+  try:
+    completions = generator(
+      [generator.encode(text) for text in texts],
+      options,
+      show if alone else None,
+    )
+  finally:
+    # What goes wrong is told on a line of its own.
+    if alone:
+      print(flush=True)
+  if not alone:
     for prompt, completion in zip(prompts, completions, strict=True):
       print(f"=== {prompt!r} ({completion.reason})\n{completion.text}")
   if _OUTPUT.value:

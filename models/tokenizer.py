@@ -1,9 +1,12 @@
 """Text to tokens and back, for every kind of checkpoint that can be read."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import gguf
 import numpy as np
@@ -11,7 +14,7 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers import models as bpe_models
 
-from models.convert import Checkpoint, gguf_io
+from models.convert import Checkpoint, gguf_io, shards
 from models.errors import InputError
 
 _CONTROL = int(gguf.TokenType.CONTROL)
@@ -24,18 +27,35 @@ class Tokenizer:
 
   Attributes:
     backend: of the `tokenizers` package.
-    vocab_size: number of ids; the model's table may have more rows.
+    vocab_size: the largest id and one; the model's table may have more rows.
     bos_id: the id that a text should begin with, or None where the model was
       trained without; `encode` never adds it.
+    end_ids: ids that the model's files name as the end of a text.
+    chat_template: how the model writes a chat, in Jinja; None where no file
+      says it.
+    names: texts of special tokens by their part, such as "bos_token".
   """
 
   backend: tokenizers.Tokenizer
   vocab_size: int
   bos_id: int | None
+  end_ids: tuple[int, ...] = ()
+  chat_template: str | None = None
+  names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def encode(self, text: str) -> np.ndarray:
-    """The int32 ids (T,) of `text`, without a begin token."""
-    encoding = self.backend.encode(text, add_special_tokens=False)
+    """The int32 ids (T,) of `text`, without a begin token.
+
+    Raises:
+      InputError: the tokenizer has no token for a part of it.
+    """
+    try:
+      encoding = self.backend.encode(text, add_special_tokens=False)
+    except Exception as error:  # The library raises nothing narrower.
+      raise InputError(
+        f"the tokenizer cannot read {text[:40]!r} ({error}): give a text of "
+        "its own words"
+      ) from error
     return np.asarray(encoding.ids, np.int32)
 
   def decode(self, ids: np.ndarray) -> str:
@@ -52,16 +72,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
   Raises:
     InputError: there is none, or it is damaged or of an unsupported kind.
   """
-  path = checkpoint.path
+  path, rows = checkpoint.path, checkpoint.config.vocab_size
   directory = path if path.is_dir() else path.parent
   if path.is_dir() or (directory / "tokenizer.json").exists():
-    return from_json(directory / "tokenizer.json")
-  if path.suffix == ".gguf":
-    return from_gguf(path)
-  return from_llama2c(
-    directory / f"tok{checkpoint.config.vocab_size}.bin",
-    checkpoint.config.vocab_size,
-  )
+    tokenizer = _with_files(from_json(directory / "tokenizer.json"), directory)
+  elif path.suffix == ".gguf":
+    tokenizer = from_gguf(path)
+  else:
+    tokenizer = from_llama2c(directory / f"tok{rows}.bin", rows)
+  return within(tokenizer, rows)
 
 
 def from_json(path: pathlib.Path) -> Tokenizer:
@@ -72,7 +91,8 @@ def from_json(path: pathlib.Path) -> Tokenizer:
   """
   if not path.exists():
     raise InputError(
-      f"{path}: is missing: put the model's tokenizer.json there"
+      f"{path}: is missing: put the model's tokenizer.json there, or give "
+      "--tokenizer"
     )
   try:
     backend = tokenizers.Tokenizer.from_file(str(path))
@@ -80,13 +100,87 @@ def from_json(path: pathlib.Path) -> Tokenizer:
     raise InputError(
       f"{path}: is no readable tokenizer: get the file again"
     ) from error
-  plain = backend.encode("a", add_special_tokens=False).ids
-  whole = backend.encode("a", add_special_tokens=True).ids
   return Tokenizer(
-    backend=backend,
-    vocab_size=backend.get_vocab_size(),
-    bos_id=whole[0] if whole[0] != plain[0] else None,
+    backend=backend, vocab_size=_size(backend), bos_id=_begin_id(backend)
   )
+
+
+def _size(backend: tokenizers.Tokenizer) -> int:
+  """The largest id and one: some tokenizers leave ids out."""
+  return 1 + max(backend.get_vocab().values(), default=-1)
+
+
+def _begin_id(backend: tokenizers.Tokenizer) -> int | None:
+  """The id that is put in front of a text, if there is one."""
+  # Some vocabularies, such as those of proteins, have no "a".
+  texts = itertools.chain(["a"], itertools.islice(backend.get_vocab(), 64))
+  for text in texts:
+    try:
+      plain = backend.encode(text, add_special_tokens=False).ids
+      whole = backend.encode(text, add_special_tokens=True).ids
+    except Exception:  # Unknown, and the library raises nothing narrower.
+      continue
+    if plain:
+      return whole[0] if whole[0] != plain[0] else None
+  return None
+
+
+def _with_files(tokenizer: Tokenizer, directory: pathlib.Path) -> Tokenizer:
+  """Adds what other files of a Hugging Face checkpoint say about a tokenizer.
+
+  Raises:
+    InputError: one of them is damaged.
+  """
+  described, generation, config, chat = (
+    shards.read_json(path) if (path := directory / name).exists() else {}
+    for name in (
+      "tokenizer_config.json",
+      "generation_config.json",
+      "config.json",
+      "chat_template.json",
+    )
+  )
+  names = {}
+  for part in ("bos_token", "eos_token", "unk_token", "pad_token"):
+    token = described.get(part)
+    token = token.get("content") if isinstance(token, dict) else token
+    if isinstance(token, str):
+      names[part] = token
+  ends = [tokenizer.backend.token_to_id(names.get("eos_token", ""))]
+  for found in (generation.get("eos_token_id"), config.get("eos_token_id")):
+    ends += found if isinstance(found, list) else [found]
+  templates = chat | described
+  path = directory / "chat_template.jinja"
+  if path.exists():
+    templates["chat_template"] = _read_text(path)
+  return dataclasses.replace(
+    tokenizer,
+    end_ids=_ids_within(ends, tokenizer.vocab_size),
+    chat_template=_template(templates.get("chat_template")),
+    names=names,
+  )
+
+
+def _read_text(path: pathlib.Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read: get the file again") from error
+
+
+def _ids_within(ids: Iterable[Any], size: int) -> tuple[int, ...]:
+  valid = (i for i in ids if type(i) is int and 0 <= i < size)
+  return tuple(dict.fromkeys(valid))
+
+
+def _template(described: Any) -> str | None:
+  """The template of a chat, of several the one named "default"."""
+  if isinstance(described, list):
+    named = [x for x in described if isinstance(x, dict)]
+    described = next(
+      (x.get("template") for x in named if x.get("name") == "default"), None
+    )
+  return described if isinstance(described, str) else None
 
 
 def within(tokenizer: Tokenizer, rows: int) -> Tokenizer:
@@ -101,13 +195,15 @@ def within(tokenizer: Tokenizer, rows: int) -> Tokenizer:
   Raises:
     InputError: tokens that texts are made of are among them.
   """
+  if tokenizer.vocab_size <= rows:
+    return tokenizer
   described = json.loads(tokenizer.backend.to_str())
   kept = [token for token in described["added_tokens"] if token["id"] < rows]
   if len(kept) < len(described["added_tokens"]):
     described["added_tokens"] = kept
     backend = tokenizers.Tokenizer.from_str(json.dumps(described))
     tokenizer = dataclasses.replace(
-      tokenizer, backend=backend, vocab_size=backend.get_vocab_size()
+      tokenizer, backend=backend, vocab_size=_size(backend)
     )
   if tokenizer.vocab_size > rows:
     raise InputError(
@@ -156,11 +252,24 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
     [tokenizers.AddedToken(token, special=True) for token in special]
   )
   adds_bos = gguf_io.metadata(reader, "tokenizer.ggml.add_bos_token", False)
-  bos_id = gguf_io.metadata(reader, "tokenizer.ggml.bos_token_id")
+  bos_id, eos_id = (
+    gguf_io.metadata(reader, f"tokenizer.ggml.{part}_token_id")
+    for part in ("bos", "eos")
+  )
+  parts = {"bos_token": bos_id, "eos_token": eos_id}
   return Tokenizer(
     backend=backend,
     vocab_size=len(tokens),
     bos_id=bos_id if adds_bos else None,
+    end_ids=_ids_within([eos_id], len(tokens)),
+    chat_template=_template(
+      gguf_io.metadata(reader, "tokenizer.chat_template")
+    ),
+    names={
+      part: tokens[i]
+      for part, i in parts.items()
+      if _ids_within([i], len(tokens))
+    },
   )
 
 

@@ -14,6 +14,9 @@ _PATTERNS = (
   "*.safetensors",
   "model.safetensors.index.json",
   "tokenizer.json",
+  "tokenizer_config.json",
+  "generation_config.json",
+  "chat_template.*",
 )
 # Only where there are no safetensors: most repositories hold both.
 _BIN_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")

@@ -11,6 +11,7 @@ model = lm_eval_adapter.wrap(scorer, generator)
 lm_eval.simple_evaluate(model, tasks=["hellaswag"])
 """
 
+import hashlib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -86,12 +87,15 @@ class Adapter:
 
   @property
   def tokenizer_name(self) -> str:
-    """Tells caches of requests apart; the chat form is always ChatML."""
-    return f"chatml-{self.scorer.tokenizer.vocab_size}"
+    """Tells caches of requests apart: by the form of chats, and the size."""
+    form = self.chat_template(True)
+    form = hashlib.sha256(form.encode()).hexdigest()[:8]
+    return f"{form}-{self.scorer.tokenizer.vocab_size}"
 
   def chat_template(self, chat_template: bool | str = False) -> str:
-    """The name of the chat form, for the harness' log."""
-    return "chatml" if chat_template else ""
+    """The model's template of chats, for the harness' log; or "chatml"."""
+    own = self.scorer.tokenizer.chat_template or "chatml"
+    return own if chat_template else ""
 
   def apply_chat_template(
     self,

@@ -124,7 +124,7 @@ class Scorer:
       self.tokenizer, np.concatenate([before, after])
     )
     if len(tokens) == len(after):
-      start = control_tokens.start_id(self.tokenizer)
+      start = control_tokens.prefix_id(self.tokenizer)
       if len(after) and after[0] == start:
         after = after[1:]
       else:
@@ -133,7 +133,7 @@ class Scorer:
 
   def encode_whole(self, text: str) -> list[Row]:
     """Rows that score every token of `text` once; see `rolling`."""
-    start = control_tokens.start_id(self.tokenizer)
+    start = control_tokens.prefix_id(self.tokenizer)
     tokens = self.tokenizer.encode(text)
     return rolling(tokens, size=self.max_length, prefix=start)
 

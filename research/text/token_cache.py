@@ -157,7 +157,7 @@ def _write(
   progress: bool,
 ) -> None:
   boundary = control_tokens.start_id(tokenizer)
-  dtype = "<u2" if tokenizer.backend.get_vocab_size() <= 1 << 16 else "<i4"
+  dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
   starts, count = [], 0
   total = sum(map(len, documents))
   advance = progress_lib.counter("tokenize characters", total, progress)

@@ -18,6 +18,7 @@ from tokenizers import (
 
 from models import sentence_piece
 from models import tokenizer as tokenizer_lib
+from models.convert import Checkpoint
 from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.core.progress import counter
@@ -81,6 +82,17 @@ def load(name: str) -> Tokenizer:
       "path of a tokenizer.json"
     ) from error
   return tokenizer_lib.from_json(pathlib.Path(found))
+
+
+def of_checkpoint(checkpoint: Checkpoint, name: str | None) -> Tokenizer:
+  """The tokenizer of a model, or the one that `load` finds by name.
+
+  Raises:
+    InputError: there is none, or it has more tokens than the model.
+  """
+  if name is None:
+    return tokenizer_lib.load_tokenizer(checkpoint)
+  return tokenizer_lib.within(load(name), checkpoint.config.vocab_size)
 
 
 def of_bytes() -> Tokenizer:

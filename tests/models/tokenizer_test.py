@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import models as bpe_models
 from tokenizers import pre_tokenizers, processors
 
-from models import tokenizer
+from models import control_tokens, tokenizer
 from models.convert import Checkpoint, load
 from models.errors import InputError
 from models.text import load_text
@@ -27,7 +27,10 @@ _TEXTS = (
 
 def _checkpoint(path):
   return Checkpoint(
-    config=TransformerConfig.tiny(), params={}, name="test", path=path
+    config=TransformerConfig.tiny(vocab_size=300),
+    params={},
+    name="test",
+    path=path,
   )
 
 
@@ -194,3 +197,77 @@ def test_missing_or_damaged_tokenizer_json_is_named(tmp_path):
       tokenizer.load_tokenizer(_checkpoint(tmp_path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def _write_model(folder, backend, **files):
+  """A tokenizer of Hugging Face with the files beside it."""
+  backend.save(str(folder / "tokenizer.json"))
+  for name, content in files.items():
+    (folder / f"{name}.json").write_text(json.dumps(content))
+  return _checkpoint(folder)
+
+
+def _words(*words, **options):
+  backend = tokenizers.Tokenizer(
+    bpe_models.WordLevel({w: i for i, w in enumerate(words)}, **options)
+  )
+  backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+  return backend
+
+
+@pytest.mark.parametrize(
+  "files, ends",
+  [
+    ({}, ()),
+    ({"config": {"eos_token_id": 2}}, (2,)),
+    ({"generation_config": {"eos_token_id": [3, 2, 99, "x", True]}}, (3, 2)),
+    ({"tokenizer_config": {"eos_token": {"content": "T"}}}, (4,)),
+    (
+      {
+        "tokenizer_config": {"eos_token": "T"},
+        "generation_config": {"eos_token_id": 3},
+        "config": {"eos_token_id": [2, 3]},
+      },
+      (4, 3, 2),
+    ),
+  ],
+)
+def test_ends_are_those_that_the_files_name(tmp_path, files, ends):
+  checkpoint = _write_model(tmp_path, _words(*"|ACGTN"), **files)
+  found = tokenizer.load_tokenizer(checkpoint)
+  assert found.end_ids == ends
+  assert control_tokens.end_ids(found) == ends
+
+
+def test_the_template_of_chats_is_read(tmp_path):
+  named = [{"name": "x", "template": "1"}, {"name": "default", "template": "2"}]
+  for files, expected in (
+    ({"tokenizer_config": {"chat_template": "0"}}, "0"),
+    ({"tokenizer_config": {"chat_template": named}}, "2"),
+    ({"tokenizer_config": {}, "chat_template": {"chat_template": "3"}}, "3"),
+  ):
+    checkpoint = _write_model(tmp_path, _words(*"|AC"), **files)
+    assert tokenizer.load_tokenizer(checkpoint).chat_template == expected
+  (tmp_path / "chat_template.jinja").write_text("4")
+  assert tokenizer.load_tokenizer(checkpoint).chat_template == "4"
+  (tmp_path / "tokenizer_config.json").write_text("[]")
+  with pytest.raises(InputError, match="tokenizer_config.json"):
+    tokenizer.load_tokenizer(checkpoint)
+
+
+def test_a_vocabulary_without_an_a_is_read(tmp_path):
+  checkpoint = _write_model(tmp_path, _words(*"|CGT", unk_token="[UNK]"))
+  found = tokenizer.load_tokenizer(checkpoint)
+  assert found.encode("GCT").tolist() == [2, 1, 3] and found.bos_id is None
+  with pytest.raises(InputError, match="cannot read 'GAC'"):
+    found.encode("GAC")
+
+
+def test_the_largest_id_counts(tmp_path):
+  backend = tokenizers.Tokenizer(bpe_models.WordLevel({"a": 0, "b": 200}))
+  checkpoint = _write_model(tmp_path, backend)
+  assert tokenizer.load_tokenizer(checkpoint).vocab_size == 201
+  backend = tokenizers.Tokenizer(bpe_models.WordLevel({"a": 0, "b": 300}))
+  checkpoint = _write_model(tmp_path, backend)
+  with pytest.raises(InputError, match="301 tokens, the model 300"):
+    tokenizer.load_tokenizer(checkpoint)

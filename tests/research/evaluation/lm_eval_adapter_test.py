@@ -87,7 +87,7 @@ def ask(model, kind, *arguments):
 
 def test_it_is_a_model_of_the_harness(model):
   assert isinstance(model, LM) and model.rank == 0
-  assert model.tokenizer_name == "chatml-512"
+  assert model.tokenizer_name.endswith("-512")
   assert model.chat_template(True) == "chatml"
   assert model.chat_template() == ""
   with pytest.raises(InputError, match="im_start"):

@@ -1,31 +1,25 @@
-"""The script on the shipped model, in a process of its own."""
+"""The script on the shipped model: in a process of its own, and in this one."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import jax
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.experiments import processes, scripts
+
 STEM = "Once upon a time, there was a little girl named"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+  """At these sizes it is what the tests wait for."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 def run(*arguments):
-  return subprocess.run(
-    [sys.executable, "experiments/eval_lm.py", *map(str, arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=240,
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-      "PYTHONPATH": str(ROOT),
-    },
-  )
+  return scripts.run("eval_lm", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +44,16 @@ def test_a_run_goes_on_with_the_task_that_is_not_done(data, tmp_path):
     "--windows=3",
     f"--result={result}",
   )
-  done = run(*common, "--tasks=lambada")
-  assert done.returncode == 0, done.stderr
+  script = ["experiments/eval_lm.py"]
+  code, _, err = processes.run(tmp_path, script, *common, "--tasks=lambada")
+  assert code == 0, err
   first = json.loads(result.read_text())["rows"]
   assert [row["metric"] for row in first] == ["acc", "perplexity"]
   assert first[0]["value"] == 0.5 and first[0]["items"] == 2
   # As a run that was stopped during its second task leaves things.
-  done = run(*common, "--tasks=lambada,piqa,perplexity")
-  assert done.returncode == 0, done.stderr
-  assert "lambada: done before" in done.stdout
+  code, out, err = run(*common, "--tasks=lambada,piqa,perplexity")
+  assert code == 0, err
+  assert "lambada: done before" in out
   rows = json.loads(result.read_text())["rows"]
   assert rows[:2] == first
   metrics = [(row["task"], row["metric"]) for row in rows[2:]]
@@ -73,9 +68,9 @@ def test_a_run_goes_on_with_the_task_that_is_not_done(data, tmp_path):
     assert set(keys.split()) <= row.keys()
     assert row["low"] <= row["value"] <= row["high"]
   assert rows[4]["items"] == 3 and rows[4]["data"] == "wikitext2:test"
-  assert "| tiny " in done.stdout
-  other = run(*common, "--tasks=lambada", "--dtype=bfloat16")
-  assert other.returncode == 2 and "--dtype" in other.stderr
+  assert "| tiny " in out
+  code, _, err = run(*common, "--tasks=lambada", "--dtype=bfloat16")
+  assert code == 2 and "--dtype" in err
 
 
 @pytest.mark.parametrize(
@@ -87,9 +82,9 @@ def test_a_run_goes_on_with_the_task_that_is_not_done(data, tmp_path):
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, parts):
-  done = run(*flags)
-  assert done.returncode == 2
-  (line,) = [s for s in done.stderr.splitlines() if s.startswith("error: ")]
-  assert "Traceback" not in done.stderr
+  code, _, err = run(*flags)
+  assert code == 2
+  (line,) = [s for s in err.splitlines() if s.startswith("error: ")]
+  assert "Traceback" not in err
   for part in parts:
     assert part in line

@@ -1,46 +1,50 @@
-"""The script on the shipped model, in a process of its own."""
+"""The script on small models: in a process of its own, and in this one."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
+import jax
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from models import transformer
+from models.convert import save_safetensors
+from models.transformer_config import TransformerConfig
+from research.text import tokenizing
+from tests.experiments import processes, scripts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+  """At these sizes it is what the tests wait for."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(*arguments):
-  return subprocess.run(
-    [sys.executable, "experiments/generate.py", *map(str, arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=240,
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-      "PYTHONPATH": str(ROOT),
-    },
+  return scripts.run("generate", *arguments)
+
+
+def test_one_prompt_streams_and_speeds_are_told(tmp_path):
+  code, out, err = processes.run(
+    tmp_path,
+    ["experiments/generate.py"],
+    "--prompt=Once upon a time",
+    "--max_tokens=12",
+    "--steps=3",
   )
-
-
-def test_one_prompt_streams_and_speeds_are_told():
-  done = run("--prompt=Once upon a time", "--max_tokens=12", "--steps=3")
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.startswith("Once upon a time, there was a little")
-  assert "prefill 5 tokens" in done.stderr
-  assert "decode 11 tokens" in done.stderr
-  assert "tokens/s" in done.stderr
+  assert code == 0, err
+  assert out.startswith("Once upon a time, there was a little")
+  assert "prefill 5 tokens" in err
+  assert "decode 11 tokens" in err
+  assert "tokens/s" in err
 
 
 def test_several_prompts_from_flags_and_a_file(tmp_path):
   prompts = tmp_path / "prompts.jsonl"
   prompts.write_text('{"prompt": "Lily and"}\n{"prompt": "One day Tom"}\n')
   output = tmp_path / "made/texts.jsonl"
-  done = run(
+  code, out, err = run(
     "--prompt=Once upon a time",
     f"--prompt_file={prompts}",
     "--max_tokens=20",
@@ -52,14 +56,52 @@ def test_several_prompts_from_flags_and_a_file(tmp_path):
     "--stop=\\n",
     f"--output={output}",
   )
-  assert done.returncode == 0, done.stderr
+  assert code == 0, err
   rows = [json.loads(line) for line in output.read_text().splitlines()]
   names = ["Once upon a time", "Lily and", "One day Tom"]
   assert [row["prompt"] for row in rows] == names
   for row in rows:
     assert row["tokens"] <= 20 and "a" not in row["text"]
     assert row["reason"] in ("stop string", "max_tokens", "end token")
-    assert f"=== {row['prompt']!r}" in done.stdout
+    assert f"=== {row['prompt']!r}" in out
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+  """A model of 257 tokens, without a tokenizer."""
+  folder = tmp_path_factory.mktemp("model")
+  config = TransformerConfig.tiny(vocab_size=257, max_position=24)
+  save_safetensors(folder, config, transformer.init(config, jax.random.key(0)))
+  return folder
+
+
+def test_a_model_without_a_tokenizer_is_given_one(bare):
+  flags = (f"--model={bare}", "--prompt=日本", "--max_tokens=4")
+  code, _, err = run(*flags)
+  assert code == 2 and "--tokenizer" in err
+  code, out, err = run(*flags, "--tokenizer=bytes", "--temperature=1e-38")
+  assert code == 0 and out.startswith("日本") and "decode" in err
+  assert out == run(*flags, "--tokenizer=bytes")[1]
+
+
+def test_a_chat_has_the_models_own_form(bare, tmp_path):
+  pytest.importorskip("jinja2")
+  model = shutil.copytree(bare, tmp_path / "model")
+  tokenizing.of_bytes().backend.save(str(model / "tokenizer.json"))
+  template = (
+    "{% for m in messages %}{{ raise_exception(m.content) }}{% endfor %}"
+  )
+  path = model / "tokenizer_config.json"
+  path.write_text(json.dumps({"chat_template": template}))
+  code, _, err = run(f"--model={model}", "--prompt=Hi you", "--chat")
+  assert code == 2 and "template fails (Hi you)" in err
+  assert "SmolLM" not in err
+
+
+def test_a_long_prompt_is_told_on_a_line_of_its_own():
+  code, out, err = run("--prompt=a b", "--max_tokens=600")
+  assert code == 2 and out == "a b\n"
+  assert err.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +113,9 @@ def test_several_prompts_from_flags_and_a_file(tmp_path):
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, parts):
-  done = run(*flags)
-  assert done.returncode == 2
-  (line,) = [s for s in done.stderr.splitlines() if s.startswith("error: ")]
-  assert "Traceback" not in done.stderr
+  code, _, err = run(*flags)
+  assert code == 2
+  (line,) = [s for s in err.splitlines() if s.startswith("error: ")]
+  assert "Traceback" not in err
   for part in parts:
     assert part in line

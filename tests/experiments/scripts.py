@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,28 @@ def loaded(name: str) -> Iterator[tuple[set[str], set[str]]]:
     for key in set(sys.modules) - modules_before:
       if key in here | {module}:
         del sys.modules[key]
+
+
+def run(name: str, *arguments: object) -> tuple[int, str, str]:
+  """Runs a script in this process: exit code and what it printed.
+
+  For what ends before anything is computed, such as a user's mistake: a process
+  of its own takes seconds to start.
+  """
+  out, err, before = io.StringIO(), io.StringIO(), sys.argv
+  code = 0
+  with loaded(name), contextlib.ExitStack() as stack:
+    stack.enter_context(contextlib.chdir(FOLDER.parent))
+    stack.enter_context(contextlib.redirect_stdout(out))
+    stack.enter_context(contextlib.redirect_stderr(err))
+    sys.argv = [str(FOLDER / f"{name}.py"), *map(str, arguments)]
+    try:
+      sys.modules["cli"].run(sys.modules[f"script_{name}"].main)
+    except SystemExit as end:
+      code = end.code or 0
+    finally:
+      sys.argv = before
+  return code, out.getvalue(), err.getvalue()
 
 
 def _of_a_library(flag: str) -> bool:

@@ -19,6 +19,7 @@ from research.language_model import architectures
 from research.language_model.options import Options
 from research.text import packing as data
 from research.text import token_cache
+from tests.experiments import scripts
 from tests.experiments.processes import ROOT, run, start
 from tests.models import parameter_counts
 
@@ -159,9 +160,8 @@ def test_killed_it_goes_on_and_ends_the_same(home, trained):
   assert (workdir / name).read_bytes() == (trained[0] / name).read_bytes()
 
   plot, result = home / "plots/p.png", home / "plots/r.json"
-  code, out, err = run(
-    home,
-    ["experiments/plot_lm.py"],
+  code, out, err = scripts.run(
+    "plot_lm",
     f"--runs={trained[0]},{workdir}",
     f"--plot={plot}",
     f"--result={result}",
@@ -185,7 +185,8 @@ def test_killed_it_goes_on_and_ends_the_same(home, trained):
 )
 def test_a_mistake_is_one_line_and_exit_2(home, arguments, says):
   workdir = home / "mistake"
-  code, _, err = run(home, TRAIN, *train_flags(home, workdir), *arguments)
+  flags = (*TRAIN[1:], *train_flags(home, workdir), *arguments)
+  code, _, err = scripts.run("train_lm", *flags)
   assert code == 2, err
   (line,) = [s for s in err.splitlines() if s.startswith("error: ")]
   assert "Traceback" not in err
@@ -196,7 +197,8 @@ def test_a_mistake_is_one_line_and_exit_2(home, arguments, says):
 
 def test_a_workdir_takes_no_other_flags(home, trained):
   before = {p: p.read_bytes() for p in trained[0].rglob("*") if p.is_file()}
-  code, _, err = run(home, TRAIN, *train_flags(home, trained[0]), "--beta1=0.5")
+  flags = (*TRAIN[1:], *train_flags(home, trained[0]), "--beta1=0.5")
+  code, _, err = scripts.run("train_lm", *flags)
   assert code == 2
   (line,) = [s for s in err.splitlines() if s.startswith("error: ")]
   assert "--beta1 is 0.5" in line and "--workdir" in line

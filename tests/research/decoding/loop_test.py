@@ -32,6 +32,7 @@ def quick_compilation():
   jax.config.update("jax_disable_most_optimizations", False)
 
 
+@functools.cache
 def init(config):
   module = transformer if config is CONFIGS["transformer"] else mamba
   params = module.init(config, jax.random.key(0))

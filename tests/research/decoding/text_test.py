@@ -157,23 +157,24 @@ def test_prompts_begin_with_the_begin_token(generator, tokenizer):
   assert generator.encode(f"{begin}One").tolist().count(tokenizer.bos_id) == 1
 
 
-def test_many_prompts_give_what_they_give_as_one_batch(generator):
-  prompts = ["One day", PROMPTS[1], "Tom and", "The", 8 * PROMPTS[0]]
-  options = TextOptions(max_tokens=8, stop=("y",))
-  done = []
+def test_many_prompts_give_what_each_gives_alone(generator, alone):
+  prompts, done = [*PROMPTS, 8 * PROMPTS[0]], []
+  options = TextOptions(max_tokens=ADDED)
+  room = 24
   texts = generate.generate_all(
     generator,
     prompts,
     options,
-    max_length=40,
-    batch_tokens=64,
+    max_length=ADDED + room,
+    batch_tokens=50,
     advance=done.append,
   )
   assert sum(done) == 5
-  # The last one lost its beginning: there is room for 32 tokens.
-  tokens = [generator.encode(prompt)[-32:] for prompt in prompts]
-  assert texts == [found.text for found in generator(tokens, options)]
+  assert texts[:4] == [found.text for found in alone]
+  # The last one lost its beginning.
+  (long,) = generator([generator.encode(prompts[-1])[-room:]], options)
+  assert texts[4] == long.text
   with pytest.raises(InputError, match="no room"):
     generate.generate_all(
-      generator, prompts, options, max_length=8, batch_tokens=64
+      generator, prompts, options, max_length=ADDED, batch_tokens=64
     )

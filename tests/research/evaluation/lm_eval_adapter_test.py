@@ -127,11 +127,10 @@ def test_texts_end_before_until(model, parts):
     ("One day", drawn),
     ("Tom", greedy),
   )
-  for context, text in ((STEM, found[0]), ("Tom", found[2])):
-    (alone,) = parts[1](
-      [parts[1].encode(context)], TextOptions(max_tokens=12, stop=(".",))
-    )
-    assert text == alone.text
+  prompts = [parts[1].encode(context) for context in (STEM, "Tom")]
+  options = TextOptions(max_tokens=12, stop=(".",), steps=8)
+  expected = [one.text for one in parts[1](prompts, options)]
+  assert [found[0], found[2]] == expected
   assert found[1] and "\n" not in found[1]
 
 

@@ -11,8 +11,6 @@ LIBTPU := libtpu==0.0.50.1
 FLAGS_smollm2 := sol_smollm2_cpu
 FLAGS_tiny := sol_tiny_demo
 FLAGS := $(FLAGS_$(MODEL))
-NOTE_tiny := echo "This model shows the machinery: it is so small that the \
-  policy costs more than it saves (docs/sol.md)."
 
 # A demo is the scripts that it runs in turn; the last one prints a table and
 # the path of a picture. A later system adds its own.
@@ -22,7 +20,6 @@ FLAGFILE := --flagfile=experiments/flagfiles
 define DEMO_sol
 @$(SCRIPT)/train_sol.py $(FLAGFILE)/$(FLAGS).flags
 @$(SCRIPT)/eval_sol.py $(FLAGFILE)/$(FLAGS)_eval.flags
-@$(NOTE_$(MODEL))
 endef
 
 define DEMO_lm

@@ -49,8 +49,7 @@ def configure(batch: int, length: int, channels: int) -> Config:
     while tokens > 16 and columns * pl.cdiv(length, tokens) < blocks:
       tokens //= 2
     tokens = max(min(tokens, length) // rows, 1) * rows
-    # A size of about this that divides the rows is preferred, so that all
-    # blocks are whole.
+    # Whole blocks, where there are any of about this size.
     sizes = range(tokens, tokens // 2, -rows)
     tokens = next((size for size in sizes if length % size == 0), tokens)
     return Walk(vector, rows, tokens)
@@ -153,8 +152,7 @@ def forward(
     def some_tokens(step, carry):
       before, now = carry
       token = first + step * walk.rows
-      # These loads stand in a branch, because the compiler would otherwise move
-      # them behind the work on this step.
+      # Else the compiler would move these loads behind the work on this step.
       following = lax.cond(
         step + 1 < walk.steps,
         lambda now: fetch(token + walk.rows),
@@ -204,8 +202,7 @@ def _backward(silu, config, interpret, residuals, dy):
   dbias = None if bias is None else sums[taps].astype(bias.dtype)
   dstate = None
   if state is not None:
-    # Only the first tokens see the initial state, so its gradient is taken from
-    # them.
+    # Only the first tokens see it.
     few = slice(None, taps - 1)
     visible = None if reach is None else reach[:, few]
     of_state = lambda s: xla.convolve(x[:, few], weight, bias, s, visible, silu)

@@ -118,8 +118,7 @@ class Walk:
       values = self.load(x.at[jnp.maximum(token, 0)])
       older = jnp.zeros_like(values)
       if state is not None:
-        # A token that needs no state reads any entry of it, which is then not
-        # used.
+        # Where no state is needed this reads any of it.
         older = self.load(state.at[jnp.minimum(token + taps - 1, taps - 2)])
       found.append(jnp.where(token < 0, older, values).astype(jnp.float32))
     return found
@@ -139,8 +138,7 @@ class Walk:
     values = values.astype(jnp.float32)
     numbers = plgpu.broadcasted_iota(jnp.int32, wide, 1, layout=layout)
     for k in range(taps):
-      # The sum lies inside of one thread, and the compiler reduces it to the
-      # one value.
+      # A sum inside of a thread, of which the compiler leaves the one value.
       taps_[k] = jnp.sum(jnp.where(numbers == k, values, 0.0), axis=1)
     plgpu.commit_smem()
     return [self.load(taps_.at[k]) for k in reversed(range(taps))]

@@ -286,8 +286,7 @@ def _backward(silu, interpret, residuals, dy):
   )(x, x, x, dy, dy, first, wide, row, *(reaches * 2))
   dstate = None
   if state is not None:
-    # Only the first tokens see the initial state, so its gradient is taken from
-    # them.
+    # Only the first tokens see it.
     few = slice(None, taps)
     seen = None if reach is None else reach[:, few]
     of_state = lambda s: xla.convolve(x[:, few], weight, bias, s, seen, silu)

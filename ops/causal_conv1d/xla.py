@@ -93,7 +93,7 @@ def _backward(silu, residuals, dy):
     dpre = dpre * (gate * (1 + pre * (1 - gate)))
   if reach is not None:
     dpre = jnp.where(reach[..., None] < 0, 0.0, dpre)
-  # The barrier keeps every tap below from computing SiLU's derivative anew.
+  # Else every tap below would compute SiLU's derivative anew.
   dpre = lax.optimization_barrier(dpre)
   last = weight.shape[1] - 1
   # A token's input is seen by itself and by the `last` tokens after it.

@@ -80,7 +80,7 @@ def configure(
   """
   rows, chunk = padded(batch), mosaic_gpu_product.CHUNK
   splits, blocks = 1, width // 64
-  # A multiprocessor runs a second block where the sums of few rows leave room.
+  # A second block a multiprocessor, where the sums of few rows leave room.
   most = 2 * PROCESSORS if rows == 8 else PROCESSORS
   while groups == 1 and splits < 8 and 2 * splits * blocks <= most:
     if inner % (2 * splits * chunk):
@@ -177,8 +177,7 @@ def forward(
     weights, conv_weight=jnp.swapaxes(weights.conv_weight, 1, 2)
   )
   for i in range(conv_state.shape[0]):
-    # The index is a constant, because filling an array would be one more kernel
-    # a layer.
+    # A constant: to fill an array would be one more kernel a layer.
     index = np.array([i], np.int32)
     residual, conv_state, ssm_state = layer(
       config, eps, interpret, index, residual, weights, conv_state, ssm_state

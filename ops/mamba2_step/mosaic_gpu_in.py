@@ -70,8 +70,7 @@ def project(
 
       total = product.sum_of_rows(squares_ref, 0, parts)
       factor = lax.rsqrt(total / depth + eps)
-      # The index is clipped, because values of other columns are loaded but not
-      # used.
+      # Those of other columns are not used.
       here = pl.ds(jnp.clip(channel, 0, channels - columns), columns)
       per_column = [bias_ref.at[layer, here]]
       per_column += [taps_ref.at[layer, k, here] for k in range(taps + 1)]

@@ -166,8 +166,7 @@ class Product:
       plgpu.barrier_wait(s["loaded"].at[slot])
       for j, accumulator in enumerate(accumulators):
         plgpu.wgmma(accumulator, s["w"].at[slot, j].T, s["x"].at[slot].T)
-      # Earlier products have read their slots when only the last ones are still
-      # running.
+      # All but these have been read.
       plgpu.wgmma_wait(tiles)
 
       @pl.when((i > 0) & (i - 1 + stages < steps))

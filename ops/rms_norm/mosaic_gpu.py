@@ -80,8 +80,7 @@ def configure(rows: int, channels: int, groups: int = 1) -> Config:
     while size > step and groups * pl.cdiv(rows, size) < blocks:
       size //= 2
     size = max(min(size, rows) // step, 1) * step
-    # A size of about this that divides the rows is preferred, so that all
-    # blocks are whole.
+    # Whole blocks, where there are any of about this size.
     sizes = range(size, size // 2, -step)
     size = next((size for size in sizes if rows % size == 0), size)
     return Walk(

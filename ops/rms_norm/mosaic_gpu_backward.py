@@ -45,8 +45,7 @@ def backward(
     outs["gate"] = operands["gate"].dtype
   if "dv" in operands and norm.dtypes[0] != x.dtype:
     outs["narrow"] = norm.dtypes[0]
-  # The last block then begins inside of the one before, and rows that both have
-  # are counted once.
+  # Then the last block begins inside of the one before.
   overlaps = rows % walk.rows > 0
   mean = 1.0 / walk.channels
 

@@ -158,8 +158,7 @@ class Walk:
     def ahead(index, both):
       carry, now = both
       row = first + index * self.step_rows
-      # These loads stand in a branch, because the compiler would otherwise move
-      # them behind the work on this step.
+      # Else the compiler would move these loads behind the work on this step.
       following = lax.cond(
         index + 1 < self.steps,
         lambda now: fetch(row + self.step_rows),
@@ -188,8 +187,7 @@ class Walk:
       for span in self.spans
     ]
     if again and self.again:
-      # Each array has a barrier of its own, because the barrier takes arrays of
-      # one vector a thread only.
+      # An array at a time: the barrier is for those of one vector a thread.
       found = [
         {name: lax.optimization_barrier(v) for name, v in piece.items()}
         for piece in found
@@ -247,8 +245,7 @@ class Walk:
     ]
     if not self.split:
       return sums
-    # Sums are stored in two places by turns, so that one barrier a step is
-    # enough.
+    # In two places by turns: one barrier then is enough.
     place = lax.rem(index, jnp.int32(2))
     for k, slab in enumerate(sums):
       for i, parts in enumerate(slab):

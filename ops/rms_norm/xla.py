@@ -49,8 +49,7 @@ def _gated(x, z, scale, num_groups, eps, dtype):
     return gated.reshape(*x.shape[:-1], num_groups, -1)
 
   mean_square = jnp.mean(jnp.square(gate(x, z)), axis=-1, keepdims=True)
-  # The gate is applied a second time, because XLA would otherwise write the
-  # float32 values to memory.
+  # Gated a second time: else XLA would write the float32 values to memory.
   grouped = gate(*jax.lax.optimization_barrier((x, z)))
   normed = (grouped * jax.lax.rsqrt(mean_square + eps)).reshape(x.shape)
   scale = jnp.broadcast_to(scale.astype(jnp.float32), x.shape)

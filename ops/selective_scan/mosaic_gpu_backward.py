@@ -186,8 +186,7 @@ def backward(
             (k, i, jnp.sum(h * C_t, axis=2)) for i, h in enumerate(states)
           ]
         if k == config.unroll // 2 - 1:
-          # This barrier waits until all threads have added up what was stored
-          # before.
+          # All have added up what was stored before.
           tiles.meet()
         if k % (config.unroll // 2) == config.unroll // 2 - 1:
           # Loads cannot go ahead of stores, so these come after half a group,

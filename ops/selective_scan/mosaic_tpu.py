@@ -220,8 +220,7 @@ def _backward_kernel(
   if z_ref is not None:
     z = _tile(z_ref, inside)
     gate = jax.nn.sigmoid(z)
-    # The gate's gradient begins with the gated output's, because the ungated
-    # output is not known yet.
+    # By the gated output first: the ungated one is not known yet.
     dgate = dy * (gate * (1.0 + z * (1.0 - gate)))
     dy = dy * (z * gate)
   dy_s[...] = dy

@@ -81,8 +81,7 @@ def _scan(options, weights, state, tokens, marks):
 
 def _scan_forward(options, weights, state, tokens, marks):
   y, final, before = _forward(options, weights, state, tokens, marks)
-  # The backward pass needs only the dtype of the initial state, so an empty
-  # array stands for it.
+  # Of the initial state the backward pass needs the dtype alone.
   like = jnp.zeros((0,), state.dtype)
   return (y, final), (weights, tokens, marks, before, like)
 
@@ -162,8 +161,7 @@ def _over_size(h, v):
 
 def _over_group(h, v):
   """Sums h (..., N, E) times v (..., E) over E."""
-  # The sum is written as a product, because reductions over the innermost axis
-  # are slow on CPUs.
+  # As a product: reductions over the innermost axis are slow on CPUs.
   return jnp.einsum("...ne,...e->...n", h, v, precision=lax.Precision.HIGHEST)
 
 

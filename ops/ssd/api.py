@@ -131,8 +131,7 @@ def apply(
   is zero in all of them and so leaves the state alone; log_decay is `FORGET` at
   the first token of a packed segment, so kernels need not know of segments.
   """
-  # Padding is set to zero before softplus, whose gradient at garbage would be
-  # no number.
+  # Before softplus, whose gradient at garbage would not be a number.
   dt = segments.zero_padding(dt, segment_ids).astype(jnp.float32)
   dt = activate(dt, dt_bias, dt_softplus)
   x, dt, B, C = (segments.zero_padding(v, segment_ids) for v in (x, dt, B, C))

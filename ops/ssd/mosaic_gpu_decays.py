@@ -98,8 +98,7 @@ def _parts(v: jax.Array) -> list[jax.Array]:
   """Three bfloat16 tiles whose sum is the float32 tile v, the lowest first."""
   parts = []
   for _ in range(3):
-    # The bits are cut off and not rounded, because compilers may leave out a
-    # rounding and its reverse.
+    # Cut off, not rounded: compilers may leave out a rounding and its reverse.
     bits = lax.bitcast_convert_type(v, jnp.int32) & -(2**16)
     part = lax.bitcast_convert_type(bits, jnp.float32)
     parts.insert(0, part.astype(jnp.bfloat16))

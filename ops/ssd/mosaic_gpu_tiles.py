@@ -136,8 +136,7 @@ def produce(fetch, steps, stages: int, consumed):
 
     fetch(i, slot)
 
-  # The kernel waits here, because every phase of a barrier must be seen before
-  # it ends.
+  # Every phase of a barrier must be seen before the kernel ends.
   @pl.loop(jnp.maximum(steps - stages, 0), steps)
   def _(i):
     plgpu.barrier_wait(consumed.at[lax.rem(i, jnp.int32(stages))])

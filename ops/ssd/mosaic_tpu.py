@@ -237,8 +237,7 @@ def _backward_kernel(
     dx_own = _dot(weights, dy_own, (0, 0)) + passed[:, own] * added
     dx[0, :, own] = (dx_own + D[:, own] * dy_wide).astype(dx.dtype)
 
-    # Gradients of decays are sums over all that crosses a token, as in
-    # ops.ssd.xla, so that nothing cancels.
+    # As in ops.ssd.xla: sums of all that crosses a token, nothing cancels.
     prefix = _dot((per_dt * dt[row]).astype(dtype), before.astype(dtype))
     crossing = jnp.where(before, 0.0, prefix)
     through = jnp.sum(

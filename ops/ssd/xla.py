@@ -162,8 +162,7 @@ def _decays(log_decay):
 
   size = log_decay.shape[2]
   causal = jnp.tril(jnp.ones((size, size), bool))
-  # The mask is applied before the exponential, which would otherwise overflow
-  # above the diagonal.
+  # Ahead of the exponential, which else overflows above the diagonal.
   causal = jnp.expand_dims(causal, (0, 1, 2, 3))
   pairs = jnp.where(causal, exponent(pair), -jnp.inf)
   to_end = exponent(lambda v: v[:, :, -1:] - v)

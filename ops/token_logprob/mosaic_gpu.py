@@ -47,7 +47,7 @@ def configure(
   """Returns the Config for shapes; pure."""
   limit = block_size or _BLOCK_ELEMENTS // tokens
   columns = max(limit // COLUMNS, 1) * COLUMNS
-  # All blocks have one size, so that the last is not mostly padding.
+  # Blocks of one size, so that the last is not mostly padding.
   columns = pl.cdiv(pl.cdiv(vocab, pl.cdiv(vocab, columns)), COLUMNS) * COLUMNS
   return Config(
     forward=_walk(tokens, width, vocab, mosaic_gpu_forward.SCRATCH),
@@ -67,8 +67,7 @@ def _walk(tokens, width, columns, scratch) -> Walk:
   def cost(splits):
     # Hidden states that do not stay in shared memory must stay in the cache.
     active = min(blocks, pl.cdiv(PROCESSORS, splits)) * TOKENS * width * 2
-    # The cost is counted in tiles, one after the other; the start and the end
-    # cost about one more.
+    # In tiles, one after the other; to start and to end costs about one more.
     waves = pl.cdiv(blocks * splits, PROCESSORS)
     steps = waves * (pl.cdiv(count, splits) + 1)
     return not resident and active > _CACHED, steps

@@ -54,8 +54,7 @@ def logit_gradients(
 
     def step(first, logits, carry, last):
       del last
-      # The exponent is bounded by zero, because a share is at most one and
-      # padding rows could give more.
+      # A share is at most one, whatever a row that only pads would give.
       exponents = logits * scale - tiles.along_rows(normalizer, logits)
       shares = jnp.exp2(jnp.minimum(exponents, 0.0))
       hit = tiles.column_ids(first, logits) == tiles.along_rows(target, logits)

@@ -181,8 +181,7 @@ def walk(
         if not config.resident:
           load_hidden(k, hidden.at[slot], arrival)
 
-      # The kernel waits here, because every phase of a barrier must be seen
-      # before it ends.
+      # Every phase of a barrier must be seen before the kernel ends.
       @pl.loop(jnp.maximum(steps * slices - config.stages, 0), steps * slices)
       def _(n):
         plgpu.barrier_wait(consumed.at[slot_of(n)])
@@ -207,8 +206,7 @@ def walk(
       @pl.loop(1, slices)
       def _(k):
         add(k)
-        # The product of the slice before is done when only one product is still
-        # running.
+        # With one product running, that of the slice before is done.
         plgpu.wgmma_wait(1)
         release(k - 1)
 
@@ -276,8 +274,7 @@ def walk(
       **barriers,
       **scratch,
     },
-    # The order of the grid lets neighbouring blocks share hidden states, and
-    # all running blocks the weights.
+    # Neighbours share hidden states, and all at work at a time the weights.
     grid=(tokens // TOKENS, config.splits),
     grid_names=("rows", "split"),
     num_threads=WORKERS + 1,

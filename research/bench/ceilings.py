@@ -1,8 +1,11 @@
 """What the device at hand can at most: by its data sheet, else measured."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from research.bench.case import Call
 from research.bench.timing import seconds_of
 from research.cost import devices
 from research.cost.roofline import Ceilings
@@ -21,32 +24,30 @@ def find(dtype: str) -> tuple[Ceilings, str]:
   known = devices.ceilings(device.device_kind, dtype)
   if known is not None:
     return known, "data sheet"
-  size, copied = (
-    (1024, 1 << 27) if device.platform == "cpu" else (8192, 1 << 31)
-  )
-  return measure(jnp.dtype(dtype), size, copied), "measured"
+  return measure(dtype), "measured"
 
 
-def measure(dtype: jnp.dtype, size: int, copied: int) -> Ceilings:
-  """Times a matrix product and a copy on random data.
+def measure(dtype: str) -> Ceilings:
+  """Times a large matrix product and a large copy of random data.
 
   Args:
     dtype: of the product; its precision is jax's default of the moment.
-    size: rows and columns of the two square factors.
-    copied: bytes of the array that is copied.
   """
+  on_cpu = jax.default_backend() == "cpu"
+  size, copied = (1024, 1 << 27) if on_cpu else (8192, 1 << 31)
   keys = iter(jax.random.split(jax.random.key(0), 256))
   draw = jax.jit(
     lambda key: tuple(
       jax.random.normal(k, (size, size), dtype) for k in jax.random.split(key)
     )
   )
-  product = seconds_of(
-    jax.jit(jnp.matmul), lambda: draw(next(keys)), repeats=20, seconds=0.5
+  rate = functools.partial(seconds_of, repeats=20, seconds=0.5)
+  product = rate(
+    Call(start=jax.jit(jnp.matmul), inputs=lambda: draw(next(keys)))
   )
   fill = jax.jit(lambda key: (jax.random.bits(key, (copied // 4,)),))
   # Flipping a bit, for a plain copy would be optimised away; in place, or
   # the time would be that of new pages.
   flip = jax.jit(lambda x: x ^ 1, donate_argnums=0)
-  copy = seconds_of(flip, lambda: fill(next(keys)), repeats=20, seconds=0.5)
+  copy = rate(Call(start=flip, inputs=lambda: fill(next(keys))))
   return Ceilings(flops=2 * size**3 / product, bytes=2 * copied / copy)

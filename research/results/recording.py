@@ -1,39 +1,46 @@
 """Result files of long runs, written row by row."""
 
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from research.results import files
 
 
-def record_rows(
-  make: Callable[[Callable[[str], None]], Iterable[Mapping[str, Any]]],
-  path: str | None,
-  began: float,
-) -> None:
-  """Makes rows, and writes them anew after every one, `complete` at the end.
+class Record:
+  """What a run prints, leaves out and finds; written anew after every row."""
 
-  Args:
-    make: Takes what prints a line, and yields rows. Lines that say what was
-      left out stand in the result too.
-    path: The result JSON, or None to write none.
-    began: `time.perf_counter()` at the start of the run.
-  """
-  rows, notes = [], []
+  def __init__(self, path: str | None, began: float):
+    """Takes a path, or None, and `time.perf_counter()` at the start."""
+    self._path, self._began = path, began
+    self._rows, self._notes = [], []
 
-  def say(line: str) -> None:
+  def say(self, line: str) -> None:
+    """Prints a line."""
     print(line, flush=True)
-    if "left out" in line:
-      notes.append(line)
 
-  def keep(complete: bool) -> None:
-    if path:
-      seconds = time.perf_counter() - began
-      more = {"left_out": notes, "complete": complete}
-      files.write_result(path, rows, files.command(), seconds, **more)
+  def note(self, line: str) -> None:
+    """Prints a line that says what was left out; the result keeps it."""
+    self._notes.append(line)
+    self.say(line)
 
-  for row in make(say):
-    rows.append(row)
-    keep(complete=False)
-  keep(complete=True)
+  def rows(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Keeps rows as they come, `complete` after the last; returns them."""
+    for row in rows:
+      self._rows.append(row)
+      self._keep(complete=False)
+    self._keep(complete=True)
+    return self._rows
+
+  def _keep(self, complete: bool) -> None:
+    if self._path:
+      files.write_result(
+        self._path,
+        self._rows,
+        files.command(),
+        time.perf_counter() - self._began,
+        xla_flags=os.environ.get("XLA_FLAGS", ""),
+        left_out=self._notes,
+        complete=complete,
+      )

@@ -1,9 +1,9 @@
 """Decoding by mamba_ssm, the peer of our own: its model in a CUDA graph."""
 
 import importlib
-from collections.abc import Callable
 
 from models.mamba_config import MambaConfig
+from research.bench.case import Call
 
 _PROMPT = 8
 
@@ -20,9 +20,7 @@ def missing() -> str | None:
   return None
 
 
-def make(
-  config: MambaConfig, batch: int, tokens: int
-) -> tuple[Callable[[], None], Callable[[], None]]:
+def make(config: MambaConfig, batch: int, tokens: int) -> Call:
   """Prepares greedy decoding with random bfloat16 weights.
 
   Its steps are replayed from a CUDA graph, as its own `generate(cg=True)` does,
@@ -31,10 +29,7 @@ def make(
   Args:
     config: of a Mamba-1 or Mamba-2 model without attention.
     batch: rows.
-    tokens: that a call decodes.
-
-  Returns:
-    A call that starts to decode so many tokens, and one that waits for it.
+    tokens: decoded in a call.
   """
   torch = importlib.import_module("torch")
   simple = importlib.import_module("mamba_ssm.models.mixer_seq_simple")
@@ -66,4 +61,6 @@ def make(
     for _ in range(tokens):
       current = step(current, places, _PROMPT).argmax(-1)
 
-  return decode, torch.cuda.synchronize
+  return Call(
+    start=decode, wait=lambda _: torch.cuda.synchronize(), count=tokens
+  )

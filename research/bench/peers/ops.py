@@ -5,6 +5,7 @@ the layout that it is fastest with; bringing them there is not timed.
 """
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,28 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.bench.suites import op_passes as measure
-from research.bench.suites.op_cases import Arrays, Case, floating
+from research.bench.case import Call, Row
+from research.bench.suites import op_passes
+from research.bench.suites.op_cases import Arrays, OpCase, floating
 from research.bench.timing import in_turn
 
 PEERS = ("plain", "mamba_ssm")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """A computation of a peer, ready to be timed.
-
-  Attributes:
-    call: starts it.
-    wait: waits for what `call` returned.
-    y: y in NumPy, from what `call` returned; None for a backward alone.
-    passes: that a call makes.
-  """
-
-  call: Callable[[], Any]
-  wait: Callable[[Any], Any]
-  y: Callable[[Any], np.ndarray] | None
-  passes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +90,7 @@ _KERNELS = {
 }
 
 
-def details(peer: str, case: Case) -> tuple[str | None, ...]:
+def details(peer: str, case: OpCase) -> tuple[str | None, ...]:
   """Names the ways of a peer to run an op: (None,) for one, () for no such op.
 
   Args:
@@ -140,12 +125,12 @@ def missing(peer: str, op: str) -> str | None:
 
 def make(
   peer: str,
-  case: Case,
+  case: OpCase,
   which: str,
   sets: Sequence[Arrays],
   detail: str | None = None,
-) -> Run:
-  """Prepares a pass of a peer that has the op.
+) -> Call:
+  """Prepares a pass of a peer that has the op; "peer_error" is a column of it.
 
   Args:
     peer: of `PEERS`.
@@ -156,19 +141,28 @@ def make(
   """
   if peer == "plain":
     return _plain(case, which, sets)
-  return _torch(_KERNELS[case.op], which, sets, detail)
+  return _torch(case, which, sets, detail)
 
 
-def _plain(case: Case, which: str, sets: Sequence[Arrays]) -> Run:
-  passes = measure.passes_of(sets, jax.default_backend())
-  call = measure.prepare(case.plain, sets, which, passes=passes)
-  first = lambda out: np.asarray(jax.tree.leaves(out)[0])
-  y = None if which == "bwd" else first
-  return Run(call, jax.block_until_ready, y, passes)
+def _plain(case: OpCase, which: str, sets: Sequence[Arrays]) -> Call:
+  passes = op_passes.passes_of(sets, jax.default_backend())
+  call = op_passes.prepare(case.plain, sets, which, passes=passes)
+  first = lambda output: np.asarray(jax.tree.leaves(output)[0])
+  columns = functools.partial(_error, case, which, first)
+  return Call(start=call, count=passes, columns=columns)
 
 
-def _torch(kernel: _Kernel, which: str, sets, detail) -> Run:
-  torch = importlib.import_module("torch")
+def _error(
+  case: OpCase, which: str, y: Callable[[Any], np.ndarray], output: Any
+) -> Row:
+  """The error of y, which a backward alone does not return."""
+  if which == "bwd":
+    return {"peer_error": None}
+  return {"peer_error": op_passes.forward_error(case, y(output))}
+
+
+def _torch(case: OpCase, which: str, sets, detail) -> Call:
+  torch, kernel = importlib.import_module("torch"), _KERNELS[case.op]
   function = getattr(importlib.import_module(kernel.module), kernel.needs[0])
 
   def tensor(name, value, differentiated):
@@ -210,13 +204,13 @@ def _torch(kernel: _Kernel, which: str, sets, detail) -> Run:
 
   call, count = in_turn([passes(arrays) for arrays in sets]), 1
   if detail and detail.endswith(_GRAPH):
-    count = measure.passes_of(sets, "gpu")
+    count = op_passes.passes_of(sets, "gpu")
     call = _replayed(torch, call, count)
-  return Run(
-    call,
-    lambda _: torch.cuda.synchronize(),
-    None if which == "bwd" else y,
-    count,
+  return Call(
+    start=call,
+    wait=lambda _: torch.cuda.synchronize(),
+    count=count,
+    columns=functools.partial(_error, case, which, y),
   )
 
 

@@ -76,7 +76,7 @@ SIZES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
+class OpCase:
   """One op on one shape.
 
   Attributes:
@@ -141,7 +141,7 @@ def floating(arrays: Arrays) -> Arrays:
   }
 
 
-def build(op: str, shape: str, dtype: str) -> Case:
+def build(op: str, shape: str, dtype: str) -> OpCase:
   """Draws the arrays of an op.
 
   Args:
@@ -228,7 +228,7 @@ def _selective_scan(size, batch, length, draw):
   d, n = size.channels, size.scan_state
   # Softplus and SiLU are three more of a channel.
   exps = float(batch * length * d * (n + 3))
-  return Case(
+  return OpCase(
     op="selective_scan",
     function=selective_scan,
     shape=f"B{batch} L{length} D{d} G1 N{n}",
@@ -247,7 +247,7 @@ def _ssd(size, batch, length, draw):
   h, p, n = size.channels // size.head, size.head, size.ssd_state
   product = float(batch * length * h * p * n)
   exps = 3.0 * batch * length * h
-  return Case(
+  return OpCase(
     op="ssd",
     function=ssd,
     shape=f"B{batch} L{length} H{h} P{p} G1 N{n}",
@@ -265,7 +265,7 @@ def _ssd(size, batch, length, draw):
 
 def _causal_conv1d(size, batch, length, draw):
   exps = float(batch * length * size.channels)
-  return Case(
+  return OpCase(
     op="causal_conv1d",
     function=causal_conv1d,
     shape=f"B{batch} L{length} D{size.channels} K{size.taps}",
@@ -283,7 +283,7 @@ def _causal_conv1d(size, batch, length, draw):
 def _rms_norm(size, batch, length, draw):
   """Mamba-2's gated norm."""
   exps = float(batch * length * size.channels)
-  return Case(
+  return OpCase(
     op="rms_norm",
     function=rms_norm,
     shape=f"B{batch} L{length} C{size.channels} gated",
@@ -305,7 +305,7 @@ def _rms_norm(size, batch, length, draw):
 def _token_logprob(size, batch, length, draw):
   product = 2.0 * batch * length * size.width * size.vocab
   exps = float(batch * length * size.vocab)
-  return Case(
+  return OpCase(
     op="token_logprob",
     function=token_logprob,
     shape=f"B{batch} L{length} E{size.width} V{size.vocab}",
@@ -332,7 +332,7 @@ def _step(op, function, reference, arrays, state, sequences, call, **more):
     return reference(rest, arrays["state"])
 
   batch = state.shape[0]
-  return Case(
+  return OpCase(
     op=op,
     function=function,
     shape=f"B{batch} T1 state {'x'.join(map(str, state.shape[1:]))}",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.bench.suites.op_cases import Arrays, Case, floating
+from research.bench.suites.op_cases import Arrays, OpCase, floating
 
 # Tokens of the first row that errors are taken from: the reference is a loop.
 _TOKENS = 64
@@ -116,14 +116,14 @@ def _float64(arrays: Arrays) -> dict[str, np.ndarray]:
   }
 
 
-def forward_error(case: Case, y: np.ndarray) -> float:
+def forward_error(case: OpCase, y: np.ndarray) -> float:
   """Largest error of y's first tokens, relative to their largest value."""
   expected = case.reference(_float64(case.prefix(_TOKENS)))
   found = np.asarray(y)[:1, :_TOKENS].astype(np.float64)
   return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def backward_error(case: Case, implementation: str) -> float:
+def backward_error(case: OpCase, implementation: str) -> float:
   """Relative error of the gradient along one random direction.
 
   The reference's derivative is a central difference in float64. The direction
@@ -162,7 +162,7 @@ def compared(output: Any, which: str) -> Any:
   return output[0 if which == "bwd" else 1]
 
 
-def whole(case: Case, backward: bool) -> Any | None:
+def whole(case: OpCase, backward: bool) -> Any | None:
   """The whole y, or all gradients, of the XLA implementation in float32.
 
   Args:
@@ -207,18 +207,20 @@ class Errors:
 
   Args:
     case: the op and its arrays.
-    note: takes a line for a reference that could not be had.
   """
 
-  def __init__(self, case: Case, note: Callable[[str], None]):
-    self._case, self._note = case, note
+  def __init__(self, case: OpCase):
+    self._case = case
     self._whole: dict[bool, Any] = {}
     self._backward: dict[str, float] = {}
 
   def of(
     self, implementation: str, which: str, output: Any
-  ) -> dict[str, float | None]:
-    """Returns a row's columns of an output of `prepare`."""
+  ) -> dict[str, float | str | None]:
+    """Returns a row's columns of an output of `prepare`.
+
+    Where the whole reference could not be had, "no_error_full" says why.
+    """
     case, backward = self._case, which != "fwd"
     if not backward:
       error = forward_error(case, y_of(output))
@@ -229,11 +231,12 @@ class Errors:
     if backward not in self._whole:
       try:
         self._whole[backward] = jax.block_until_ready(whole(case, backward))
-      except Exception as problem:  # such as out of memory
-        self._whole[backward] = None
-        line = " ".join(str(problem).split())[:200]
-        self._note(f"{case.op} {which} has no error_full: {line}")
-    expected, full = self._whole[backward], None
+      except Exception as problem:  # Such as out of memory.
+        self._whole[backward] = " ".join(str(problem).split())[:200]
+    expected = self._whole[backward]
+    if isinstance(expected, str):
+      return {"error": error, "error_full": None, "no_error_full": expected}
+    full = None
     if expected is not None:
       full = full_error(compared(output, which), expected)
     return {"error": error, "error_full": full}

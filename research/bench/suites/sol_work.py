@@ -19,6 +19,7 @@ import numpy as np
 
 from models import module, transformer
 from models.transformer_config import TransformerConfig
+from research.bench.case import Call, Case
 from research.core import state as state_lib
 from research.cost import decode_step
 from research.cost.roofline import Phase
@@ -34,29 +35,6 @@ from research.sol.rollout import Controller, Setup
 Params = transformer.Params
 # Rows of the token table that stay where the head is taken out.
 _FEW_TOKENS = 64
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Op:
-  """Something to time.
-
-  Attributes:
-    name: of the row.
-    run: a jitted function.
-    inputs: draws fresh arguments for one call.
-    tokens: that a call handles.
-    phases: of its floor.
-    shape: for the row.
-    differentiates: it has a backward pass.
-  """
-
-  name: str
-  run: Callable[..., Any]
-  inputs: Callable[[], tuple]
-  tokens: int
-  phases: tuple[Phase, ...]
-  shape: str
-  differentiates: bool = False
 
 
 @functools.lru_cache(maxsize=64)
@@ -99,7 +77,7 @@ class Bench:
     self._builder = functools.cache(_builder)
     self._init = jax.jit(functools.partial(policy_lib.init, method.policy))
 
-  def operations(self) -> dict[str, Callable[[], Op]]:
+  def operations(self) -> dict[str, Callable[[], Case]]:
     """Prefill, rollouts and whole updates, by name; each is built on demand."""
     m = self.method
     uniform = uniform_controller(m.setup.table.size)
@@ -114,7 +92,7 @@ class Bench:
       "grpo_update": self._update,
     }
 
-  def breakdown(self) -> dict[str, Callable[[], Op]]:
+  def breakdown(self) -> dict[str, Callable[[], Case]]:
     """Scans that leave parts out, so that differences tell what parts cost.
 
     Each axis of the actions alone; then no axis, without the head, and of
@@ -186,19 +164,42 @@ class Bench:
 
   # Operations.
 
-  def _prefill(self, name, *, stats) -> Op:
+  def _case(self, name, run, inputs, *, tokens, phases, shape, which="fwd"):
+    """A case of a jitted function of its own, for compilations are counted."""
+    call = Call(
+      start=run,
+      inputs=inputs,
+      columns=lambda _: {"compiles": run._cache_size()},
+    )
+    return Case(
+      op=name,
+      shape=shape,
+      dtype=str(jax.tree.leaves(self.params)[0].dtype),
+      which=which,
+      phases=phases,
+      ours={"xla": lambda: call},
+      amounts={"tokens": tokens},
+      columns={"model_layers": self.method.setup.config.num_layers},
+    )
+
+  def _prefill(self, name, *, stats) -> Case:
     setup, length = self.method.setup, self.method.layout.prefix
-    return Op(
-      name=name,
-      run=self._builder(setup, 0, stats),
-      inputs=lambda: (self.params, self._tokens(setup)[:, : length + 1]),
+    return self._case(
+      name,
+      self._builder(setup, 0, stats),
+      lambda: (self.params, self._tokens(setup)[:, : length + 1]),
       tokens=self.windows * length,
       phases=(self._prefill_work(length if stats else 0),),
       shape=f"W{self.windows} S{length}",
     )
 
-  def _scan(self, name, setup, params, controller, length=None) -> Op:
+  def _scan(self, name, setup, params, controller, length=None) -> Case:
     length = self.method.layout.prefix if length is None else length
+    inputs = self._scan_inputs(setup, params, length)
+    return self._scan_case(name, setup, controller, inputs, length, 0)
+
+  def _scan_inputs(self, setup, params, length) -> Callable[[], tuple]:
+    """Draws a scan's arguments, for a controller without parameters or goal."""
     build = self._builder(setup, length, True)
 
     def inputs():
@@ -207,12 +208,12 @@ class Bench:
       starts = self._starts(length)
       return params, built, tokens, starts, None, None, self._key()
 
-    return self._scan_op(name, setup, controller, inputs, length, 0)
+    return inputs
 
-  def _policy_scan(self) -> Op:
+  def _policy_scan(self) -> Case:
     m, policy, stats = self.method, self._policy(), self._stats()
     controller = policy_lib.controller(m.policy, greedy=False)
-    plain = self._scan("", m.setup, self.params, controller).inputs
+    plain = self._scan_inputs(m.setup, self.params, m.layout.prefix)
 
     def inputs():
       params, built, tokens, starts, _, _, key = plain()
@@ -221,26 +222,26 @@ class Bench:
 
     size = module.num_params(policy)
     length = m.layout.prefix
-    return self._scan_op(
+    return self._scan_case(
       "scan/policy", m.setup, controller, inputs, length, size
     )
 
-  def _scan_op(self, name, setup, controller, inputs, length, size) -> Op:
+  def _scan_case(self, name, setup, controller, inputs, length, size) -> Case:
     def run(params, built, tokens, starts, own, goal, key):
       return rollout_lib.scan(
         setup, params, built, tokens, starts, controller, own, goal, key
       )
 
-    return Op(
-      name=name,
-      run=jax.jit(run),
-      inputs=inputs,
+    return self._case(
+      name,
+      jax.jit(run),
+      inputs,
       tokens=self._episode_tokens(),
       phases=self._scan_work(setup.config, length, size),
       shape=self._shape(length),
     )
 
-  def _block(self) -> Op:
+  def _block(self) -> Case:
     m = self.method
     setup, length = m.setup, m.layout.prefix
     build = self._builder(setup, length, True)
@@ -252,16 +253,16 @@ class Bench:
       drawn = jax.random.randint(self._key(), shape, 0, setup.table.size)
       return self.params, built, tokens, self._starts(), drawn
 
-    return Op(
-      name="block",
-      run=jax.jit(functools.partial(rollout_lib.score_block, setup)),
-      inputs=inputs,
+    return self._case(
+      "block",
+      jax.jit(functools.partial(rollout_lib.score_block, setup)),
+      inputs,
       tokens=self._episode_tokens(),
       phases=self._block_work(),
       shape=self._shape(length),
     )
 
-  def _update(self) -> Op:
+  def _update(self) -> Case:
     m = self.method
     updates = 1000 * m.inner_epochs
     tx = learn.optimizer(1e-4, updates, clip_norm=2.0, schedule="constant")
@@ -293,10 +294,10 @@ class Bench:
     # Forward and twice as much backward; parameters and two moments, each
     # read and written in float32.
     epoch = Phase(6.0 * size * self._episode_tokens(), 6.0 * 4 * size)
-    return Op(
-      name="grpo_update",
-      run=jax.jit(learn.make_step(m, tx), donate_argnums=0),
-      inputs=inputs,
+    return self._case(
+      "grpo_update",
+      jax.jit(learn.make_step(m, tx), donate_argnums=0),
+      inputs,
       tokens=self._episode_tokens(),
       phases=(
         self._prefill_work(scored),
@@ -304,7 +305,7 @@ class Bench:
         *([epoch] * m.inner_epochs),
       ),
       shape=self._shape(m.layout.prefix),
-      differentiates=True,
+      which="fwd+bwd",
     )
 
   # Work.

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from research.bench import ceilings
+from research.bench import ceilings, plan, timing
 from research.bench.peers import ops as peers
 from research.bench.suites import op_cases as cases
-from research.bench.suites import op_passes as measure
-from research.bench.suites import ops as run
+from research.bench.suites import ops
 from research.cost.roofline import Ceilings
 
 SCAN = "mamba_ssm.ops.selective_scan_interface"
@@ -134,9 +133,9 @@ def test_tokens_last_and_back(install):
   for detail in peers.details("mamba_ssm", case):
     made = peers.make("mamba_ssm", case, "fwd", [case.arrays], detail)
     Graph.replays = 0
-    assert measure.forward_error(case, made.y(made.call())) < 1e-5
+    assert made.columns(made.start())["peer_error"] < 1e-5
     assert Graph.replays == (detail == "CUDA graph")
-    assert made.passes == (8 if detail == "CUDA graph" else 1)
+    assert made.count == (8 if detail == "CUDA graph" else 1)
 
 
 def test_the_better_chunk_size_counts(install, monkeypatch):
@@ -150,27 +149,39 @@ def test_the_better_chunk_size_counts(install, monkeypatch):
     arrays = {"x": x, "dt": dt, "A": A, "B": B, "C": C}
     arrays |= {"D": D, "dt_bias": dt_bias}
     values = {name: jax.numpy.asarray(t.value) for name, t in arrays.items()}
-    return Tensor(case.plain(values))
+    y = Tensor(case.plain(values))
+    y.chunk = chunk_size
+    return y
 
-  def seconds(call, wait, **_):
-    wait(call())
-    return 2e-3 if asked[-1:] == [slow["slow"]] else 1e-3
+  def medians(calls, **_):
+    found = []
+    for call in calls:
+      try:
+        slowly = getattr(call.start(), "chunk", None) == slow["slow"]
+        found.append(timing.Timed((1 + slowly) * 1e-3 / call.count, 0.1))
+      except RuntimeError as error:
+        found.append(error)
+    return found
 
   install({SSD: {"mamba_chunk_scan_combined": scan}})
+  monkeypatch.setattr(timing, "medians", medians)
   limits = Ceilings(flops=1e12, bytes=1e11), "measured"
   monkeypatch.setattr(ceilings, "find", lambda dtype: limits)
-  monkeypatch.setattr(run, "seconds_a_call", seconds)
-  plan = run.Plan(ops=["ssd"], dtypes=["float32"], peers=["mamba_ssm"])
+  options = plan.Plan(passes=["fwd"], peers=["mamba_ssm"])
+  suite = ops.Suite(ops=["ssd"], dtype=["float32"])
   for slow in ({"slow": 128}, {"slow": 256}, {"slow": 256, "fails": 128}):
     asked.clear()
-    (row,), notes = run.run(plan, lambda line: None)
+    notes = []
+    listed = suite.cases(options, notes.append)
+    (row,) = plan.run(listed, options, print, notes.append)
     assert set(asked) == {128, 256}
     better = slow.get("fails") and 256 or 384 - slow["slow"]
     # A graph makes several passes in the time that this test gives a call.
     assert row["peer_detail"] == f"chunk {better} CUDA graph"
     assert row["peer_error"] < 1e-5
     assert row["peer_ms"] == (2.0 if "fails" in slow else 1.0) / 8
+  # A graph fails when it is captured, before any is timed.
   assert notes == [
-    f"ssd peer mamba_ssm fwd chunk 128{way} failed: out of memory"
-    for way in ("", " CUDA graph")
+    f"ssd peer mamba_ssm fwd chunk 128{way} failed: RuntimeError: out of memory"
+    for way in (" CUDA graph", "")
   ]

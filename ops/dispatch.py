@@ -77,6 +77,20 @@ def needs_hopper(*arrays: Any, **options: Any) -> str | None:
   return None
 
 
+def needs_wgmma(*arrays: Any, **options: Any) -> str | None:
+  """The machine part of `supports` for kernels with Hopper's matrix products.
+
+  GPUs after Hopper have other instructions in their place.
+  """
+  reason = needs_hopper(*arrays, **options)
+  if reason is not None:
+    return reason
+  found = compute_capability()
+  if found[0] != HOPPER[0]:
+    return f"needs Hopper's wgmma, this GPU has {found[0]}.{found[1]}"
+  return None
+
+
 def needs_tpu(*arrays: Any, **options: Any) -> str | None:
   """The machine part of `supports` for TPU kernels."""
   del arrays, options

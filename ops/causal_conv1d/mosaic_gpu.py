@@ -18,10 +18,9 @@ from ops.causal_conv1d import mosaic_gpu_walk as walks
 from ops.causal_conv1d import xla
 from ops.causal_conv1d.mosaic_gpu_backward import backward
 from ops.causal_conv1d.mosaic_gpu_walk import Walk
+from ops.hopper import PROCESSORS
 
 NAME = "causal_conv1d_fwd"
-# Multiprocessors of an H100 or H200.
-PROCESSORS = 132
 _THREADS, _ROWS = 128, 8
 
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ops import dispatch
+from ops.hopper import PROCESSORS
 from ops.mamba2_step import (
   mosaic_gpu_in,
   mosaic_gpu_out,
@@ -32,8 +33,7 @@ from ops.mamba2_step import (
 
 MAX_BATCH = 64
 STATE_SIZES = (64, 128)
-# Multiprocessors of an H100 or H200, and bytes of shared memory of each.
-PROCESSORS = 132
+# Bytes of shared memory of each multiprocessor.
 SHARED = 226 * 1024
 # Bytes that memory could give while one kernel ends and the next begins, and
 # while that of the states, when these are few, stands between two others.
@@ -121,11 +121,8 @@ def supports(
   x=None, weights=None, conv_state=None, ssm_state=None
 ) -> str | None:
   """Returns None where `forward` runs on these arguments, else why not."""
-  if reason := dispatch.needs_hopper():
+  if reason := dispatch.needs_wgmma():
     return reason
-  capability = dispatch.compute_capability()
-  if capability[0] != dispatch.HOPPER[0]:
-    return f"needs Hopper's wgmma, this GPU has {capability[0]}.{capability[1]}"
   return None if x is None else unfit(x, weights, conv_state, ssm_state)
 
 

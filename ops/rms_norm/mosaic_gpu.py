@@ -15,12 +15,11 @@ from jax.experimental import pallas as pl
 
 from ops import dispatch
 from ops.causal_conv1d.mosaic_gpu_walk import sigmoid
+from ops.hopper import PROCESSORS
 from ops.rms_norm.mosaic_gpu_backward import backward
 from ops.rms_norm.mosaic_gpu_walk import LINES, Walk
 
 NAME = "rms_norm_fwd"
-# Multiprocessors of an H100 or H200.
-PROCESSORS = 132
 _LANES, _WIDEST = 32, 8192
 
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ops import dispatch
+from ops.hopper import PROCESSORS
 from ops.ssd import (
   mosaic_gpu_backward,
   mosaic_gpu_decays,
@@ -35,9 +36,6 @@ from ops.ssd import (
   mosaic_gpu_states,
 )
 from ops.ssd.mosaic_gpu_tiles import CHANNELS, CHUNK, STATE_SIZES
-
-# Multiprocessors of an H100 or H200.
-PROCESSORS = 132
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,12 +95,9 @@ def configure(batch: int, length: int, heads: int, groups: int) -> Config:
 def supports(x=None, B=None, *, chunk_size=None, **unused) -> str | None:
   """Returns None where `forward` runs on these arguments, else why not."""
   del unused
-  reason = dispatch.needs_hopper()
+  reason = dispatch.needs_wgmma()
   if reason:
     return reason
-  capability = dispatch.compute_capability()
-  if capability[0] != dispatch.HOPPER[0]:
-    return f"needs Hopper's wgmma, this GPU has {capability[0]}.{capability[1]}"
   return None if x is None else unfit(x, B, chunk_size)
 
 

@@ -340,7 +340,7 @@ def chunk_gradients(
     grid_names=("row", "chunk", "part"),
     num_threads=3,
     thread_name="worker",
-    kernel_name="ssd_chunk_gradients",
+    kernel_name="ssd_bwd_chunks",
     compiler_params=config.compiler_params(),
     interpret=interpret,
   )

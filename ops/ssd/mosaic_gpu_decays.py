@@ -54,7 +54,7 @@ def chunk_decays(log_decay, dt, *, interpret=False) -> jax.Array:
     [v.reshape(-1, 1, CHUNK) for v in (log_decay, dt)],
     lines=3,
     triangles=[lambda i, j: i <= j],
-    name="ssd_chunk_decays",
+    name="ssd_fwd_decays",
     interpret=interpret,
   )
   return decays.reshape(b, h, length // CHUNK, 3, CHUNK)
@@ -88,7 +88,7 @@ def decay_gradients(sums, *, interpret=False) -> jax.Array:
     [sums.reshape(-1, 4, CHUNK)],
     lines=1,
     triangles=[lambda i, j: i >= j, lambda i, j: i < j],
-    name="ssd_decay_gradients",
+    name="ssd_bwd_decays",
     interpret=interpret,
   )
   return gradient.reshape(*sums.shape[:2], -1)

@@ -186,7 +186,7 @@ def scan(x, decays, B, C, initial, D, *, config, interpret):
     grid_names=("row", "segment", "heads"),
     num_threads=heads + 1,
     thread_name="worker",
-    kernel_name="ssd_forward",
+    kernel_name="ssd_fwd",
     compiler_params=config.compiler_params(),
     interpret=interpret,
   )

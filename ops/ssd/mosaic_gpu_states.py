@@ -182,7 +182,7 @@ def _walk(
     grid_names=("row", "segment", "heads"),
     num_threads=heads + 1,
     thread_name="worker",
-    kernel_name="ssd_states_reverse" if reverse else "ssd_states",
+    kernel_name="ssd_bwd_states" if reverse else "ssd_fwd_states",
     compiler_params=config.compiler_params(),
     interpret=interpret,
   )

@@ -330,7 +330,7 @@ def _run_forward(config, x, log_decay, dt, B, C, initial, D, save=False):
   sums = _sums(log_decay)
   y, final, *starts = _call(
     functools.partial(_forward_kernel, save=save),
-    "frugax_ssd_forward",
+    "ssd_fwd",
     config,
     (x, *sums, dt, B, C, initial, D),
     "x rows rows rows B B state D",
@@ -358,7 +358,7 @@ def _scan_backward(config, residuals, cotangents):
   per_block = (B.shape[0], blocks, B.shape[1], B.shape[2] // config.groups)
   dx, dlog_decay, ddt, dB, dC, dinitial = _call(
     _backward_kernel,
-    "frugax_ssd_backward",
+    "ssd_bwd",
     config,
     (*residuals, dy, dfinal),
     "x rows rows rows B B D starts x state",

@@ -15,13 +15,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ops import dispatch
+from ops.hopper import PROCESSORS
 from ops.token_logprob import mosaic_gpu_backward, mosaic_gpu_forward
 from ops.token_logprob import mosaic_gpu_tiles as tiles
 from ops.token_logprob.mosaic_gpu_tiles import COLUMNS, DEPTH, TOKENS, Walk
 
-# Multiprocessors of an H100 or H200, and bytes of hidden states at work at a
-# time that leave their L2 cache to the weights.
-PROCESSORS, _CACHED = 132, 20 * 2**20
+# Bytes of hidden states at work at a time that leave the L2 cache of an H100 or
+# H200 to the weights.
+_CACHED = 20 * 2**20
 # Gradients of logits that are in memory at a time, in bfloat16.
 _BLOCK_ELEMENTS = 2**29
 
@@ -83,12 +84,9 @@ def _walk(tokens, width, columns, scratch) -> Walk:
 def supports(hidden=None, weight=None, *, logit_scale=None) -> str | None:
   """Returns None where `forward` runs on these arguments, else why not."""
   del weight
-  reason = dispatch.needs_hopper()
+  reason = dispatch.needs_wgmma()
   if reason:
     return reason
-  capability = dispatch.compute_capability()
-  if capability[0] != dispatch.HOPPER[0]:
-    return f"needs Hopper's wgmma, this GPU has {capability[0]}.{capability[1]}"
   return None if hidden is None else unfit(hidden, logit_scale)
 
 

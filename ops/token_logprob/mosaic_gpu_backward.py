@@ -88,6 +88,6 @@ def logit_gradients(
       (hidden_TE.shape[0], weight_CE.shape[0]), hidden_TE.dtype
     ),
     scratch={"pieces": tiles.tile(WORKERS, _SLOTS, _PIECE, _PIECE)},
-    name="token_logprob_backward",
+    name="token_logprob_bwd",
     interpret=interpret,
   )

@@ -73,6 +73,6 @@ def normalizers(
       (config.parts, hidden_TE.shape[0]), jnp.float32
     ),
     scratch={"result": plgpu.SMEM((WORKERS, *config.shape[:1]), jnp.float32)},
-    name="token_logprob_forward",
+    name="token_logprob_fwd",
     interpret=interpret,
   )

@@ -87,8 +87,12 @@ def test_machine_predicates(monkeypatch, platform, capability, hopper, tpu):
   if capability:
     fake.compute_capability = capability
   monkeypatch.setattr(dispatch, "device", lambda: fake)
+  wgmma = hopper
+  if capability == "10.3":
+    wgmma = "needs Hopper's wgmma, this GPU has 10.3"
   for check, expected in (
     (dispatch.needs_hopper, hopper),
+    (dispatch.needs_wgmma, wgmma),
     (dispatch.needs_tpu, tpu),
   ):
     said = check(np.zeros(2), block=3)

@@ -38,4 +38,4 @@ def test_both_passes_compile(target, dtype):
     (activation(b, length, h, p), parameter(b, h, p, n)),
   )
   names = tpu_compile.kernels(compiled)
-  assert names == ["frugax_ssd_backward", "frugax_ssd_forward"]
+  assert names == ["ssd_bwd", "ssd_fwd"]

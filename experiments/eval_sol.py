@@ -70,8 +70,7 @@ def main(_) -> None:
 
   from models import convert
   from research.core import progress
-  from research.sol import comparison as evaluation
-  from research.sol import corpus, reporting
+  from research.sol import comparison, corpus, reporting
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   workdir = pathlib.Path(_WORKDIR.value)
@@ -84,7 +83,7 @@ def main(_) -> None:
       f"{workdir} was trained on {ours.model}, --model is {checkpoint.name}: "
       "give the same model"
     )
-  plan = evaluation.Plan(
+  plan = comparison.Plan(
     asked=_ASKED.value,
     thresholds=_THRESHOLDS.value,
     regression=_REGRESSION.value,
@@ -109,27 +108,25 @@ def main(_) -> None:
     flush=True,
   )
 
-  def keep(comparison):
+  def keep(found):
     rows = reporting.rows(
-      comparison, method, checkpoint, ours, plan.asked, _TEXT.value, _SEED.value
+      found, method, checkpoint, ours, plan.asked, _TEXT.value, _SEED.value
     )
     seconds = time.perf_counter() - began
     for path in filter(None, (workdir / "eval.json", _RESULT.value)):
       cli.write_result(path, rows, cli.command(), seconds)
     return rows
 
-  comparison = evaluation.compare(
-    method,
-    checkpoint.params,
-    artefacts,
-    cover,
-    calibration,
-    plan,
-    lambda line: print(line, flush=True),
-    progress.counter,
-    keep,
+  subject = comparison.Subject(
+    method=method,
+    lm=checkpoint.params,
+    artefacts=artefacts,
+    cover=cover,
+    calibration=calibration,
   )
-  reporting.write(workdir, keep(comparison), checkpoint.name, _TEXT.value)
+  say = lambda line: print(line, flush=True)
+  found = comparison.compare(subject, plan, say, progress.counter, keep)
+  reporting.write(workdir, keep(found), checkpoint.name, _TEXT.value)
 
 
 if __name__ == "__main__":

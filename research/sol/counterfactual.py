@@ -26,9 +26,8 @@ import numpy as np
 import scipy.optimize
 
 from models import transformer
-from research.sol import cost, credit
+from research.sol import cost, credit, random_schedules
 from research.sol import damage as damage_lib
-from research.sol import random_schedules as behaviour_lib
 from research.sol import rollout as rollout_lib
 from research.sol.actions import ActionTable
 from research.sol.rollout import Controller, Setup
@@ -63,7 +62,9 @@ def _label_samples(
   price = jnp.repeat(jnp.exp(low + (high - low) * price), schedules, axis=1)
   net_keep = cost.net_keep(setup.table).astype(np.float32)
   mean_gains = damage_lib.mean_gains(damage)
-  actions = behaviour_lib.draw(net_keep, mean_gains, price, horizon, draw_key)
+  actions = random_schedules.draw(
+    net_keep, mean_gains, price, horizon, draw_key
+  )
   prefix = setup.build_prefix(params, tokens[:, : tokens.shape[1] - horizon], 2)
   result = rollout_lib.score_block(
     setup,
@@ -76,13 +77,13 @@ def _label_samples(
   )
   group = lambda x: x.reshape(-1, schedules, *x.shape[2:])
   x = group(_standardised(result.observations.scalars, scalar_stats))
-  drawn = behaviour_lib.mean_damage(net_keep, mean_gains, price)
+  drawn = random_schedules.mean_damage(net_keep, mean_gains, price)
   costs = rollout_lib.action_costs(setup.table)
   gains = credit.residual_to_go(
     group(result.log_p), group(costs[actions]), gamma
   )
   gains = gains - jnp.mean(gains, axis=1, keepdims=True)
-  spread = behaviour_lib.gain_scale(net_keep, mean_gains, price)
+  spread = random_schedules.gain_scale(net_keep, mean_gains, price)
   root = 1.0 / group(spread)[..., None]
   damages = group(damage[actions]) * root[..., None]
   return gains * root, damages, x, group(drawn)[..., None]
@@ -197,7 +198,7 @@ def fit_samples(
   Returns:
     (10, 3) float32, see `fit_labels`.
   """
-  drawn = behaviour_lib.mean_damage(
+  drawn = random_schedules.mean_damage(
     cost.net_keep(table).astype(np.float32),
     damage_lib.mean_gains(damage),
     jnp.asarray(samples["price"])[:, None],

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import transformer
-from research.sol import cost
-from research.sol import scoring as evaluate_lib
+from research.sol import cost, scoring
 from research.sol.actions import AXES, FULL_BITS, ActionTable
 from research.sol.rollout import Setup
 from research.sol.scoring import BlockSeries
@@ -58,7 +57,7 @@ def gains(sensitivity: jax.Array, damage: jax.Array) -> jax.Array:
 
 
 def divergence_loss(
-  divergence: jax.Array, own: jax.Array, behaviour: jax.Array
+  divergence: jax.Array, own: jax.Array, drawn: jax.Array
 ) -> jax.Array:
   """Mean gamma deviance of divergences from what is predicted of them.
 
@@ -70,10 +69,10 @@ def divergence_loss(
   Args:
     divergence: (..., T) of the dense model's predictions, in nats.
     own: (..., T) predicted for the token's own action.
-    behaviour: mean damage of the schedules' actions, which broadcasts to
+    drawn: mean damage of the schedules' actions, which broadcasts to
       (..., T): what earlier tokens leave behind is a share of it.
   """
-  mean = own + _INHERITED * behaviour + 1e-4
+  mean = own + _INHERITED * drawn + 1e-4
   return jnp.mean(divergence / mean + jnp.log(mean))
 
 
@@ -122,7 +121,7 @@ def measure(
   )
   number = np.arange(table.size, dtype=np.int16)[:, None, None, None]
   actions = np.broadcast_to(number, (table.size, *text.weights.shape))
-  scores = evaluate_lib.evaluate(
+  scores = scoring.evaluate(
     dataclasses.replace(setup, table=table),
     params,
     text,

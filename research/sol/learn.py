@@ -13,7 +13,7 @@ spends an asked budget is read off training text afterwards
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,11 +23,10 @@ import optax
 from models import transformer
 from research.core import state as state_lib
 from research.core.state import TrainState
-from research.sol import credit, grpo
+from research.sol import credit, grpo, random_schedules
 from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
-from research.sol import random_schedules as behaviour
 from research.sol import reward as reward_lib
 from research.sol import rollout as rollout_lib
 from research.sol.policy import InputStats, PolicyConfig
@@ -88,6 +87,26 @@ class Method:
   tolerance: float = 0.02
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+  """Arrays that updates read and do not change.
+
+  Attributes:
+    lm: parameters of the frozen LLM.
+    log_price: (2,) range of the prices that are drawn.
+    stats: of the policy's inputs, and the damage of actions.
+    reference: policy parameters that `kl_coef` keeps the policy near, or None.
+    prefixes: of all windows that updates take, or None to compute them.
+  """
+
+  lm: transformer.Params
+  log_price: jax.Array
+  stats: InputStats
+  reference: Tree = None
+  prefixes: Prefix | None = None
+
+
 def optimizer(
   learning_rate: float,
   num_steps: int,
@@ -122,27 +141,13 @@ def optimizer(
 
 
 def prefix_of(
-  method: Method, frozen: Mapping[str, Tree], batch: Mapping[str, jax.Array]
+  method: Method, frozen: Frozen, batch: dict[str, jax.Array]
 ) -> Prefix:
   """The batch's dense prefix: taken from the cache, or computed."""
-  cache = frozen.get("prefixes")
-  if cache is None:
-    tokens = batch["tokens"][:, : method.layout.prefix + 1]
-    return method.setup.build_prefix(
-      frozen["lm"], tokens, method.layout.context
-    )
-  ids = batch["ids"]
-  by_window = lambda x: None if x is None else x[ids]
-  by_layer = lambda x: None if x is None else x[:, ids]
-  return Prefix(
-    k=by_layer(cache.k),
-    v=by_layer(cache.v),
-    page_min=by_layer(cache.page_min),
-    page_max=by_layer(cache.page_max),
-    hidden=by_window(cache.hidden),
-    surprise=by_window(cache.surprise),
-    entropy=by_window(cache.entropy),
-  )
+  if frozen.prefixes is not None:
+    return frozen.prefixes.take(batch["ids"])
+  tokens = batch["tokens"][:, : method.layout.prefix + 1]
+  return method.setup.build_prefix(frozen.lm, tokens, method.layout.context)
 
 
 def starts_of(method: Method, windows: int) -> jax.Array:
@@ -227,9 +232,8 @@ def advantages_of(
       metrics[f"gap_{axis}"] = jnp.mean(jnp.abs(gap[..., i]))
   returns = jnp.stack([to_go(rewards), paid])
   if method.budget == "price":
-    # Returns are divided by the scale of their price, because low prices move
-    # small damages only and would not count beside high ones.
-    scale = behaviour.gain_scale(
+    # Low prices move small damages: without this only high ones would count.
+    scale = random_schedules.gain_scale(
       method.policy.costs, damage_lib.mean_gains(damage), goal[..., 0]
     )
     returns = returns / grouped(method, scale)[None, ..., None]
@@ -247,13 +251,11 @@ def advantages_of(
 
 def make_step(
   method: Method, tx: optax.GradientTransformation
-) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, Tree, Frozen], tuple[TrainState, dict]]:
   """Builds `(state, batch, frozen) -> (state, metrics)`.
 
   The batch holds "tokens" (W, S') and "ids" (W,), the windows' places in the
-  prefix cache. Frozen holds "lm" (LLM parameters), "stats" (InputStats),
-  "log_price" (2,), "reference" (policy parameters, when kl_coef > 0) and
-  "prefixes" (a Prefix of all windows, or None to compute them).
+  prefix cache.
   """
   act = policy_lib.controller(method.policy, greedy=False)
 
@@ -262,40 +264,38 @@ def make_step(
     tokens = batch["tokens"]
     prefix = prefix_of(method, frozen, batch)
     starts = starts_of(method, tokens.shape[0])
-    goal = draw_goals(method, frozen["log_price"], tokens.shape[0], goal_key)
+    goal = draw_goals(method, frozen.log_price, tokens.shape[0], goal_key)
     rollout = rollout_lib.scan(
       method.setup,
-      frozen["lm"],
+      frozen.lm,
       prefix,
       tokens,
       starts,
       act,
-      (state.params, frozen["stats"]),
+      (state.params, frozen.stats),
       goal,
       roll_key,
       record=True,
-      dense=dense_of(method, frozen["lm"], prefix, tokens),
+      dense=dense_of(method, frozen.lm, prefix, tokens),
     )
     seen = full_observations(method, frozen, tokens, starts, rollout)
     advantages, metrics = advantages_of(
-      method, rollout, goal, frozen["stats"].damage
+      method, rollout, goal, frozen.stats.damage
     )
 
+    actions = grouped(method, rollout.actions)
+
     def loss_fn(params):
-      model = policy_lib.bind(method.policy, params)
-      logits = grouped(method, model(seen, goal, frozen["stats"].damage)[0])
+      logits = _logits(method, params, seen, goal, frozen.stats)
       reference = None
       if method.kl_coef:
-        frozen_model = policy_lib.bind(method.policy, frozen["reference"])
-        reference = jax.nn.log_softmax(
-          grouped(method, frozen_model(seen, goal, frozen["stats"].damage)[0])
-        )
+        old = _logits(method, frozen.reference, seen, goal, frozen.stats)
         reference = jnp.take_along_axis(
-          reference, grouped(method, rollout.actions)[..., None], axis=-1
+          jax.nn.log_softmax(old), actions[..., None], axis=-1
         )[..., 0]
       loss, aux = grpo.policy_loss(
         logits,
-        grouped(method, rollout.actions),
+        actions,
         grouped(method, rollout.extras),
         advantages,
         clip_low=method.clip_low,
@@ -331,16 +331,21 @@ def make_step(
   return step
 
 
+def _logits(method, params, seen, goal, stats):
+  """Of the policy `params`: (W E, K, T, A)."""
+  model = policy_lib.bind(method.policy, params)
+  return grouped(method, model(seen, goal, stats.damage)[0])
+
+
 def full_observations(
   method: Method,
-  frozen: Mapping[str, Tree],
+  frozen: Frozen,
   tokens: jax.Array,
   starts: jax.Array,
   rollout: Rollout,
 ):
   """The rollout's observations with embeddings, standardised."""
-  model = transformer.bind(method.setup.config, frozen["lm"])
+  model = transformer.bind(method.setup.config, frozen.lm)
   inputs, _ = prefix_lib.episode_tokens(tokens, starts, method.layout.horizon)
   seen = dataclasses.replace(rollout.observations, embed=model.embed(inputs))
-  stats: InputStats = frozen["stats"]
-  return stats.apply(seen)
+  return frozen.stats.apply(seen)

@@ -13,6 +13,7 @@ this.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from models.transformer_config import TransformerConfig
 
 # Tokens over which the running mean of the surprise is taken.
 MEAN_SPAN = 32
+# Arrays of a prefix whose first axis is the layer, the second the window.
+_BY_LAYER = ("k", "v", "page_min", "page_max")
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +52,24 @@ class Prefix:
   hidden: jax.Array
   surprise: jax.Array
   entropy: jax.Array
+
+  def take(self, rows: jax.Array) -> "Prefix":
+    """The prefixes of some windows, by their rows (n,)."""
+    chosen = {
+      name: x if x is None else x[:, rows] if name in _BY_LAYER else x[rows]
+      for name, x in vars(self).items()
+    }
+    return Prefix(**chosen)
+
+  @classmethod
+  def join(cls, pieces: Sequence["Prefix"]) -> "Prefix":
+    """The prefixes of the windows of all pieces, in their order."""
+    joined = {}
+    for name in vars(pieces[0]):
+      parts = [getattr(piece, name) for piece in pieces]
+      axis = int(name in _BY_LAYER)
+      joined[name] = None if parts[0] is None else jnp.concatenate(parts, axis)
+    return cls(**joined)
 
 
 @jax.tree_util.register_dataclass

@@ -10,8 +10,7 @@ import numpy as np
 from models import module
 from models.convert import Checkpoint
 from research.core import plots, report
-from research.sol import artefact, corpus, cost
-from research.sol import comparison as evaluation
+from research.sol import artefact, corpus, cost, result_rows
 from research.sol import windows as windows_lib
 from research.sol.artefact import Artefact
 from research.sol.comparison import Comparison
@@ -98,7 +97,7 @@ def rows(
   context = method.layout.context + method.layout.horizon / 2
   share = cost.shares_of_dense(method.setup, context, params)
   share = share[0] - cost.shares_of_dense(method.setup, context)[0]
-  return evaluation.rows(
+  return result_rows.rows(
     comparison,
     asked=asked,
     policy_share=share,

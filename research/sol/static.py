@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models import transformer
-from research.sol import cost
-from research.sol import scoring as evaluate_lib
+from research.sol import cost, scoring
 from research.sol.actions import ActionTable
 from research.sol.rollout import Setup
 from research.sol.scoring import BlockSeries
@@ -114,7 +113,7 @@ def best_static(
     tried.astype(np.int16)[:, None, None, None],
     (tried.size, *calibration.weights.shape),
   )
-  scores = evaluate_lib.evaluate(
+  scores = scoring.evaluate(
     setup,
     params,
     calibration,

@@ -20,7 +20,6 @@ from research.core import loop, metrics, plots
 from research.core import mesh as mesh_lib
 from research.core import progress as progress_lib
 from research.core import state as state_lib
-from research.core.state import TrainState
 from research.sol import (
   artefact,
   calibrate,
@@ -32,8 +31,11 @@ from research.sol import (
 from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import windows as windows_lib
-from research.sol.learn import Method
+from research.sol.artefact import Artefact
+from research.sol.learn import Frozen, Method
 from research.sol.options import Options
+from research.sol.policy import InputStats
+from research.sol.prefix import Prefix
 
 Tree = Any
 
@@ -96,47 +98,50 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
     InputError: the text is too short, or the workdir is another run's.
     loop.Stopped: interrupted or diverged.
   """
+  run = dataclasses.replace(run, mesh=run.mesh or mesh_lib.data_mesh())
   method, options = run.method, run.options
   loop.claim_workdir(run.workdir, run.flags)
-  train_tokens, held_tokens = corpus.split(tokens, 0.1)
+  training, held = corpus.split(tokens, 0.1)
   if method.budget == "price":
-    # The length of the text is checked now, so that a text too short fails
-    # before training and not at calibration.
-    windows_lib.spread_windows(held_tokens, method.layout, 1)
-  mesh = run.mesh or mesh_lib.data_mesh()
-  frozen = {"lm": mesh_lib.replicate(mesh, run.checkpoint.params)}
-  batch_at = _batches(run, train_tokens)
-  frozen["prefixes"] = _prefix_cache(run, frozen, train_tokens, mesh, say)
+    # Too short a text is told now, and not when calibration needs it.
+    windows_lib.spread_windows(held, method.layout, 1)
+  lm = mesh_lib.replicate(run.mesh, run.checkpoint.params)
+  pool = _pool(run, training)
+  prefixes = _prefixes(run, lm, pool, say)
 
-  say("measuring the damage of every level")
-  damage = _damage(run, frozen["lm"], train_tokens)
-  frozen["damage"] = jnp.asarray(damage)
-  frozen["log_price"] = jnp.asarray(
-    damage_lib.log_prices(method.setup.table, damage)
-  )
-  samples = _samples(run, frozen, train_tokens, mesh, say)
-  some = {name: value[:_STATS_EPISODES] for name, value in samples.items()}
-  measure = functools.partial(warm_start.measure_stats, method)
-  measured = jax.jit(measure)(frozen, some)
-  frozen["stats"] = measured
+  damage = _damage(run, lm, training, say)
+  log_price = jnp.asarray(damage_lib.log_prices(method.setup.table, damage))
+  damage = jnp.asarray(damage)
+  samples = _samples(run, lm, damage, log_price, training, say)
+  measured = _input_stats(run, lm, damage, samples)
+  stats = measured
   if not options.standardise:
-    frozen["stats"] = policy_lib.InputStats.identity(
-      method.policy.lm_width, frozen["damage"]
-    )
-  params = policy_lib.init(method.policy, jax.random.key(run.seed))
-  count = module.num_params(params)
-  share = count / module.num_params(run.checkpoint.params)
-  say(f"policy: {count:,} parameters, {100 * share:.2f}% of the frozen model's")
+    stats = InputStats.identity(method.policy.lm_width, damage)
+  frozen = Frozen(lm=lm, log_price=log_price, stats=stats, prefixes=prefixes)
 
-  def save(name, params, prices, spent, coefficients):
+  params = policy_lib.init(method.policy, jax.random.key(run.seed))
+  size = module.num_params(params)
+  share = size / module.num_params(run.checkpoint.params)
+  say(f"policy: {size:,} parameters, {share:.2%} of the frozen model's")
+  if options.warm_windows:
+    params = _warm_start(run, params, samples, frozen, say)
+  frozen = dataclasses.replace(
+    frozen, reference=params if method.kl_coef else None
+  )
+  coefficients = _regression(run, frozen, measured.scalars, training, samples)
+  del samples
+
+  def save(name, params):
+    """Calibrates a policy and writes it."""
+    prices, spent = _curve(run, frozen, params, held)
     artefact.save(
       run.workdir / name,
-      artefact.Artefact(
+      Artefact(
         options=options,
         mode=run.mode,
         model=run.checkpoint.name,
         params=jax.device_get(params),
-        stats=jax.device_get(frozen["stats"]),
+        stats=jax.device_get(stats),
         prices=prices,
         spent=spent,
         scalar_stats=np.asarray(measured.scalars),
@@ -144,50 +149,12 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
       ),
     )
 
-  if options.warm_windows:
-    updates = warm_start.steps_of(
-      samples, options.warm_batch, options.warm_epochs
-    )
-    say(f"warm start: {updates} updates")
-    params = _stage(
-      run,
-      "warm_start",
-      warm_start.make_step,
-      options.warm_learning_rate,
-      updates,
-      params,
-      warm_start.minibatches(samples, options.warm_batch),
-      frozen,
-      mesh,
-      ("loss", "over_mean"),
-    )
-  frozen["reference"] = params if method.kl_coef else None
-  coefficients = _ridge(run, frozen, measured.scalars, train_tokens, samples)
-  del samples
-  if method.budget == "price":
-    prices, spent = _curve(run, frozen, params, held_tokens)
-    if options.warm_windows and options.updates:
-      save("warm_policy", params, prices, spent, coefficients)
-
   if options.updates:
-    say(f"GRPO: {options.updates} updates")
-    params = _stage(
-      run,
-      "grpo",
-      learn.make_step,
-      options.learning_rate,
-      options.updates,
-      params,
-      batch_at,
-      frozen,
-      mesh,
-      ("log_p", "cost") if method.budget == "price" else ("log_p", "penalty"),
-    )
+    if options.warm_windows:
+      save("warm_policy", params)
+    params = _grpo(run, params, batches(run, training, pool), frozen, say)
   say("calibrating")
-  prices = spent = np.zeros((0,), np.float32)
-  if method.budget == "price":
-    prices, spent = _curve(run, frozen, params, held_tokens)
-  save("policy", params, prices, spent, coefficients)
+  save("policy", params)
   _plot(run)
 
 
@@ -203,42 +170,51 @@ def _plot(run) -> None:
       )
 
 
-def _batches(run, tokens) -> Callable[[int], Tree]:
-  """Pure function from the step to windows (W, S') and their ids (W,)."""
-  method, options = run.method, run.options
-  cached = options.cached_windows
-  if cached:
-    pool = windows_lib.random_windows(
-      tokens, method.layout, cached, seed=run.seed, step=0
-    )
+def _pool(run, tokens) -> np.ndarray | None:
+  """Windows (n, S') that all updates take, or None for fresh ones."""
+  count = run.options.cached_windows
+  if not count:
+    return None
+  return windows_lib.random_windows(
+    tokens, run.method.layout, count, seed=run.seed, step=0
+  )
 
-  def batch_at(step: int) -> Tree:
-    ids = np.arange(options.windows, dtype=np.int32)
-    if not cached:
-      drawn = windows_lib.random_windows(
-        tokens, method.layout, options.windows, seed=run.seed, step=step
-      )
-      return {"tokens": drawn, "ids": ids}
-    # An epoch reads every window once, in an order of its own.
-    per_epoch = max(cached // options.windows, 1)
+
+def batches(
+  run: Run, tokens: np.ndarray, pool: np.ndarray | None
+) -> Callable[[int], Tree]:
+  """Pure function from the step to windows (W, S') and their ids (W,).
+
+  Args:
+    run: the run.
+    tokens: (n,) text of fresh windows.
+    pool: the windows to take instead, each once an epoch, or None.
+  """
+  count = run.options.windows
+
+  def fresh(step: int) -> Tree:
+    drawn = windows_lib.random_windows(
+      tokens, run.method.layout, count, seed=run.seed, step=step
+    )
+    return {"tokens": drawn, "ids": np.arange(count, dtype=np.int32)}
+
+  def pooled(step: int) -> Tree:
+    per_epoch = max(len(pool) // count, 1)
     epoch, at = divmod(step, per_epoch)
-    order = np.random.default_rng((run.seed, 1, epoch)).permutation(cached)
-    ids = np.resize(order, per_epoch * options.windows)
-    ids = ids[at * options.windows : (at + 1) * options.windows]
+    generator = np.random.default_rng((run.seed, 1, epoch))
+    order = np.resize(generator.permutation(len(pool)), per_epoch * count)
+    ids = order[at * count : (at + 1) * count]
     return {"tokens": pool[ids], "ids": ids.astype(np.int32)}
 
-  return batch_at
+  return fresh if pool is None else pooled
 
 
-def _prefix_cache(run, frozen, tokens, mesh, say):
-  """Dense prefixes of all cached windows, or None."""
-  method, cached = run.method, run.options.cached_windows
-  if not cached:
+def _prefixes(run, lm, pool, say) -> Prefix | None:
+  """Dense prefixes of all windows of a pool, read by eights."""
+  if pool is None:
     return None
-  say(f"reading {cached} windows once")
-  pool = windows_lib.random_windows(
-    tokens, method.layout, cached, seed=run.seed, step=0
-  )
+  say(f"reading {len(pool)} windows once")
+  method = run.method
   length = method.layout.prefix + 1
 
   @jax.jit
@@ -246,38 +222,65 @@ def _prefix_cache(run, frozen, tokens, mesh, say):
     return method.setup.build_prefix(lm, rows, method.layout.context)
 
   pieces = [
-    build(frozen["lm"], jnp.asarray(pool[i : i + 8, :length]))
-    for i in range(0, cached, 8)
+    build(lm, jnp.asarray(pool[i : i + 8, :length]))
+    for i in range(0, len(pool), 8)
   ]
-  by_layer = {"k", "v", "page_min", "page_max"}
-  joined = {}
-  for name in vars(pieces[0]):
-    parts = [getattr(piece, name) for piece in pieces]
-    axis = 1 if name in by_layer else 0
-    joined[name] = None if parts[0] is None else jnp.concatenate(parts, axis)
-  return mesh_lib.replicate(mesh, type(pieces[0])(**joined))
+  return mesh_lib.replicate(run.mesh, Prefix.join(pieces))
 
 
-def _stage(
-  run, name, make, rate, updates, params, batch_at, frozen, mesh, shown
-) -> Tree:
-  """One training stage with its own checkpoints; returns its parameters."""
-  options, method = run.options, run.method
-  grpo = name == "grpo"
-  steps = updates * (method.inner_epochs if grpo else 1)
-  decay = _WEIGHT_DECAY if grpo else warm_start.WEIGHT_DECAY
+def _warm_start(run, params, samples, frozen, say) -> Tree:
+  """Fits the policy to what random schedules did."""
+  options = run.options
+  updates = warm_start.steps_of(
+    samples, options.warm_batch, options.warm_epochs
+  )
+  say(f"warm start: {updates} updates")
   tx = learn.optimizer(
-    rate,
-    steps,
+    options.warm_learning_rate,
+    updates,
     clip_norm=options.clip_norm,
     schedule=options.schedule,
-    weight_decay=decay,
+    weight_decay=warm_start.WEIGHT_DECAY,
   )
-  state: TrainState = state_lib.create_state(
-    params, tx, jax.random.key(run.seed + 2)
+  return _optimise(
+    run,
+    "warm_start",
+    warm_start.make_step(run.method, tx),
+    state_lib.create_state(params, tx, jax.random.key(run.seed + 2)),
+    warm_start.minibatches(samples, options.warm_batch),
+    frozen,
+    updates,
+    ("loss", "over_mean"),
   )
+
+
+def _grpo(run, params, batch_at, frozen, say) -> Tree:
+  """Updates the policy by its own rollouts."""
+  options, method = run.options, run.method
+  say(f"GRPO: {options.updates} updates")
+  tx = learn.optimizer(
+    options.learning_rate,
+    options.updates * method.inner_epochs,
+    clip_norm=options.clip_norm,
+    schedule=options.schedule,
+    weight_decay=_WEIGHT_DECAY,
+  )
+  return _optimise(
+    run,
+    "grpo",
+    learn.make_step(method, tx),
+    state_lib.create_state(params, tx, jax.random.key(run.seed + 2)),
+    batch_at,
+    frozen,
+    options.updates,
+    ("log_p", "cost" if method.budget == "price" else "penalty"),
+  )
+
+
+def _optimise(run, name, step, state, batch_at, frozen, updates, shown) -> Tree:
+  """One training stage with its own checkpoints; returns its parameters."""
   state = loop.run(
-    state_lib.jit_step(make(method, tx), mesh),
+    state_lib.jit_step(step, run.mesh),
     state,
     batch_at,
     num_steps=updates,
@@ -292,7 +295,7 @@ def _stage(
   return state.params
 
 
-def _samples(run, frozen, tokens, mesh, say) -> warm_start.Samples:
+def _samples(run, lm, damage, log_price, tokens, say) -> warm_start.Samples:
   """Random schedules of fresh windows, as many actions a time as an update's.
 
   One round at least, for the statistics of the policy's inputs.
@@ -300,19 +303,21 @@ def _samples(run, frozen, tokens, mesh, say) -> warm_start.Samples:
   method, options = run.method, run.options
   windows = options.windows * options.group_size
   rounds = max(-(-options.warm_windows // windows), 1)
+  everywhere = mesh_lib.replicated_sharding(run.mesh)
   score = jax.jit(
     functools.partial(warm_start.score, method),
     in_shardings=(
-      mesh_lib.replicated_sharding(mesh),
-      mesh_lib.data_sharding(mesh),
-      mesh_lib.replicated_sharding(mesh),
+      *[everywhere] * 3,
+      mesh_lib.data_sharding(run.mesh),
+      everywhere,
     ),
   )
-  frozen = {name: frozen[name] for name in ("lm", "damage", "log_price")}
   episodes = windows * method.layout.episodes
   say(f"scoring random schedules of {rounds * episodes:,} episodes")
   return warm_start.collect(
-    lambda batch, key: score(frozen, mesh_lib.shard_batch(mesh, batch), key),
+    lambda batch, key: score(
+      lm, damage, log_price, mesh_lib.shard_batch(run.mesh, batch), key
+    ),
     lambda number: windows_lib.random_windows(
       tokens, method.layout, windows, seed=run.seed + 9, step=number
     ),
@@ -323,45 +328,69 @@ def _samples(run, frozen, tokens, mesh, say) -> warm_start.Samples:
   )
 
 
-def _damage(run, lm, tokens) -> np.ndarray:
-  """Mean damage (A, 3) on training text, kept in the workdir."""
-  path = run.workdir / "damage.npy"
+def _input_stats(run, lm, damage, samples) -> InputStats:
+  """Statistics of the policy's inputs, from the first samples."""
+  some = {name: value[:_STATS_EPISODES] for name, value in samples.items()}
+  measure = functools.partial(warm_start.measure_stats, run.method)
+  return jax.jit(measure)(lm, damage, some)
+
+
+def _kept(path: pathlib.Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+  """An array that is made once and kept in the workdir."""
   if path.exists():
     return np.load(path)
-  method, windows = run.method, run.options.windows
-  text = windows_lib.random_windows(
-    tokens, method.layout, run.damage_windows, seed=run.seed + 8, step=0
-  )
-  text = windows_lib.whole(text, method.layout)
-  levels = damage_lib.moves(method.setup.table)
-  total = int(text.weights.sum()) * (1 + len(levels))
-  damage = damage_lib.measure(
-    method.setup,
-    lm,
-    text,
-    window_batch=windows,
-    divergence=method.reward == "divergence",
-    progress=progress_lib.counter("levels", total, run.progress),
-  )
-  np.save(path, damage)
-  return damage
+  array = make()
+  # By one rename: a run that is killed here must not leave half a file.
+  temporary = path.with_suffix(".tmp.npy")
+  np.save(temporary, array)
+  temporary.replace(path)
+  return array
+
+
+def _damage(run, lm, tokens, say) -> np.ndarray:
+  """Mean damage (A, 3) on training text, kept in the workdir."""
+  say("measuring the damage of every level")
+  method = run.method
+
+  def measure():
+    text = windows_lib.random_windows(
+      tokens, method.layout, run.damage_windows, seed=run.seed + 8, step=0
+    )
+    text = windows_lib.whole(text, method.layout)
+    levels = damage_lib.moves(method.setup.table)
+    total = int(text.weights.sum()) * (1 + len(levels))
+    return damage_lib.measure(
+      method.setup,
+      lm,
+      text,
+      window_batch=run.options.windows,
+      divergence=method.reward == "divergence",
+      progress=progress_lib.counter("levels", total, run.progress),
+    )
+
+  return _kept(run.workdir / "damage.npy", measure)
 
 
 def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
-  """Prices (P,) and the mean cost (P,) that the greedy policy spends."""
+  """Prices (P,) and the mean cost (P,) that the greedy policy spends.
+
+  Both are empty where the policy is asked for targets.
+  """
   method = run.method
-  low, high = np.asarray(frozen["log_price"], np.float64)
+  if method.budget == "targets":
+    return np.zeros((0,), np.float32), np.zeros((0,), np.float32)
+  low, high = np.asarray(frozen.log_price, np.float64)
   prices = np.exp(np.linspace(low - 0.3, high + 0.3, 16)).astype(np.float32)
   windows = windows_lib.spread_windows(
     tokens, method.layout, run.calibration_windows
   )
   played = calibrate.run_points(
     method.setup,
-    frozen["lm"],
+    frozen.lm,
     windows,
     method.layout.starts(),
     policy_lib.controller(method.policy, greedy=True),
-    (params, frozen["stats"]),
+    (params, frozen.stats),
     prices[:, None],
     batch=run.options.windows,
   )
@@ -369,38 +398,32 @@ def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
   return prices, costs[played.actions].mean((1, 2)).astype(np.float32)
 
 
-def _ridge(run, frozen, scalar_stats, tokens, samples) -> np.ndarray:
-  """Coefficients of the baseline, kept in the workdir."""
-  path = run.workdir / "counterfactual_regression.npy"
-  if path.exists():
-    return np.load(path)
+def _regression(run, frozen, scalar_stats, tokens, samples) -> np.ndarray:
+  """Coefficients (10, 3) of the baseline, kept in the workdir."""
   method, windows = run.method, run.options.windows
-  common = {"damage": frozen["damage"], "scalar_stats": scalar_stats}
-  if method.reward == "divergence":
-    table = method.setup.table
-    coefficients = counterfactual.fit_samples(table, samples, **common)
-  else:
+  common = {"damage": frozen.stats.damage, "scalar_stats": scalar_stats}
+
+  def fit():
+    if method.reward == "divergence":
+      table = method.setup.table
+      return counterfactual.fit_samples(table, samples, **common)
     rounds = max(-(-run.ridge_windows // windows), 2)
-    batches = (
+    drawn = (
       windows_lib.random_windows(
         tokens, method.layout, windows, seed=run.seed + 7, step=step
       )
       for step in range(rounds)
     )
-    coefficients = counterfactual.fit_labels(
+    return counterfactual.fit_labels(
       method.setup,
-      frozen["lm"],
-      batches,
+      frozen.lm,
+      drawn,
       method.layout.starts(),
-      log_price=frozen["log_price"],
+      log_price=frozen.log_price,
       schedules=method.group_size,
       gamma=method.gamma,
       seed=run.seed,
       **common,
     )
-  # The file is put in place by one rename, so that a killed run leaves no half
-  # of it.
-  temporary = path.with_suffix(".tmp.npy")
-  np.save(temporary, coefficients)
-  temporary.replace(path)
-  return coefficients
+
+  return _kept(run.workdir / "counterfactual_regression.npy", fit)

@@ -14,7 +14,7 @@ D width of the LLM.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,9 +28,9 @@ from research.core.state import TrainState
 from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import prefix as prefix_lib
-from research.sol import random_schedules as behaviour
+from research.sol import random_schedules
 from research.sol import rollout as rollout_lib
-from research.sol.learn import Method
+from research.sol.learn import Frozen, Method
 from research.sol.observation import Observation
 
 Tree = Any
@@ -42,14 +42,20 @@ WEIGHT_DECAY = 0.1
 
 
 def score(
-  method: Method, frozen: Tree, tokens: jax.Array, key: jax.Array
+  method: Method,
+  lm: transformer.Params,
+  damage: jax.Array,
+  log_price: jax.Array,
+  tokens: jax.Array,
+  key: jax.Array,
 ) -> Samples:
   """Plays one random schedule in every episode of windows `tokens` (W, S').
 
   Args:
     method: the method.
-    frozen: "lm", "damage" (A, 3), which schedules are drawn around, and
-      "log_price" (2,), the range of the prices that they are drawn at.
+    lm: parameters of the frozen LLM.
+    damage: (A, 3), which schedules are drawn around.
+    log_price: (2,), the range of the prices that they are drawn at.
     tokens: the windows.
     key: of prices and schedules.
 
@@ -61,26 +67,25 @@ def score(
   setup, layout = method.setup, method.layout
   starts = jnp.asarray(layout.starts())
   starts = jnp.broadcast_to(starts[None], (tokens.shape[0], starts.size))
-  low, high = frozen["log_price"]
+  low, high = log_price
   price_key, draw_key = jax.random.split(key)
   price = jnp.exp(
     low + (high - low) * jax.random.uniform(price_key, starts.shape)
   )
-  actions = behaviour.draw(
+  actions = random_schedules.draw(
     method.policy.costs,
-    damage_lib.mean_gains(frozen["damage"]),
+    damage_lib.mean_gains(damage),
     price,
     layout.horizon,
     draw_key,
   )
-  # The pass also covers the last episode, so that all dense predictions come
-  # from one pass.
-  prefix = setup.build_prefix(frozen["lm"], tokens, layout.context)
+  # Over the last episode too: all dense predictions come from one pass.
+  prefix = setup.build_prefix(lm, tokens, layout.context)
   dense = prefix.hidden[:, layout.context :]
   dense = dense.reshape(*starts.shape, layout.horizon, -1)
   rollout = rollout_lib.score_block(
     setup,
-    frozen["lm"],
+    lm,
     prefix,
     tokens,
     starts,
@@ -187,12 +192,12 @@ def observations(method: Method, lm: Tree, samples: Samples) -> Observation:
 
 def make_step(
   method: Method, tx: optax.GradientTransformation
-) -> Callable[[TrainState, Samples, Mapping], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, Samples, Frozen], tuple[TrainState, dict]]:
   """Builds `(state, samples, frozen) -> (state, metrics)`; see `learn`."""
 
   def step(state, samples, frozen):
-    stats = frozen["stats"]
-    seen = stats.apply(observations(method, frozen["lm"], samples))
+    stats = frozen.stats
+    seen = stats.apply(observations(method, frozen.lm, samples))
     keys = jax.random.split(state_lib.step_key(state))
 
     def dropped(x, key):
@@ -206,7 +211,7 @@ def make_step(
     )
     price = samples["price"][:, None]
     mean = stats.damage[samples["action"]]
-    drawn = behaviour.mean_damage(
+    drawn = random_schedules.mean_damage(
       method.policy.costs, damage_lib.mean_gains(stats.damage), price
     )
 
@@ -234,8 +239,8 @@ def make_step(
 
 
 def measure_stats(
-  method: Method, frozen: Tree, samples: Samples
+  method: Method, lm: Tree, damage: jax.Array, samples: Samples
 ) -> policy_lib.InputStats:
   """Statistics of the policy's inputs under random schedules."""
-  seen = observations(method, frozen["lm"], samples)
-  return policy_lib.InputStats.measure(seen, frozen["damage"])
+  seen = observations(method, lm, samples)
+  return policy_lib.InputStats.measure(seen, damage)

@@ -267,13 +267,12 @@ class Bench:
     updates = 1000 * m.inner_epochs
     tx = learn.optimizer(1e-4, updates, clip_norm=2.0, schedule="constant")
     policy, stats = self._policy(), self._stats()
-    frozen = {
-      "lm": self.params,
-      "stats": stats,
-      "damage": stats.damage,
-      "log_price": jnp.log(jnp.asarray([0.1, 10.0])),
-      "reference": policy,
-    }
+    frozen = learn.Frozen(
+      lm=self.params,
+      log_price=jnp.log(jnp.asarray([0.1, 10.0])),
+      stats=stats,
+      reference=policy,
+    )
     ids = jnp.arange(self.windows, dtype=jnp.int32)
     create = jax.jit(lambda params, k: state_lib.create_state(params, tx, k))
 

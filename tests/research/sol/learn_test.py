@@ -9,8 +9,15 @@ import pytest
 
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
-from research.sol import credit, grpo, learn, policy, reward, rollout
-from research.sol import random_schedules as behaviour
+from research.sol import (
+  credit,
+  grpo,
+  learn,
+  policy,
+  random_schedules,
+  reward,
+  rollout,
+)
 from research.sol.damage import mean_gains
 from research.sol.policy import InputStats
 from research.sol.rollout import Rollout
@@ -30,14 +37,11 @@ def batch_at(method, step):
 
 def frozen_of(method):
   damage = toy.damage(method.setup.table)
-  return {
-    "lm": toy.lm(),
-    "damage": damage,
-    "stats": InputStats.identity(toy.CONFIG.d_model, damage),
-    "log_price": jnp.asarray(LOG_PRICE),
-    "prefixes": None,
-    "reference": None,
-  }
+  return learn.Frozen(
+    lm=toy.lm(),
+    log_price=jnp.asarray(LOG_PRICE),
+    stats=InputStats.identity(toy.CONFIG.d_model, damage),
+  )
 
 
 def first_state(method, tx):
@@ -143,7 +147,7 @@ def test_advantages_with_prices():
   spent = rollout.action_costs(method.setup.table)[played.actions]
   returns = credit.residual_to_go(group(rewards), group(spent), 0.85)
   # Prices are compared in units of what they move.
-  scale = behaviour.gain_scale(
+  scale = random_schedules.gain_scale(
     method.policy.costs, mean_gains(damage), goal[..., 0]
   )
   returns = returns / group(scale)[..., None]
@@ -228,11 +232,14 @@ def test_starts_stand_side_by_side():
 def test_a_cached_prefix_is_the_computed_one():
   method = toy.method("frugal")
   pool = toy.windows(6, layout=method.layout)
-  build = jax.jit(functools.partial(learn.prefix_of, method, {"lm": toy.lm()}))
+  frozen = frozen_of(method)
+  build = jax.jit(functools.partial(learn.prefix_of, method, frozen))
   everything = build({"tokens": pool})
   ids = np.array([4, 0, 5])
   cached = learn.prefix_of(
-    method, {"prefixes": everything}, {"tokens": pool[ids], "ids": ids}
+    method,
+    dataclasses.replace(frozen, prefixes=everything),
+    {"tokens": pool[ids], "ids": ids},
   )
   fresh = build({"tokens": pool[ids]})
   assert vars(cached).keys() == vars(fresh).keys()

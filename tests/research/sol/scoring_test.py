@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from models import transformer
-from research.sol import rollout
-from research.sol import scoring as evaluate
+from research.sol import rollout, scoring
 from research.sol import windows as windows_lib
 from research.sol.controllers import TwoLevels, random_schedule
 from research.sol.rollout import Controller
@@ -56,7 +55,7 @@ def run(cover, schedules, **options):
     ),
   ]
   settings = {"window_batch": 3, "further_costs": FURTHER}
-  return evaluate.evaluate(
+  return scoring.evaluate(
     toy.setup(), toy.lm(), cover, series, **(settings | options)
   )
 
@@ -152,22 +151,22 @@ def simple(nll, keep):
 
 def test_mixing():
   low, high = simple([8, 4], 0.25), simple([4, 0], 0.75)
-  half = evaluate.mix(low, high, 0.5)
+  half = scoring.mix(low, high, 0.5)
   np.testing.assert_allclose(half.nll[:, 0], [6, 2])
   assert half.net_keep == pytest.approx(0.5)
-  np.testing.assert_allclose(evaluate.mix(low, high, 0).nll, low.nll)
-  np.testing.assert_allclose(evaluate.mix(low, high, 1).spent, high.spent)
+  np.testing.assert_allclose(scoring.mix(low, high, 0).nll, low.nll)
+  np.testing.assert_allclose(scoring.mix(low, high, 1).spent, high.spent)
 
 
 @pytest.mark.parametrize("asked", [0.3, 0.6, 0.8])
 def test_points_are_matched_in_net_keep(asked):
   low, high = simple([8, 4], 0.25), simple([4, 0], 0.75)
-  found = evaluate.at_net_keep(low, high, asked)
+  found = scoring.at_net_keep(low, high, asked)
   assert found.net_keep == pytest.approx(asked)
   expected = 1.5 - (asked - 0.25) / 0.5
   assert found.mean_nll == pytest.approx(expected)
   # Where both spend the same, there is nothing to mix.
-  assert evaluate.at_net_keep(low, low, asked) is low
+  assert scoring.at_net_keep(low, low, asked) is low
 
 
 def test_differences_are_paired():
@@ -176,10 +175,10 @@ def test_differences_are_paired():
   base = generator.normal(size=60) * 20 + 100
   noise = generator.normal(size=60) * 0.4
   ours, other = simple(base + 4 + noise, 1), simple(base, 1)
-  mean, low, high = evaluate.paired_difference(ours, other)
+  mean, low, high = scoring.paired_difference(ours, other)
   assert mean == pytest.approx(1 + noise.mean() / 4)
   assert low < mean < high and high - low < 0.1
-  assert evaluate.paired_difference(other, ours)[0] == pytest.approx(-mean)
+  assert scoring.paired_difference(other, ours)[0] == pytest.approx(-mean)
 
 
 def test_windows_weigh_by_their_scored_tokens():
@@ -187,7 +186,7 @@ def test_windows_weigh_by_their_scored_tokens():
   make = lambda nll: Score(
     nll=np.array(nll)[:, None], spent=np.ones((3, 1, 3)), tokens=tokens
   )
-  mean, _, _ = evaluate.paired_difference(
+  mean, _, _ = scoring.paired_difference(
     make([4.0, 0.0, 6.0]), make([2.0, 0.0, 6.0])
   )
   assert mean == pytest.approx(2 / 8)

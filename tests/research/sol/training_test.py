@@ -45,6 +45,11 @@ def run_of(workdir, mode, **changes):
   )
 
 
+def batches_of(run):
+  text = toy.text(800)
+  return training.batches(run, text, training._pool(run, text))
+
+
 def test_the_published_mode_from_end_to_end(tmp_path):
   """With prefixes that are computed once."""
   run = run_of(tmp_path, "published", cached_windows=3)
@@ -81,7 +86,7 @@ def test_short_text_is_told_before_anything_is_trained(tmp_path, mode, length):
 @pytest.mark.parametrize("cached, windows", [(6, 2), (5, 2), (3, 4)])
 def test_cached_windows_come_once_an_epoch(tmp_path, cached, windows):
   run = run_of(tmp_path, "published", cached_windows=cached, windows=windows)
-  batch_at = training._batches(run, toy.text(800))
+  batch_at = batches_of(run)
   per_epoch = max(cached // windows, 1)
   for epoch in range(3):
     steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
@@ -98,7 +103,7 @@ def test_cached_windows_come_once_an_epoch(tmp_path, cached, windows):
 
 def test_fresh_windows_are_new_at_every_step(tmp_path):
   run = run_of(tmp_path, "published")
-  batch_at = training._batches(run, toy.text(800))
+  batch_at = batches_of(run)
   one, other = batch_at(0), batch_at(1)
   assert one["tokens"].shape == (2, run.method.layout.length)
   assert np.any(one["tokens"] != other["tokens"])
@@ -108,11 +113,9 @@ def test_fresh_windows_are_new_at_every_step(tmp_path):
 def test_cached_prefixes_are_those_of_their_windows(tmp_path):
   """Windows are read by eights; ten of them leave a part."""
   run = run_of(tmp_path, "published", cached_windows=10)
-  text = toy.text(800)
-  cache = training._prefix_cache(
-    run, {"lm": toy.lm()}, text, run.mesh, lambda line: None
-  )
-  batch = training._batches(run, text)(3)
+  pool = training._pool(run, toy.text(800))
+  cache = training._prefixes(run, toy.lm(), pool, lambda line: None)
+  batch = training.batches(run, toy.text(800), pool)(3)
   method = run.method
   tokens = batch["tokens"][:, : method.layout.prefix + 1]
   fresh = jax.jit(

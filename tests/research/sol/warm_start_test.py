@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from research.core import state as state_lib
-from research.sol import cost, learn, policy, warm_start
-from research.sol import random_schedules as behaviour
+from research.sol import cost, learn, policy, random_schedules, warm_start
 from research.sol.observation import SCALARS, Observation
 from research.sol.policy import InputStats
 from research.sol.rollout import Rollout
@@ -54,12 +53,11 @@ def plant(monkeypatch):
 
 def frozen_of(method):
   damage = toy.damage(method.setup.table)
-  return {
-    "lm": toy.lm(),
-    "damage": damage,
-    "stats": InputStats.identity(toy.CONFIG.d_model, damage),
-    "log_price": jnp.log(jnp.asarray([1.0, 4.0])),
-  }
+  return learn.Frozen(
+    lm=toy.lm(),
+    log_price=jnp.log(jnp.asarray([1.0, 4.0])),
+    stats=InputStats.identity(toy.CONFIG.d_model, damage),
+  )
 
 
 def windows_of(method):
@@ -70,7 +68,12 @@ def windows_of(method):
 
 def samples_of(method, folder, rounds=3, **options):
   frozen = frozen_of(method)
-  score = jax.jit(lambda t, k: warm_start.score(method, frozen, t, k))
+  lm, damage, log_price = frozen.lm, frozen.stats.damage, frozen.log_price
+  score = jax.jit(
+    lambda tokens, key: warm_start.score(
+      method, lm, damage, log_price, tokens, key
+    )
+  )
   return warm_start.collect(
     score, windows_of(method), rounds, 7, folder, **options
   )
@@ -94,9 +97,9 @@ def test_training_finds_what_the_damage_depends_on(plant, method, tmp_path):
   assert int(state.step) == 150
   assert np.mean([row["over_mean"] for row in rows[-20:]]) < -0.1
   assert rows[0]["over_mean"] == pytest.approx(0, abs=1e-5)
-  seen = warm_start.observations(method, frozen["lm"], samples)
+  seen = warm_start.observations(method, frozen.lm, samples)
   model = policy.bind(method.policy, state.params)
-  found = model(seen, samples["price"][:, None, None], frozen["damage"])[1]
+  found = model(seen, samples["price"][:, None, None], frozen.stats.damage)[1]
   at = samples["scalars"][..., 0] > 0
   many, few = (np.asarray(found)[:, 0][mask].mean() for mask in (at, ~at))
   assert 2 < many / few < 4
@@ -132,7 +135,7 @@ def test_samples_are_what_a_model_did(method, tmp_path):
   np.testing.assert_allclose(samples["divergence"][untouched], 0, atol=1e-4)
   assert samples["divergence"][~untouched].mean() > 0.01
   stats = jax.jit(functools.partial(warm_start.measure_stats, method))(
-    frozen_of(method), samples
+    toy.lm(), toy.damage(method.setup.table), samples
   )
   assert stats.hidden.shape == stats.embed.shape == (2, toy.CONFIG.d_model)
   # Surprise of a random model is about that of a uniform guess, or more.
@@ -176,15 +179,17 @@ def test_every_episode_comes_once_an_epoch(size, steps):
   )
 
 
-def test_behaviour_follows_the_price():
+def test_schedules_follow_the_price():
   costs = np.linspace(0.2, 1.0, 5).astype(np.float32)
   gains = jnp.asarray([0.0, 0.5, 0.8, 0.95, 1.0])
   price = jnp.ones((40, 10)).at[:20].set(0.1)
-  found = np.asarray(behaviour.draw(costs, gains, price, 20, jax.random.key(0)))
+  found = np.asarray(
+    random_schedules.draw(costs, gains, price, 20, jax.random.key(0))
+  )
   assert found.shape == (40, 10, 20) and found.dtype == np.int32
   for rows, price in ((found[:20], 0.1), (found[20:], 1.0)):
     value = np.asarray(gains) / price - costs
-    chance = np.exp((value - value.max()) / behaviour.TEMPERATURE)
+    chance = np.exp((value - value.max()) / random_schedules.TEMPERATURE)
     share = np.bincount(rows.ravel(), minlength=5) / rows.size
     np.testing.assert_allclose(share, chance / chance.sum(), atol=0.04)
   assert costs[found[:20]].mean() > costs[found[20:]].mean()
@@ -197,9 +202,9 @@ def test_the_scale_of_a_price_is_the_spread_of_what_it_tries():
   costs = np.linspace(0.2, 1.0, 5).astype(np.float32)
   gains = jnp.asarray([0.0, 0.5, 0.8, 0.95, 1.0])
   price = jnp.asarray([[0.1, 1.0, 3.0]])
-  found = np.asarray(behaviour.gain_scale(costs, gains, price))[0]
+  found = np.asarray(random_schedules.gain_scale(costs, gains, price))[0]
   many = jnp.repeat(price, 3000, axis=0)
-  tried = behaviour.draw(costs, gains, many, 4, jax.random.key(0))
+  tried = random_schedules.draw(costs, gains, many, 4, jax.random.key(0))
   expected = np.asarray(gains)[np.asarray(tried)].std((0, 2))
   # A price that leaves no choice has a floor, the others hardly feel it.
   np.testing.assert_allclose(found[1:], expected[1:], rtol=0.05)

@@ -3,11 +3,11 @@
   python experiments/eval_sol.py \
     --flagfile=experiments/flagfiles/sol_smollm2_cpu_eval.flags
 
-Reads `<workdir>/policy`, writes `eval.json`, `pareto.png` and `report.md`
-beside it. Perplexity under the T-step refresh protocol; baselines are matched
-to the policy's realised budget on every axis; 95% intervals by paired
-bootstrap over windows. Six minutes on two CPU cores: perplexities of 31.7, 27.0
-and 24.7 where a fixed budget has 34.3, 28.4 and 24.9.
+Reads `<workdir>/policy` and, of other training seeds, `<workdir>/seed*/policy`,
+writes `eval.json`, `pareto.png` and `report.md` beside it. Perplexity under the
+T-step refresh protocol, and without a refresh; baselines are matched to the
+policy's realised budget on every axis, and compared at equal FLOPs and bytes;
+95% intervals by paired bootstrap over windows.
 """
 
 import pathlib
@@ -38,7 +38,18 @@ _REGRESSION = flags.DEFINE_bool(
   "regression", True, "the counterfactual regression"
 )
 _POOL = cli.integer("random_pool", 32, "random schedules a budget", 0, 10000)
-_STATIC = flags.DEFINE_bool("static", True, "static points of the literature")
+_STATIC = flags.DEFINE_bool(
+  "static", True, "single static actions after the literature"
+)
+_CANDIDATES = cli.integer(
+  "static_candidates",
+  128,
+  "static actions to try on training text for each measure of cost",
+  2,
+)
+_WITHOUT_REFRESH = flags.DEFINE_bool(
+  "without_refresh", True, "play the text without a refresh, too"
+)
 _CONTEXT = cli.integer("context", None, "tokens before an episode", 16)
 _EPISODES = cli.integer("episodes", 32, "episodes of a window", 1)
 _WINDOWS = cli.integer(
@@ -89,6 +100,8 @@ def main(_) -> None:
     regression=_REGRESSION.value,
     random_pool=_POOL.value,
     static=_STATIC.value,
+    static_candidates=_CANDIDATES.value,
+    without_refresh=_WITHOUT_REFRESH.value,
     window_batch=_BATCH.value,
     max_rows=_ROWS.value,
     seed=_SEED.value,

@@ -34,6 +34,13 @@ _MODE = cli.choice(
   "mode", "frugal", "where options that are not given come from", MODES
 )
 _SEED = cli.integer("seed", 0, "of everything", 0, 2**31 - 1)
+_NUM_SEEDS = cli.integer(
+  "num_seeds",
+  1,
+  "train policies of so many seeds, the others in seed1/, seed2/, ...",
+  1,
+  100,
+)
 _DTYPE = cli.choice(
   "dtype", "float32", "of the frozen model", ("float32", "bfloat16")
 )
@@ -110,9 +117,11 @@ def main(_) -> None:
     checkpoint_every=_CHECKPOINT.value,
     log_every=_LOG.value,
   )
-  training.train(run, tokens, lambda line: print(line, flush=True))
-  seconds = time.perf_counter() - began
-  print(f"policy: {run.workdir / 'policy'} ({seconds:.0f} s)")
+  for seed in range(_SEED.value, _SEED.value + _NUM_SEEDS.value):
+    own = run if seed == run.seed else run.of_seed(seed)
+    training.train(own, tokens, lambda line: print(line, flush=True))
+    seconds = time.perf_counter() - began
+    print(f"policy: {own.workdir / 'policy'} ({seconds:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def bytes_per_token(
   policy_params: int = 0,
   weight_bytes: float = 2,
   kv_bytes: float = 2,
-  head_overlap: float = 1.0,
+  page_union: ArrayLike = 1.0,
 ) -> np.ndarray:
   """Counts the bytes that one decode step of one sequence reads.
 
@@ -89,19 +89,18 @@ def bytes_per_token(
     policy_params: Parameters of the policy, each read once a step.
     weight_bytes: Bytes a weight.
     kv_bytes: Bytes a number of the key/value cache and of the page bounds.
-    head_overlap: Query heads of one key/value head choose their own pages, and
-      the cache is read once for all that any of them chose. 1 means that they
-      all choose the same pages (the lower bound), 0 that no page is chosen
-      twice.
+    page_union: Pages that any query head of a group chose over those that one
+      of them chose, as the cache is read once for all: 1 where they choose the
+      same pages (the lower bound), the size of the group where no page is
+      chosen twice. Broadcasts too.
 
   Returns:
     Bytes, float64, in the common shape.
   """
   c = config
-  kappa, rho, context = _arrays(kappa, rho, context)
+  kappa, rho, context, page_union = _arrays(kappa, rho, context, page_union)
   tokens, scored = _kept_and_scored(kappa, context, page_size)
-  group = c.num_heads // c.num_kv_heads
-  union = np.minimum(tokens * (1 + (group - 1) * (1 - head_overlap)), context)
+  union = np.minimum(tokens * page_union, context)
   weights = c.num_layers * (_attention_params(c) + _mlp_params(c, rho, prune))
   weights = weights + c.vocab_size * c.d_model + policy_params
   # A page's two bounds are as large as one token's key and value.
@@ -129,15 +128,16 @@ def refresh_cost(
   *,
   weight_bytes: float = 2,
   kv_bytes: float = 2,
+  head: bool = False,
 ) -> RefreshCost:
   """Counts one refresh: T tokens are replayed densely in one pass.
-
-  The replay renews keys and values only, so it has no head.
 
   Args:
     config: of the language model.
     context: Tokens before the episode.
     horizon: T.
+    head: The dense logits are computed too, for a controller that looks at
+      them; else the replay renews keys and values only.
     weight_bytes: Bytes a weight; weights are read once for the T tokens.
     kv_bytes: Bytes a number of the cache, which is also read once.
 
@@ -146,6 +146,7 @@ def refresh_cost(
   """
   c = config
   params = c.num_layers * (_attention_params(c) + 3 * c.d_model * c.d_ff)
+  params += c.vocab_size * c.d_model * head
   visible = horizon * context + horizon * (horizon + 1) / 2
   products = 2 * c.num_layers * c.num_heads * c.head_dim * visible
   per_token = 2 * c.num_layers * c.num_kv_heads * c.head_dim

@@ -1,38 +1,43 @@
 """The whole comparison: policy, baselines at its realised budgets, bounds.
 
-Axis letters: W windows, E episodes, P budgets, M random schedules, T steps.
+Axis letters: W windows, E episodes, P budgets, M random schedules, T steps, A
+actions.
 
 The policy runs first. Every baseline is then matched to the means that it
 really spent on each axis. Schedules fixed in advance meet them exactly;
 thresholds are calibrated on training text, run slightly below and above, and
-mixed so that the net keep is the policy's.
+mixed so that the net keep is the policy's. The best static budgets are found
+for net keep, FLOPs and bytes apart. At last the policy and the schedules play
+the text once more without a refresh.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from models import transformer
+from models import module, transformer
 from research.sol import (
   actions,
   calibrate,
   controllers,
   cost,
   matched,
+  page_union,
   random_trials,
   scoring,
 )
-from research.sol import damage as damage_lib
 from research.sol import policy as policy_lib
 from research.sol import static as static_lib
 from research.sol import windows as windows_lib
+from research.sol.actions import ActionTable
 from research.sol.artefact import Artefact
 from research.sol.controllers import TwoLevels
+from research.sol.cost import StepCosts
 from research.sol.learn import Method
 from research.sol.rollout import Setup
 from research.sol.scoring import BlockSeries, ScanSeries, Score
-from research.sol.windows import Cover
+from research.sol.windows import Cover, Layout
 
 type Series = ScanSeries | BlockSeries
 
@@ -46,9 +51,11 @@ class Plan:
     thresholds: names of threshold baselines, of `controllers.SCORES`.
     regression: run the counterfactual regression.
     random_pool: M random schedules a budget; 0 for none, 1 for one trial,
-      more for the best of whole-set trials, the per-window best and the
-      per-token oracle.
-    static: evaluate the static points of the literature.
+      more for the best of whole-set trials and for what true labels give.
+    static: evaluate static points after the literature.
+    static_candidates: static actions that are tried on training text for a
+      measure of cost.
+    without_refresh: play the text without a refresh, too.
     window_batch: windows whose prefix is alive at a time.
     max_rows: rollouts of one call.
     seed: of random schedules.
@@ -59,6 +66,8 @@ class Plan:
   regression: bool = True
   random_pool: int = 32
   static: bool = True
+  static_candidates: int = 128
+  without_refresh: bool = True
   window_batch: int = 8
   max_rows: int = 4096
   seed: int = 0
@@ -73,7 +82,7 @@ class Subject:
     lm: parameters of the frozen LLM.
     artefacts: name -> policy; the first is what all else is matched to.
     cover: the text.
-    calibration: (W, S') windows of training text.
+    calibration: (W, S') windows of training text, in the method's layout.
   """
 
   method: Method
@@ -81,6 +90,12 @@ class Subject:
   artefacts: dict[str, Artefact]
   cover: Cover
   calibration: np.ndarray
+
+  @property
+  def layout(self) -> Layout:
+    """Of the text's windows."""
+    episodes = self.cover.starts.shape[1]
+    return dataclasses.replace(self.method.layout, episodes=episodes)
 
   @property
   def ours(self) -> Artefact:
@@ -93,9 +108,9 @@ class Subject:
     return self.cover.weights.shape
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Comparison:
-  """Scores of everything.
+  """Scores of everything; parts are added as they come.
 
   Attributes:
     dense: the full action everywhere.
@@ -105,6 +120,9 @@ class Comparison:
     oracles: name -> P scores, matched; they look at true labels.
     static: name -> score.
     trials: P arrays (500,) of mean nll of random whole-set trials.
+    costs: FLOPs and bytes of steps at the text's mean context.
+    without_refresh: the dense model, the first policy and schedules once more,
+      on the windows whose episodes follow each other, or None.
   """
 
   dense: Score
@@ -113,6 +131,8 @@ class Comparison:
   oracles: dict[str, list[Score]]
   static: dict[str, Score]
   trials: list[np.ndarray]
+  costs: StepCosts
+  without_refresh: "Comparison | None" = None
 
   @property
   def ours(self) -> list[Score]:
@@ -153,59 +173,117 @@ def compare(
     keep: called after every part with what there is, so that a run that is cut
       loses one part at most.
   """
-  method, shape = subject.method, subject.shape
-  scored = int(subject.cover.weights.sum())
-  context = method.layout.context + method.layout.horizon / 2
+  method = subject.method
+  costs = _step_costs(subject, plan, say)
 
   def score(
     label: str,
     series: Sequence[Series],
     setup: Setup = method.setup,
+    text: Cover = subject.cover,
     keep_tokens: bool = False,
   ) -> dict[str, list[Score]]:
-    total = scored * sum(one.points for one in series)
+    total = int(text.weights.sum()) * sum(one.points for one in series)
+    # Rows hold the keys of all steps since the last refresh.
+    longer = text.weights.shape[2] // setup.horizon
     return scoring.evaluate(
       setup,
       subject.lm,
-      subject.cover,
+      text,
       series,
       window_batch=plan.window_batch,
-      max_rows=plan.max_rows,
+      max_rows=max(plan.max_rows // longer, 1),
       keep_tokens=keep_tokens,
-      further_costs=cost.shares_of_dense(setup, context),
+      further_costs=costs.actions(setup.table),
       progress=progress(label, total),
     )
 
   say("policy and dense")
-  policies = score("policy", _policy_series(subject, plan))
+  policies = score("policy", _policies(subject, plan, subject.artefacts))
   dense = policies.pop("dense")[0]
-  found = Comparison(dense, policies, {}, {}, {}, [])
+  found = Comparison(dense, policies, {}, {}, {}, [], costs)
   keep(found)
-  levels = [
-    TwoLevels.around(method.setup.table, one.means) for one in found.ours
-  ]
+  levels = _levels(subject, found.ours)
   say("calibrating baselines on training text")
   series = _matched_series(subject, plan, levels, found.ours)
   say("baselines")
   found.baselines.update(_matched(score("baselines", series), found.ours))
   keep(found)
+  say("static budgets")
+  tried = _static_search(subject, plan, costs, progress)
+  static = _static_series(subject, costs, tried, found, subject.cover)
+  every = _every_level(subject)
+  points = [_static_points(subject, every)] if plan.static else []
+  result = score("static", [*static, *points], setup=every)
+  if plan.static:
+    names = static_lib.POINTS
+    found.static.update(zip(names, result.pop("points"), strict=True))
+  found.baselines.update(result)
+  keep(found)
   if plan.random_pool:
     say("random schedules")
-    random_trials.play(score, levels, shape, plan, found)
+    random_trials.play(score, levels, subject.shape, plan, found)
     keep(found)
-  if plan.static:
-    say("static points of the literature")
-    found.static.update(_static_points(subject, score))
+  if plan.without_refresh:
+    say("without a refresh")
+    found.without_refresh = _without_refresh(subject, plan, score, costs, tried)
     keep(found)
   return found
 
 
-def _policy_series(subject: Subject, plan: Plan) -> list[Series]:
-  """The dense model, and every policy at the asked budgets."""
+def _without_refresh(subject, plan, score, costs, tried) -> Comparison:
+  """The dense model, the first policy and schedules on unbroken windows."""
+  text, _ = windows_lib.unbroken(subject.cover, subject.layout)
+  subject = dataclasses.replace(subject, cover=text)
+  name, ours = next(iter(subject.artefacts.items()))
+  policies = score("policy", _policies(subject, plan, {name: ours}), text=text)
+  dense = policies.pop("dense")[0]
+  found = Comparison(dense, policies, {}, {}, {}, [], costs)
+  levels = _levels(subject, found.ours)
+  series = [_fixed(levels, subject.shape)]
+  found.baselines.update(score("fixed", series, text=text))
+  series = _static_series(subject, costs, tried, found, text)
+  found.baselines.update(
+    score("static", series, setup=_every_level(subject), text=text)
+  )
+  return found
+
+
+def _step_costs(subject, plan, say) -> StepCosts:
+  """Costs of a decode step, with the pages of groups measured."""
+  every = _every_level(subject)
+  say("measuring which pages the heads of a group share")
+  union = page_union.measure(
+    every,
+    subject.lm,
+    subject.calibration,
+    first=subject.method.layout.context,
+    batch=plan.window_batch,
+  )
+  context = subject.cover.mean_context
+  return StepCosts(setup=every, context=context, page_union=union)
+
+
+def _every_level(subject: Subject) -> Setup:
+  """The set-up of static baselines."""
+  setup = subject.method.setup
+  table = static_lib.every_level(setup.table)
+  return dataclasses.replace(setup, table=table)
+
+
+def _levels(subject, ours) -> list[TwoLevels]:
+  table = subject.method.setup.table
+  return [TwoLevels.around(table, score.means) for score in ours]
+
+
+def _policies(
+  subject: Subject, plan: Plan, artefacts: Mapping[str, Artefact]
+) -> list[Series]:
+  """The dense model, and policies at the asked budgets."""
   method = subject.method
   full = np.full((1, *subject.shape), method.setup.table.full_index, np.int16)
   series: list[Series] = [BlockSeries(name="dense", actions=full)]
-  for name, one in subject.artefacts.items():
+  for name, one in artefacts.items():
     series.append(
       ScanSeries(
         name=name,
@@ -217,54 +295,40 @@ def _policy_series(subject: Subject, plan: Plan) -> list[Series]:
   return series
 
 
+def _fixed(levels: Sequence[TwoLevels], shape: tuple[int, ...]) -> BlockSeries:
+  """Schedules that alternate evenly, with the policy's mean on every axis."""
+  played = [controllers.round_robin(one, shape) for one in levels]
+  return BlockSeries(name="fixed", actions=np.stack(played).astype(np.int16))
+
+
 def _matched_series(
   subject: Subject,
   plan: Plan,
   levels: Sequence[TwoLevels],
   ours: Sequence[Score],
 ) -> list[Series]:
-  """All baselines, calibrated on training text to what the policy spent."""
-  method, lm = subject.method, subject.lm
-  fixed = np.stack(
-    [controllers.round_robin(one, subject.shape) for one in levels]
-  )
-  asked = [score.net_keep for score in ours]
+  """Baselines from the policy's actions, at what the policy spent."""
   calibration = matched.Calibration(
-    method=method,
-    lm=lm,
+    method=subject.method,
+    lm=subject.lm,
     windows=subject.calibration,
     window_batch=plan.window_batch,
   )
-  series: list[Series] = [
-    BlockSeries(name="fixed", actions=fixed.astype(np.int16))
-  ]
+  series: list[Series] = [_fixed(levels, subject.shape)]
   series += [
     matched.threshold(calibration, name, levels) for name in plan.thresholds
   ]
   if plan.regression:
+    asked = [score.net_keep for score in ours]
     series.append(matched.regression(calibration, subject.ours, asked))
-  damage = np.asarray(subject.ours.stats.damage)
-  series.append(
-    static_lib.best_static(
-      method.setup,
-      lm,
-      windows_lib.whole(subject.calibration, method.layout),
-      damage_lib.mean_gains(damage),
-      asked,
-      subject.shape,
-      window_batch=plan.window_batch,
-      max_rows=plan.max_rows,
-      divergence=method.reward == "divergence",
-    )
-  )
   return series
 
 
 def _matched(
   result: dict[str, list[Score]], ours: Sequence[Score]
 ) -> dict[str, list[Score]]:
-  """Baselines at the policy's net keep; schedules are there already."""
-  out = {name: result.pop(name) for name in ("fixed", "best static")}
+  """Baselines at the policy's net keep; fixed schedules are there already."""
+  out = {"fixed": result.pop("fixed")}
   for name, points in result.items():
     out[name] = [
       scoring.at_net_keep(points[2 * i], points[2 * i + 1], one.net_keep)
@@ -273,18 +337,58 @@ def _matched(
   return out
 
 
-def _static_points(subject: Subject, score) -> dict[str, Score]:
-  """Single static actions that the literature reports."""
-  setup = subject.method.setup
-  kappa, rho, bits = zip(*static_lib.POINTS.values(), strict=True)
-  table = dataclasses.replace(
-    setup.table, name="static points", kappa=kappa, rho=rho, bits=bits
+def _measures(costs: StepCosts, table: ActionTable) -> dict[str, np.ndarray]:
+  """What static budgets are chosen by: name -> costs (A,)."""
+  flops, moved = costs.actions(table).T
+  return {
+    "best static": cost.net_keep(table),
+    "best static by FLOPs": flops,
+    "best static by bytes": moved,
+  }
+
+
+def _static_search(subject, plan, costs, progress) -> static_lib.Tried:
+  """Scores static actions on training text."""
+  method, every = subject.method, _every_level(subject)
+  return static_lib.search(
+    every,
+    subject.lm,
+    windows_lib.whole(subject.calibration, method.layout),
+    list(_measures(costs, every.table).values()),
+    window_batch=plan.window_batch,
+    max_rows=plan.max_rows,
+    divergence=method.reward == "divergence",
+    most=plan.static_candidates,
+    progress=progress,
   )
-  each = np.arange(table.size, dtype=np.int16)[:, None, None, None]
-  played = np.broadcast_to(each, (table.size, *subject.shape))
-  points = score(
-    "static",
-    [BlockSeries(name="static", actions=played)],
-    setup=dataclasses.replace(setup, table=table),
-  )["static"]
-  return dict(zip(static_lib.POINTS, points, strict=True))
+
+
+def _static_series(subject, costs, tried, found, text) -> list[Series]:
+  """The best static schedules at the policy's net keep, FLOPs and bytes."""
+  table = static_lib.every_level(subject.method.setup.table)
+  own = costs.policy(module.num_params(subject.ours.params))
+  asked = np.array([[one.net_keep, *(one.further + own)] for one in found.ours])
+  return [
+    BlockSeries(
+      name=name, actions=tried.schedules(each, wanted, text.weights.shape)
+    )
+    for (name, each), wanted in zip(
+      _measures(costs, table).items(), asked.T, strict=True
+    )
+  ]
+
+
+def _static_points(subject: Subject, setup: Setup) -> BlockSeries:
+  """Single static actions after the literature."""
+  table = setup.table
+  place = {
+    point: i
+    for i, point in enumerate(
+      zip(table.kappa, table.rho, table.bits, strict=True)
+    )
+  }
+  each = np.array([place[point] for point in static_lib.POINTS.values()])
+  each = each.astype(np.int16)[:, None, None, None]
+  return BlockSeries(
+    name="points", actions=np.broadcast_to(each, (len(each), *subject.shape))
+  )

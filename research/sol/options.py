@@ -93,11 +93,18 @@ class Options:
   )
   whiten: bool | None = _option("whiten advantages over the batch")
   credit: str | None = _option(
-    "reward to go, or with later actions' own effects taken out",
+    "reward to go, or with later actions' own effects taken out; the same at "
+    "gamma=0",
     choices=("return", "residual"),
   )
-  clip_low: float | None = _option("ratio clip below 1", lower=0.0, upper=1.0)
-  clip_high: float | None = _option("ratio clip above 1", lower=0.0, upper=10.0)
+  clip_low: float | None = _option(
+    "ratio clip below 1; how often it acts is logged as clip_share",
+    lower=0.0,
+    upper=1.0,
+  )
+  clip_high: float | None = _option(
+    "ratio clip above 1; likewise", lower=0.0, upper=10.0
+  )
   entropy_coef: float | None = _option(
     "weight of the entropy bonus", lower=0.0, upper=10.0
   )

@@ -1,4 +1,4 @@
-"""Random schedules as baselines, and the bounds that true labels give.
+"""Random schedules as baselines, and choices that know the true labels.
 
 Axis letters: W windows, E episodes, P budgets, M random schedules, T steps.
 """
@@ -11,7 +11,10 @@ from research.sol.scoring import BlockSeries, Score
 
 
 def play(score, levels, shape, plan, found) -> None:
-  """Random schedules: one, the best whole-set trials, and two oracles.
+  """Random schedules: one, the best whole-set trials, and what labels give.
+
+  Neither of the last two is a bound: the best of a pool is the best of few, and
+  the gains that tokens are chosen by are measured with the pool's noise.
 
   Args:
     score: (label, series, keep_tokens) -> scores by name.
@@ -60,7 +63,7 @@ def play(score, levels, shape, plan, found) -> None:
   found.baselines["random, best of 30"] = best_30
   found.baselines["random, best of 500"] = best_500
   found.oracles[f"per-window best of {pool_size}"] = per_window
-  found.oracles["per-token oracle"] = score(
+  found.oracles[f"true gains of {pool_size} schedules"] = score(
     "oracle",
     [BlockSeries(name="oracle", actions=np.stack(oracle_actions))],
   )["oracle"]

@@ -10,7 +10,7 @@ import numpy as np
 from models import module
 from models.convert import Checkpoint
 from research.core import plots, report
-from research.sol import artefact, corpus, cost, result_rows
+from research.sol import artefact, corpus, result_rows
 from research.sol import windows as windows_lib
 from research.sol.artefact import Artefact
 from research.sol.comparison import Comparison
@@ -22,8 +22,15 @@ _CALIBRATION_EPISODES = 4
 
 
 def load_policies(workdir: pathlib.Path) -> dict[str, Artefact]:
-  """The trained policy and, where there is one, the one before GRPO."""
+  """The trained policy, those of other seeds, and the one before GRPO.
+
+  Policies of other seeds stand in `seed1/policy`, `seed2/policy`, ...
+  """
   policies = {"SOL policy": artefact.load(workdir / "policy")}
+  for folder in sorted(workdir.glob("seed*/policy")):
+    seed = folder.parent.name.removeprefix("seed")
+    if seed.isdigit():
+      policies[f"{result_rows.SEED}{seed}"] = artefact.load(folder)
   if (workdir / "warm_policy" / "policy.json").exists():
     policies["warm start only"] = artefact.load(workdir / "warm_policy")
   return policies
@@ -88,25 +95,19 @@ def rows(
   text: str,
   seed: int,
 ) -> list[dict[str, Any]]:
-  """Result rows with the honest costs beside the net keep rate.
-
-  `flops` and `bytes` are shares of the dense decode step at the trained
-  context, the policy's own included in its rows. The refresh is in none.
-  """
-  params = module.num_params(ours.params)
-  context = method.layout.context + method.layout.horizon / 2
-  share = cost.shares_of_dense(method.setup, context, params)
-  share = share[0] - cost.shares_of_dense(method.setup, context)[0]
+  """Result rows with the honest costs beside the net keep rate."""
   return result_rows.rows(
     comparison,
     asked=asked,
-    policy_share=share,
+    policy_params=module.num_params(ours.params),
+    reads_logits=method.policy.surprise,
     common={
       "system": "SOL",
       "model": checkpoint.name,
       "data": text,
       "preset": ours.options.preset,
-      "policy_params": params,
+      "policy_params": module.num_params(ours.params),
+      "refresh_every": method.setup.horizon,
       "seeds": [seed],
     },
   )
@@ -115,66 +116,125 @@ def rows(
 def write(
   workdir: pathlib.Path, rows: list[dict[str, Any]], model: str, text: str
 ) -> None:
-  """Writes `pareto.png` and `report.md`, and prints the table."""
-  rows = [row for row in rows if row["role"] != "distribution"]
+  """Writes `pareto.png` and `report.md`, and prints the tables."""
+  shown = [row for row in rows if row["role"] not in ("distribution", "seeds")]
+  refreshed = [row for row in shown if row["refresh_every"] is not None]
   path = workdir / "pareto.png"
-  dense = next(row for row in rows if row["method"] == "dense")
-  plots.pareto_plot(
+  dense = refreshed[0]
+  plots.panels_plot(
     path,
-    [*_series(rows), _level(dense)],
-    "net keep rate: mean of token keep, channel keep and bits / 16",
+    _panels(refreshed),
     "perplexity (less is better)",
-    "Perplexity against compute kept",
-    subtitle=f"{model} on {text}, {dense['tokens']:,} tokens, "
-    f"actions {dense['preset']}; 95% intervals paired with dense",
+    f"{model} on {text}, {dense['tokens']:,} tokens, {dense['preset']}",
   )
-  table = summary_table(rows)
-  report.write_report(
-    workdir / "report.md",
-    f"SOL on {model}",
-    [
-      report.picture("Perplexity against net keep rate", path),
-      "## Baselines at the policy's realised budget",
-      table,
-      "`policy - method` is the paired difference in nats a token with its "
-      "95% interval: below zero the policy is better. `flops` and `bytes` "
-      "are shares of a dense decode step.",
-    ],
-  )
-  print(table)
+  table = summary_table(refreshed)
+  parts = [
+    verdict(refreshed),
+    report.picture("Perplexity against what was kept, FLOPs and bytes", path),
+    "## At the policy's realised net keep",
+    table,
+    "`policy - method` is the paired difference in nats a token with its "
+    "95% interval: below zero the policy is better. FLOPs and bytes are "
+    f"shares of a dense decode step at {dense['context']:.0f} tokens, the "
+    "policy's own included; `+ refresh` has the dense replay of every "
+    f"{dense['refresh_every']} tokens, too.",
+    "## At equal cost",
+    equal_cost_table(refreshed),
+    "Policy minus method in nats a token, the method at exactly the policy's "
+    "cost: in turns with its next point or with the dense model. A dash: the "
+    "method has no point so cheap. Where the policy costs more than the dense "
+    "step, it stands against the dense model.",
+  ]
+  seeds = [row for row in rows if row["role"] == "seeds"]
+  if seeds:
+    parts += ["## Over training seeds", seeds_table(seeds)]
+  unbroken = [row for row in shown if row["refresh_every"] is None]
+  if unbroken:
+    parts += [
+      "## Without a refresh",
+      summary_table(unbroken),
+      "The windows whose episodes follow each other, read from the first "
+      "episode to the last on what the actions left behind.",
+    ]
+  report.write_report(workdir / "report.md", f"SOL on {model}", parts)
+  print(f"{table}\n{parts[0]}")
   print(f"picture: {path}")
   print(f"report:  {workdir / 'report.md'}")
 
 
-def _level(dense: dict[str, Any]) -> plots.Series:
-  return plots.Series(
-    "dense", [dense["budget"]], [dense["value"]], role="reference"
+def verdict(rows: list[dict[str, Any]]) -> str:
+  """Where the policy wins against the best static budgets, in one paragraph."""
+  lines = []
+  for label, method, key in _VERDICTS:
+    ends = [
+      [row[f"policy_minus_method{end}"] for end in ("_low", "_high")]
+      if key is None
+      else (row[f"policy_minus_method_at_{key}"] or [None, -1, 1])[1:]
+      for row in rows
+      if row["method"] == method
+    ]
+    better = sum(high < 0 for _, high in ends)
+    worse = sum(low > 0 for low, _ in ends)
+    lines.append(f"{label}: better at {better}, worse at {worse}")
+  budgets = sum(row["method"] == "best static" for row in rows)
+  return (
+    f"Of {budgets} budgets, against the best static one of all levels (95% "
+    f"intervals that exclude zero), at equal {'; '.join(lines)}."
   )
 
 
-def _series(rows: list[dict[str, Any]]) -> list[plots.Series]:
-  """Lines of the plot; one random schedule and static points stay out."""
-  hidden = {"random, best of 30", "random"}
-  names = dict.fromkeys(
-    (row["method"], row["role"])
-    for row in rows
-    if row["role"] in ("ours", "baseline", "oracle")
-    and row["method"] not in hidden
+# What is equal, the static budget that is best at it, and the key of the rows.
+_VERDICTS = (
+  ("net keep", "best static", None),
+  ("FLOPs", "best static by FLOPs", "flops"),
+  ("bytes", "best static by bytes", "bytes"),
+  ("FLOPs with the refresh", "best static by FLOPs", "flops_with_refresh"),
+  ("bytes with the refresh", "best static by bytes", "bytes_with_refresh"),
+)
+_PANELS = {
+  "budget": "net keep",
+  "flops": "FLOPs",
+  "bytes": "bytes",
+  "bytes_with_refresh": "bytes + refresh",
+}
+# Methods of the picture, where they were run.
+_DRAWN = (
+  "SOL policy",
+  "fixed",
+  "counterfactual regression",
+  "best static",
+  "best static by FLOPs",
+  "best static by bytes",
+)
+
+
+def _panels(rows: list[dict[str, Any]]) -> dict[str, list[plots.Series]]:
+  """Perplexity over every measure of cost.
+
+  Where actions move one axis only, two thirds of net keep are constant, and it
+  gets no panel.
+  """
+  ours = [row for row in rows if row["role"] == "ours"]
+  moved = sum(
+    min(row[axis] for row in ours) < full
+    for axis, full in (("kappa", 1.0), ("rho", 1.0), ("bits", 16.0))
   )
-  out = []
-  for name, role in names:
-    own = [row for row in rows if row["method"] == name]
-    role = "baseline" if name == "warm start only" else role
-    pick = lambda key, own=own: [row[key] for row in own]
-    bars = {"low": pick("low"), "high": pick("high")} if role == "ours" else {}
-    out.append(
-      plots.Series(name, pick("budget"), pick("value"), role=role, **bars)
-    )
-  return out
+  keys = [key for key in _PANELS if key != "budget" or moved != 1]
+  panels = {}
+  for key in keys:
+    series = []
+    for name in _DRAWN:
+      own = [row for row in rows if row["method"] == name]
+      if own:
+        pick = lambda column, own=own: [row[column] for row in own]
+        role = "ours" if own[0]["role"] == "ours" else "baseline"
+        series.append(plots.Series(name, pick(key), pick("value"), role=role))
+    panels[_PANELS[key]] = series
+  return panels
 
 
 def summary_table(rows: list[dict[str, Any]]) -> str:
-  """Markdown table of all rows of `eval.json` with a perplexity."""
+  """Markdown table of rows of one protocol."""
   shown = []
   for row in rows:
     line = {
@@ -184,19 +244,59 @@ def summary_table(rows: list[dict[str, Any]]) -> str:
       "kappa": _number(row["kappa"], 3),
       "rho": _number(row["rho"], 3),
       "bits": _number(row["bits"], 2),
-      "flops": _number(row["flops"], 3),
+      "FLOPs": _number(row["flops"], 3),
       "bytes": _number(row["bytes"], 3),
-      "perplexity": _number(row["value"], 3),
-      "policy - method": "-",
     }
+    if row["refresh_every"] is not None:
+      line["FLOPs + refresh"] = _number(row["flops_with_refresh"], 3)
+      line["bytes + refresh"] = _number(row["bytes_with_refresh"], 3)
+    line["perplexity"] = _number(row["value"], 3)
+    line["policy - method"] = "-"
     if "policy_minus_method" in row:
-      line["policy - method"] = (
-        f"{row['policy_minus_method']:+.4f} "
-        f"[{row['policy_minus_method_low']:+.4f}, "
-        f"{row['policy_minus_method_high']:+.4f}]"
+      ends = ("", "_low", "_high")
+      line["policy - method"] = _interval(
+        [row[f"policy_minus_method{end}"] for end in ends]
       )
     shown.append(line)
   return report.markdown_table(shown, list(shown[0]))
+
+
+def equal_cost_table(rows: list[dict[str, Any]]) -> str:
+  """Markdown table of what the policy wins at equal cost."""
+  shown = []
+  for row in rows:
+    keys = {
+      measure: f"policy_minus_method_at_{measure}"
+      for measure in result_rows.COSTS
+    }
+    if any(key in row for key in keys.values()):
+      line = {"method": row["method"], "asked": _number(row["asked"], 3)}
+      for measure, key in keys.items():
+        title = measure.replace("_with_refresh", " + refresh")
+        line[title.replace("flops", "FLOPs")] = _interval(row[key])
+      shown.append(line)
+  return report.markdown_table(shown, list(shown[0]))
+
+
+def seeds_table(rows: list[dict[str, Any]]) -> str:
+  """Markdown table of differences over training seeds."""
+  shown = [
+    {
+      "difference": row["method"],
+      "asked": _number(row["asked"], 3),
+      "mean": f"{row['value']:+.4f}",
+      "each seed": ", ".join(f"{x:+.4f}" for x in row["each"]),
+    }
+    for row in rows
+  ]
+  return report.markdown_table(shown, list(shown[0]))
+
+
+def _interval(values: Sequence[float] | None) -> str:
+  if values is None:
+    return "-"
+  mean, low, high = values
+  return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _number(value: float | None, digits: int) -> str:

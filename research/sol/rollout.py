@@ -315,8 +315,9 @@ def scan(
   *,
   record: bool = False,
   dense: jax.Array | None = None,
+  episodes: int = 1,
 ) -> Rollout:
-  """Runs the controller for T steps.
+  """Runs the controller for T steps, or for several episodes on end.
 
   Args:
     setup: the set-up.
@@ -331,32 +332,44 @@ def scan(
     key: randomness of the controller.
     record: keep the observations.
     dense: (W, E, T, D) of `dense_hidden`, or None.
+    episodes: how many follow each other without a refresh: the controller
+      begins anew every T steps, but reads what its actions left behind.
 
   Returns:
-    The rollout.
+    The rollout, of `episodes` * T steps.
   """
-  config, horizon = setup.config, setup.horizon
+  config, steps = setup.config, episodes * setup.horizon
   model = transformer.bind(config, params)
-  inputs, targets = prefix_lib.episode_tokens(tokens, starts, horizon)
+  inputs, targets = prefix_lib.episode_tokens(tokens, starts, steps)
   costs = action_costs(setup.table)
   cache_shape = (
     config.num_layers,
     *starts.shape,
-    horizon,
+    steps,
     config.num_kv_heads,
     config.head_dim,
   )
   empty = jnp.zeros(cache_shape, prefix.k.dtype)
+  fresh = (
+    jnp.full(starts.shape, setup.table.size, jnp.int32),
+    jnp.zeros((*starts.shape, 3), jnp.float32),
+    controller.start(controller_params, goal),
+  )
 
   def step(carry, per_step):
-    suffix, signals, previous, spent_sum, inner = carry
+    suffix, signals, own = carry
     t, token, target, dense_now, step_key = per_step
+    at = t
+    if episodes > 1:
+      at = t % setup.horizon
+      own = jax.tree.map(lambda x, y: jnp.where(at == 0, x, y), fresh, own)
+    previous, spent_sum, inner = own
     seen = _observe(
       signals,
       model.embed(token),
       previous,
-      spent_sum / jnp.maximum(t, 1),
-      jnp.broadcast_to(t, token.shape),
+      spent_sum / jnp.maximum(at, 1),
+      jnp.broadcast_to(at, token.shape),
     )
     action, inner, extras = controller.act(
       controller_params, goal, inner, seen, step_key
@@ -380,26 +393,18 @@ def scan(
     carry = (
       suffix,
       _advance(signals, hidden, -stats.log_p, stats.entropy),
-      action,
-      spent_sum + costs[action],
-      inner,
+      (action, spent_sum + costs[action], inner),
     )
     kept = dataclasses.replace(seen, embed=None) if record else None
     return carry, (action, stats.log_p, stats.divergence, kept, extras)
 
-  start = (
-    (empty, empty),
-    _signals_at_start(prefix, starts),
-    jnp.full(starts.shape, setup.table.size, jnp.int32),
-    jnp.zeros((*starts.shape, 3), jnp.float32),
-    controller.start(controller_params, goal),
-  )
+  start = ((empty, empty), _signals_at_start(prefix, starts), fresh)
   over_steps = (
-    jnp.arange(horizon, dtype=jnp.int32),
+    jnp.arange(steps, dtype=jnp.int32),
     jnp.moveaxis(inputs, -1, 0),
     jnp.moveaxis(targets, -1, 0),
     None if dense is None else jnp.moveaxis(dense, 2, 0),
-    jax.random.split(key, horizon),
+    jax.random.split(key, steps),
   )
   _, outputs = jax.lax.scan(step, start, over_steps)
   actions, log_p, divergence, seen, extras = jax.tree.map(

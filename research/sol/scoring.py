@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import transformer
-from research.core import metrics as metrics_lib
 from research.sol import rollout as rollout_lib
 from research.sol.rollout import Controller, Setup
 from research.sol.windows import Cover
@@ -135,11 +134,33 @@ def paired_difference(
 ) -> tuple[float, float, float]:
   """Mean nll of `ours` minus `other` a token, with a 95% interval.
 
-  A paired bootstrap over windows, weighted by scored tokens.
+  A paired bootstrap over windows, weighted by scored tokens: that of
+  `metrics.paired_bootstrap`, whose resamples all differences share.
+
+  Raises:
+    ValueError: a number is not finite.
   """
   tokens = ours.tokens.sum(1)
-  delta = (ours.nll - other.nll).sum(1) / np.maximum(tokens, 1)
-  return metrics_lib.paired_bootstrap(delta, tokens, seed=seed)
+  delta = (ours.nll - other.nll).sum(1)
+  if not np.isfinite(delta).all():
+    raise ValueError("a window's nll is not finite")
+  counts = _resamples(len(tokens), seed)
+  drawn = counts @ tokens
+  # A resample of nothing but empty windows tells nothing.
+  means = (counts @ delta)[drawn > 0] / drawn[drawn > 0]
+  low, high = np.quantile(means, [0.025, 0.975])
+  return float(delta.sum() / tokens.sum()), float(low), float(high)
+
+
+@functools.lru_cache(maxsize=2)
+def _resamples(windows: int, seed: int) -> np.ndarray:
+  """How often each of 10,000 resamples holds each window: (10000, W)."""
+  generator = np.random.default_rng(seed)
+  shape = (10_000, windows)
+  drawn = generator.integers(windows, size=shape, dtype=np.int32)
+  drawn = drawn + windows * np.arange(shape[0])[:, None]
+  counts = np.bincount(drawn.reshape(-1), minlength=shape[0] * windows)
+  return counts.reshape(shape).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -147,10 +168,21 @@ def _build_prefix(setup, params, tokens, first_start):
   return setup.build_prefix(params, tokens, first_start)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _scan(setup, params, prefix, tokens, starts, controller, inner, goals, key):
+@functools.partial(jax.jit, static_argnums=(0, 5, 8))
+def _scan(
+  setup, params, prefix, tokens, starts, controller, inner, goals, episodes
+):
   return rollout_lib.scan(
-    setup, params, prefix, tokens, starts, controller, inner, goals, key
+    setup,
+    params,
+    prefix,
+    tokens,
+    starts,
+    controller,
+    inner,
+    goals,
+    jax.random.key(0),
+    episodes=episodes,
   )
 
 
@@ -181,7 +213,10 @@ def evaluate(
   further_costs: np.ndarray | None = None,
   progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, list[Score]]:
-  """Scores all series on a cover.
+  """Scores all series on a cover, whose episodes begin with a refresh.
+
+  Where those of the cover are a multiple of the set-up's in length, they go on
+  without one, see `rollout.scan` and `windows.unbroken`.
 
   Args:
     setup: the set-up.
@@ -268,7 +303,6 @@ def _run(setup, params, prefix, tokens, part, one, points, rows, divergence):
     return jnp.broadcast_to(x, (windows, *x.shape[1:]))
 
   goals = jax.tree.map(spread, one.goals)
-  key = jax.random.key(0)
   return _scan(
     setup,
     params,
@@ -278,7 +312,7 @@ def _run(setup, params, prefix, tokens, part, one, points, rows, divergence):
     one.controller,
     one.params,
     goals,
-    key,
+    part.weights.shape[2] // setup.horizon,
   )
 
 

@@ -1,42 +1,62 @@
 """Static baselines: one action, or two alternating, for every token.
 
-The strongest static budget is found on training text: all promising actions
-are scored there, and the lower convex hull of nll against net keep says which
-two neighbours to alternate for any budget. It may split a budget over the axes
-in another way than the policy does.
+They are drawn from every published level of every axis, whatever the policy may
+choose from. The strongest static budget is found on training text: all
+promising actions are scored there, and the lower convex hull of nll against
+cost says which two neighbours to alternate for any budget. It may split a
+budget over the axes in another way than the policy does.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from models import transformer
-from research.sol import cost, scoring
-from research.sol.actions import ActionTable
+from research.sol import actions, scoring
+from research.sol import damage as damage_lib
+from research.sol.actions import AXES, ActionTable
 from research.sol.rollout import Setup
 from research.sol.scoring import BlockSeries
 from research.sol.windows import Cover
 
-# Single static actions that the literature reports (kappa, rho, bits).
+# Single static actions (kappa, rho, bits) that stand for what the literature
+# reports. They are variants of our own: Quest's pages with the first and the
+# current page forced in, TEAL's share taken by the largest channels of the
+# MLP's input instead of a threshold on every matrix, ZeroQuant's bits for the
+# MLP's output alone.
 POINTS = {
-  "Quest@50": (0.5, 1.0, 16.0),
-  "Quest@30": (0.3, 1.0, 16.0),
-  "TEAL@60": (1.0, 0.6, 16.0),
-  "TEAL@80": (1.0, 0.8, 16.0),
-  "ZeroQuant-5bit": (1.0, 1.0, 5.0),
-  "ZeroQuant-8bit": (1.0, 1.0, 8.0),
+  "Quest variant, half of the pages": (0.5, 1.0, 16.0),
+  "Quest variant, 30% of the pages": (0.3, 1.0, 16.0),
+  "TEAL variant, 60% of the channels": (1.0, 0.6, 16.0),
+  "TEAL variant, 80% of the channels": (1.0, 0.8, 16.0),
+  "ZeroQuant variant, 5 bits": (1.0, 1.0, 5.0),
+  "ZeroQuant variant, 8 bits": (1.0, 1.0, 8.0),
 }
 
 
-def candidates(table: ActionTable, gains: np.ndarray, most: int) -> np.ndarray:
+def every_level(table: ActionTable) -> ActionTable:
+  """All combinations of the published levels and those of `table`."""
+  published = actions.preset("J-FL")
+  levels = [
+    sorted({*published.levels(axis), *table.levels(axis)}) for axis in AXES
+  ]
+  return ActionTable.product("every level", *levels)
+
+
+def candidates(costs: np.ndarray, gains: np.ndarray, most: int) -> np.ndarray:
   """Actions that some price might choose, by their mean gains (A,).
 
   Takes the best few at every price, over enough prices and ranks to find
-  about `most` actions; all of them where the table is no larger.
+  about `most` actions; all of them where there are no more.
+
+  Args:
+    costs: (A,) of the actions.
+    gains: (A,) nats.
+    most: how many, about.
   """
-  if table.size <= most:
-    return np.arange(table.size)
-  costs = cost.net_keep(table)
+  if len(costs) <= most:
+    return np.arange(len(costs))
   slope = np.ptp(gains) / np.ptp(costs)
   value = (
     gains[None]
@@ -44,7 +64,7 @@ def candidates(table: ActionTable, gains: np.ndarray, most: int) -> np.ndarray:
   )
   order = np.argsort(-value, axis=1)
   found = np.array([np.argmin(costs), np.argmax(costs)])
-  for rank in range(table.size):
+  for rank in range(len(costs)):
     wider = np.union1d(found, order[:, rank])
     if wider.size > most:
       break
@@ -80,56 +100,90 @@ def alternate(
   return np.where(turn, second, first).astype(np.int16).reshape(shape)
 
 
-def best_static(
+@dataclasses.dataclass(frozen=True)
+class Tried:
+  """Static actions that were scored on training text.
+
+  Attributes:
+    actions: (n,) indices.
+    nll: (n,) nats a token, or divergence from the dense model.
+  """
+
+  actions: np.ndarray
+  nll: np.ndarray
+
+  def schedules(
+    self, costs: np.ndarray, asked: Sequence[float], shape: tuple[int, ...]
+  ) -> np.ndarray:
+    """The best schedules for `asked` costs: (P, *shape) int16.
+
+    Args:
+      costs: (A,) of all actions, in the unit of `asked`.
+      asked: P mean costs a token.
+      shape: (W, E, T) of the text to play on.
+    """
+    costs = costs[self.actions]
+    corners = hull(costs, self.nll)
+    levels = costs[corners]
+    played = []
+    for want in asked:
+      at = int(np.clip(np.searchsorted(levels, want), 1, len(levels) - 1))
+      low, high = levels[at - 1], levels[at]
+      width = high - low
+      share = float(np.clip((want - low) / width, 0, 1)) if width else 1.0
+      pair = self.actions[corners[[at - 1, at]]]
+      played.append(alternate(*pair, share, shape))
+    return np.stack(played)
+
+
+def search(
   setup: Setup,
   params: transformer.Params,
-  calibration: Cover,
-  gains: np.ndarray,
-  asked: Sequence[float],
-  shape: tuple[int, ...],
+  text: Cover,
+  costs: Sequence[np.ndarray],
   *,
   window_batch: int,
   max_rows: int,
-  divergence: bool = False,
-  most: int = 128,
-) -> BlockSeries:
-  """The best static schedules for `asked` net keep rates, by training text.
+  divergence: bool,
+  most: int,
+  progress: Callable[[str, int], Callable[[int], None]],
+) -> Tried:
+  """Scores the promising actions of a table on training text.
 
   Args:
-    setup: the set-up.
+    setup: the set-up, with the A actions to choose from.
     params: of the frozen LLM.
-    calibration: training text.
-    gains: (A,) mean gains of the actions, which rank the candidates.
-    asked: net keep rates.
-    shape: (W, E, T) of the text to play on.
+    text: training text.
+    costs: (A,) each, measures of cost that actions are to be promising in.
     window_batch: windows alive at a time.
     max_rows: rollouts of one call.
     divergence: compare candidates by their divergence from the dense model,
       which has less noise than the true tokens.
-    most: candidates to score.
+    most: candidates to score for a measure of cost.
+    progress: (label, total tokens) -> callback with tokens just scored.
   """
-  tried = candidates(setup.table, gains, most)
-  actions = np.broadcast_to(
-    tried.astype(np.int16)[:, None, None, None],
-    (tried.size, *calibration.weights.shape),
+  tokens = int(text.weights.sum())
+  options = {
+    "window_batch": window_batch,
+    "max_rows": max_rows,
+    "divergence": divergence,
+  }
+  levels = 1 + len(damage_lib.moves(setup.table))
+  damage = damage_lib.measure(
+    setup, params, text, progress=progress("levels", levels * tokens), **options
   )
+  gains = damage_lib.mean_gains(damage)
+  tried = [candidates(one, gains, most) for one in costs]
+  tried = np.unique(np.concatenate(tried))
+  played = np.broadcast_to(
+    tried.astype(np.int16)[:, None, None, None],
+    (tried.size, *text.weights.shape),
+  )
+  series = [BlockSeries(name="candidates", actions=played)]
+  bar = progress("candidates", tried.size * tokens)
   scores = scoring.evaluate(
-    setup,
-    params,
-    calibration,
-    [BlockSeries(name="candidates", actions=actions)],
-    window_batch=window_batch,
-    max_rows=max_rows,
-    divergence=divergence,
-  )["candidates"]
-  costs = cost.net_keep(setup.table)[tried]
-  corners = hull(costs, np.array([score.mean_nll for score in scores]))
-  levels = costs[corners]
-  played = []
-  for want in asked:
-    at = int(np.clip(np.searchsorted(levels, want), 1, len(levels) - 1))
-    low, high = levels[at - 1], levels[at]
-    share = float(np.clip((want - low) / (high - low), 0, 1))
-    pair = tried[corners[at - 1]], tried[corners[at]]
-    played.append(alternate(*pair, share, shape))
-  return BlockSeries(name="best static", actions=np.stack(played))
+    setup, params, text, series, progress=bar, **options
+  )
+  return Tried(
+    tried, np.array([score.mean_nll for score in scores["candidates"]])
+  )

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,15 @@ class Run:
   checkpoint_every: int = 100
   log_every: int = 1
   progress: bool = True
+
+  def of_seed(self, seed: int) -> Self:
+    """The same run of another seed, in a folder of this one's workdir."""
+    return dataclasses.replace(
+      self,
+      seed=seed,
+      workdir=self.workdir / f"seed{seed}",
+      flags=self.flags | {"seed": seed},
+    )
 
   @functools.cached_property
   def method(self) -> Method:
@@ -265,7 +274,9 @@ def _grpo(run, params, batch_at, frozen, say) -> Tree:
     schedule=options.schedule,
     weight_decay=_WEIGHT_DECAY,
   )
-  return _optimise(
+  if method.gamma == 0 and method.credit == "residual":
+    say("gamma=0: a step answers for its own reward, credit=residual is idle")
+  params = _optimise(
     run,
     "grpo",
     learn.make_step(method, tx),
@@ -275,6 +286,10 @@ def _grpo(run, params, batch_at, frozen, say) -> Tree:
     options.updates,
     ("log_p", "cost" if method.budget == "price" else "penalty"),
   )
+  rows = metrics.read_jsonl(run.workdir / "grpo" / "metrics.jsonl")
+  clipped = sum(row["clip_share"] for row in rows) / max(len(rows), 1)
+  say(f"GRPO: the clip stopped the gradient of {clipped:.1e} of the actions")
+  return params
 
 
 def _optimise(run, name, step, state, batch_at, frozen, updates, shown) -> Tree:

@@ -116,12 +116,32 @@ class Cover:
     """W."""
     return len(self.tokens)
 
+  @property
+  def mean_context(self) -> float:
+    """Tokens that a scored token's decode step sees, itself included."""
+    steps = np.arange(1, self.weights.shape[2] + 1)
+    seen = self.starts[..., None] + steps
+    return float((seen * self.weights).sum() / self.weights.sum())
+
 
 def whole(windows: np.ndarray, layout: Layout) -> Cover:
   """All episodes of given windows (W, S'), every token scored."""
   starts = np.tile(layout.starts(), (len(windows), 1))
   weights = np.ones((*starts.shape, layout.horizon), np.float32)
   return Cover(windows, starts, weights)
+
+
+def unbroken(text: Cover, layout: Layout) -> tuple[Cover, np.ndarray]:
+  """Windows whose E episodes follow each other, as one of E T steps each.
+
+  Returns:
+    The cover, and the rows of `text` that it holds: not those at the head of
+    the text, whose episodes start early.
+  """
+  (rows,) = np.nonzero((text.starts == layout.starts()).all(axis=1))
+  kept = text.take(rows)
+  weights = kept.weights.reshape(len(rows), 1, -1)
+  return Cover(kept.tokens, kept.starts[:, :1], weights), rows
 
 
 def cover(tokens: np.ndarray, layout: Layout) -> Cover:

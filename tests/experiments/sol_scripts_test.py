@@ -32,6 +32,7 @@ EVAL = [
   "--episodes=4",
   "--max_windows=3",
   "--calibration_windows=4",
+  "--static_candidates=4",
   "--random_pool=2",
   "--asked=0.9,0.95",
   "--thresholds=surprise",
@@ -136,6 +137,8 @@ def test_stopped_damaged_and_killed_it_ends_the_same(home, undisturbed):
 def test_an_evaluation_writes_what_it_found(home, undisturbed):
   workdir = home / "evaluated"
   shutil.copytree(undisturbed, workdir)
+  # As if another seed had been trained.
+  shutil.copytree(undisturbed / "warm_policy", workdir / "seed1" / "policy")
   text = home / "text.txt"
   copy = home / "results" / "copy.json"
   code, out, err = run(
@@ -152,29 +155,40 @@ def test_an_evaluation_writes_what_it_found(home, undisturbed):
   assert keys <= found.keys()
   assert json.loads(copy.read_text())["rows"] == found["rows"]
   keys = {"system", "model", "data", "method", "budget", "metric", "value"}
+  unbroken = []
   for row in found["rows"]:
     assert keys | {"seeds"} <= row.keys()
     if row["role"] == "distribution":
       assert row["value"] == sorted(row["value"])
       continue
+    if row["role"] == "seeds":
+      assert row["low"] <= row["value"] <= row["high"]
+      continue
+    if row["refresh_every"] is None:
+      unbroken.append(row)
+      continue
     assert {"low", "high", "flops", "bytes", "kappa", "rho", "bits"} <= set(row)
     assert row["low"] <= row["value"] * 1.000001
     assert row["high"] >= row["value"] * 0.999999
     assert row["tokens"] == found["rows"][0]["tokens"]
+  assert {"dense", "SOL policy", "fixed"} <= {row["method"] for row in unbroken}
   by_role = {}
   for row in found["rows"]:
+    if row in unbroken:
+      continue
     by_role.setdefault(row["role"], {}).setdefault(row["method"], []).append(
       row
     )
   assert by_role["reference"]["dense"][0]["budget"] == pytest.approx(1)
   assert by_role["reference"]["dense"][0]["value"] > 1
-  assert {"SOL policy", "warm start only"} == set(by_role["ours"])
-  assert {"fixed", "random", "surprise", "best static"} <= set(
-    by_role["baseline"]
-  )
+  names = {"SOL policy", "SOL policy, seed 1", "warm start only"}
+  assert names == set(by_role["ours"])
+  assert "SOL policy minus fixed" in by_role["seeds"]
+  names = {"fixed", "random", "surprise", "best static"}
+  assert names | {"best static by FLOPs"} <= set(by_role["baseline"])
   assert "counterfactual regression" in by_role["baseline"]
-  assert "per-token oracle" in by_role["oracle"]
-  assert "TEAL@60" in by_role["static"]
+  assert "true gains of 2 schedules" in by_role["oracle"]
+  assert "TEAL variant, 60% of the channels" in by_role["static"]
   policy = by_role["ours"]["SOL policy"]
   assert [row["asked"] for row in policy] == [0.9, 0.95]
   # Baselines are matched to what the policy spent.
@@ -186,6 +200,8 @@ def test_an_evaluation_writes_what_it_found(home, undisturbed):
   report = (workdir / "report.md").read_text()
   assert "pareto.png" in report and "SOL policy" in report
   assert "| surprise" in report and "| surprise" in out
+  for title in ("At equal cost", "Over training seeds", "Without a refresh"):
+    assert f"## {title}" in report
 
 
 @pytest.mark.parametrize(
@@ -193,6 +209,7 @@ def test_an_evaluation_writes_what_it_found(home, undisturbed):
   [
     (TRAIN, ("--preset=S41",), ("S41", "J-2L", "S40")),
     (TRAIN, ("--context=30",), ("context=30", "page size 4")),
+    (TRAIN, ("--num_seeds=0",), ("num_seeds",)),
     (TRAIN, ("--mode=fast",), ("mode", "frugal", "published")),
     (TRAIN, ("--text=samples:x",), ("samples:SEED:N",)),
     (TRAIN, ("--text=none.txt",), ("none.txt",)),

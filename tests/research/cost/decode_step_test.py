@@ -115,9 +115,9 @@ def test_policy_and_word_sizes():
 
 def test_heads_that_disagree_read_more():
   together = read(SMOLLM2, kappa=0.25)
-  apart = read(SMOLLM2, kappa=0.25, head_overlap=0.0)
+  apart = read(SMOLLM2, kappa=0.25, page_union=3.0)
   assert apart - together == 2 * 256 * 23040
-  everything = read(SMOLLM2, kappa=0.5, head_overlap=0.0)
+  everything = read(SMOLLM2, kappa=0.5, page_union=3.0)
   assert everything - read(SMOLLM2) == 64 * 23040
 
 

@@ -108,13 +108,15 @@ def test_an_evaluation_has_a_line_a_method_and_a_column_a_budget(tmp_path):
     "24.000; +0.0400 [+0.0300, +0.0500]",
   ]
   assert lines["best static"][1].startswith("26.000 at 0.700; -0.0400")
-  assert "per-token oracle (sees labels)" in lines
+  # Names of older files are told as what they stand for.
+  assert "true gains of the schedules (sees labels)" in lines
   assert lines["SOL policy: kappa, rho, bits"] == ["0.400, 0.500, 6.250"] * 2
   assert lines["SOL policy: flops, bytes"] == ["0.700, 0.800"] * 2
   assert "dense" not in lines and "random trials" not in lines
   assert "12,345 tokens, actions J-FL; dense perplexity 20.000" in text
   assert "Of 3 comparisons" in text and "better in 1 and worse in 1" in text
-  assert "Quest@50 21.000 at 0.833" in text
+  assert "Quest variant, half of the pages: 21.000 at 0.833" in text
+  assert "of an older evaluation, and lacks: the refresh in FLOPs" in text
   assert "[found.json](found.json): cpu x1, 61 s, commit abc" in text
   assert text.startswith("above\n") and text.endswith("<!-- end -->\nbelow\n")
 

@@ -78,6 +78,43 @@ def test_scan_equals_block(sink, prune, tokens, starts, actions):
   )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def unbroken(setup, lm, tokens, starts, actions, episodes):
+  """One scan over episodes on end, and the same as one block."""
+  prefix = dense_prefix(setup, lm, tokens)
+  play = controllers.replay_controller(actions)
+  arguments = (setup, lm, prefix, tokens, starts)
+  scan = rollout.scan(
+    *arguments, play, None, None, jax.random.key(0), episodes=episodes
+  )
+  # The controller begins anew, and so plays the same actions again.
+  again = jnp.tile(actions, (1, 1, episodes))
+  return scan, rollout.score_block(*arguments, again)
+
+
+def test_episodes_on_end_read_what_actions_left_behind(tokens, starts, actions):
+  setup, lm = toy.setup(), toy.lm()
+  first = jnp.full_like(starts, toy.CONTEXT)
+  one, other = unbroken(setup, lm, tokens, first, actions, 2)
+  assert one.log_p.shape == (*starts.shape, 2 * toy.HORIZON)
+  np.testing.assert_array_equal(one.actions[..., toy.HORIZON :], actions)
+  np.testing.assert_allclose(one.log_p, other.log_p, rtol=0, atol=1e-4)
+  apart = [
+    jitted_scan(setup, lm, tokens, first + at, actions).log_p
+    for at in (0, toy.HORIZON)
+  ]
+  np.testing.assert_allclose(
+    one.log_p[..., : toy.HORIZON], apart[0], rtol=0, atol=1e-4
+  )
+  assert np.abs(one.log_p[..., toy.HORIZON :] - apart[1]).max() > 1e-2
+  full = jnp.full_like(actions, toy.TABLE.full_index)
+  dense, _ = unbroken(setup, lm, tokens, first, full, 2)
+  refreshed = jitted_scan(setup, lm, tokens, first + toy.HORIZON, full)
+  np.testing.assert_allclose(
+    dense.log_p[..., toy.HORIZON :], refreshed.log_p, rtol=0, atol=1e-4
+  )
+
+
 def test_divergence_is_that_of_the_dense_models_prediction(
   tokens, starts, actions
 ):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models import transformer
+from research.core import metrics
 from research.sol import rollout, scoring
 from research.sol import windows as windows_lib
 from research.sol.controllers import TwoLevels, random_schedule
@@ -179,6 +180,25 @@ def test_differences_are_paired():
   assert mean == pytest.approx(1 + noise.mean() / 4)
   assert low < mean < high and high - low < 0.1
   assert scoring.paired_difference(other, ours)[0] == pytest.approx(-mean)
+
+
+def test_differences_are_those_of_the_paired_bootstrap():
+  generator = np.random.default_rng(1)
+  tokens = generator.integers(0, 9, (40, 2)).astype(float)
+  tokens[3] = 0
+  one, other = (
+    Score(
+      nll=generator.normal(size=(40, 2)) * (tokens > 0),
+      spent=np.ones((40, 2, 3)),
+      tokens=tokens,
+    )
+    for _ in range(2)
+  )
+  weights = tokens.sum(1)
+  delta = (one.nll - other.nll).sum(1) / np.maximum(weights, 1)
+  expected = metrics.paired_bootstrap(delta, weights, seed=5)
+  found = scoring.paired_difference(one, other, seed=5)
+  np.testing.assert_allclose(found, tuple(expected), rtol=1e-9)
 
 
 def test_windows_weigh_by_their_scored_tokens():

@@ -56,6 +56,7 @@ def test_the_published_mode_from_end_to_end(tmp_path):
   said = []
   training.train(run, toy.text(800), said.append)
   assert any("reading 3 windows once" in line for line in said)
+  assert any("the clip stopped the gradient of" in line for line in said)
   assert not (tmp_path / "warm_start").exists()
   found = artefact.load(tmp_path / "policy")
   assert found.mode == "published" and found.options == run.options
@@ -99,6 +100,14 @@ def test_cached_windows_come_once_an_epoch(tmp_path, cached, windows):
     np.any(batch_at(0)["ids"] != batch_at(k * per_epoch)["ids"])
     for k in range(1, 6)
   )
+
+
+def test_other_seeds_have_folders_of_their_own(tmp_path):
+  run = run_of(tmp_path, "frugal")
+  other = run.of_seed(3)
+  assert (run.seed, other.seed) == (0, 3)
+  assert other.workdir == tmp_path / "seed3" and other.flags["seed"] == 3
+  assert other.options == run.options and "seed" not in run.flags
 
 
 def test_fresh_windows_are_new_at_every_step(tmp_path):

@@ -119,3 +119,25 @@ def test_a_short_text_is_named(cut):
   layout = Layout(context=8, horizon=4)
   with pytest.raises(InputError, match="12 tokens, a window needs 13"):
     cut(np.arange(12, dtype=np.int32), layout)
+
+
+def test_episodes_that_follow_each_other_are_one():
+  layout = Layout(context=8, horizon=4, episodes=3)
+  text = windows.cover(np.arange(60, dtype=np.int32), layout)
+  found, rows = windows.unbroken(text, layout)
+  # The head of the text has windows of its own, with early starts.
+  assert 0 < len(rows) < text.num_windows
+  assert found.starts.tolist() == [[8]] * len(rows)
+  assert found.weights.shape == (len(rows), 1, 12)
+  np.testing.assert_array_equal(
+    found.weights.reshape(-1, 3, 4), text.weights[rows]
+  )
+  np.testing.assert_array_equal(found.tokens, text.tokens[rows])
+
+
+def test_the_mean_context_is_that_of_scored_tokens():
+  starts = np.array([[8, 12]])
+  weights = np.array([[[1, 1, 0, 0], [0, 0, 0, 1]]], np.float32)
+  text = windows.Cover(np.zeros((1, 17), np.int32), starts, weights)
+  # The first step of an episode sees one token more than its start.
+  assert text.mean_context == pytest.approx((9 + 10 + 16) / 3)

@@ -232,7 +232,8 @@ def advantages_of(
       metrics[f"gap_{axis}"] = jnp.mean(jnp.abs(gap[..., i]))
   returns = jnp.stack([to_go(rewards), paid])
   if method.budget == "price":
-    # Low prices move small damages: without this only high ones would count.
+    # Returns are divided by the scale of their price, because low prices move
+    # small damages only and would not count beside high ones.
     scale = random_schedules.gain_scale(
       method.policy.costs, damage_lib.mean_gains(damage), goal[..., 0]
     )

@@ -96,7 +96,8 @@ def regression(
   prices = np.geomspace(1e-3, 100.0, 16).astype(np.float32)
   asked = np.asarray(asked)
   asked = np.stack([asked - BRACKET / 3, asked + BRACKET / 3], 1).reshape(-1)
-  # A coarse curve over all prices, then a fine one where it is needed.
+  # The curve is first coarse over all prices, and then fine where the budget
+  # lies.
   for _ in range(2):
     played = calibration.play(controller, params, prices[:, None])
     spent = costs[played.actions].mean((1, 2))

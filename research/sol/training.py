@@ -16,7 +16,7 @@ import numpy as np
 
 from models import module
 from models.convert import Checkpoint
-from research.core import loop, metrics, plots
+from research.core import files, loop, metrics, plots
 from research.core import mesh as mesh_lib
 from research.core import progress as progress_lib
 from research.core import state as state_lib
@@ -112,7 +112,8 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   loop.claim_workdir(run.workdir, run.flags)
   training, held = corpus.split(tokens, 0.1)
   if method.budget == "price":
-    # Too short a text is told now, and not when calibration needs it.
+    # The length of the text is checked now, so that a text too short fails
+    # before training and not at calibration.
     windows_lib.spread_windows(held, method.layout, 1)
   lm = mesh_lib.replicate(run.mesh, run.checkpoint.params)
   pool = _pool(run, training)
@@ -355,10 +356,8 @@ def _kept(path: pathlib.Path, make: Callable[[], np.ndarray]) -> np.ndarray:
   if path.exists():
     return np.load(path)
   array = make()
-  # By one rename: a run that is killed here must not leave half a file.
-  temporary = path.with_suffix(".tmp.npy")
-  np.save(temporary, array)
-  temporary.replace(path)
+  with files.whole(path) as draft, draft.open("wb") as file:
+    np.save(file, array)
   return array
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from models import transformer
+from research.core import files
 from research.core import state as state_lib
 from research.core.state import TrainState
 from research.sol import damage as damage_lib
@@ -79,7 +80,8 @@ def score(
     layout.horizon,
     draw_key,
   )
-  # Over the last episode too: all dense predictions come from one pass.
+  # The pass also covers the last episode, so that all dense predictions come
+  # from one pass.
   prefix = setup.build_prefix(lm, tokens, layout.context)
   dense = prefix.hidden[:, layout.context :]
   dense = dense.reshape(*starts.shape, layout.horizon, -1)
@@ -136,11 +138,8 @@ def collect(
     if not path.exists():
       key = jax.random.fold_in(jax.random.key(seed), number)
       found = score_batch(jnp.asarray(batches(number)), key)
-      # The file is put in place by one rename, so that a killed run leaves no
-      # half of it.
-      temporary = path.with_suffix(".tmp.npz")
-      np.savez(temporary, **jax.device_get(found))
-      temporary.replace(path)
+      with files.whole(path) as draft, draft.open("wb") as file:
+        np.savez(file, **jax.device_get(found))
     with np.load(path) as part:
       parts.append(dict(part))
     progress(len(parts[-1]["price"]))

@@ -10,6 +10,9 @@ from pathlib import Path
 from absl import flags
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+# absl keeps the ids of modules that disclaim their flags. Modules stay alive
+# here, so that no later one has such an id.
+_FORGOTTEN = []
 
 
 def names() -> list[str]:
@@ -52,7 +55,7 @@ def loaded(name: str) -> Iterator[tuple[set[str], set[str]]]:
     flags.FLAGS.unparse_flags()
     for key in set(sys.modules) - modules_before:
       if key in here | {module}:
-        del sys.modules[key]
+        _FORGOTTEN.append(sys.modules.pop(key))
 
 
 def run(name: str, *arguments: object) -> tuple[int, str, str]:

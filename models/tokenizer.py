@@ -5,7 +5,7 @@ import itertools
 import json
 import pathlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gguf
@@ -49,14 +49,25 @@ class Tokenizer:
     Raises:
       InputError: the tokenizer has no token for a part of it.
     """
+    return np.asarray(self.encode_all([text])[0], np.int32)
+
+  def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, without begin tokens; uses all cores.
+
+    Raises:
+      InputError: the tokenizer has no token for a part of one.
+    """
     try:
-      encoding = self.backend.encode(text, add_special_tokens=False)
+      found = self.backend.encode_batch_fast(
+        list(texts), add_special_tokens=False
+      )
     except Exception as error:  # The library raises nothing narrower.
+      text = repr(texts[0][:40]) if len(texts) == 1 else "one of the texts"
       raise InputError(
-        f"the tokenizer cannot read {text[:40]!r} ({error}): give a text of "
-        "its own words"
+        f"the tokenizer cannot read {text} ({error}): give a text of its own "
+        "words"
       ) from error
-    return np.asarray(encoding.ids, np.int32)
+    return [encoding.ids for encoding in found]
 
   def decode(self, ids: np.ndarray) -> str:
     """The text of `ids` (T,), control tokens left out."""

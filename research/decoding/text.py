@@ -215,10 +215,11 @@ class Generator:
       begin = loop.begin.lower(
         method, self._params, *arrays, cache_size=cache_size, end_ids=end_ids
       )
-      advance = loop.advance.lower(
-        method, self._params, begin.out_info[0], steps=steps, end_ids=end_ids
-      )
-      self._programs[key] = begin.compile(), advance.compile()
+      batch, options = begin.out_info[0], {"steps": steps, "end_ids": end_ids}
+      advance = loop.advance.lower(method, self._params, batch, **options)
+      # The first token needs no second program.
+      advance = advance.compile() if calls else None
+      self._programs[key] = begin.compile(), advance
       self.speed.compile_seconds += time.perf_counter() - start
     return self._programs[key]
 

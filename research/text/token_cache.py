@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from research.core import progress as progress_lib
 from research.text import tokenizing
 from research.text.packing import Corpus
 
-_VERSION = 2
+_VERSION = 3
 _ALONE = r"(?:\r?\n)?(?<![^\n]){}(?:\r?\n|\Z)"
 # Where documents are cut, by rule: separators and their lines go.
 _PATTERNS = {
@@ -141,13 +142,21 @@ def _read(place: pathlib.Path, digest: str) -> Corpus:
     meta = json.loads((place / "meta.json").read_text())
     tokens = np.memmap(place / "tokens.bin", meta["dtype"], "r")
     starts = np.load(place / "starts.npy")
-    if (len(tokens), len(starts)) != (meta["tokens"], meta["documents"]):
-      raise ValueError("cut short")
-  except (OSError, ValueError, KeyError) as error:
+    if _checksum(tokens, starts) != meta["checksum"]:
+      raise ValueError("other bytes than were written")
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(
       f"{place}: is damaged: remove it, and the tokens are made again"
     ) from error
   return Corpus(tokens=tokens, starts=starts, digest=digest)
+
+
+def _checksum(tokens: np.ndarray, starts: np.ndarray) -> int:
+  """Of all bytes; some gigabytes a second."""
+  found = zlib.crc32(np.ascontiguousarray(starts))
+  for first in range(0, len(tokens), _GROUP):
+    found = zlib.crc32(tokens[first : first + _GROUP], found)
+  return found
 
 
 def _write(
@@ -164,21 +173,19 @@ def _write(
   with files.whole_folder(place) as draft:
     with (draft / "tokens.bin").open("wb") as stream:
       for group in _groups(documents):
-        encoded = tokenizer.backend.encode_batch_fast(
-          [piece for piece, _ in group], add_special_tokens=False
-        )
-        for (_, begins), encoding in zip(group, encoded, strict=True):
-          ids = encoding.ids
+        encoded = tokenizer.encode_all([piece for piece, _ in group])
+        for (_, begins), ids in zip(group, encoded, strict=True):
           if begins:
             starts.append(count)
             ids = [boundary, *ids]
           stream.write(np.asarray(ids, dtype).tobytes())
           count += len(ids)
         advance(sum(len(piece) for piece, _ in group))
-    np.save(draft / "starts.npy", np.asarray(starts, np.int64))
+    starts = np.asarray(starts, np.int64)
+    np.save(draft / "starts.npy", starts)
+    checksum = _checksum(np.memmap(draft / "tokens.bin", dtype, "r"), starts)
     files.write_json(
-      draft / "meta.json",
-      {"tokens": count, "documents": len(starts), "dtype": dtype},
+      draft / "meta.json", {"dtype": dtype, "checksum": checksum}
     )
 
 

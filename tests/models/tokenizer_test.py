@@ -261,6 +261,9 @@ def test_a_vocabulary_without_an_a_is_read(tmp_path):
   assert found.encode("GCT").tolist() == [2, 1, 3] and found.bos_id is None
   with pytest.raises(InputError, match="cannot read 'GAC'"):
     found.encode("GAC")
+  assert found.encode_all(["GG", ""]) == [[2, 2], []]
+  with pytest.raises(InputError, match="cannot read one of the texts"):
+    found.encode_all(["G", "A"])
 
 
 def test_the_largest_id_counts(tmp_path):

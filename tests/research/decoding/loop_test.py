@@ -174,8 +174,10 @@ def test_a_step_may_find_several_tokens_and_ends_within_them():
 def test_logits_that_are_not_finite_are_told(drawn, damage):
   config = CONFIGS["transformer"]
   norm = jax.tree.map(lambda x: x * damage, drawn[0]["final_norm"])
-  for method in (hot(config), Plain(config=config, sampling=GREEDY)):
-    _, found = begin(method, drawn[0] | {"final_norm": norm})
+  damaged = drawn[0] | {"final_norm": norm}
+  greedy = Plain(config=config, sampling=GREEDY)
+  for method, ends in ((hot(config), ENDS), (greedy, ())):
+    _, found = begin(method, damaged, end_ids=ends)
     assert (np.asarray(found.tokens) == loop.BROKEN).all()
 
 

@@ -139,42 +139,43 @@ def test_a_prompt_must_fit_into_the_model(generator):
     generator([prompt], TextOptions(max_tokens=13))
 
 
-def test_a_damaged_model_is_told_in_one_line(tiny, tokenizer):
-  norm = jax.tree.map(lambda x: x * np.nan, tiny.params["final_norm"])
-  damaged = tiny.params | {"final_norm": norm}
-  generator = generate.Generator(tiny.config, damaged, tokenizer)
+def test_a_damaged_model_is_told_in_one_line(generator, alone, monkeypatch):
+  norm = jax.tree.map(lambda x: x * np.nan, generator._params["final_norm"])
+  damaged = generator._params | {"final_norm": norm}
+  monkeypatch.setattr(generator, "_params", damaged)
   with pytest.raises(InputError, match="NaN or infinite.*--dtype"):
     generator([generator.encode("One")], TextOptions(max_tokens=ADDED))
 
 
-def test_prompts_begin_with_the_begin_token(generator, tokenizer):
+def test_prompts_begin_with_the_begin_token(tiny):
+  tokenizer = load_tokenizer(tiny)
+  generator = generate.Generator(tiny.config, tiny.params, tokenizer)
   assert generator.encode("").tolist() == [tokenizer.bos_id]
   found = generator.encode("One").tolist()
   assert found == [tokenizer.bos_id, *tokenizer.encode("One").tolist()]
-  # A text that brings its begin token along, as those of chats do.
+  # A text may bring its begin token along, as those of chats do.
   begin = tokenizer.backend.id_to_token(tokenizer.bos_id)
   tokenizer.backend.add_special_tokens([begin])
   assert generator.encode(f"{begin}One").tolist().count(tokenizer.bos_id) == 1
 
 
 def test_many_prompts_give_what_each_gives_alone(generator, alone):
-  prompts, done = [*PROMPTS, 8 * PROMPTS[0]], []
-  options = TextOptions(max_tokens=ADDED)
-  room = 24
+  long, done = 8 * PROMPTS[0], []
+  options, room = TextOptions(max_tokens=ADDED, steps=5), 24
   texts = generate.generate_all(
     generator,
-    prompts,
+    [*PROMPTS, long, PROMPTS[1]],
     options,
     max_length=ADDED + room,
-    batch_tokens=50,
+    batch_tokens=64,
     advance=done.append,
   )
-  assert sum(done) == 5
-  assert texts[:4] == [found.text for found in alone]
-  # The last one lost its beginning.
-  (long,) = generator([generator.encode(prompts[-1])[-room:]], options)
-  assert texts[4] == long.text
+  assert sum(done) == 6
+  assert [*texts[:4], texts[5]] == [found.text for found in [*alone, alone[1]]]
+  # This one lost its beginning.
+  (cut,) = generator([generator.encode(long)[-room:]], options)
+  assert texts[4] == cut.text
   with pytest.raises(InputError, match="no room"):
     generate.generate_all(
-      generator, prompts, options, max_length=ADDED, batch_tokens=64
+      generator, PROMPTS, options, max_length=ADDED, batch_tokens=64
     )

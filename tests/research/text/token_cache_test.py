@@ -132,7 +132,14 @@ def test_a_damaged_cache_is_told(tmp_path, text):
   )
   place = folder / load().digest
   data = (place / "tokens.bin").read_bytes()
-  (place / "tokens.bin").write_bytes(data[:-4])
+  changed = bytes([data[0] ^ 1]) + data[1:]
+  for damaged in (data[:-4], data[:-1], b"", changed, data + data[:2]):
+    (place / "tokens.bin").write_bytes(damaged)
+    with pytest.raises(InputError, match="damaged: remove it"):
+      load()
+  (place / "tokens.bin").write_bytes(data)
+  load()
+  np.save(place / "starts.npy", np.asarray([0, 5, 1]))
   with pytest.raises(InputError, match="damaged: remove it"):
     load()
 

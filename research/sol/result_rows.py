@@ -22,6 +22,8 @@ COSTS = ("flops", "bytes", "flops_with_refresh", "bytes_with_refresh")
 SEED = "SOL policy, seed "
 # Baselines whose controller reads the dense model's surprise and entropy.
 _READ_LOGITS = ("surprise", "entropy", "counterfactual regression")
+# Shares of the dense step that a curve is drawn beyond its cheapest point.
+_REACH = 0.01
 _OVER_SEEDS = (
   "fixed",
   "best static",
@@ -81,7 +83,9 @@ def at_equal_cost(
   """A method at a given cost, or None where it has no point so cheap.
 
   Between two of its points it plays them in turn; beyond its dearest, that and
-  the dense model, which costs 1 and stands for every point above that.
+  the dense model, which costs 1 and stands for every point above that. A cost
+  that is lower than its cheapest by `_REACH` at most, as those of policies of
+  other seeds may be, is read off the line through its two cheapest.
 
   Args:
     want: the cost, as a share of the dense step.
@@ -94,7 +98,7 @@ def at_equal_cost(
   points.append((1.0, dense))
   if want >= 1:
     return dense
-  if want < points[0][0]:
+  if want < points[0][0] - _REACH:
     return None
   for (low, cheap), (high, dear) in zip(points, points[1:]):
     if want <= high:
@@ -149,7 +153,9 @@ class _Rows:
           self._difference(scores[i], "ours", "baseline", name, "net_keep")
           for scores in policies.values()
         ]
-        each = [difference[0] for difference in each if difference]
+        if None in each:
+          continue
+        each = [difference[0] for difference in each]
         out.append(
           self.common
           | {

@@ -114,6 +114,9 @@ def test_a_curve_is_read_between_its_points():
     )
     found = at_equal_cost(want, curve, dense)
     assert found.mean_nll - dense.mean_nll == pytest.approx(nll - 1)
+  # A little below the cheapest point the line goes on.
+  found = at_equal_cost(0.195, curve, dense)
+  assert found.mean_nll - dense.mean_nll == pytest.approx(2 + 0.005 / 0.4)
   assert at_equal_cost(0.1, curve, dense) is None
   assert at_equal_cost(1.7, curve, dense) is dense
 
@@ -139,6 +142,14 @@ def test_seeds_are_compared_each_at_its_own_net_keep(rows):
   assert low["value"] == pytest.approx(-0.35)
   other = pick(rows, "SOL policy, seed 1")
   assert other["policy_minus_method_at_net_keep"][0] == pytest.approx(-0.1)
+
+
+def test_seeds_that_spend_too_little_for_a_baseline_are_left_out():
+  policies = comparison().policies
+  policies["SOL policy, seed 1"] = [score(3.1, 0.4, 0.4), score(2.6, 0.7, 0.7)]
+  rows = rows_of(comparison(policies=policies))
+  (row,) = [row for row in rows if row["role"] == "seeds"]
+  assert row["asked"] == 0.7
 
 
 def test_without_a_refresh_none_is_charged(rows):

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from models import control_tokens
 from models.errors import InputError
+from research.core.progress import counter
 from research.decoding.sampling import Sampling
 from research.decoding.text import Generator, TextOptions, generate_all
 from research.evaluation.scoring import Scorer
@@ -50,25 +51,26 @@ class Adapter:
     self, requests: Sequence[Request], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
     """For each (context, continuation): its log-likelihood; is it greedy."""
-    del disable_tqdm
     rows = [self.scorer.encode_pair(*request.args) for request in requests]
-    scores = self.scorer.score(rows)
+    advance = counter("loglikelihood", len(rows), not disable_tqdm)
+    scores = self.scorer.score(rows, advance)
     return [(score.total, bool(score.greedy.all())) for score in scores]
 
   def loglikelihood_rolling(
     self, requests: Sequence[Request], disable_tqdm: bool = False
   ) -> list[float]:
     """For each (text,): its log-likelihood; see `scoring.rolling`."""
-    del disable_tqdm
     parts = [self.scorer.encode_whole(request.args[0]) for request in requests]
-    scores = iter(self.scorer.score([row for rows in parts for row in rows]))
+    rows = [row for rows in parts for row in rows]
+    advance = counter("loglikelihood_rolling", len(rows), not disable_tqdm)
+    scores = iter(self.scorer.score(rows, advance))
     return [sum((next(scores).total for _ in rows), 0.0) for rows in parts]
 
   def generate_until(
     self, requests: Sequence[Request], disable_tqdm: bool = False
   ) -> list[str]:
     """For each (context, options): the text up to a stop string."""
-    del disable_tqdm
+    advance = counter("generate_until", len(requests), not disable_tqdm)
     groups: dict[TextOptions, list[int]] = {}
     for index, request in enumerate(requests):
       groups.setdefault(_options(request.args[1]), []).append(index)
@@ -80,6 +82,7 @@ class Adapter:
         options,
         max_length=self.scorer.max_length,
         batch_tokens=self.scorer.batch_tokens,
+        advance=advance,
       )
       for index, text in zip(indices, found, strict=True):
         texts[index] = text

@@ -25,8 +25,7 @@ from research.cost import language_model as flops
 from research.language_model import architectures, learn
 from research.language_model.architectures import Implementations, Model
 from research.language_model.options import Options
-from research.text import packing as data
-from research.text import token_cache, tokenizing
+from research.text import packing, token_cache, tokenizing
 from research.text.packing import Corpus
 
 Say = Callable[[str], None]
@@ -110,10 +109,10 @@ def train(run: Run, say: Say) -> Result:
   tokenizer = load_tokenizer(run)
   config = architectures.config_of(options, tokenizer.vocab_size)
   train_corpus, eval_corpus = _corpora(run, tokenizer)
-  batches = data.Batches(
+  batches = packing.Batches(
     corpus=train_corpus, rows=options.batch, length=options.length
   )
-  held_out = data.held_out(
+  held_out = packing.held_out(
     eval_corpus,
     rows=min(options.batch, _ceil(options.eval_windows, mesh.size)),
     length=options.length,

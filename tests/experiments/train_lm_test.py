@@ -17,8 +17,7 @@ from models.text import load_text
 from research.core import metrics
 from research.language_model import architectures
 from research.language_model.options import Options
-from research.text import packing as data
-from research.text import token_cache
+from research.text import packing, token_cache
 from tests.experiments import scripts
 from tests.experiments.processes import ROOT, run, start
 from tests.models import parameter_counts
@@ -123,7 +122,9 @@ def test_the_model_can_be_read_and_scores_as_it_was_told(home, trained):
   corpus = token_cache.load_corpus(
     [str(home / "text.txt")], text, home / "cache", progress=False
   )
-  (batch,) = data.held_out(corpus.split(0.02)[1], rows=16, length=32, most=16)
+  (batch,) = packing.held_out(
+    corpus.split(0.02)[1], rows=16, length=32, most=16
+  )
   tokens = batch["tokens"]
   logits = jax.jit(
     lambda tokens: transformer.forward(

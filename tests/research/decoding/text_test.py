@@ -6,7 +6,7 @@ from models import control_tokens
 from models.convert import load
 from models.errors import InputError
 from models.tokenizer import load_tokenizer
-from research.decoding import text as generate
+from research.decoding import text as text_lib
 from research.decoding.sampling import Sampling
 from research.decoding.text import TextOptions
 
@@ -34,7 +34,7 @@ def tokenizer(tiny):
 
 @pytest.fixture(scope="module")
 def generator(tiny, tokenizer):
-  return generate.Generator(tiny.config, tiny.params, tokenizer)
+  return text_lib.Generator(tiny.config, tiny.params, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_batch_says_what_each_prompt_gets_alone(generator, alone):
   before = generator.speed.decode_tokens, generator.speed.prefill_tokens
   batch = generator(prompts, TextOptions(max_tokens=ADDED, steps=5))
   assert batch == alone
-  assert all(found.reason == generate.LENGTH for found in batch)
+  assert all(found.reason == text_lib.LENGTH for found in batch)
   assert all(len(found.tokens) == ADDED for found in batch)
   # The first token of a row belongs to reading its prompt.
   drawn = len(PROMPTS) * (ADDED - 1)
@@ -94,7 +94,7 @@ def test_a_stop_string_ends_a_row(generator, alone):
   (found,) = generator(
     [generator.encode(PROMPTS[0])], TextOptions(max_tokens=ADDED, stop=(stop,))
   )
-  assert found.reason == generate.STOP
+  assert found.reason == text_lib.STOP
   assert found.text == alone[0].text.split(stop)[0]
   assert len(found.tokens) < ADDED
 
@@ -103,11 +103,11 @@ def test_an_end_token_ends_a_row(tiny, tokenizer, alone, monkeypatch):
   end = alone[0].tokens[9]
   at = alone[0].tokens.index(end)
   monkeypatch.setattr(control_tokens, "end_ids", lambda _: (end,))
-  generator = generate.Generator(tiny.config, tiny.params, tokenizer)
+  generator = text_lib.Generator(tiny.config, tiny.params, tokenizer)
   (found,) = generator(
     [generator.encode(PROMPTS[0])], TextOptions(max_tokens=ADDED)
   )
-  assert found.reason == generate.END
+  assert found.reason == text_lib.END
   assert found.tokens == alone[0].tokens[: at + 1]
   assert alone[0].text.startswith(found.text)
 
@@ -149,7 +149,7 @@ def test_a_damaged_model_is_told_in_one_line(generator, alone, monkeypatch):
 
 def test_prompts_begin_with_the_begin_token(tiny):
   tokenizer = load_tokenizer(tiny)
-  generator = generate.Generator(tiny.config, tiny.params, tokenizer)
+  generator = text_lib.Generator(tiny.config, tiny.params, tokenizer)
   assert generator.encode("").tolist() == [tokenizer.bos_id]
   found = generator.encode("One").tolist()
   assert found == [tokenizer.bos_id, *tokenizer.encode("One").tolist()]
@@ -162,7 +162,7 @@ def test_prompts_begin_with_the_begin_token(tiny):
 def test_many_prompts_give_what_each_gives_alone(generator, alone):
   long, done = 8 * PROMPTS[0], []
   options, room = TextOptions(max_tokens=ADDED, steps=5), 24
-  texts = generate.generate_all(
+  texts = text_lib.generate_all(
     generator,
     [*PROMPTS, long, PROMPTS[1]],
     options,
@@ -176,6 +176,6 @@ def test_many_prompts_give_what_each_gives_alone(generator, alone):
   (cut,) = generator([generator.encode(long)[-room:]], options)
   assert texts[4] == cut.text
   with pytest.raises(InputError, match="no room"):
-    generate.generate_all(
+    text_lib.generate_all(
       generator, PROMPTS, options, max_length=ADDED, batch_tokens=64
     )

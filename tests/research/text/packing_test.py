@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.text import packing as data
+from research.text import packing
 
 
 def corpus(count=103, starts=(0, 20, 21, 60)):
-  return data.Corpus(
+  return packing.Corpus(
     tokens=np.arange(count, dtype=np.uint16),
     starts=np.asarray(starts, np.int64),
     digest="x",
@@ -26,10 +26,10 @@ def test_windows_hold_tokens_and_their_documents():
 
 
 def test_batches_are_a_function_of_step_and_seed():
-  batches = data.Batches(corpus=corpus(), rows=4, length=8)
+  batches = packing.Batches(corpus=corpus(), rows=4, length=8)
   first = [batches.batch_at(step, 5)["tokens"] for step in range(9)]
   # Asked in another order, and by another object.
-  again = data.Batches(corpus=corpus(), rows=4, length=8)
+  again = packing.Batches(corpus=corpus(), rows=4, length=8)
   for step in (8, 0, 3, 3):
     np.testing.assert_array_equal(
       again.batch_at(step, 5)["tokens"], first[step]
@@ -39,7 +39,7 @@ def test_batches_are_a_function_of_step_and_seed():
 
 
 def test_every_window_comes_once_an_epoch_in_a_new_order():
-  batches = data.Batches(corpus=corpus(), rows=4, length=8)
+  batches = packing.Batches(corpus=corpus(), rows=4, length=8)
   assert batches.per_epoch == 11
   drawn = np.concatenate(
     [batches.batch_at(step, 1)["tokens"] for step in range(11)]
@@ -56,14 +56,14 @@ def test_every_window_comes_once_an_epoch_in_a_new_order():
 
 
 def test_a_batch_may_be_larger_than_an_epoch():
-  batches = data.Batches(corpus=corpus(), rows=24, length=8)
+  batches = packing.Batches(corpus=corpus(), rows=24, length=8)
   found = batches.batch_at(0, 1)["tokens"]
   _, counts = np.unique(found[:11, 0], return_counts=True)
   assert found.shape == (24, 9) and (counts == 1).all()
 
 
 def test_held_out_windows_share_no_target_and_are_padded():
-  found = data.held_out(corpus(), rows=5, length=8)
+  found = packing.held_out(corpus(), rows=5, length=8)
   assert [batch["tokens"].shape for batch in found] == [(5, 9)] * 3
   segments = np.concatenate([batch["segment_ids"] for batch in found])
   tokens = np.concatenate([batch["tokens"] for batch in found])
@@ -76,7 +76,7 @@ def test_held_out_windows_share_no_target_and_are_padded():
 
 
 def test_fewer_held_out_windows_are_spread_evenly():
-  (found,) = data.held_out(corpus(), rows=4, length=8, most=3)
+  (found,) = packing.held_out(corpus(), rows=4, length=8, most=3)
   np.testing.assert_array_equal(found["tokens"][:3, 0], [0, 32, 64])
   assert (found["segment_ids"][3] == -1).all()
 
@@ -92,13 +92,13 @@ def test_split_keeps_documents():
 
 def test_unigram_entropy():
   tokens = np.array([0] * 4 + [1] * 2 + [3] * 2)
-  found = data.Corpus(tokens=tokens, starts=np.zeros(1, int), digest="x")
+  found = packing.Corpus(tokens=tokens, starts=np.zeros(1, int), digest="x")
   # Half, a quarter and a quarter: 1.5 bits.
   assert found.unigram_entropy(5) == pytest.approx(1.5 * np.log(2), rel=1e-12)
 
 
 def test_too_short_texts_are_told():
   with pytest.raises(InputError, match="--length=64 needs 128"):
-    data.Batches(corpus=corpus(), rows=1, length=64)
+    packing.Batches(corpus=corpus(), rows=1, length=64)
   with pytest.raises(InputError, match="--length=103 needs 104"):
-    data.held_out(corpus(), rows=1, length=103)
+    packing.held_out(corpus(), rows=1, length=103)

@@ -142,7 +142,9 @@ def test_links_and_pictures_resolve(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_exist(page):
   floors = "ops|models|research|experiments|tests|launch|data|docs"
-  named = re.findall(rf"(?<![\w/.-])((?:{floors})/[\w./-]*\w)", PAGES[page])
+  # A result is what a command is to write.
+  apart = r"(?<![\w/.-])(?<!--result=)"
+  named = re.findall(rf"{apart}((?:{floors})/[\w./-]*\w)", PAGES[page])
   for name in named:
     placeholder = Path(name).stem in ("SCRIPT", "NAME")
     assert placeholder or (ROOT / name).exists(), name

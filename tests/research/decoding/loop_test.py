@@ -35,7 +35,7 @@ def quick_compilation():
 @functools.cache
 def init(config):
   module = transformer if config is CONFIGS["transformer"] else mamba
-  params = module.init(config, jax.random.key(0))
+  params = jax.jit(module.init, static_argnums=0)(config, jax.random.key(0))
   # Sharper, so that no two tokens are about as likely.
   params["embed"]["table"] = 20 * params["embed"]["table"]
   return params

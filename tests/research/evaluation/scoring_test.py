@@ -143,7 +143,8 @@ def merging():
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   backend.add_special_tokens(["<|endoftext|>"])
   config = TransformerConfig.tiny(vocab_size=len(vocab))
-  params = transformer.init(config, jax.random.key(0))
+  init = jax.jit(transformer.init, static_argnums=0)
+  params = init(config, jax.random.key(0))
   params["embed"]["table"] = 20 * params["embed"]["table"]
   return scoring.Scorer(
     config,

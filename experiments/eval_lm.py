@@ -65,12 +65,12 @@ _DECIDING += (_LENGTH, _DTYPE, _PRECISION, _TOKENIZER)
 
 def _workdir() -> pathlib.Path | None:
   """The folder to keep tasks in, bound to the flags that decide numbers."""
-  from research.core import loop
+  from research.core import workdir as workdir_lib
 
   if _WORKDIR.value is None:
     return None
   path = pathlib.Path(_WORKDIR.value).expanduser()
-  loop.claim_workdir(path, {flag.name: flag.value for flag in _DECIDING})
+  workdir_lib.claim(path, {flag.name: flag.value for flag in _DECIDING})
   return path
 
 

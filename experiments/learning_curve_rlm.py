@@ -55,7 +55,8 @@ def main(_) -> None:
     raise InputError(
       "--prompt_shots and --text_copies: are for train_rlm.py: leave them out"
     )
-  from research.core import loop, report
+  from research.core import report
+  from research.core import workdir as workdir_lib
   from research.regression_lm import data_sets, learning_curve
   from research.regression_lm.fine_tuning import FineTuneOptions
   from research.results import predictions
@@ -94,7 +95,7 @@ def main(_) -> None:
   deciding = dataclasses.asdict(curve) | {"largest": max(curve.sizes)}
   for name in ("sizes", "seeds"):
     deciding.pop(name)
-  loop.claim_workdir(workdir, deciding)
+  workdir_lib.claim(workdir, deciding)
   rows = learning_curve.run(
     curve, table, workdir, lambda line: print(line, flush=True)
   )

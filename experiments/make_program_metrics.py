@@ -50,7 +50,8 @@ def main(_) -> None:
   dataset.check_name(output)
   workdir = pathlib.Path(_WORKDIR.value)
 
-  from research.core import loop, report
+  from research.core import report
+  from research.core import workdir as workdir_lib
   from research.program_metrics import collect, grammar, measure, worker
 
   plan = collect.Plan(
@@ -62,7 +63,7 @@ def main(_) -> None:
   )
   given = {"seed": plan.seed, "limit": plan.limit, "again": _AGAIN.value}
   given |= {"repeats": plan.timing.repeats, "grammar": grammar.VERSION}
-  loop.claim_workdir(workdir, given)
+  workdir_lib.claim(workdir, given)
   rows = collect.collect(plan, workdir / "programs")
   failures = collections.Counter(
     row["failure"] for row in rows if "failure" in row

@@ -96,7 +96,8 @@ def main(_) -> None:
   if not _PATH.value or not _TARGETS.value:
     raise InputError("give --path, the file of the set, and --targets")
   settings, chosen = _settings()
-  from research.core import loop, report
+  from research.core import report
+  from research.core import workdir as workdir_lib
   from research.predictors import text_forms
   from research.regression_lm.transfer import options as transfer_options
   from research.regression_lm.transfer import peers as transfer_peers
@@ -121,9 +122,9 @@ def main(_) -> None:
   deciding = {"data": _DATA.value, "tests": setup.tests}
   deciding |= {"source_rows": setup.source_rows, "largest": max(setup.sizes)}
   deciding["targets"] = _TARGETS.value
-  loop.claim_workdir(workdir, deciding)
+  workdir_lib.claim(workdir, deciding)
   for model in models:
-    loop.claim_workdir(workdir / model, dataclasses.asdict(settings))
+    workdir_lib.claim(workdir / model, dataclasses.asdict(settings))
   say = lambda line: print(line, flush=True)
   rows = transfer_run.run(setup, facts, workdir, models, peers, say)
   lines = predictions.means_over_seeds(rows)

@@ -40,6 +40,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def advice_on_device(message: str) -> str | None:
   """What to do about an error that JAX tells of a device; None for others."""
+  if _DISK_FULL.search(message):
+    return None
   if "Unable to initialize backend" in message:
     return f"{message}; python launch/doctor.py shows what is here"
   _, found, asked = message.partition("RESOURCE_EXHAUSTED: ")

@@ -6,12 +6,15 @@ of every file. It appears by one rename, so it is whole or absent. Checksums are
 our own because array data with a flipped bit loads without an error otherwise.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -66,7 +69,8 @@ class Checkpointer:
       )
     files.remove_drafts(self._directory)
     with files.whole_folder(target) as draft:
-      ocp.save(draft / _STATE, _to_arrays(state))
+      with _quiet_orbax():
+        ocp.save(draft / _STATE, _to_arrays(state))
       manifest = {
         "step": step,
         "leaves": _signature(state),
@@ -148,6 +152,18 @@ def _load(path: pathlib.Path, abstract_state: Tree) -> Tree:
     line = (str(error).splitlines() or [""])[0]
     raise _Unusable(f"Orbax cannot read it ({line})") from error
   return _from_arrays(arrays, abstract_state)
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+  """Orbax logs the traceback of an error that it also raises."""
+  logger = logging.getLogger("absl")
+  before = logger.level
+  logger.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logger.setLevel(before)
 
 
 def _is_key(leaf: Any) -> bool:

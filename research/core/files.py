@@ -79,12 +79,30 @@ def whole_folder(path: Path) -> Iterator[pathlib.Path]:
       raise
 
 
+@contextlib.contextmanager
+def errors_name(path: Path, draft: Path | None = None) -> Iterator[None]:
+  """Makes errors of the block name the file `path`, and not its draft.
+
+  Raises:
+    OSError: for a full disk, too, which libraries report each in its own way.
+  """
+  try:
+    yield
+  except Exception as error:
+    if is_disk_full(error):
+      number = getattr(error, "errno", None) or errno.ENOSPC
+      raise OSError(number, os.strerror(number), str(path)) from error
+    if isinstance(error, OSError) and error.filename in (None, str(draft)):
+      error.filename = str(path)
+    raise
+
+
 def remove_drafts(folder: Path) -> None:
-  """Removes what killed processes left in a folder and the folders in it.
+  """Removes what killed processes left in a folder, not in those within it.
 
   Nobody else may write there meanwhile.
   """
-  for draft in list(pathlib.Path(folder).rglob(f".*{_DRAFT}")):
+  for draft in list(pathlib.Path(folder).glob(f".*{_DRAFT}")):
     _remove(draft)
 
 
@@ -221,15 +239,9 @@ def _draft(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A free name beside `path`, of which nothing is left after the block."""
   draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_DRAFT}")
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield draft
-  except Exception as error:
-    if is_disk_full(error):
-      number = getattr(error, "errno", None) or errno.ENOSPC
-      raise OSError(number, os.strerror(number), str(path)) from error
-    if isinstance(error, OSError) and error.filename in (None, str(draft)):
-      error.filename = str(path)
-    raise
+    with errors_name(path, draft):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      yield draft
   finally:
     _remove(draft)
 

@@ -7,7 +7,6 @@ same numbers as one that was left alone.
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import signal
@@ -21,16 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.errors import InputError
-from research.core import files
 from research.core import metrics as metrics_lib
+from research.core import workdir as workdir_lib
 from research.core.checkpoint import Checkpointer
+from research.core.options import RunOptions
 from research.core.progress import Progress
 from research.core.state import TrainState
 
 Tree = Any
-
-_NEW_WORKDIR = "give the same flags, or another --workdir"
 
 
 class Stopped(Exception):
@@ -70,22 +67,16 @@ def run(
   step_fn: Callable[..., tuple[TrainState, Mapping[str, Any]]],
   state: TrainState,
   batch_at: Callable[[int], Tree],
+  options: RunOptions,
   *,
   num_steps: int,
-  workdir: str | pathlib.Path,
-  config: Mapping[str, Any],
-  checkpoint_every: int,
-  log_every: int,
   hooks: Sequence[Hook] = (),
-  progress: bool = True,
-  progress_metrics: Sequence[str] = ("loss",),
-  timing: Callable[[float], Mapping[str, float]] | None = None,
+  timing: Callable[[float], Mapping[str, float]] = lambda seconds: {},
   frozen: Tree = None,
-  keep: int = 3,
 ) -> TrainState:
   """Trains to `num_steps` updates, from the newest checkpoint if there is one.
 
-  Writes to `workdir`: `flags.json`, `metrics.jsonl` (a line for every
+  Writes to the workdir: `flags.json`, `metrics.jsonl` (a line for every
   `log_every`-th step, the last, and those with a hook; `step` is the number of
   updates done before it), `tensorboard/` and `checkpoints/`. Lines hold the
   metrics of their own step, not a mean since the line before: a run that goes
@@ -100,33 +91,27 @@ def run(
     step_fn: `(state, batch, frozen) -> (state, metrics)` from `state.jit_step`.
     state: the state to start from; it stays valid.
     batch_at: pure function, step -> batch; called from another thread.
+    options: the workdir and how often to write to it.
     num_steps: updates in all, those before a restart included.
-    workdir: folder of the run; made if absent.
-    config: flags that decide the numbers, as JSON values. A workdir takes no
-      other flags afterwards.
-    checkpoint_every: updates between checkpoints; the last is always saved.
-    log_every: updates between lines of metrics.
     hooks: work between steps.
-    progress: show progress on stderr.
-    progress_metrics: names of the metrics it shows.
     timing: `step_seconds` -> more numbers of a line (a rate, a share of the
       device's peak), under keys of `metrics.TIMING_SUFFIXES`.
     frozen: arrays that steps read and do not change.
-    keep: checkpoints kept.
 
   Returns:
     The state after `num_steps` updates.
 
   Raises:
-    InputError: the workdir belongs to other flags, or cannot be used.
+    InputError: another process has the workdir, it belongs to other flags, or
+      it cannot be used.
     Interrupted: Ctrl-C or SIGTERM came; a checkpoint was saved, unless Ctrl-C
       came twice.
     Diverged: the metric "loss" or a parameter is NaN or infinite; the last
       checkpoint is from before.
   """
-  workdir = pathlib.Path(workdir)
-  claim_workdir(workdir, config)
-  checkpointer = Checkpointer(workdir / "checkpoints", keep)
+  workdir = pathlib.Path(options.workdir)
+  workdir_lib.claim(workdir, options.flags)
+  checkpointer = Checkpointer(workdir / "checkpoints", options.keep)
   # A copy, because steps donate: the caller's arrays live on, and arrays that
   # share memory would be donated twice.
   state = jax.tree.map(jnp.copy, state)
@@ -140,13 +125,11 @@ def run(
   with contextlib.ExitStack() as stack:
     log = metrics_lib.MetricsLog(workdir, start)
     stack.callback(log.close)
-    bar = Progress(num_steps, start, enabled=progress)
+    bar = Progress(num_steps, start, enabled=options.progress)
     stack.callback(bar.close)
     pool = stack.enter_context(futures.ThreadPoolExecutor(1))
     signals = stack.enter_context(_caught_signals())
-    fetch = _Fetch(
-      log, bar, log_every, num_steps, progress_metrics, timing, workdir
-    )
+    fetch = _Fetch(log, bar, options, num_steps, timing, checkpointer)
 
     next_batch = pool.submit(batch_at, start)
     for step in range(start, num_steps):
@@ -163,14 +146,15 @@ def run(
         with fetch.untimed():
           extra = _run_hooks(due, state)
       fetch.put(step, metrics, extra)
-      if signals or done == num_steps or done % checkpoint_every == 0:
+      if signals or done == num_steps or done % options.checkpoint_every == 0:
         fetch.flush()
         with fetch.untimed():
           # A finite loss does not say that the update after it was finite too.
           if not _all_finite(state.params):
-            raise _diverged("a parameter is not finite", step, workdir)
+            raise _diverged("a parameter is not finite", step, checkpointer)
           checkpointer.save(done, state)
-      if signals and done < num_steps:
+      if signals:
+        # After the last update, too: what the caller does next may be long.
         raise Interrupted(
           f"stopped after step {done} of {num_steps}, saved in {workdir}:"
           " the same command goes on",
@@ -182,14 +166,13 @@ def run(
 class _Fetch:
   """Holds the newest metrics back until the step after them is under way."""
 
-  def __init__(self, log, bar, log_every, num_steps, shown, timing, workdir):
+  def __init__(self, log, bar, options, num_steps, timing, checkpointer):
     self._log = log
     self._bar = bar
-    self._log_every = log_every
+    self._options = options
     self._num_steps = num_steps
-    self._shown = shown
-    self._timing = timing or (lambda seconds: {})
-    self._workdir = workdir
+    self._timing = timing
+    self._checkpointer = checkpointer
     self._held = None
     self._logged_at = time.perf_counter()
     self._steps_since = 0
@@ -217,22 +200,29 @@ class _Fetch:
     loss = metrics.get("loss")
     diverged = loss is not None and not math.isfinite(loss)
     last = step + 1 == self._num_steps
-    if diverged or last or extra or step % self._log_every == 0:
+    if diverged or last or extra or step % self._options.log_every == 0:
       now = time.perf_counter()
       seconds = (now - self._logged_at) / self._steps_since
       timed = {"step_seconds": seconds, **self._timing(seconds)}
       self._log.write(step, {**metrics, **extra, **timed})
       self._logged_at, self._steps_since = now, 0
     if diverged:
-      raise _diverged(f"the loss is {float(loss)}", step, self._workdir)
-    shown = {name: metrics[name] for name in self._shown if name in metrics}
+      raise _diverged(f"the loss is {float(loss)}", step, self._checkpointer)
+    names = [name for name in self._options.shown if name in metrics]
+    shown = {name: metrics[name] for name in names}
     self._bar.update(step + 1, shown)
 
 
-def _diverged(what: str, step: int, workdir: pathlib.Path) -> Diverged:
+def _diverged(what: str, step: int, checkpointer: Checkpointer) -> Diverged:
+  steps = checkpointer.steps()
+  kept = (
+    f"the checkpoint of step {steps[-1]} is kept"
+    if steps
+    else "there is no checkpoint yet"
+  )
   return Diverged(
     f"{what} at step {step}: lower the learning rate and give another"
-    f" --workdir (the checkpoints in {workdir} are kept)"
+    f" --workdir ({kept})"
   )
 
 
@@ -250,44 +240,13 @@ def _run_hooks(hooks: Sequence[Hook], state: TrainState) -> dict[str, Any]:
   return numbers
 
 
-def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Writes `workdir/flags.json`, or checks that it holds the same flags.
-
-  Raises:
-    InputError: it holds others, or the folder cannot be used.
-  """
-  path = workdir / "flags.json"
-  flags = json.loads(json.dumps(dict(config)))
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-      for name in ("metrics.jsonl", "checkpoints"):
-        if (workdir / name).exists():
-          raise InputError(
-            f"{workdir} holds {name} but no flags.json: give another --workdir"
-          )
-      files.write_json(path, flags)
-      return
-    before = json.loads(path.read_text())
-  except OSError as error:
-    raise InputError(f"--workdir {workdir}: {error.strerror}") from error
-  except json.JSONDecodeError as error:
-    raise InputError(f"{path} is damaged: {_NEW_WORKDIR}") from error
-  for name in sorted(before.keys() | flags.keys()):
-    now, then = flags.get(name), before.get(name)
-    if now != then:
-      raise InputError(
-        f"--{name} is {now!r} but {workdir} was started with {then!r}:"
-        f" {_NEW_WORKDIR}"
-      )
-
-
 @contextlib.contextmanager
 def _caught_signals() -> Iterator[list[int]]:
   """Collects Ctrl-C and SIGTERM in a list, so that a step is never cut.
 
-  A second signal leaves at once. Only the main thread can do this; elsewhere
-  signals act as usual.
+  A second signal leaves at once. One that comes when the last step has been
+  saved still ends the run. Only the main thread can do this; elsewhere signals
+  act as usual.
   """
   caught: list[int] = []
   if threading.current_thread() is not threading.main_thread():
@@ -310,3 +269,7 @@ def _caught_signals() -> Iterator[list[int]]:
   finally:
     for name, previous in before.items():
       signal.signal(name, previous)
+  if caught:
+    raise Interrupted(
+      "stopped after the last step: the same command goes on", 128 + caught[0]
+    )

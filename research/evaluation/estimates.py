@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from research.core import metrics
+from research.core import intervals
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def estimate(
   if denominators is None:
     denominators = np.ones_like(numerators)
   denominators = np.asarray(denominators, np.float64)
-  ratio, low, high = metrics.ratio_bootstrap(numerators, denominators)
+  ratio, low, high = intervals.ratio(numerators, denominators)
   count, value = len(numerators), transform(ratio)
   stderr = None
   if count > 1:

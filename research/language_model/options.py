@@ -9,128 +9,120 @@ from typing import Any
 
 from models.errors import InputError
 from research.core.optimizer import SCHEDULES
+from research.core.options import option
 from research.text.token_cache import DOCUMENTS
 
 ARCHITECTURES = ("transformer", "mamba1", "mamba2", "hybrid")
-
-
-def _option(default: Any, text: str, **bounds: Any) -> Any:
-  """A field that a script turns into a flag."""
-  return dataclasses.field(
-    default=default, metadata={"text": text, "bounds": bounds}
-  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """Options of a run; every attribute is described by its metadata."""
 
-  arch: str = _option("transformer", "kind of model", choices=ARCHITECTURES)
-  preset: str | None = _option(
+  arch: str = option("transformer", "kind of model", choices=ARCHITECTURES)
+  preset: str | None = option(
     None, "named sizes, such as 60m; an unknown one lists those of --arch"
   )
-  layers: int | None = _option(
+  layers: int | None = option(
     None, "blocks; the preset's if not given", lower=1, upper=1024
   )
-  d_model: int | None = _option(
+  d_model: int | None = option(
     None, "width; the preset's if not given", lower=8, upper=65536
   )
-  d_ff: int | None = _option(
+  d_ff: int | None = option(
     None,
     "width of the gated MLP behind attention; 0 for none in a hybrid",
     lower=0,
     upper=1 << 18,
   )
-  heads: int | None = _option(
+  heads: int | None = option(
     None, "query heads (attention layers)", lower=1, upper=1024
   )
-  kv_heads: int | None = _option(
+  kv_heads: int | None = option(
     None, "key and value heads (attention layers)", lower=1, upper=1024
   )
-  d_state: int | None = _option(
+  d_state: int | None = option(
     None, "state size N of a Mamba layer", lower=1, upper=1024
   )
-  head_dim: int | None = _option(
+  head_dim: int | None = option(
     None, "channels P of a head of a Mamba-2 layer", lower=1, upper=1024
   )
-  groups: int | None = _option(
+  groups: int | None = option(
     None, "groups G of a Mamba-2 layer", lower=1, upper=256
   )
-  attention_every: int | None = _option(
+  attention_every: int | None = option(
     None,
     "every so many layers of a hybrid one is attention",
     lower=1,
     upper=1024,
   )
-  tie_embeddings: bool = _option(True, "the head is the token table")
+  tie_embeddings: bool = option(True, "the head is the token table")
 
-  tokenizer: str = _option(
+  tokenizer: str = option(
     "bpe",
     "bpe (learned from --text), bytes, gpt-neox, gpt2, smollm2, llama2, a hub"
     " id, or the path of a tokenizer.json",
   )
-  vocab_size: int = _option(
-    4096, "of --tokenizer=bpe", lower=257, upper=1 << 20
-  )
-  vocab_multiple: int = _option(
+  vocab_size: int = option(4096, "of --tokenizer=bpe", lower=257, upper=1 << 20)
+  vocab_multiple: int = option(
     128, "the token table has a multiple of so many rows", lower=1, upper=4096
   )
-  documents: str = _option(
+  documents: str = option(
     "auto", "how a text is cut into documents", choices=DOCUMENTS
   )
-  document_mask: bool = _option(
+  document_mask: bool = option(
     True, "tokens see their own document alone, not all of their window"
   )
-  held_out: float = _option(
+  held_out: float = option(
     0.02,
     "share of --text for evaluation where --eval_text is not given",
     lower=0.0001,
     upper=0.5,
   )
 
-  length: int = _option(1024, "tokens of a window", lower=8, upper=1 << 20)
-  batch: int = _option(
+  length: int = option(1024, "tokens of a window", lower=8, upper=1 << 20)
+  batch: int = option(
     64, "windows of an update, over all devices", lower=1, upper=1 << 20
   )
-  accumulate: int = _option(
+  accumulate: int = option(
     1, "parts of a batch, one after the other", lower=1, upper=1 << 16
   )
-  steps: int = _option(1000, "updates", lower=1, upper=10**8)
-  learning_rate: float = _option(1e-3, "peak", lower=0.0, upper=10.0)
-  schedule: str = _option("cosine", "of the rate", choices=SCHEDULES)
-  warmup: int = _option(100, "updates of linear warmup", lower=0, upper=10**7)
-  final_share: float = _option(
+  steps: int = option(1000, "updates", lower=1, upper=10**8)
+  learning_rate: float = option(1e-3, "peak", lower=0.0, upper=10.0)
+  schedule: str = option("cosine", "of the rate", choices=SCHEDULES)
+  warmup: int = option(100, "updates of linear warmup", lower=0, upper=10**7)
+  final_share: float = option(
     0.1, "of the peak at the end", lower=0.0, upper=1.0
   )
-  decay_share: float = _option(
+  decay_share: float = option(
     0.2, "of the updates in which wsd falls", lower=0.0, upper=1.0
   )
-  weight_decay: float = _option(0.1, "of matrices", lower=0.0, upper=10.0)
-  beta1: float = _option(0.9, "of AdamW", lower=0.0, upper=0.9999)
-  beta2: float = _option(0.95, "of AdamW", lower=0.0, upper=0.99999)
-  eps: float = _option(1e-8, "of AdamW", lower=1e-16, upper=1e-2)
-  clip_norm: float = _option(
+  weight_decay: float = option(0.1, "of matrices", lower=0.0, upper=10.0)
+  beta1: float = option(0.9, "of AdamW", lower=0.0, upper=0.9999)
+  beta2: float = option(0.95, "of AdamW", lower=0.0, upper=0.99999)
+  eps: float = option(1e-8, "of AdamW", lower=1e-16, upper=1e-2)
+  clip_norm: float = option(
     1.0, "of the gradient; 0 leaves it", lower=0.0, upper=1e6
   )
-  z_loss: float = _option(
+  z_loss: float = option(
     1e-4,
     "weight of the squared log normalizer in the loss",
     lower=0.0,
     upper=1.0,
   )
-  dtype: str = _option(
+  dtype: str = option(
     "bfloat16",
     "of activations; weights and sums are float32",
     choices=("float32", "bfloat16"),
   )
-  remat: bool = _option(
+  remat: bool = option(
     False, "compute every layer again in the backward pass, to save memory"
   )
-  eval_every: int = _option(100, "updates", lower=1, upper=10**8)
-  eval_windows: int = _option(
+  eval_every: int = option(100, "updates", lower=1, upper=10**8)
+  eval_windows: int = option(
     128, "held-out windows of an evaluation at most", lower=1, upper=10**7
   )
-  seed: int = _option(0, "of everything", lower=0, upper=2**31 - 1)
+  seed: int = option(0, "of everything", lower=0, upper=2**31 - 1)
 
   def __post_init__(self):
     """Checks options against each other.

@@ -19,6 +19,8 @@ from models.tokenizer import Tokenizer
 from research.core import files, loop, metrics, optimizer, plots, report
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
+from research.core import workdir as workdir_lib
+from research.core.options import RunOptions
 from research.core.state import TrainState
 from research.cost import devices
 from research.cost import language_model as flops
@@ -32,36 +34,28 @@ Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(RunOptions):
   """Everything a run is made of.
 
   Attributes:
     options: what decides the numbers.
     text: of training, names of `models.text.load_text`.
     eval_text: held-out texts; none takes the end of `text`.
-    workdir: of the run.
     cache: folder of tokens and tokenizers, shared by runs.
     mesh: devices; None takes all.
     implementations: of the ops.
     unroll: layers in one iteration of the scan over them, 0 for all.
     peak_flops: of a device; None looks it up.
-    checkpoint_every: updates.
-    log_every: updates.
-    progress: show bars.
   """
 
   options: Options
   text: Sequence[str]
   eval_text: Sequence[str] = ()
-  workdir: pathlib.Path
   cache: pathlib.Path
   mesh: jax.sharding.Mesh | None = None
   implementations: Implementations = Implementations()
   unroll: int = 1
   peak_flops: float | None = None
-  checkpoint_every: int = 500
-  log_every: int = 10
-  progress: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +118,7 @@ def train(run: Run, say: Say) -> Result:
     "eval_text": list(run.eval_text),
     "tokens_digest": f"{train_corpus.digest}-{eval_corpus.digest}",
   }
-  loop.claim_workdir(run.workdir, flags)
+  workdir_lib.claim(run.workdir, flags)
 
   model = Model(
     config=config,
@@ -162,13 +156,9 @@ def train(run: Run, say: Say) -> Result:
     state_lib.jit_step(step, mesh),
     state_lib.create_state(params, tx, key),
     lambda at: batches.batch_at(at, options.seed),
+    dataclasses.replace(run, flags=flags),
     num_steps=options.steps,
-    workdir=run.workdir,
-    config=flags,
-    checkpoint_every=run.checkpoint_every,
-    log_every=run.log_every,
     hooks=[loop.Hook(_evaluation(options, evaluate), options.eval_every)],
-    progress=run.progress,
     timing=_timing(run, per_token, mesh),
   )
   rows = metrics.read_jsonl(run.workdir / "metrics.jsonl")

@@ -1,14 +1,12 @@
-"""Measures of predictions, with bootstrap intervals.
+"""Measures of predictions.
 
-Shapes by axis letter: B examples, R resamples.
+Axis letter: B examples.
 """
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import stats
-
-from research.core.metrics import Interval
 
 Measure = Callable[..., float]
 
@@ -57,40 +55,3 @@ def without_gaps(prediction: np.ndarray) -> np.ndarray:
   finite = np.isfinite(prediction)
   fill = np.median(prediction[finite]) if finite.any() else 0.0
   return np.where(finite, prediction, fill)
-
-
-def bootstrap(
-  measure: Measure,
-  *columns: np.ndarray,
-  num_samples: int = 200,
-  seed: int = 0,
-) -> Interval:
-  """A measure of columns (B, ...) with its 95% percentile interval.
-
-  Examples are drawn with replacement (Efron and Tibshirani 1993, chapter 13);
-  the same seed draws the same examples, so differences of methods are paired.
-  """
-  generator = np.random.default_rng(seed)
-  count = len(columns[0])
-  found = []
-  for _ in range(num_samples):
-    rows = generator.integers(count, size=count)
-    found.append(measure(*(column[rows] for column in columns)))
-  low, high = np.nanquantile(found, [0.025, 0.975])
-  return Interval(measure(*columns), float(low), float(high))
-
-
-def paired_difference(
-  measure: Measure,
-  first: np.ndarray,
-  second: np.ndarray,
-  truth: np.ndarray,
-  *,
-  num_samples: int = 200,
-  seed: int = 0,
-) -> Interval:
-  """`measure` of `first` minus that of `second` on the same examples."""
-  difference = lambda a, b, y: measure(a, y) - measure(b, y)
-  return bootstrap(
-    difference, first, second, truth, num_samples=num_samples, seed=seed
-  )

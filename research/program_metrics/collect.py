@@ -19,7 +19,8 @@ from multiprocessing import connection
 from typing import Any
 
 from models.errors import InputError
-from research.core import files, loop
+from research.core import files
+from research.core import workdir as workdir_lib
 from research.core.progress import Progress
 from research.program_metrics import worker
 from research.program_metrics.measure import Timing
@@ -160,7 +161,7 @@ def _serve(
             f"--workers={plan.workers}: a {value['backend']} is measured by "
             "one process at a time: take 1, or set JAX_PLATFORMS=cpu"
           )
-        loop.claim_workdir(folder, value)
+        workdir_lib.claim(folder, value)
         process.is_ready = True
         if process.chunk:
           process.give(process.chunk, process.failed)

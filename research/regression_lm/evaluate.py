@@ -1,7 +1,6 @@
 """A model and its peers on one test part: rows of a result file."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import re
@@ -10,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import InputError
-from research.core import files
+from research.core import files, intervals
 from research.predictors import calibration, measures, peers
 from research.predictors.calibration import Prediction
 from research.predictors.splits import Split
@@ -104,26 +102,10 @@ def _kept_answers(
 ) -> np.ndarray:
   if kept is None:
     return peers.predict(name, problem)
-  digest = hashlib.sha256()
-  for field in dataclasses.fields(problem):
-    part = getattr(problem, field.name)
-    if isinstance(part, np.ndarray):
-      digest.update(repr((part.shape, part.dtype)).encode() + part.tobytes())
-    else:
-      digest.update(repr(part).encode())
-  words = f"{name} {target} {digest.hexdigest()[:16]}"
-  path = kept / f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}.npy"
-  if path.exists():
-    try:
-      return np.load(path, allow_pickle=False)
-    except (ValueError, OSError) as error:
-      raise InputError(f"{path}: is damaged: remove it") from error
-  found = peers.predict(name, problem)
-  kept.mkdir(parents=True, exist_ok=True)
-  draft = path.with_suffix(".partial.npy")
-  np.save(draft, found)
-  draft.replace(path)
-  return found
+  words = f"{name} {target} {files.digest(problem)[:16]}"
+  path = kept / f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}.npz"
+  make = lambda: {"answers": peers.predict(name, problem)}
+  return files.kept(path, problem, make)["answers"]
 
 
 def predictions(
@@ -216,7 +198,7 @@ def rows(
 
   for metric, measure in measures.MEASURES.items():
     for method, values in found.by_method.items():
-      interval = measures.bootstrap(
+      interval = intervals.bootstrap(
         measure, values, found.truth, num_samples=num_samples
       )
       add(method, metric, interval)
@@ -225,7 +207,7 @@ def rows(
       for ours in (OURS, EXPECTED):
         if ours not in found.by_method:
           continue
-        difference = measures.paired_difference(
+        difference = intervals.paired_difference(
           measure,
           found.by_method[ours],
           found.by_method[best],
@@ -237,10 +219,10 @@ def rows(
     draws = found.draws if method == OURS else values[:, None]
     scores = calibration.crps(draws, found.truth)
     # The CRPS of a point is its absolute error.
-    interval = measures.bootstrap(np.nanmean, scores, num_samples=num_samples)
+    interval = intervals.bootstrap(np.nanmean, scores, num_samples=num_samples)
     add(method, "crps", interval)
   covered = lambda draws, truth: calibration.coverage(draws, truth, level)
-  interval = measures.bootstrap(
+  interval = intervals.bootstrap(
     covered, found.draws, found.truth, num_samples=num_samples
   )
   add(OURS, f"coverage of {level:g}", interval)

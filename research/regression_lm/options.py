@@ -7,6 +7,7 @@ from models.errors import InputError
 from models.numbers import P10, Ieee, Normalized, NumberFormat
 from models.regression_lm_config import ENCODERS, SIZES
 from research.core.optimizer import SCHEDULES
+from research.core.options import option
 from research.regression_lm.expected import SCALES
 from research.regression_lm.learn import LossOptions
 
@@ -28,115 +29,108 @@ _SIZE_FIELDS = (
 _OF_WEIGHTS = ("encoder", "encoder_layers", "tokenizer")
 
 
-def _option(default: Any, text: str, **bounds: Any) -> Any:
-  """A field that a script turns into a flag."""
-  return dataclasses.field(
-    default=default, metadata={"text": text, "bounds": bounds}
-  )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """Options of a run; every attribute is described by its metadata."""
 
-  size: str = _option("small", "named sizes", choices=tuple(SIZES))
-  encoder: str = _option("transformer", "of the text", choices=ENCODERS)
-  encoder_layers: int | None = _option(
+  size: str = option("small", "named sizes", choices=tuple(SIZES))
+  encoder: str = option("transformer", "of the text", choices=ENCODERS)
+  encoder_layers: int | None = option(
     None, "blocks over the text; those of --size if not given", lower=1
   )
-  decoder_layers: int | None = _option(
+  decoder_layers: int | None = option(
     None, "blocks over the numbers", lower=1, upper=1024
   )
-  d_model: int | None = _option(None, "width", lower=8, upper=65536)
-  d_ff: int | None = _option(None, "width of the MLPs", lower=8)
-  num_heads: int | None = _option(None, "query heads", lower=1, upper=1024)
-  num_kv_heads: int | None = _option(
+  d_model: int | None = option(None, "width", lower=8, upper=65536)
+  d_ff: int | None = option(None, "width of the MLPs", lower=8)
+  num_heads: int | None = option(None, "query heads", lower=1, upper=1024)
+  num_kv_heads: int | None = option(
     None, "key and value heads", lower=1, upper=1024
   )
-  head_dim: int | None = _option(None, "size of a head", lower=2, upper=1024)
+  head_dim: int | None = option(None, "size of a head", lower=2, upper=1024)
 
-  embed_std: float | None = _option(
+  embed_std: float | None = option(
     None,
     "standard deviation of random embeddings; 1 learns numbers sooner",
     lower=1e-6,
     upper=100.0,
   )
-  tokenizer: str = _option(
+  tokenizer: str = option(
     "bytes",
     "of the text: bytes, bpe or sentencepiece (learned from the training"
     " texts), a hub id, or the path of a tokenizer.json or of a .model file",
   )
-  vocab_size: int = _option(
+  vocab_size: int = option(
     4096, "of a tokenizer that is learned", lower=257, upper=1 << 20
   )
-  max_length: int = _option(
+  max_length: int = option(
     2048, "tokens that a text is cut to", lower=1, upper=1 << 20
   )
-  numbers: str = _option("ieee", "how numbers are written", choices=NUMBERS)
-  base: int = _option(10, "of the digits, but for p10", lower=2, upper=1024)
-  mantissa_digits: int = _option(
+  numbers: str = option("ieee", "how numbers are written", choices=NUMBERS)
+  base: int = option(10, "of the digits, but for p10", lower=2, upper=1024)
+  mantissa_digits: int = option(
     4, "significant digits of a number", lower=1, upper=50
   )
-  exponent_digits: int = _option(1, "of ieee", lower=1, upper=3)
-  exponent_range: int = _option(10, "of p10", lower=0, upper=300)
-  special: bool = _option(
+  exponent_digits: int = option(1, "of ieee", lower=1, upper=3)
+  exponent_range: int = option(10, "of p10", lower=0, upper=300)
+  special: bool = option(
     False, "also write NaN, infinities and INVALID (failed measurements)"
   )
 
-  steps: int = _option(1000, "updates", lower=1, upper=10**8)
-  batch: int = _option(
+  steps: int = option(1000, "updates", lower=1, upper=10**8)
+  batch: int = option(
     64, "examples of an update, over all devices", lower=1, upper=1 << 20
   )
-  optimizer: str = _option("adamw", "of the weights", choices=OPTIMIZERS)
-  learning_rate: float = _option(1e-3, "peak", lower=0.0, upper=10.0)
-  schedule: str = _option("cosine", "of the rate", choices=SCHEDULES)
-  warmup: int = _option(100, "updates of linear warmup", lower=0, upper=10**7)
-  final_share: float = _option(
+  optimizer: str = option("adamw", "of the weights", choices=OPTIMIZERS)
+  learning_rate: float = option(1e-3, "peak", lower=0.0, upper=10.0)
+  schedule: str = option("cosine", "of the rate", choices=SCHEDULES)
+  warmup: int = option(100, "updates of linear warmup", lower=0, upper=10**7)
+  final_share: float = option(
     0.05, "of the peak at the end", lower=0.0, upper=1.0
   )
-  decay_share: float = _option(
+  decay_share: float = option(
     0.2, "of the updates in which wsd falls", lower=0.0, upper=1.0
   )
-  weight_decay: float = _option(0.01, "of matrices", lower=0.0, upper=10.0)
-  clip_norm: float = _option(
+  weight_decay: float = option(0.01, "of matrices", lower=0.0, upper=10.0)
+  clip_norm: float = option(
     1.0, "of the gradient; 0 leaves it", lower=0.0, upper=1e6
   )
-  dropout: float = _option(
+  dropout: float = option(
     0.0, "share of what a layer adds that is dropped", lower=0.0, upper=0.9
   )
-  z_loss: float = _option(
+  z_loss: float = option(
     0.0, "weight of the squared log normalizer", lower=0.0, upper=1.0
   )
-  expected_value: float = _option(
+  expected_value: float = option(
     0.0, "weight of the expected-value loss (RAFT)", lower=0.0, upper=1e4
   )
-  ranking: float = _option(
+  ranking: float = option(
     0.0, "weight of the pairwise ranking loss", lower=0.0, upper=1e4
   )
-  scale: str = _option(
+  scale: str = option(
     "rank", "of the expected value and the ranking", choices=SCALES
   )
-  grid: int = _option(
+  grid: int = option(
     32, "numbers that an expected value is over", lower=2, upper=4096
   )
-  dtype: str = _option(
+  dtype: str = option(
     "float32",
     "of activations; weights and sums are float32",
     choices=("float32", "bfloat16"),
   )
-  remat: bool = _option(
+  remat: bool = option(
     False, "compute every layer again in the backward pass, to save memory"
   )
-  eval_every: int = _option(100, "updates", lower=1, upper=10**8)
-  freeze_encoder: bool = _option(
+  eval_every: int = option(100, "updates", lower=1, upper=10**8)
+  freeze_encoder: bool = option(
     False, "leave the encoder as it is, and train the decoder alone"
   )
-  export: str = _option(
+  export: str = option(
     "best",
     "which weights become the model: of the best validation loss, or the last",
     choices=EXPORTS,
   )
-  seed: int = _option(0, "of everything", lower=0, upper=2**31 - 1)
+  seed: int = option(0, "of everything", lower=0, upper=2**31 - 1)
 
   def __post_init__(self):
     """Checks options against each other.

@@ -13,6 +13,8 @@ from models.regression_lm import Compute
 from research.core import loop, metrics, optimizer, plots, report
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
+from research.core import workdir as workdir_lib
+from research.core.options import RunOptions
 from research.regression_lm import freezing, learn
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.best_parameters import Best
@@ -26,13 +28,12 @@ Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(RunOptions):
   """Everything a run is made of.
 
   Attributes:
     options: what decides the numbers.
     source: of examples.
-    workdir: of the run.
     start: folder of a model to go on from; its sizes, tokenizer and numbers
       win over those of the options.
     encoder_weights: folder or hub id of T5Gemma, whose encoder and tokenizer
@@ -40,22 +41,15 @@ class Run:
     mesh: devices; None takes all.
     attention: implementation of attention over text.
     unroll: layers of the encoder in one iteration of its scan, 0 for all.
-    checkpoint_every: updates.
-    log_every: updates.
-    progress: show bars.
   """
 
   options: Options
   source: Source
-  workdir: pathlib.Path
   start: str | None = None
   encoder_weights: str | None = None
   mesh: jax.sharding.Mesh | None = None
   attention: str | None = None
   unroll: int = 1
-  checkpoint_every: int = 500
-  log_every: int = 10
-  progress: bool = True
 
 
 def train(run: Run, say: Say) -> RegressionLM:
@@ -80,7 +74,7 @@ def train(run: Run, say: Say) -> RegressionLM:
     "start": _name(run.start),
     "encoder_weights": _name(run.encoder_weights),
   }
-  loop.claim_workdir(run.workdir, flags)
+  workdir_lib.claim(run.workdir, flags)
   prepared = run.source.prepare(lm, o.batch, o.seed)
   trained, still = freezing.split(lm.params, o.freeze_encoder)
   batch_at, frozen = prepared.batch_at, {"params": still}
@@ -110,13 +104,9 @@ def train(run: Run, say: Say) -> RegressionLM:
     state_lib.jit_step(step, mesh),
     state_lib.create_state(trained, tx, jax.random.key(o.seed)),
     batch_at,
+    dataclasses.replace(run, flags=flags),
     num_steps=o.steps,
-    workdir=run.workdir,
-    config=flags,
-    checkpoint_every=run.checkpoint_every,
-    log_every=run.log_every,
     hooks=hooks,
-    progress=run.progress,
     timing=lambda seconds: {"examples_per_second": o.batch / seconds},
     frozen=frozen,
   )

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
+from research.core.options import option
 from research.sol import actions
 from research.sol.learn import Method
 from research.sol.policy import PolicyConfig
@@ -17,113 +18,123 @@ from research.sol.rollout import Setup
 from research.sol.windows import Layout
 
 
-def _option(text: str, **bounds: Any) -> Any:
-  """A field that a script turns into a flag."""
-  return dataclasses.field(
-    default=None, metadata={"text": text, "bounds": bounds}
-  )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """Options of a run; every attribute is described by its metadata."""
 
-  preset: str | None = _option("action table, see research/sol/actions.py")
-  page_size: int | None = _option(
-    "tokens a key page; the preset's by default", lower=1, upper=256
+  preset: str | None = option(None, "action table, see research/sol/actions.py")
+  page_size: int | None = option(
+    None, "tokens a key page; the preset's by default", lower=1, upper=256
   )
-  sink: bool | None = _option("always keep the first and the current page")
-  prune: str | None = _option(
-    "MLP channels that rho drops", choices=("input", "intermediate")
+  sink: bool | None = option(None, "always keep the first and the current page")
+  prune: str | None = option(
+    None, "MLP channels that rho drops", choices=("input", "intermediate")
   )
-  context: int | None = _option(
-    "tokens before an episode; the preset's by default", lower=16, upper=131072
+  context: int | None = option(
+    None,
+    "tokens before an episode; the preset's by default",
+    lower=16,
+    upper=131072,
   )
-  horizon: int | None = _option(
-    "steps of an episode; the preset's by default", lower=1, upper=1024
+  horizon: int | None = option(
+    None, "steps of an episode; the preset's by default", lower=1, upper=1024
   )
-  windows: int | None = _option("windows an update", lower=1, upper=4096)
-  episodes: int | None = _option("episodes a window", lower=1, upper=256)
-  group_size: int | None = _option(
-    "rollouts of an episode; the preset's by default", lower=2, upper=1024
+  windows: int | None = option(None, "windows an update", lower=1, upper=4096)
+  episodes: int | None = option(None, "episodes a window", lower=1, upper=256)
+  group_size: int | None = option(
+    None, "rollouts of an episode; the preset's by default", lower=2, upper=1024
   )
-  updates: int | None = _option("GRPO updates", lower=0, upper=10**7)
-  learning_rate: float | None = _option("of GRPO", lower=0.0, upper=1.0)
-  schedule: str | None = _option(
-    "of the learning rate", choices=("constant", "cosine")
+  updates: int | None = option(None, "GRPO updates", lower=0, upper=10**7)
+  learning_rate: float | None = option(None, "of GRPO", lower=0.0, upper=1.0)
+  schedule: str | None = option(
+    None, "of the learning rate", choices=("constant", "cosine")
   )
-  clip_norm: float | None = _option("of the gradient", lower=0.0, upper=1e6)
-  inner_epochs: int | None = _option(
-    "optimizer steps on each batch of rollouts", lower=1, upper=64
+  clip_norm: float | None = option(
+    None, "of the gradient", lower=0.0, upper=1e6
   )
-  warm_windows: int | None = _option(
+  inner_epochs: int | None = option(
+    None, "optimizer steps on each batch of rollouts", lower=1, upper=64
+  )
+  warm_windows: int | None = option(
+    None,
     "windows whose tokens the policy is fitted to before GRPO",
     lower=0,
     upper=10**7,
   )
-  warm_epochs: int | None = _option(
-    "passes of the warm start over its tokens", lower=1, upper=1000
+  warm_epochs: int | None = option(
+    None, "passes of the warm start over its tokens", lower=1, upper=1000
   )
-  warm_batch: int | None = _option(
-    "episodes of an optimizer step of the warm start", lower=1, upper=10**6
+  warm_batch: int | None = option(
+    None,
+    "episodes of an optimizer step of the warm start",
+    lower=1,
+    upper=10**6,
   )
-  warm_learning_rate: float | None = _option(
-    "of the warm start", lower=0.0, upper=1.0
+  warm_learning_rate: float | None = option(
+    None, "of the warm start", lower=0.0, upper=1.0
   )
-  budget: str | None = _option(
+  budget: str | None = option(
+    None,
     "what the policy is asked for: a price a unit of cost, or mean targets",
     choices=("price", "targets"),
   )
-  gamma: float | None = _option(
-    "discount of the reward to go", lower=0.0, upper=1.0
+  gamma: float | None = option(
+    None, "discount of the reward to go", lower=0.0, upper=1.0
   )
-  reward: str | None = _option(
+  reward: str | None = option(
+    None,
     "of a step: the true token's log-likelihood, or minus the divergence from "
     "the dense model's prediction, which has far less noise",
     choices=("label", "divergence"),
   )
-  level: str | None = _option(
+  level: str | None = option(
+    None,
     "group baseline at each step or for the episode",
     choices=("process", "outcome"),
   )
-  normalise: str | None = _option(
+  normalise: str | None = option(
+    None,
     "of advantages within the group; gdpo takes the z-scores of the language "
     "model's reward and of the budget's apart",
     choices=("center", "zscore", "gdpo"),
   )
-  whiten: bool | None = _option("whiten advantages over the batch")
-  credit: str | None = _option(
+  whiten: bool | None = option(None, "whiten advantages over the batch")
+  credit: str | None = option(
+    None,
     "reward to go, or with later actions' own effects taken out; the same at "
     "gamma=0",
     choices=("return", "residual"),
   )
-  clip_low: float | None = _option(
+  clip_low: float | None = option(
+    None,
     "ratio clip below 1; how often it acts is logged as clip_share",
     lower=0.0,
     upper=1.0,
   )
-  clip_high: float | None = _option(
-    "ratio clip above 1; likewise", lower=0.0, upper=10.0
+  clip_high: float | None = option(
+    None, "ratio clip above 1; likewise", lower=0.0, upper=10.0
   )
-  entropy_coef: float | None = _option(
-    "weight of the entropy bonus", lower=0.0, upper=10.0
+  entropy_coef: float | None = option(
+    None, "weight of the entropy bonus", lower=0.0, upper=10.0
   )
-  kl_coef: float | None = _option(
+  kl_coef: float | None = option(
+    None,
     "weight of the k3 divergence from the policy before GRPO",
     lower=0.0,
     upper=100.0,
   )
-  temperature: float | None = _option(
-    "of the policy's softmax", lower=1e-4, upper=100.0
+  temperature: float | None = option(
+    None, "of the policy's softmax", lower=1e-4, upper=100.0
   )
-  width: int | None = _option("of the policy", lower=8, upper=8192)
-  surprise: bool | None = _option(
-    "the policy sees surprise and entropy of the last tokens"
+  width: int | None = option(None, "of the policy", lower=8, upper=8192)
+  surprise: bool | None = option(
+    None, "the policy sees surprise and entropy of the last tokens"
   )
-  standardise: bool | None = _option(
-    "standardise the policy's inputs by training text"
+  standardise: bool | None = option(
+    None, "standardise the policy's inputs by training text"
   )
-  cached_windows: int | None = _option(
+  cached_windows: int | None = option(
+    None,
     "train on this many windows whose prefix is computed once and kept; 0 "
     "takes fresh windows at every update",
     lower=0,

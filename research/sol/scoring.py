@@ -135,7 +135,7 @@ def paired_difference(
   """Mean nll of `ours` minus `other` a token, with a 95% interval.
 
   A paired bootstrap over windows, weighted by scored tokens: that of
-  `metrics.paired_bootstrap`, whose resamples all differences share.
+  `intervals.paired_mean`, whose resamples all differences share.
 
   Raises:
     ValueError: a number is not finite.

@@ -6,7 +6,6 @@ kept in the workdir, so that a killed run goes on where it was.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -20,6 +19,8 @@ from research.core import files, loop, metrics, plots
 from research.core import mesh as mesh_lib
 from research.core import progress as progress_lib
 from research.core import state as state_lib
+from research.core import workdir as workdir_lib
+from research.core.options import RunOptions
 from research.sol import (
   artefact,
   calibrate,
@@ -45,31 +46,24 @@ _WEIGHT_DECAY = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(RunOptions):
   """Everything a run needs besides its text.
 
   Attributes:
     options: filled options.
     mode: the mode they came from.
     checkpoint: the frozen LLM.
-    workdir: of the run.
-    flags: the flags that decide the numbers, for `flags.json`.
     seed: of everything.
     mesh: devices.
     attention: implementation of dense attention.
     damage_windows: windows on which the damage of levels is measured.
     calibration_windows: windows of the calibration curve.
     ridge_windows: windows of the counterfactual regression from labels.
-    checkpoint_every: updates.
-    log_every: updates.
-    progress: show a bar.
   """
 
   options: Options
   mode: str
   checkpoint: Checkpoint
-  workdir: pathlib.Path
-  flags: dict[str, Any]
   seed: int = 0
   mesh: jax.sharding.Mesh | None = None
   attention: str | None = None
@@ -78,7 +72,6 @@ class Run:
   ridge_windows: int = 256
   checkpoint_every: int = 100
   log_every: int = 1
-  progress: bool = True
 
   def of_seed(self, seed: int) -> Self:
     """The same run of another seed, in a folder of this one's workdir."""
@@ -109,7 +102,7 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   """
   run = dataclasses.replace(run, mesh=run.mesh or mesh_lib.data_mesh())
   method, options = run.method, run.options
-  loop.claim_workdir(run.workdir, run.flags)
+  workdir_lib.claim(run.workdir, run.flags)
   training, held = corpus.split(tokens, 0.1)
   if method.budget == "price":
     # The length of the text is checked now, so that a text too short fails
@@ -299,13 +292,8 @@ def _optimise(run, name, step, state, batch_at, frozen, updates, shown) -> Tree:
     state_lib.jit_step(step, run.mesh),
     state,
     batch_at,
+    dataclasses.replace(run, workdir=run.workdir / name, shown=shown),
     num_steps=updates,
-    workdir=run.workdir / name,
-    config=run.flags,
-    checkpoint_every=run.checkpoint_every,
-    log_every=run.log_every,
-    progress=run.progress,
-    progress_metrics=shown,
     frozen=frozen,
   )
   return state.params
@@ -340,6 +328,7 @@ def _samples(run, lm, damage, log_price, tokens, say) -> warm_start.Samples:
     rounds,
     run.seed + 1,
     run.workdir / "random_schedules",
+    _owner(run, tokens),
     progress_lib.counter("schedules", rounds * episodes, run.progress),
   )
 
@@ -351,14 +340,15 @@ def _input_stats(run, lm, damage, samples) -> InputStats:
   return jax.jit(measure)(lm, damage, some)
 
 
-def _kept(path: pathlib.Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+def _kept(run, name: str, tokens, make: Callable[[], np.ndarray]) -> np.ndarray:
   """An array that is made once and kept in the workdir."""
-  if path.exists():
-    return np.load(path)
-  array = make()
-  with files.whole(path) as draft, draft.open("wb") as file:
-    np.save(file, array)
-  return array
+  path = run.workdir / f"{name}.npz"
+  return files.kept(path, _owner(run, tokens), lambda: {name: make()})[name]
+
+
+def _owner(run, tokens) -> dict[str, Any]:
+  """What files of the workdir belong to."""
+  return {"flags": run.flags, "tokens": tokens}
 
 
 def _damage(run, lm, tokens, say) -> np.ndarray:
@@ -382,7 +372,7 @@ def _damage(run, lm, tokens, say) -> np.ndarray:
       progress=progress_lib.counter("levels", total, run.progress),
     )
 
-  return _kept(run.workdir / "damage.npy", measure)
+  return _kept(run, "damage", tokens, measure)
 
 
 def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
@@ -440,4 +430,4 @@ def _regression(run, frozen, scalar_stats, tokens, samples) -> np.ndarray:
       **common,
     )
 
-  return _kept(run.workdir / "counterfactual_regression.npy", fit)
+  return _kept(run, "counterfactual_regression", tokens, fit)

@@ -116,6 +116,7 @@ def collect(
   rounds: int,
   seed: int,
   folder: pathlib.Path,
+  belongs_to: Any,
   progress: Callable[[int], None] = lambda episodes: None,
 ) -> Samples:
   """Scores `rounds` batches; a run that is killed loses one of them at most.
@@ -126,22 +127,21 @@ def collect(
     rounds: how many.
     seed: of the schedules.
     folder: keeps every round's samples in a file.
+    belongs_to: what the samples are made for, as `files.digest` takes it.
     progress: called with the episodes that have just been scored.
 
   Returns:
     All samples in NumPy.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   parts = []
   for number in range(rounds):
-    path = folder / f"{number:05d}.npz"
-    if not path.exists():
+
+    def make(number=number) -> Samples:
       key = jax.random.fold_in(jax.random.key(seed), number)
-      found = score_batch(jnp.asarray(batches(number)), key)
-      with files.whole(path) as draft, draft.open("wb") as file:
-        np.savez(file, **jax.device_get(found))
-    with np.load(path) as part:
-      parts.append(dict(part))
+      return jax.device_get(score_batch(jnp.asarray(batches(number)), key))
+
+    owner = {"for": belongs_to, "seed": seed, "round": number}
+    parts.append(files.kept(folder / f"{number:05d}.npz", owner, make))
     progress(len(parts[-1]["price"]))
   return {
     name: np.concatenate([part[name] for part in parts]) for name in parts[0]

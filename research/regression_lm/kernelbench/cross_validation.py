@@ -25,9 +25,11 @@ from models import regression_lm
 from models.numbers import TargetCodec
 from models.regression_lm import Compute
 from models.regression_lm_config import RegressionLMConfig
-from research.core import loop
+from research.core import files, loop
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
+from research.core import workdir as workdir_lib
+from research.core.options import RunOptions
 from research.core.state import TrainState
 from research.regression_lm import (
   batched_training,
@@ -73,7 +75,7 @@ def run(
   """
   flags = dataclasses.asdict(plan)
   del flags["peers"]
-  loop.claim_workdir(workdir, flags)
+  workdir_lib.claim(workdir, flags)
   forms = [
     [canonical(code, renaming) for code in timings.sources]
     for renaming in range(plan.renamings + 1)
@@ -84,14 +86,12 @@ def run(
   with concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
     # Ridge is fitted on other cores while the device trains.
     waiting = kernelbench_peers.jobs(plan, timings, forms[0], workdir, pool)
-    kept = workdir / "predictions.npz"
-    if not kept.exists():
-      say(f"{len(timings.ms)} timings, {plan.folds * plan.members} models")
-      draws, means, num_params = _learn(plan, timings, forms, workdir)
-      draft = workdir / "predictions.partial.npz"
-      np.savez(draft, draws=draws, means=means, num_params=num_params)
-      draft.replace(kept)
-    predicted = dict(np.load(kept))
+    say(f"{len(timings.ms)} timings, {plan.folds * plan.members} models")
+    predicted = files.kept(
+      workdir / "predictions.npz",
+      {"plan": flags, "ms": timings.ms, "texts": forms},
+      lambda: _learn(plan, timings, forms, workdir),
+    )
     say("predicted; waiting for the peers" if waiting else "predicted")
     by_peer: dict[str, np.ndarray] = {}
     for (peer, rows), job in waiting:
@@ -107,7 +107,8 @@ def _learn(plan: Plan, timings: Timings, forms, workdir: pathlib.Path):
   ]
   model, params, scales = _train(plan, timings, folds, workdir)
   draws, means = _predict(plan, timings, folds, model, params, scales)
-  return draws, means, regression_lm.num_params(model.config)
+  num_params = regression_lm.num_params(model.config)
+  return {"draws": draws, "means": means, "num_params": num_params}
 
 
 def _make_model(options: Options) -> Model:
@@ -174,13 +175,15 @@ def _train(plan: Plan, timings: Timings, folds: Sequence[Fold], workdir):
     ),
     state,
     batch_at,
+    RunOptions(
+      workdir=workdir / "run",
+      flags=dataclasses.asdict(o),
+      checkpoint_every=max(o.steps // 2, 1),
+      log_every=20,
+      keep=1,
+    ),
     num_steps=o.steps,
-    workdir=workdir / "run",
-    config=dataclasses.asdict(o),
-    checkpoint_every=max(o.steps // 2, 1),
-    log_every=20,
     frozen=mesh_lib.replicate(mesh, grid),
-    keep=1,
   )
   return model, state.params, scales
 

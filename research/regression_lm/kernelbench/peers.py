@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from research.core import files
 from research.predictors import peers
 from research.regression_lm.kernelbench.plan import Plan
 from research.regression_lm.kernelbench.timings import Timings
@@ -34,17 +35,13 @@ def jobs(plan: Plan, timings: Timings, canonicals, workdir, pool):
           test_texts=[text(i) for i in test],
           test_features=np.zeros((len(test), 0)),
         )
-        kept = workdir / "peers" / f"{peer}-{run}-{fold}.npy".replace(" ", "_")
+        kept = workdir / "peers" / f"{peer}-{run}-{fold}.npz".replace(" ", "_")
         found.append(((peer, test), pool.submit(_ridge, problem, kept)))
   return found
 
 
 def _ridge(problem: peers.Problem, kept: pathlib.Path) -> np.ndarray:
   """A ridge's predictions, read where they were kept."""
-  if kept.exists():
-    return np.load(kept)
   # Each process takes one thread, because there is one for every core.
-  found = peers.predict(peers.NAMES[0], problem, threads=1)
-  kept.parent.mkdir(parents=True, exist_ok=True)
-  np.save(kept, found)
-  return found
+  make = lambda: {"answers": peers.predict(peers.NAMES[0], problem, threads=1)}
+  return files.kept(kept, problem, make)["answers"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from research.core import files
+from research.core import files, intervals
 from research.predictors import calibration, measures
 from research.predictors.text_forms import Facts
 from research.regression_lm.transfer.setup import Found, Setup, Split
@@ -102,7 +102,7 @@ def _measured(methods, truth, num_samples) -> list[dict[str, Any]]:
     best = max(others, key=lambda n: measure(methods[n].points, truth))
     for method in methods:
       if method.startswith(OURS):
-        interval = measures.paired_difference(
+        interval = intervals.paired_difference(
           measure, methods[method].points, methods[best].points, truth,
           num_samples=num_samples,
         )  # fmt: skip

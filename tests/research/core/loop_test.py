@@ -13,6 +13,7 @@ from tensorboardX import proto
 
 from models.errors import InputError
 from research.core import loop, metrics
+from research.core.options import RunOptions
 from tests.research.core import toy
 
 
@@ -127,6 +128,34 @@ def test_signals_save_and_leave(tmp_path, undisturbed, number, code):
   assert _lines(tmp_path) == _lines(undisturbed[0])
 
 
+def test_a_signal_in_the_last_update_is_kept(tmp_path, undisturbed):
+  def batches(step):
+    if step == 11:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return toy.batch_at(step)
+
+  with pytest.raises(loop.Interrupted, match="after step 1[12] of 12") as e:
+    toy.train(tmp_path, batches=batches)
+  assert e.value.exit_code == 143
+  _assert_same_state(toy.train(tmp_path), undisturbed[1])
+
+
+def test_a_signal_while_the_last_checkpoint_is_saved_is_kept(
+  tmp_path, monkeypatch
+):
+  save = loop.Checkpointer.save
+
+  def save_and_signal(self, step, state):
+    save(self, step, state)
+    if step == 12:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  monkeypatch.setattr(loop.Checkpointer, "save", save_and_signal)
+  with pytest.raises(loop.Interrupted, match="step 12 of 12") as error:
+    toy.train(tmp_path)
+  assert error.value.exit_code == 130
+
+
 @pytest.mark.parametrize(
   "change, words",
   [
@@ -138,7 +167,7 @@ def test_other_flags_are_refused(tmp_path, change, words):
   toy.train(tmp_path, num_steps=1)
   before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
   with pytest.raises(InputError, match=words + ".*another --workdir"):
-    toy.train(tmp_path, config=toy.CONFIG | change)
+    toy.train(tmp_path, flags=toy.CONFIG | change)
   after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
   assert after == before
 
@@ -162,7 +191,8 @@ def test_a_bad_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     batch = toy.batch_at(step)
     return batch | {"y": batch["y"] * (np.nan if step == 7 else 1)}
 
-  with pytest.raises(loop.Diverged, match="loss is nan at step 7") as error:
+  words = "loss is nan at step 7.*checkpoint of step 4 is kept"
+  with pytest.raises(loop.Diverged, match=words) as error:
     toy.train(tmp_path, batches=batches)
   assert error.value.exit_code == 1
   assert "\n" not in str(error.value)
@@ -182,17 +212,14 @@ def test_bad_parameters_are_never_saved(tmp_path):
       state = dataclasses.replace(state, params=bad)
     return state, numbers
 
-  with pytest.raises(loop.Diverged, match="a parameter is not finite"):
+  words = "a parameter is not finite.*there is no checkpoint yet"
+  with pytest.raises(loop.Diverged, match=words):
     loop.run(
       breaks_at_4,
       first,
       toy.batch_at,
+      RunOptions(workdir=tmp_path, checkpoint_every=4, progress=False),
       num_steps=12,
-      workdir=tmp_path,
-      config={},
-      checkpoint_every=4,
-      log_every=1,
-      progress=False,
     )
   assert not (tmp_path / "checkpoints").exists()
 
@@ -245,12 +272,8 @@ def test_the_state_given_stays_valid_and_frozen_arrays_are_used(tmp_path):
     toy.make_step(tx, 1),
     shared,
     toy.batch_at,
+    RunOptions(workdir=tmp_path, progress=False),
     num_steps=2,
-    workdir=tmp_path,
-    config={},
-    checkpoint_every=9,
-    log_every=1,
-    progress=False,
     frozen={"scale": jnp.float32(0)},
   )
   assert last.extras["average"] == 0

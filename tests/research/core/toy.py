@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from research.core import loop, mesh, state
+from research.core.options import RunOptions
 
 CONFIG = {"learning_rate": 0.05, "seed": 3, "preset": ["a", "b"]}
 
@@ -52,16 +53,19 @@ def make_step(tx, devices):
 def train(workdir, devices=1, batches=batch_at, num_steps=12, **options):
   tx, first = initial_state()
   settings = {
-    "config": CONFIG,
+    "flags": CONFIG,
     "checkpoint_every": 4,
     "log_every": 1,
     "progress": False,
   }
+  for field in dataclasses.fields(RunOptions):
+    if field.name in options:
+      settings[field.name] = options.pop(field.name)
   return loop.run(
     make_step(tx, devices),
     first,
     batches,
+    RunOptions(workdir=workdir, **settings),
     num_steps=num_steps,
-    workdir=workdir,
-    **(settings | options),
+    **options,
   )

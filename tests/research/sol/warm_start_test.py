@@ -75,7 +75,7 @@ def samples_of(method, folder, rounds=3, **options):
     )
   )
   return warm_start.collect(
-    score, windows_of(method), rounds, 7, folder, **options
+    score, windows_of(method), rounds, 7, folder, "test", **options
   )
 
 

@@ -99,20 +99,20 @@ def main(_) -> None:
   from research.core import report
   from research.core import workdir as workdir_lib
   from research.predictors import text_forms
-  from research.regression_lm.transfer import options as transfer_options
   from research.regression_lm.transfer import peers as transfer_peers
   from research.regression_lm.transfer import run as transfer_run
+  from research.regression_lm.transfer import setup as transfer_setup
   from research.results import predictions
 
   peers = transfer_peers.known_names(_PEERS.value)
   models = transfer_run.known_models(_MODELS.value)
   facts = text_forms.load(_DATA.value, _PATH.value, _PROXIES.value)
-  targets = transfer_options.tasks(facts, _TARGETS.value)
+  targets = transfer_setup.tasks(facts, _TARGETS.value)
   facts = text_forms.with_made_up(facts, targets[0].form, _MADE_UP.value)
-  setup = transfer_options.setup(
+  setup = transfer_setup.make(
     settings,
     targets=targets,
-    sources=transfer_options.tasks(facts, _SOURCES.value, _TARGETS.value),
+    sources=transfer_setup.tasks(facts, _SOURCES.value, _TARGETS.value),
     sizes=[int(size) for size in _SIZES.value],
     seeds=_SEEDS.value,
     tests=_TESTS.value,

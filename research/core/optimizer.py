@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from research.core.options import SCHEDULES
+
 Tree = Any
-SCHEDULES = ("cosine", "wsd", "constant")
 # Leaves by name: gains and shifts have no scale that decay should shrink, and
 # the dynamics of a state-space layer are not weights of a product.
 _UNDECAYED = ("scale", "bias", "A_log", "D", "dt_bias")

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+SCHEDULES = ("cosine", "wsd", "constant")
+
 
 def option(default: Any, text: str, **bounds: Any) -> Any:
   """A field that `experiments/option_flags.py` turns into a flag.

@@ -8,9 +8,8 @@ import dataclasses
 from typing import Any
 
 from models.errors import InputError
-from research.core.optimizer import SCHEDULES
-from research.core.options import option
-from research.text.token_cache import DOCUMENTS
+from research.core.options import SCHEDULES, option
+from research.text.documents import DOCUMENTS
 
 ARCHITECTURES = ("transformer", "mamba1", "mamba2", "hybrid")
 

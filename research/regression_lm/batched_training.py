@@ -28,8 +28,8 @@ from research.core import state as state_lib
 from research.core.state import TrainState
 from research.regression_lm import expected, learn, token_batches
 from research.regression_lm.expected import Grid
-from research.regression_lm.learn import LossOptions
 from research.regression_lm.likelihood import Model
+from research.regression_lm.options import LossOptions
 
 # Updates of one call of the device.
 _CHUNK = 50

@@ -19,8 +19,7 @@ from models.numbers import TargetCodec
 from models.regression_lm import Memory, Params
 from research.regression_lm import likelihood
 from research.regression_lm.likelihood import Model
-
-SCALES = ("value", "rank")
+from research.regression_lm.options import SCALES
 
 
 @jax.tree_util.register_dataclass

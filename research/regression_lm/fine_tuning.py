@@ -18,9 +18,9 @@ from research.core import mesh as mesh_lib
 from research.core import optimizer
 from research.core import state as state_lib
 from research.regression_lm import freezing, learn, lora
-from research.regression_lm.expected import SCALES, Scale
-from research.regression_lm.learn import LossOptions
+from research.regression_lm.expected import Scale
 from research.regression_lm.likelihood import Model
+from research.regression_lm.options import SCALES, LossOptions
 from research.regression_lm.token_batches import Dataset
 
 METHODS = ("full", "lora")

@@ -5,7 +5,6 @@ one device and many give the same. Shapes by axis letter: B texts, S examples
 of a text, L text tokens, T target tokens, O objectives, G numbers of a grid.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,35 +21,12 @@ from research.core.state import TrainState
 from research.regression_lm import expected, likelihood
 from research.regression_lm.expected import Grid
 from research.regression_lm.likelihood import Model
+from research.regression_lm.options import LossOptions
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
 # (trained, frozen) -> parameters of the model.
 Combine = Callable[[Tree, Tree], Params]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossOptions:
-  """What is minimised.
-
-  Attributes:
-    z_loss: weight of the squared log normalizer (PaLM, section 5).
-    expected_value: weight of the squared error of the expected value over a
-      grid (RAFT, Lukasik et al. 2024, eq. 7).
-    ranking: weight of the pairwise logistic loss of expected values (RankNet,
-      Burges et al. 2005).
-    dropout: share of what a layer adds that is dropped.
-  """
-
-  z_loss: float = 0.0
-  expected_value: float = 0.0
-  ranking: float = 0.0
-  dropout: float = 0.0
-
-  @property
-  def needs_grid(self) -> bool:
-    """Whether a grid of numbers is part of the loss."""
-    return bool(self.expected_value or self.ranking)
 
 
 def loss_sums(

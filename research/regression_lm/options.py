@@ -6,14 +6,12 @@ from typing import Any
 from models.errors import InputError
 from models.numbers import P10, Ieee, Normalized, NumberFormat
 from models.regression_lm_config import ENCODERS, SIZES
-from research.core.optimizer import SCHEDULES
-from research.core.options import option
-from research.regression_lm.expected import SCALES
-from research.regression_lm.learn import LossOptions
+from research.core.options import SCHEDULES, option
 
 NUMBERS = ("ieee", "p10", "normalized")
 OPTIMIZERS = ("adamw", "muon")
 EXPORTS = ("best", "last")
+SCALES = ("value", "rank")
 _SIZE_FIELDS = (
   "encoder",
   "encoder_layers",
@@ -27,6 +25,30 @@ _SIZE_FIELDS = (
 )
 # What comes with the weights of an encoder.
 _OF_WEIGHTS = ("encoder", "encoder_layers", "tokenizer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossOptions:
+  """What is minimised.
+
+  Attributes:
+    z_loss: weight of the squared log normalizer (PaLM, section 5).
+    expected_value: weight of the squared error of the expected value over a
+      grid (RAFT, Lukasik et al. 2024, eq. 7).
+    ranking: weight of the pairwise logistic loss of expected values (RankNet,
+      Burges et al. 2005).
+    dropout: share of what a layer adds that is dropped.
+  """
+
+  z_loss: float = 0.0
+  expected_value: float = 0.0
+  ranking: float = 0.0
+  dropout: float = 0.0
+
+  @property
+  def needs_grid(self) -> bool:
+    """Whether a grid of numbers is part of the loss."""
+    return bool(self.expected_value or self.ranking)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

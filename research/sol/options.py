@@ -6,16 +6,14 @@ configs); `frugal` is Frugax's own.
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
 from research.core.options import option
-from research.sol import actions
-from research.sol.learn import Method
-from research.sol.policy import PolicyConfig
-from research.sol.rollout import Setup
-from research.sol.windows import Layout
+
+if TYPE_CHECKING:
+  from research.sol.learn import Method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +149,8 @@ class Options:
       raise InputError(f"mode={mode!r} is unknown: take one of {list(MODES)}")
     given = {k: v for k, v in vars(self).items() if v is not None}
     merged = MODES[mode] | given
+    from research.sol import actions
+
     table = actions.preset(merged["preset"])
     published = {
       "page_size": table.page_size,
@@ -161,7 +161,9 @@ class Options:
     }
     return type(self)(**(published | merged))
 
-  def method(self, config: TransformerConfig, attention: str | None) -> Method:
+  def method(
+    self, config: TransformerConfig, attention: str | None
+  ) -> "Method":
     """The method these (filled) options describe.
 
     Args:
@@ -171,6 +173,12 @@ class Options:
     Raises:
       InputError: options do not fit each other or the LLM.
     """
+    from research.sol import actions
+    from research.sol.learn import Method
+    from research.sol.policy import PolicyConfig
+    from research.sol.rollout import Setup
+    from research.sol.windows import Layout
+
     table = actions.preset(self.preset)
     layout = Layout(
       context=self.context, horizon=self.horizon, episodes=self.episodes

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import pathlib
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -16,44 +15,13 @@ from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.core import files
 from research.core import progress as progress_lib
+from research.text import documents as documents_lib
 from research.text import tokenizing
 from research.text.packing import Corpus
 
 _VERSION = 3
-_ALONE = r"(?:\r?\n)?(?<![^\n]){}(?:\r?\n|\Z)"
-# Where documents are cut, by rule: separators and their lines go.
-_PATTERNS = {
-  "record": _ALONE.format(r"\x1e"),
-  "endoftext": _ALONE.format(r"<\|endoftext\|>") + r"|<\|endoftext\|>",
-  "wikitext": r"(?<![^\n])(?= = [^=\r\n]+ = ?(?:\r?\n|\Z))",
-}
-_CUTS = {
-  "auto": re.compile("|".join(_PATTERNS.values())),
-  **{rule: re.compile(pattern) for rule, pattern in _PATTERNS.items()},
-}
-DOCUMENTS = (*_CUTS, "whole")
 _PIECE = 1 << 20
 _GROUP = 1 << 24
-
-
-def split_documents(text: str, rule: str = "auto") -> list[str]:
-  """Cuts a text into documents; empty ones are dropped.
-
-  Lines may end with CRLF; a document keeps its own line ends.
-
-  Args:
-    text: of one file.
-    rule: "record" cuts at lines that hold U+001E alone; "endoftext" at every
-      `<|endoftext|>`; "wikitext" before every heading of the first level
-      (` = Title = `); "auto" at all of these; "whole" nowhere.
-
-  Raises:
-    ValueError: the rule is unknown.
-  """
-  if rule not in DOCUMENTS:
-    raise ValueError(f"rule {rule!r}: one of {DOCUMENTS}")
-  parts = [text] if rule == "whole" else _CUTS[rule].split(text)
-  return [part for part in parts if part.strip()]
 
 
 def digest_of_texts(names: Sequence[str], rule: str) -> str:
@@ -79,7 +47,7 @@ def read_documents(names: Sequence[str], rule: str) -> list[str]:
   """
   documents = []
   for name in names:
-    documents += split_documents(text_lib.load_text(name), rule)
+    documents += documents_lib.split(text_lib.load_text(name), rule)
   if not documents:
     raise InputError(f"{', '.join(names)}: there is nothing but blanks in it")
   return documents
@@ -120,7 +88,7 @@ def load_corpus(
     names: of `models.text.load_text`.
     tokenizer: its boundary token is put in front of every document.
     folder: of the cache; made if absent.
-    rule: of `split_documents`.
+    rule: of `documents.split`.
     progress: show progress on stderr.
 
   Raises:

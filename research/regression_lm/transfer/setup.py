@@ -4,13 +4,18 @@ Axis letters: E members of an ensemble, N examples.
 """
 
 import dataclasses
+import fnmatch
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from models.errors import InputError
 from research.predictors.text_forms import Facts
 from research.regression_lm.batched_training import Updates
+from research.regression_lm.options import LossOptions
+from research.regression_lm.transfer.options import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,3 +121,84 @@ class Found:
 
   points: np.ndarray
   draws: np.ndarray
+
+
+def make(settings: Settings, *, sizes: Sequence[int], **rest: Any) -> Setup:
+  """The comparison that settings and data make.
+
+  Args:
+    settings: of the models.
+    sizes: numbers of examples.
+    **rest: fields of `Setup` that say which rows and tasks.
+  """
+  s = settings
+  heads = s.d_model // 16
+  loss = LossOptions(
+    expected_value=s.expected_value, ranking=s.ranking, dropout=s.dropout
+  )
+  # The batch stays as it is where examples are fewer, so that one program
+  # serves all sizes: they come again in other views.
+  training = {
+    size: Updates(
+      steps=math.ceil(s.steps_root * math.sqrt(size)),
+      batch=s.batch,
+      learning_rate=s.learning_rate,
+      weight_decay=s.weight_decay,
+      loss=loss,
+    )
+    for size in sizes
+  }
+  return Setup(
+    sizes=sizes,
+    ensemble=s.ensemble,
+    views=s.views,
+    test_views=s.test_views,
+    size={
+      "encoder_layers": s.encoder_layers,
+      "d_model": s.d_model,
+      "d_ff": 2 * s.d_model,
+      "num_heads": heads,
+      "num_kv_heads": heads,
+      "head_dim": 16,
+    },
+    vocab_size=s.vocab_size,
+    max_length=s.max_length,
+    digits=s.digits,
+    grid=s.grid,
+    pretraining=Updates(
+      steps=s.pretrain_steps,
+      batch=s.pretrain_batch,
+      learning_rate=s.pretrain_rate,
+      warmup=100,
+      weight_decay=0.01,
+    ),
+    training=training,
+    **rest,
+  )
+
+
+def tasks(
+  facts: Facts, names: Sequence[str], leave_out: Sequence[str] = ()
+) -> list[Task]:
+  """Tasks by "column" or "column:form"; "lat_*" stands for many columns.
+
+  Without a form it is the set's first.
+
+  Raises:
+    InputError: there is no such column or form.
+  """
+  hidden = {name.partition(":")[0] for name in leave_out}
+  found = []
+  for name in names:
+    column, _, form = name.partition(":")
+    form = form or next(iter(facts.forms))
+    if form not in facts.forms:
+      raise InputError(f"there is no form {form!r}, but {list(facts.forms)}")
+    columns = [column]
+    if "*" in column:
+      columns = fnmatch.filter(facts.columns, column) or [column]
+    for column in columns:
+      facts.column(column)
+      if column not in hidden:
+        found.append(Task(column=column, form=form))
+  return found

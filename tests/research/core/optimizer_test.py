@@ -8,6 +8,7 @@ from models import mamba, transformer
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 from research.core import optimizer
+from research.core.options import SCHEDULES
 
 
 def rates(schedule, steps=100, warmup=10, final=0.1, decay=0.2):
@@ -22,7 +23,7 @@ def rates(schedule, steps=100, warmup=10, final=0.1, decay=0.2):
   return np.asarray(jax.vmap(found)(jnp.arange(steps + 1)), np.float64)
 
 
-@pytest.mark.parametrize("schedule", optimizer.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_warmup_is_linear_and_loses_no_update(schedule):
   np.testing.assert_allclose(
     rates(schedule)[:10], 0.2 * np.arange(1, 11), rtol=1e-6
@@ -47,7 +48,7 @@ def test_constant_holds():
   np.testing.assert_allclose(rates("constant")[10:], 2.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("schedule", optimizer.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0, 1, 500])
 def test_any_warmup_does(schedule, warmup):
   found = rates(schedule, warmup=warmup)

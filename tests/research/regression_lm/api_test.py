@@ -174,7 +174,7 @@ def test_expected_values_are_among_what_is_known(tuned):
 
 
 def test_losses_over_a_grid_train_and_decide_when_to_stop():
-  from research.regression_lm.learn import LossOptions
+  from research.regression_lm.options import LossOptions
 
   lm = make(num_objectives=1)
   given = [Example(x=e.x, y=e.y[0]) for e in EXAMPLES]

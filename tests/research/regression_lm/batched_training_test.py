@@ -10,8 +10,8 @@ from models.regression_lm_config import RegressionLMConfig
 from research.regression_lm import batched_training
 from research.regression_lm.batched_training import Pairs, Pool, Updates
 from research.regression_lm.expected import Grid
-from research.regression_lm.learn import LossOptions
 from research.regression_lm.likelihood import Model
+from research.regression_lm.options import LossOptions
 from research.text import tokenizing
 
 LOSS = LossOptions(expected_value=1.0, ranking=1.0, dropout=0.1)

@@ -13,7 +13,7 @@ from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.regression_lm import expected, learn, sampling
 from research.regression_lm.expected import Scale
-from research.regression_lm.learn import LossOptions
+from research.regression_lm.options import LossOptions
 from tests.research.regression_lm import toy
 
 CODEC = TargetCodec(format=Ieee(base=2, mantissa_digits=2), num_objectives=2)

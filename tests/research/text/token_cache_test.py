@@ -3,7 +3,7 @@ import pytest
 
 from models.errors import InputError
 from models.text import load_text
-from research.text import token_cache, tokenizing
+from research.text import documents, token_cache, tokenizing
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def documents_of(corpus, tokenizer):
   ],
 )  # fmt: skip
 def test_documents_by_rule(rule, text, parts):
-  assert token_cache.split_documents(text, rule) == parts
+  assert documents.split(text, rule) == parts
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

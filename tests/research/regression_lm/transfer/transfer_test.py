@@ -8,10 +8,10 @@ import pytest
 from models.errors import InputError
 from research.predictors.text_forms import Facts
 from research.regression_lm.transfer import adaptation
-from research.regression_lm.transfer import options as transfer_options
 from research.regression_lm.transfer import parts as transfer_parts
 from research.regression_lm.transfer import peers as transfer_peers
 from research.regression_lm.transfer import run as transfer_run
+from research.regression_lm.transfer import setup as transfer_setup
 from research.regression_lm.transfer.options import Settings
 from research.regression_lm.transfer.setup import Found, source_rows, splits
 
@@ -41,13 +41,13 @@ def facts():
 
 def setup(facts, **changes):
   options = {
-    "targets": transfer_options.tasks(facts, ["aim"]),
-    "sources": transfer_options.tasks(facts, ["near", "far:only"]),
+    "targets": transfer_setup.tasks(facts, ["aim"]),
+    "sources": transfer_setup.tasks(facts, ["near", "far:only"]),
     "sizes": [6],
     "seeds": 2,
     "tests": 10,
   }
-  return transfer_options.setup(SMALL, **(options | changes))
+  return transfer_setup.make(SMALL, **(options | changes))
 
 
 @pytest.mark.parametrize("source_rows", [0, 20])
@@ -134,9 +134,7 @@ def test_a_damaged_part_is_named(tmp_path):
 
 
 def test_a_star_stands_for_columns(facts):
-  named = lambda *names: {
-    t.column for t in transfer_options.tasks(facts, names)
-  }
+  named = lambda *names: {t.column for t in transfer_setup.tasks(facts, names)}
   assert named("*") == set(facts.columns)
   assert named("n*r", "f*") == {"near", "far"}
   with pytest.raises(InputError, match=r"no column 'z\*'"):
@@ -145,9 +143,9 @@ def test_a_star_stands_for_columns(facts):
 
 def test_mistakes_are_told(facts):
   with pytest.raises(InputError, match="no column 'none'"):
-    transfer_options.tasks(facts, ["none"])
+    transfer_setup.tasks(facts, ["none"])
   with pytest.raises(InputError, match="no form 'live'"):
-    transfer_options.tasks(facts, ["aim:live"])
+    transfer_setup.tasks(facts, ["aim:live"])
   with pytest.raises(InputError, match="no multiple of 16"):
     dataclasses.replace(SMALL, d_model=20)
   with pytest.raises(InputError, match="more than views"):

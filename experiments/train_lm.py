@@ -6,7 +6,8 @@
 Two minutes on two CPU cores, and the held-out loss is below the unigram entropy
 of the text. Writes the run to --workdir: flags, metrics, checkpoints, curves,
 `report.md`, `result.json` with device and commit, and the model with its
-tokenizer in `model/`. The same command goes on where a killed run was.
+tokenizer in `model/`. The same command goes on where a killed run was; --start
+fine-tunes a model, or goes on from another run.
 `plot_lm.py` draws several runs.
 """
 
@@ -27,6 +28,12 @@ _TEXT = flags.DEFINE_list(
 )
 _EVAL_TEXT = flags.DEFINE_list(
   "eval_text", [], "held-out texts; the end of --text if not given"
+)
+_START = flags.DEFINE_string(
+  "start",
+  None,
+  "a model to fine-tune (its folder, .gguf file or hub id), or the --workdir "
+  "of another run to go on from, with more --steps or another --learning_rate",
 )
 _CACHE = flags.DEFINE_string(
   "cache", "runs/tokens", "folder of tokens, made once for all runs"
@@ -83,6 +90,7 @@ def main(_) -> None:
     eval_text=_EVAL_TEXT.value,
     workdir=pathlib.Path(_WORKDIR.value),
     cache=pathlib.Path(_CACHE.value),
+    start=_START.value,
     mesh=mesh.data_mesh(_DEVICES.value),
     implementations=Implementations(
       scan=_SCAN.value, conv=_CONV.value, attention=_ATTENTION.value

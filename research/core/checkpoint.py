@@ -41,6 +41,11 @@ class Checkpointer:
     self._directory = pathlib.Path(directory).absolute()
     self._keep = keep
 
+  @property
+  def directory(self) -> pathlib.Path:
+    """Where the checkpoints are."""
+    return self._directory
+
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, oldest first; damaged ones included."""
     if not self._directory.is_dir():
@@ -80,6 +85,22 @@ class Checkpointer:
       files.write_json(draft / _MANIFEST, manifest)
     for old in self.steps()[: -self._keep]:
       shutil.rmtree(self._directory / str(old))
+
+  def restore(self, step: int, abstract_state: Tree) -> Tree:
+    """Loads checkpoint `step` and leaves the folder as it is.
+
+    Args:
+      step: of the checkpoint.
+      abstract_state: as `restore_latest`.
+
+    Raises:
+      InputError: it is absent, damaged, or does not fit.
+    """
+    path = self._directory / str(step)
+    try:
+      return _load(path, abstract_state)
+    except _Unusable as error:
+      raise InputError(f"{path}: {error}") from error
 
   def restore_latest(self, abstract_state: Tree) -> tuple[int, Tree] | None:
     """Loads the newest checkpoint that is whole and fits.

@@ -9,12 +9,13 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from models.errors import InputError
 from research.core import files
 
 _LOCK = ".lock"
+_FLAGS = "flags.json"
 _NEW_WORKDIR = "give the same flags, or another --workdir"
 
 
@@ -35,32 +36,36 @@ def claim(workdir: str | os.PathLike[str], flags: Mapping[str, Any]) -> None:
       used.
   """
   workdir = pathlib.Path(workdir)
+  flags = json.loads(json.dumps(dict(flags)))
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    # Before anything is written: who errs leaves the folder as it is.
+    _check_flags(workdir, flags)
     with (workdir / _LOCK).open("a") as stream:
       place = os.fstat(stream.fileno())
     _lock(workdir.resolve(), place.st_dev, place.st_ino)
-    _check_flags(workdir, json.loads(json.dumps(dict(flags))))
+    _check_flags(workdir, flags)
+    if not (workdir / _FLAGS).exists():
+      files.write_json(workdir / _FLAGS, flags)
     files.remove_drafts(workdir)
   except OSError as error:
     raise InputError(f"--workdir {workdir}: {error.strerror}") from error
 
 
-# A lock lasts as long as its file is open, and so as long as the process. By
-# the number of the file, because a folder may be removed and made again.
+# A lock lasts as long as its file is open, and so as long as the process. The
+# number of the file tells a folder from one that was made anew in its place.
 @functools.cache
-def _lock(workdir: pathlib.Path, device: int, inode: int) -> TextIO:
-  """The locked file of a folder."""
-  stream = (workdir / _LOCK).open("a+")
+def _lock(workdir: pathlib.Path, device: int, inode: int) -> int:
+  """The descriptor of the locked file of a folder."""
+  lock = os.open(workdir / _LOCK, os.O_RDWR)
   try:
-    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
-    stream.seek(0)
-    holder = stream.read().strip() or "another process"
-    stream.close()
+    holder = os.read(lock, 1000).decode(errors="replace")
+    os.close(lock)
     raise InputError(
-      f"{workdir} is in use by {holder}: wait for it, end it, or give another"
-      " --workdir"
+      f"{workdir} is in use by {holder or 'another process'}: wait for it, end "
+      "it, or give another --workdir"
     ) from error
   except OSError as error:
     print(
@@ -68,24 +73,23 @@ def _lock(workdir: pathlib.Path, device: int, inode: int) -> TextIO:
       " process use it",
       file=sys.stderr,
     )
-    return stream
-  stream.truncate(0)
+    return lock
   since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-  stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-  stream.flush()
-  return stream
+  words = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+  os.truncate(lock, 0)
+  os.write(lock, words.encode())
+  return lock
 
 
 def _check_flags(workdir: pathlib.Path, flags: dict[str, Any]) -> None:
-  """Writes `flags.json`, or checks that it holds the same."""
-  path = workdir / "flags.json"
+  """Checks that `flags.json` holds the same, or that the folder is new."""
+  path = workdir / _FLAGS
   if not path.exists():
     for name in ("metrics.jsonl", "checkpoints"):
       if (workdir / name).exists():
         raise InputError(
-          f"{workdir} holds {name} but no flags.json: give another --workdir"
+          f"{workdir} holds {name} but no {_FLAGS}: give another --workdir"
         )
-    files.write_json(path, flags)
     return
   try:
     before = json.loads(path.read_text())

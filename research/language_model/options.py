@@ -162,7 +162,7 @@ class Options:
     sizes = presets[name]
     given = {
       name: getattr(self, name)
-      for name in _SIZES
+      for name in SIZES
       if getattr(self, name) is not None
     }
     for name in given.keys() - sizes.keys():
@@ -172,7 +172,7 @@ class Options:
     return sizes | given
 
 
-_SIZES = (
+SIZES = (
   "layers",
   "d_model",
   "d_ff",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from models import module
+from models import language_model, module
 from models.convert import save_safetensors
 from models.errors import InputError
 from models.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ from research.core.options import RunOptions
 from research.core.state import TrainState
 from research.cost import devices
 from research.cost import language_model as flops
-from research.language_model import architectures, learn
+from research.language_model import architectures, learn, starting
 from research.language_model.architectures import Implementations, Model
 from research.language_model.options import Options
 from research.text import packing, token_cache, tokenizing
@@ -41,6 +41,9 @@ class Run(RunOptions):
     options: what decides the numbers.
     text: of training, names of `models.text.load_text`.
     eval_text: held-out texts; none takes the end of `text`.
+    start: a model to fine-tune, of `models.convert.load`, whose sizes and
+      tokenizer win; or a workdir (or a state in its `checkpoints/`) to go on
+      from, longer or with other rates.
     cache: folder of tokens and tokenizers, shared by runs.
     mesh: devices; None takes all.
     implementations: of the ops.
@@ -52,6 +55,7 @@ class Run(RunOptions):
   text: Sequence[str]
   eval_text: Sequence[str] = ()
   cache: pathlib.Path
+  start: str | None = None
   mesh: jax.sharding.Mesh | None = None
   implementations: Implementations = Implementations()
   unroll: int = 1
@@ -91,7 +95,7 @@ def train(run: Run, say: Say) -> Result:
     say: prints a line.
 
   Raises:
-    InputError: options, texts or the workdir do not do.
+    InputError: options, texts, the start or the workdir do not do.
     loop.Stopped: interrupted or diverged.
   """
   options, mesh = run.options, run.mesh or mesh_lib.data_mesh()
@@ -100,8 +104,13 @@ def train(run: Run, say: Say) -> Result:
       f"--batch={options.batch} is no multiple of {mesh.size} devices times "
       f"--accumulate={options.accumulate}: change one"
     )
-  tokenizer = load_tokenizer(run)
-  config = architectures.config_of(options, tokenizer.vocab_size)
+  params, goes_on = None, run.start and starting.kept_states(run.start)
+  if run.start and not goes_on:
+    config, params, tokenizer = starting.model(run.start, options)
+  else:
+    tokenizer = load_tokenizer(run)
+    config = architectures.config_of(options, tokenizer.vocab_size)
+  vocab_size = tokenizer.vocab_size
   train_corpus, eval_corpus = _corpora(run, tokenizer)
   batches = packing.Batches(
     corpus=train_corpus, rows=options.batch, length=options.length
@@ -112,12 +121,9 @@ def train(run: Run, say: Say) -> Result:
     length=options.length,
     most=options.eval_windows,
   )
-  entropy = train_corpus.unigram_entropy(tokenizer.vocab_size)
-  flags = dataclasses.asdict(options) | {
-    "text": list(run.text),
-    "eval_text": list(run.eval_text),
-    "tokens_digest": f"{train_corpus.digest}-{eval_corpus.digest}",
-  }
+  flags = _flags(run, train_corpus, eval_corpus)
+  if goes_on:
+    starting.check(run.start, flags)
   workdir_lib.claim(run.workdir, flags)
 
   model = Model(
@@ -128,44 +134,68 @@ def train(run: Run, say: Say) -> Result:
     document_mask=options.document_mask,
     unroll=run.unroll,
   )
-  params = jax.jit(model.init)(jax.random.key(options.seed))
-  num_params = module.num_params(params)
-  per_token = flops.training(config, options.length)
-  epochs = options.steps * options.batch / batches.per_epoch
-  say(
-    f"{options.arch}, {num_params / 1e6:.4g}M parameters, "
-    f"{per_token / 1e6:.4g} MFLOP a token"
-  )
-  say(
-    f"{len(train_corpus.tokens):,} tokens of training text, read "
-    f"{epochs:.3g} times; unigram entropy {entropy:.4f} nats"
-  )
+  key = jax.random.key(options.seed)
+  if params is None:
+    params = jax.jit(model.init)(key)
   schedule, tx = make_optimizer(options)
+  state = state_lib.create_state(params, tx, key)
+  if goes_on:
+    state = starting.state(run.start, state)
+  result = Result(
+    eval_loss=math.nan,
+    unigram_entropy=train_corpus.unigram_entropy(vocab_size),
+    num_params=module.num_params(params),
+  )
+  _say_what(run, model, batches, result, say)
   step = learn.make_step(
     model,
     tx,
     schedule,
     mesh,
-    vocab_size=tokenizer.vocab_size,
+    vocab_size=vocab_size,
     accumulate=options.accumulate,
     z_loss=options.z_loss,
   )
-  evaluate = learn.make_evaluation(model, mesh, held_out, tokenizer.vocab_size)
-  key = jax.random.key(options.seed)
+  evaluate = learn.make_evaluation(model, mesh, held_out, vocab_size)
   state = loop.run(
     state_lib.jit_step(step, mesh),
-    state_lib.create_state(params, tx, key),
+    state,
     lambda at: batches.batch_at(at, options.seed),
     dataclasses.replace(run, flags=flags),
     num_steps=options.steps,
     hooks=[loop.Hook(_evaluation(options, evaluate), options.eval_every)],
-    timing=_timing(run, per_token, mesh),
+    timing=_timing(run, flops.training(config, options.length), mesh),
   )
   rows = metrics.read_jsonl(run.workdir / "metrics.jsonl")
-  result = Result(rows[-1]["eval_loss"], entropy, num_params)
+  result = dataclasses.replace(result, eval_loss=rows[-1]["eval_loss"])
   _export(run, config, state, tokenizer)
-  _report(run, result, rows)
+  _report(run, language_model.family(config), result, rows)
   return result
+
+
+def _flags(run: Run, train_corpus: Corpus, eval_corpus: Corpus) -> dict:
+  """What decides the numbers of a run."""
+  return dataclasses.asdict(run.options) | {
+    "text": list(run.text),
+    "eval_text": list(run.eval_text),
+    "tokens_digest": f"{train_corpus.digest}-{eval_corpus.digest}",
+    "start": run.start,
+  }
+
+
+def _say_what(run, model: Model, batches, result: Result, say: Say) -> None:
+  """Says what is trained, and on how much."""
+  options = run.options
+  per_token = flops.training(model.config, options.length)
+  epochs = options.steps * options.batch / batches.per_epoch
+  say(
+    f"{language_model.family(model.config)}, {result.num_params / 1e6:.4g}M "
+    f"parameters, {per_token / 1e6:.4g} MFLOP a token"
+  )
+  say(
+    f"{len(batches.corpus.tokens):,} tokens of training text, read "
+    f"{epochs:.3g} times; unigram entropy {result.unigram_entropy:.4f} nats"
+  )
 
 
 def make_optimizer(options: Options):
@@ -258,12 +288,12 @@ def _export(run, config, state: TrainState, tokenizer: Tokenizer) -> None:
     tokenizer.backend.save(str(draft / "tokenizer.json"))
 
 
-def _report(run: Run, result: Result, rows: list[dict]) -> None:
+def _report(run: Run, kind: str, result: Result, rows: list[dict]) -> None:
   """`curves.png` and `report.md`."""
   options = run.options
   keys = ["loss", "eval_loss", "grad_norm", "learning_rate"]
   plots.curves_plot(
-    run.workdir / "curves.png", rows, keys, title=f"{options.arch}: training"
+    run.workdir / "curves.png", rows, keys, title=f"{kind}: training"
   )
   evaluations = [row for row in rows if "eval_loss" in row]
   chosen = np.unique(np.linspace(0, len(evaluations) - 1, 12).astype(int))
@@ -280,11 +310,12 @@ def _report(run: Run, result: Result, rows: list[dict]) -> None:
     },
   )
   sizes = ", ".join(f"{k} {v}" for k, v in options.sizes().items())
+  made = f"Start: {run.start}." if run.start else f"Sizes: {sizes}."
   report.write_report(
     run.workdir / "report.md",
-    f"{options.arch}, {result.num_params / 1e6:.4g}M parameters",
+    f"{kind}, {result.num_params / 1e6:.4g}M parameters",
     [
-      f"Sizes: {sizes}. Text: {', '.join(run.text)}.",
+      f"{made} Text: {', '.join(run.text)}.",
       *result.lines(),
       table,
       report.picture("Curves of the run", "curves.png"),

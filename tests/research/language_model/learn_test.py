@@ -151,6 +151,28 @@ def test_devices_parts_and_layout_change_nothing(arch, changes):
   chex.assert_trees_all_close(one[1], other[1], rtol=2e-5, atol=2e-6)
 
 
+def test_an_update_goes_down_the_loss_and_the_normalizer_loss():
+  """Each term by a gradient of its own, with its weight and its sign."""
+  model, params = Model(config=CONFIGS["transformer"]), params_of("transformer")
+  batch = batch_of(0)
+
+  def of(name):
+    sums = lambda p: learn.token_sums(model, p, batch, VOCAB)
+    value, grads = jax.jit(jax.value_and_grad(lambda p: sums(p)[name]))(params)
+    return float(value), grads
+
+  (_, nll), (squares, normalizer) = of("nll"), of("squared_normalizer")
+  _, after = run("transformer", steps=1, z_loss=0.5)
+  rate = 0.3 / (7 * LENGTH)
+  expected = jax.tree.map(
+    lambda p, a, b: p - rate * (a + 0.5 * b), params, nll, normalizer
+  )
+  assert squares > 1
+  chex.assert_trees_all_close(after, expected, rtol=1e-4, atol=1e-6)
+  parts = [optax.tree.norm(tree) * rate for tree in (nll, normalizer)]
+  assert min(parts) > 1e-3
+
+
 def test_the_normalizer_loss_is_in_the_gradient_alone():
   with_it, without = plain("transformer")[0], run("transformer", z_loss=0.0)[0]
   assert with_it[0, 0] == pytest.approx(without[0, 0], rel=1e-6)

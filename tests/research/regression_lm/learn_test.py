@@ -11,7 +11,7 @@ from models.errors import InputError
 from models.numbers import MISSING, Ieee, TargetCodec
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
-from research.regression_lm import expected, learn, sampling
+from research.regression_lm import expected, learn, likelihood, sampling
 from research.regression_lm.expected import Scale
 from research.regression_lm.options import LossOptions
 from tests.research.regression_lm import toy
@@ -56,6 +56,56 @@ def test_the_loss_is_the_mean_over_what_is_there():
   np.testing.assert_allclose(sums["nll"], total.sum(), rtol=1e-5)
   np.testing.assert_allclose(
     sums["loss"], (total[there] / count[there]).sum(), rtol=1e-5
+  )
+
+
+def test_the_objective_is_its_terms_with_their_weights():
+  model, params, batch, scale = set_up()
+  grid = scale.grid(CODEC, 4)
+  objective, sums = jax.jit(
+    lambda p: learn.loss_sums(model, p, batch, ALL, grid)
+  )(params)
+  memory = regression_lm.encode(
+    model.config, params, batch["tokens"], batch["lengths"]
+  )
+  targets = batch["targets"]
+  _, normalizer = likelihood.token_logprobs(
+    model, params, memory, targets[:, None]
+  )
+  squares = np.square(np.asarray(normalizer, np.float64))[:, 0].sum(-1)
+  count = (targets != MISSING).sum(-1)
+  squares = (squares / np.maximum(count, 1)).sum()
+  means = expected.scores(model, params, memory, targets, grid)
+  terms = {
+    "loss": (1.0, float(sums["loss"])),
+    "squared_normalizer": (0.1, squares),
+    "squared_error": (
+      0.5, float(expected.squared_error(means, batch["scores"]))
+    ),
+    "ranking": (0.3, float(expected.ranking_loss(means, batch["scores"]))),
+  }  # fmt: skip
+  for name, (_, value) in terms.items():
+    assert float(sums[name]) == pytest.approx(value, rel=1e-4), name
+    assert value > 0.1, name
+  total = sum(weight * value for weight, value in terms.values())
+  assert float(objective) == pytest.approx(total, rel=1e-5)
+
+
+def test_an_update_goes_down_the_objective():
+  """Plain descent by the gradient of all terms, over the examples."""
+  model, params, batch, scale = set_up()
+  grid = scale.grid(CODEC, 4)
+  grads = jax.jit(
+    jax.grad(lambda p: learn.loss_sums(model, p, batch, ALL, grid)[0])
+  )(params)
+  _, state = run(1, ALL, steps=1)
+  jax.tree.map(
+    lambda p, g, after: np.testing.assert_allclose(
+      after, p - 0.05 * g / 7, rtol=1e-4, atol=1e-6
+    ),
+    params,
+    grads,
+    state.params,
   )
 
 

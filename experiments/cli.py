@@ -13,14 +13,14 @@ from absl import app, flags, logging
 # `ops`, `models` and `research` are found without an installation.
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from models.errors import InputError, advice_on_device
+from models.errors import InputError, advice_on_device, is_disk_full
 from research.results.files import command as command
 from research.results.files import write_result as write_result
 
 # --help lists the flags of the script: they are its own, not this module's.
 flags.disclaim_key_flags()
 
-_DENIED = ("EACCES", "EEXIST", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+_DENIED = ("EACCES", "EEXIST", "ENOTDIR", "EPERM", "EROFS")
 
 
 class _Numbers(flags.ArgumentParser):
@@ -102,6 +102,29 @@ def _fail(message: object) -> None:
   sys.exit(2)
 
 
+def _advice(error: Exception) -> str | None:
+  """What went wrong and what a user can do about it; None for a bug."""
+  if isinstance(error, InputError):
+    return str(error)
+  if is_disk_full(error):
+    place = getattr(error, "filename", None) or "the disk"
+    return f"{place}: no space is left: make room, and the same command goes on"
+  if errno.errorcode.get(getattr(error, "errno", None)) in _DENIED:
+    return f"{error.filename}: {error.strerror}"
+  return advice_on_device(str(error))
+
+
+def _keep_compiled_programs() -> None:
+  """Names JAX the folder of compiled programs, where nobody has named one.
+
+  It is that of `launch/local.sh`. `JAX_COMPILATION_CACHE_DIR` moves it, and
+  `JAX_ENABLE_COMPILATION_CACHE=false` does without.
+  """
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  folder = os.path.join(home, "frugax", "jax")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
@@ -118,8 +141,9 @@ def run(main: Callable[[list[str]], Any]) -> None:
   """Parses the flags and runs `main(argv)`; a user's mistake is one line.
 
   Exits with 2 for a bad flag, an `InputError`, a place that cannot be written,
-  a platform that is not here or too little memory on it, with 130 for Ctrl-C,
-  and with the `exit_code` of an exception (`loop.Stopped`). Bugs show a trace.
+  a full disk, a platform that is not here or too little memory on it, with 130
+  for Ctrl-C, and with the `exit_code` of an exception (`loop.Stopped`). Bugs
+  show a trace.
   """
 
   def guarded(argv: list[str]) -> Any:
@@ -128,20 +152,15 @@ def run(main: Callable[[list[str]], Any]) -> None:
       logging.set_verbosity(logging.WARNING)
     try:
       return main(argv)
-    except InputError as error:
-      return _fail(error)
-    except OSError as error:
-      if errno.errorcode.get(error.errno) not in _DENIED:
-        raise
-      return _fail(f"{error.filename}: {error.strerror}")
     except Exception as error:
-      if advice := advice_on_device(str(error)):
+      if advice := _advice(error):
         return _fail(advice)
       if not hasattr(error, "exit_code"):
         raise
       print(" ".join(str(error).split()), file=sys.stderr)
       sys.exit(error.exit_code)
 
+  _keep_compiled_programs()
   try:
     app.run(guarded, flags_parser=_parse)
   except KeyboardInterrupt:

@@ -1,5 +1,9 @@
 """What all tests run under: eight CPU devices, and full float32 products."""
 
+import os
+import shutil
+import tempfile
+
 import jax
 
 from tests import tpu_compile
@@ -13,3 +17,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # `make test` fetches the compiler; where it was not run, the rest still runs.
 collect_ignore_glob = [] if tpu_compile.library() else ["*_tpu_test.py"]
+
+_COMPILED = "JAX_COMPILATION_CACHE_DIR"
+_PREFIX = "frugax_tests_"
+
+
+def pytest_configure(config):
+  """Gives scripts that tests start one fresh folder of compiled programs."""
+  if _COMPILED not in os.environ:
+    os.environ[_COMPILED] = tempfile.mkdtemp(prefix=_PREFIX)
+  elif _PREFIX in os.environ[_COMPILED]:
+    # A worker has the variable from its start. Its own programs stay out of
+    # the folder: another worker might read one that is half written.
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def pytest_unconfigure(config):
+  """Removes the folder, where this process is no worker."""
+  if not hasattr(config, "workerinput") and _PREFIX in os.environ[_COMPILED]:
+    shutil.rmtree(os.environ[_COMPILED], ignore_errors=True)

@@ -32,6 +32,8 @@ def run(pipe: Connection, core: int | None, seed: int, timing: Timing) -> None:
     os.sched_setaffinity(0, {core})
   import jax  # only now, for the same reason
 
+  # The time of a compile is measured, and not that of reading its result.
+  jax.config.update("jax_enable_compilation_cache", False)
   try:
     header = machine()
     pipe.send((HEADER, header))

@@ -26,7 +26,7 @@ RATE = cli.number("rate", 0.5, "the rate", lower=0.0, upper=1.0)
 BUDGETS = cli.numbers("budgets", [0.3, 0.6], "the grid", lower=0.0, upper=1.0)
 PRESET = cli.choice("preset", "a2", "the preset", ["a2", "b3"])
 DO = cli.choice("do", "", "what", ["", "input", "bug", "stop", "deny", "end",
-                                      "memory"])
+                                      "memory", "full", "compiled"])
 
 class Ended(Exception):
   exit_code = 143
@@ -38,6 +38,10 @@ def main(_):
     raise RuntimeError("a bug")
   if DO.value == "memory":
     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9.0GiB.\\n[x]")
+  if DO.value == "full":
+    raise ValueError("RESOURCE_EXHAUSTED: write: No space left on device")
+  if DO.value == "compiled":
+    print(os.environ["JAX_COMPILATION_CACHE_DIR"])
   if DO.value == "stop":
     # A shell that starts tests in the background has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -70,6 +74,7 @@ def script(tmp_path_factory):
   for name in (
     "experiments/cli.py",
     "models/errors.py",
+    "research/core/files.py",
     "research/results/files.py",
   ):
     (home / name).parent.mkdir(parents=True)
@@ -103,6 +108,7 @@ def test_flags_and_flagfile_reach_main(script, tmp_path):
     ("--do=input", "model.gguf: is truncated"),
     ("--do=memory", "too little memory left: Out of memory: 9.0GiB.; smaller"),
     ("--do=deny", "/proc/version/x: Not a directory"),
+    ("--do=full", "the disk: no space is left: make room, and the same"),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_2(script, argument, says):
@@ -111,6 +117,25 @@ def test_a_mistake_is_one_line_and_exit_2(script, argument, says):
   assert done.stdout == ""
   assert done.stderr.startswith("error: ") and says in done.stderr
   assert done.stderr.count("\n") == 1
+
+
+def test_compiled_programs_are_kept_where_nobody_says_otherwise(
+  script, tmp_path
+):
+  told = {"XDG_CACHE_HOME": str(tmp_path), "HOME": "/home/someone"}
+  folder = lambda **more: python(
+    "-c",
+    "import os, runpy, sys; os.environ.pop('JAX_COMPILATION_CACHE_DIR', 0);"
+    "os.environ.update(eval(sys.argv[1])); sys.argv = sys.argv[2:];"
+    "sys.path.insert(0, os.path.dirname(sys.argv[0]));"
+    "runpy.run_path(sys.argv[0], run_name='__main__')",
+    told | more,
+    script,
+    "--do=compiled",
+  ).stdout.splitlines()[0]
+  assert folder() == str(tmp_path / "frugax" / "jax")
+  assert folder(XDG_CACHE_HOME="") == "/home/someone/.cache/frugax/jax"
+  assert folder(JAX_COMPILATION_CACHE_DIR="/there") == "/there"
 
 
 def test_ctrl_c_is_one_line_and_exit_130(script):

@@ -41,6 +41,7 @@ def frozen_of(method):
     lm=toy.lm(),
     log_price=jnp.asarray(LOG_PRICE),
     stats=InputStats.identity(toy.CONFIG.d_model, damage),
+    reference=policy.init(method.policy, jax.random.key(7)),
   )
 
 
@@ -65,7 +66,7 @@ def train(method, rate=1e-3, updates=1, devices=1):
 @pytest.fixture(scope="module")
 def published():
   """Three updates in published mode on one device, one epoch each."""
-  return train(toy.method("published"), updates=3)
+  return train(toy.method("published", kl_coef=0.5), updates=3)
 
 
 def test_an_update_of_the_published_mode(published):
@@ -93,8 +94,20 @@ def test_in_the_first_epoch_the_ratio_is_one(published):
     assert row["clip_share"] == 0 and abs(row["kl"]) < 1e-6
 
 
+def test_the_loss_has_the_entropy_and_the_divergence_with_their_signs(
+  published,
+):
+  """At a ratio of one whitened advantages add up to nothing."""
+  entropy_coef = toy.method("published").entropy_coef
+  for row in published[0]:
+    assert row["kl_reference"] > 1e-3 and entropy_coef * row["entropy"] > 0.05
+    expected = 0.5 * row["kl_reference"] - entropy_coef * row["entropy"]
+    assert row["loss"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_eight_devices_learn_what_one_does(published):
-  rows, _ = train(toy.method("published"), updates=3, devices=8)
+  method = toy.method("published", kl_coef=0.5)
+  rows, _ = train(method, updates=3, devices=8)
   for one, eight in zip(published[0], rows, strict=True):
     assert one.keys() == eight.keys()
     for name in one:

@@ -35,11 +35,16 @@ class Checkpointer:
   """Keeps the newest `keep` checkpoints of a run in `directory`.
 
   The directory is on a file system with atomic rename: a local disk, a mount.
+  `run` names the run, such as a digest of its flags: checkpoints of another one
+  are found out.
   """
 
-  def __init__(self, directory: str | pathlib.Path, keep: int = 3):
+  def __init__(
+    self, directory: str | pathlib.Path, keep: int = 3, run: str | None = None
+  ):
     self._directory = pathlib.Path(directory).absolute()
     self._keep = keep
+    self._run = run
 
   @property
   def directory(self) -> pathlib.Path:
@@ -78,6 +83,7 @@ class Checkpointer:
         ocp.save(draft / _STATE, _to_arrays(state))
       manifest = {
         "step": step,
+        "run": self._run,
         "leaves": _signature(state),
         "content": content,
         "files": _file_digests(draft),
@@ -98,7 +104,7 @@ class Checkpointer:
     """
     path = self._directory / str(step)
     try:
-      return _load(path, abstract_state)
+      return _load(path, abstract_state, self._run)
     except _Unusable as error:
       raise InputError(f"{path}: {error}") from error
 
@@ -122,7 +128,7 @@ class Checkpointer:
     for step in reversed(self.steps()):
       path = self._directory / str(step)
       try:
-        state = _load(path, abstract_state)
+        state = _load(path, abstract_state, self._run)
       except _Unusable as error:
         reasons[path] = str(error)
         continue
@@ -148,11 +154,13 @@ class _Unusable(Exception):
   """Why a checkpoint cannot be used, in a few words."""
 
 
-def _load(path: pathlib.Path, abstract_state: Tree) -> Tree:
+def _load(path: pathlib.Path, abstract_state: Tree, run: str | None) -> Tree:
   """Checks and reads one checkpoint; raises `_Unusable`."""
   manifest = _manifest_or_empty(path)
   if not {"leaves", "files"} <= manifest.keys():
     raise _Unusable(f"{_MANIFEST} is missing or damaged")
+  if None not in (run, manifest.get("run")) and manifest["run"] != run:
+    raise _Unusable("is of a run with other flags")
   for name, digest in manifest["files"].items():
     file = path / name
     if not file.is_file():

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from research.core import files
 from research.core import metrics as metrics_lib
 from research.core import workdir as workdir_lib
 from research.core.checkpoint import Checkpointer
@@ -111,7 +112,8 @@ def run(
   """
   workdir = pathlib.Path(options.workdir)
   workdir_lib.claim(workdir, options.flags)
-  checkpointer = Checkpointer(workdir / "checkpoints", options.keep)
+  flags = files.digest_of_file(workdir / workdir_lib.FLAGS)
+  checkpointer = Checkpointer(workdir / "checkpoints", options.keep, flags)
   # A copy, because steps donate: the caller's arrays live on, and arrays that
   # share memory would be donated twice.
   state = jax.tree.map(jnp.copy, state)

@@ -15,7 +15,7 @@ from models.errors import InputError
 from research.core import files
 
 _LOCK = ".lock"
-_FLAGS = "flags.json"
+FLAGS = "flags.json"
 _NEW_WORKDIR = "give the same flags, or another --workdir"
 
 
@@ -45,8 +45,8 @@ def claim(workdir: str | os.PathLike[str], flags: Mapping[str, Any]) -> None:
       place = os.fstat(stream.fileno())
     _lock(workdir.resolve(), place.st_dev, place.st_ino)
     _check_flags(workdir, flags)
-    if not (workdir / _FLAGS).exists():
-      files.write_json(workdir / _FLAGS, flags)
+    if not (workdir / FLAGS).exists():
+      files.write_json(workdir / FLAGS, flags)
     files.remove_drafts(workdir)
   except OSError as error:
     raise InputError(f"--workdir {workdir}: {error.strerror}") from error
@@ -83,12 +83,12 @@ def _lock(workdir: pathlib.Path, device: int, inode: int) -> int:
 
 def _check_flags(workdir: pathlib.Path, flags: dict[str, Any]) -> None:
   """Checks that `flags.json` holds the same, or that the folder is new."""
-  path = workdir / _FLAGS
+  path = workdir / FLAGS
   if not path.exists():
     for name in ("metrics.jsonl", "checkpoints"):
       if (workdir / name).exists():
         raise InputError(
-          f"{workdir} holds {name} but no {_FLAGS}: give another --workdir"
+          f"{workdir} holds {name} but no {FLAGS}: give another --workdir"
         )
     return
   try:

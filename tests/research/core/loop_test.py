@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -199,6 +200,15 @@ def test_a_bad_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
   rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
   assert rows[-1]["step"] == 7 and rows[-1]["loss"] is None
+
+
+def test_checkpoints_of_another_run_are_found_out(tmp_path):
+  toy.train(tmp_path / "a", num_steps=4)
+  toy.train(tmp_path / "b", num_steps=4, flags=toy.CONFIG | {"seed": 4})
+  shutil.rmtree(tmp_path / "b/checkpoints")
+  shutil.copytree(tmp_path / "a/checkpoints", tmp_path / "b/checkpoints")
+  with pytest.raises(InputError, match=r"4: is of a run with other flags"):
+    toy.train(tmp_path / "b", flags=toy.CONFIG | {"seed": 4})
 
 
 def test_bad_parameters_are_never_saved(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from research.core import metrics
+from research.core import intervals
 from research.sol import result_rows
 from research.sol.comparison import Comparison
 from research.sol.cost import StepCosts
@@ -127,7 +127,7 @@ def test_intervals_can_be_computed_anew_from_a_row(rows):
   )
   tokens = dense["window_tokens"]
   delta = (ours["window_nll"] - fixed["window_nll"]) / tokens
-  mean, low, high = metrics.paired_bootstrap(delta, tokens)
+  mean, low, high = intervals.paired_mean(delta, tokens)
   assert fixed["policy_minus_method"] == pytest.approx(mean, abs=1e-5)
   assert fixed["policy_minus_method_low"] == pytest.approx(low, abs=1e-5)
   assert fixed["policy_minus_method_high"] == pytest.approx(high, abs=1e-5)

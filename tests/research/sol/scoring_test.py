@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models import transformer
-from research.core import metrics
+from research.core import intervals
 from research.sol import rollout, scoring
 from research.sol import windows as windows_lib
 from research.sol.controllers import TwoLevels, random_schedule
@@ -196,7 +196,7 @@ def test_differences_are_those_of_the_paired_bootstrap():
   )
   weights = tokens.sum(1)
   delta = (one.nll - other.nll).sum(1) / np.maximum(weights, 1)
-  expected = metrics.paired_bootstrap(delta, weights, seed=5)
+  expected = intervals.paired_mean(delta, weights, seed=5)
   found = scoring.paired_difference(one, other, seed=5)
   np.testing.assert_allclose(found, tuple(expected), rtol=1e-9)
 

@@ -1,6 +1,5 @@
 """What every script shares: flags, one-line errors, and result files."""
 
-import errno
 import math
 import os
 import sys
@@ -13,14 +12,12 @@ from absl import app, flags, logging
 # `ops`, `models` and `research` are found without an installation.
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from models.errors import InputError, advice_on_device, is_disk_full
+from models.errors import advice_on
 from research.results.files import command as command
 from research.results.files import write_result as write_result
 
 # --help lists the flags of the script: they are its own, not this module's.
 flags.disclaim_key_flags()
-
-_DENIED = ("EACCES", "EEXIST", "ENOTDIR", "EPERM", "EROFS")
 
 
 class _Numbers(flags.ArgumentParser):
@@ -102,27 +99,10 @@ def _fail(message: object) -> None:
   sys.exit(2)
 
 
-def _advice(error: Exception) -> str | None:
-  """What went wrong and what a user can do about it; None for a bug."""
-  if isinstance(error, InputError):
-    return str(error)
-  if is_disk_full(error):
-    place = getattr(error, "filename", None) or "the disk"
-    return f"{place}: no space is left: make room, and the same command goes on"
-  if errno.errorcode.get(getattr(error, "errno", None)) in _DENIED:
-    return f"{error.filename}: {error.strerror}"
-  return advice_on_device(str(error))
-
-
 def _keep_compiled_programs() -> None:
-  """Names JAX the folder of compiled programs, where nobody has named one.
-
-  It is that of `launch/local.sh`. `JAX_COMPILATION_CACHE_DIR` moves it, and
-  `JAX_ENABLE_COMPILATION_CACHE=false` does without.
-  """
+  """Names JAX the folder that `launch/local.sh` names, unless one is named."""
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  folder = os.path.join(home, "frugax", "jax")
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{home}/frugax/jax")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -140,10 +120,9 @@ def _parse(argv: list[str]) -> list[str]:
 def run(main: Callable[[list[str]], Any]) -> None:
   """Parses the flags and runs `main(argv)`; a user's mistake is one line.
 
-  Exits with 2 for a bad flag, an `InputError`, a place that cannot be written,
-  a full disk, a platform that is not here or too little memory on it, with 130
-  for Ctrl-C, and with the `exit_code` of an exception (`loop.Stopped`). Bugs
-  show a trace.
+  Exits with 2 for a bad flag and for what `models.errors.advice_on` knows, with
+  130 for Ctrl-C, and with the `exit_code` of an exception (`loop.Stopped`).
+  Bugs show a trace.
   """
 
   def guarded(argv: list[str]) -> Any:
@@ -153,8 +132,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
     try:
       return main(argv)
     except Exception as error:
-      if advice := _advice(error):
-        return _fail(advice)
+      if line := advice_on(error):
+        return _fail(line)
       if not hasattr(error, "exit_code"):
         raise
       print(" ".join(str(error).split()), file=sys.stderr)

@@ -3,6 +3,7 @@
 import errno
 import re
 
+_DENIED = ("EACCES", "EEXIST", "ENOTDIR", "EPERM", "EROFS")
 # NumPy, safetensors, tokenizers and TensorStore (of Orbax) tell of a full disk
 # or quota in words of their own.
 _DISK_FULL = re.compile(
@@ -38,10 +39,20 @@ def is_disk_full(error: BaseException | None) -> bool:
   return False
 
 
-def advice_on_device(message: str) -> str | None:
+def advice_on(error: Exception) -> str | None:
+  """What went wrong and what a user can do about it; None for a bug."""
+  if isinstance(error, InputError):
+    return str(error)
+  if is_disk_full(error):
+    place = getattr(error, "filename", None) or "the disk"
+    return f"{place}: no space is left: make room, and the same command goes on"
+  if errno.errorcode.get(getattr(error, "errno", None)) in _DENIED:
+    return f"{error.filename}: {error.strerror}"
+  return _advice_on_device(str(error))
+
+
+def _advice_on_device(message: str) -> str | None:
   """What to do about an error that JAX tells of a device; None for others."""
-  if _DISK_FULL.search(message):
-    return None
   if "Unable to initialize backend" in message:
     return f"{message}; python launch/doctor.py shows what is here"
   _, found, asked = message.partition("RESOURCE_EXHAUSTED: ")

@@ -80,7 +80,6 @@ def main(_) -> None:
   import jax  # after the flags were checked: a mistake is answered at once
   import jax.numpy as jnp
 
-  from models import language_model
   from models.convert import load
   from models.text import load_text
   from research.core import progress, report
@@ -108,14 +107,14 @@ def main(_) -> None:
   config = checkpoint.config
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
   model = (config, checkpoint.params, tokenizer)
-  length = language_model.max_length(config) or 8192
+  length = config.max_position or 8192
   length = min(_LENGTH.value or length, length)
   if judging.PERPLEXITY in todo and _WINDOW.value > length:
     raise InputError(f"--window={_WINDOW.value}: {length} tokens at most")
   scorer = scoring.Scorer(*model, max_length=length, batch_tokens=_BATCH.value)
   generator = Generator(*model)
   common = {
-    "system": language_model.family(config),
+    "system": config.family,
     "model": checkpoint.name,
     "method": "dense",
     "budget": 1.0,

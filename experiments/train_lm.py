@@ -79,9 +79,9 @@ def main(_) -> None:
 
   import jax  # after the flags were checked: a mistake is answered at once
 
+  from models.implementations import Implementations
   from research.core import mesh
   from research.language_model import training
-  from research.language_model.architectures import Implementations
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   run = training.Run(

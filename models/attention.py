@@ -1,18 +1,55 @@
-"""Softmax attention to texts, whose rows are padded at their end.
+"""Softmax attention in one pass: among the tokens of a call, and to texts.
 
-Shapes by axis letter: B batch, Q queries, L keys, H query heads, N key/value
-heads, K head dimension.
+Attention to what earlier calls have read is in `models.caches`. Shapes by axis
+letter: B batch, T tokens, Q queries, L keys, H query heads, N key/value heads,
+K head dimension.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from ops import segments
+
+# (q (..., H, K), k (..., N, K), v, layer_input) -> (out (..., H, K), output)
+Attend = Callable[..., tuple[jax.Array, Any]]
 
 # Scores a head that are worth a fused kernel: 64 queries of 512 keys.
 _LEAST_SCORES = 1 << 15
 # Scores that XLA holds at a time: 1 GiB of float32, and as much of gradients.
 _MOST_SCORES = 1 << 28
+
+
+def causal_attend(
+  segment_ids: jax.Array | None = None,
+  *,
+  implementation: str | None = None,
+  keep: bool = True,
+) -> Attend:
+  """Causal attention among the tokens of one call, each within its own text.
+
+  Args:
+    segment_ids: (B, T) int32 as `ops.segments` defines them: an id that comes
+      back is another text. None for one text a row.
+    implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
+    keep: output the (k, v) of the tokens; training has no use for them.
+  """
+  mask = None
+  if segment_ids is not None:
+    texts = jnp.cumsum(segments.resets(segment_ids), axis=1)
+    texts = jnp.where(segments.is_padding(segment_ids), -1, texts)
+    mask = (texts[:, :, None] == texts[:, None, :])[:, None]
+
+  def attend(q, k, v, _):
+    mixed = jax.nn.dot_product_attention(
+      q, k, v, mask=mask, is_causal=True, implementation=implementation
+    )
+    return mixed, (k, v) if keep else None
+
+  return attend
 
 
 def attend_to_text(

@@ -12,14 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import layers, transformer
-from models.attention import attend_to_text
-from models.mamba_blocks import (
-  Implementations,
-  Mamba2Mixer,
-  Pass,
-  RecurrentState,
-)
+from models import layers
+from models.attention import Attend, attend_to_text
+from models.implementations import Implementations
+from models.mamba_blocks import Mamba2Mixer, Pass, RecurrentState
 from models.regression_lm_config import RegressionLMConfig
 
 # Denominators of linear attention are sums of positive numbers, which may
@@ -27,9 +23,7 @@ from models.regression_lm_config import RegressionLMConfig
 _LEAST = 1e-30
 
 
-def full_attend(
-  mask: jax.Array, implementation: str | None = None
-) -> transformer.Attend:
+def full_attend(mask: jax.Array, implementation: str | None = None) -> Attend:
   """Softmax attention to the tokens of `mask` (B, L), which begin a row."""
   lengths = mask.sum(-1)
 
@@ -42,7 +36,7 @@ def full_attend(
 
 def linear_attend(
   mask: jax.Array, features: Callable[[jax.Array, bool], jax.Array]
-) -> transformer.Attend:
+) -> Attend:
   """Attention with weights phi(q).phi(k) (Katharopoulos et al. 2020, eq. 5).
 
   It costs L * M * K a head instead of L * L * K. Sums are float32.
@@ -155,6 +149,7 @@ def _mix(mixer, x, segment_ids, implementations):
     dtype=x.dtype,
     positions=segment_ids,
     attend=None,
+    places=None,
     segment_ids=segment_ids,
     is_step=False,
     implementations=implementations,

@@ -1,53 +1,67 @@
-"""One view of every language model of the house: read, append, logits.
+"""One door to every language model of the house.
 
-A model is a config and a nested dict of parameters; its config says which
-module computes it. Shapes by axis letter: B batch, T tokens, D width,
-V vocabulary. The state between calls (keys and values, recurrent states) is a
-pytree of the model's own, passed in and returned.
+A model is a config and a nested dict of parameters. `FAMILIES` says which
+module computes a config; nobody else asks. Each of these modules has the same
+functions with the same signatures: `init`, `abstract_params`, `num_params`,
+`bind`, `hidden_states`, `init_state`, `prefill` and `decode`; what `bind`
+gives has `head` and `logits`. The state between calls (keys and values,
+recurrent states) is a pytree of the model's own, passed in and returned.
+
+Shapes by axis letter: B batch, T tokens, D width, V vocabulary.
 """
 
-import dataclasses
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from models import mamba, transformer
+from models import mamba, module, transformer
+from models.implementations import Implementations
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 
+FAMILIES = types.MappingProxyType(
+  {TransformerConfig: transformer, MambaConfig: mamba}
+)
 Config = TransformerConfig | MambaConfig
-Params = dict[str, Any]
-State = transformer.KVCache | mamba.MambaState
+Params = module.Params
+State = transformer.TransformerState | mamba.MambaState
 
 
-def family(config: Config) -> str:
-  """The model's kind: transformer, mamba1, mamba2, or hybrid."""
-  if isinstance(config, TransformerConfig):
-    return "transformer"
-  return "hybrid" if config.attention else config.kind
+def module_of(config: Config) -> types.ModuleType:
+  """The module that computes `config`."""
+  return FAMILIES[type(config)]
 
 
-def max_length(config: Config) -> int | None:
-  """Tokens that the model was trained on in one row; None: no bound."""
-  return getattr(config, "max_position", None)
+def init(
+  config: Config, key: jax.Array, param_dtype: str | None = None
+) -> Params:
+  """Random parameters, stacked layers on axis 0; float32 if not said."""
+  return module_of(config).init(config, key, param_dtype)
+
+
+def abstract_params(config: Config) -> Params:
+  """The shapes and dtypes of `init`, without its arrays."""
+  return module_of(config).abstract_params(config)
+
+
+def num_params(config: Config) -> int:
+  """Parameters of a model, a tied table counted once."""
+  return module_of(config).num_params(config)
 
 
 def hidden_states(
-  config: Config, params: Params, tokens: jax.Array
+  config: Config, params: Params, tokens: jax.Array, **options: Any
 ) -> jax.Array:
-  """Hidden states (B, T, D) of `tokens` (B, T) in one causal pass."""
-  if isinstance(config, MambaConfig):
-    return mamba.hidden_states(config, params, tokens)
-  model = transformer.bind(config, params)
-  return model(
-    model.embed(tokens),
-    transformer.token_positions(tokens),
-    transformer.causal_attend(keep=False),
-  )[0]
+  """Hidden states (B, T, D) of `tokens` (B, T) in one causal pass.
+
+  Takes the options of `transformer.hidden_states`.
+  """
+  return module_of(config).hidden_states(config, params, tokens, **options)
 
 
-def read(
+def prefill(
   config: Config,
   params: Params,
   tokens: jax.Array,
@@ -72,35 +86,61 @@ def read(
     Hidden states (B, T, D) after the final norm, arbitrary where there is
     padding, and the state.
   """
-  if isinstance(config, MambaConfig):
-    steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    return mamba.prefill(
-      config,
-      params,
-      tokens,
-      cache_size=cache_size,
-      segment_ids=jnp.where(steps < lengths[:, None], 0, -1),
-    )
-  hidden, cache = transformer.prefill(
-    config, params, tokens, cache_size=cache_size
+  return module_of(config).prefill(
+    config, params, tokens, lengths=lengths, cache_size=cache_size
   )
-  # The slots of padding are written over before a mask lets them be seen.
-  return hidden, dataclasses.replace(cache, length=lengths)
 
 
-def append(
-  config: Config, params: Params, tokens: jax.Array, state: State
+def init_state(
+  config: Config, batch: int, *, cache_size: int, dtype: jnp.dtype
+) -> State:
+  """The state of `batch` rows that have read nothing.
+
+  Args:
+    config: of the model.
+    batch: rows.
+    cache_size: tokens that a key/value cache has room for.
+    dtype: of the passes to come.
+  """
+  return module_of(config).init_state(
+    config, batch, cache_size=cache_size, dtype=dtype
+  )
+
+
+def decode(
+  config: Config,
+  params: Params,
+  tokens: jax.Array,
+  state: State,
+  *,
+  implementations: Implementations | None = None,
 ) -> tuple[jax.Array, State]:
   """Reads `tokens` (B, T), one or several, behind those of `state`.
 
   Returns:
     Float32 logits (B, T, V) and the new state.
   """
-  model = mamba if isinstance(config, MambaConfig) else transformer
-  return model.decode(config, params, tokens, state)
+  return module_of(config).decode(
+    config, params, tokens, state, implementations=implementations
+  )
 
 
 def logits(config: Config, params: Params, hidden: jax.Array) -> jax.Array:
   """Maps hidden states (..., D) to float32 logits (..., V)."""
-  model = mamba if isinstance(config, MambaConfig) else transformer
-  return model.bind(config, params).logits(hidden)
+  return module_of(config).bind(config, params).logits(hidden)
+
+
+def head(config: Config, params: Params) -> jax.Array:
+  """The output matrix (padded V, D), as `ops.token_logprob` takes it."""
+  return module_of(config).bind(config, params).head()
+
+
+def forward(
+  config: Config, params: Params, tokens: jax.Array, **options: Any
+) -> jax.Array:
+  """Float32 logits (B, T, V) of `tokens` (B, T) in one causal pass.
+
+  Takes the options of `transformer.hidden_states`.
+  """
+  hidden = hidden_states(config, params, tokens, **options)
+  return logits(config, params, hidden)

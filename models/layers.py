@@ -198,17 +198,26 @@ def _gate(activation, gate, up):
 
 
 def rope_frequencies(
-  head_dim: int, theta: float, scaling: RopeScaling | None = None
+  head_dim: int,
+  theta: float,
+  scaling: RopeScaling | None = None,
+  factor: float = 1.0,
 ) -> np.ndarray:
   """Angular frequencies (head_dim / 2,) in radians per position, float32.
 
   Source: RoFormer (Su et al. 2021), eq. 15; Llama-3 scaling as in the
   Llama 3.1 release (smooth interpolation between kept and scaled bands).
+
+  Args:
+    head_dim: K.
+    theta: base.
+    scaling: of Llama 3.
+    factor: positions are divided by it (Chen et al. 2023).
   """
   exponent = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
   frequency = theta**-exponent
   if scaling is None:
-    return frequency.astype(np.float32)
+    return frequency.astype(np.float32) / np.float32(factor)
   wavelength = 2 * math.pi / frequency
   low = scaling.original_max_position / scaling.low_freq_factor
   high = scaling.original_max_position / scaling.high_freq_factor
@@ -219,7 +228,7 @@ def rope_frequencies(
   smooth = np.where(wavelength > low, 0.0, smooth)
   smooth = np.where(wavelength < high, 1.0, smooth)
   scaled = (1 - smooth) * frequency / scaling.factor + smooth * frequency
-  return scaled.astype(np.float32)
+  return scaled.astype(np.float32) / np.float32(factor)
 
 
 def apply_rope(

@@ -1,6 +1,6 @@
 """Mamba language models: Mamba-1, Mamba-2, and hybrids with attention.
 
-Functional as `models.transformer` is: `bind`, `forward`, `prefill`, `decode`.
+Functional as `models.transformer` is: `hidden_states`, `prefill`, `decode`.
 Neighbouring layers of one kind are stacked and scanned, so compile time does
 not grow with depth; `MambaConfig.runs` lists the stacks, of which a model
 without attention has one. Shapes by axis letter: B batch, T tokens, D width,
@@ -12,23 +12,25 @@ text. They give the numbers that each text gives alone.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models import layers, module, transformer
+from models.attention import causal_attend
+from models.caches.dense import DenseCache
+from models.caches.places import Places
+from models.implementations import Implementations
 from models.mamba_blocks import (
   AttentionBlock,
-  AttentionCache,
-  Implementations,
   MambaBlock,
   Pass,
   RecurrentState,
   step_run,
 )
 from models.mamba_config import MambaConfig, Run
-from ops import segments
 
 Params = module.Params
 
@@ -45,7 +47,7 @@ class MambaState:
     start: (B,) int32, slot at which the row's current text begins.
   """
 
-  layers: tuple[RecurrentState | AttentionCache, ...]
+  layers: tuple[RecurrentState | DenseCache, ...]
   length: jax.Array
   start: jax.Array
 
@@ -76,17 +78,17 @@ class Mamba(module.TokenModel):
   def __call__(
     self,
     x: jax.Array,
-    states: tuple[RecurrentState | AttentionCache, ...],
+    states: tuple[RecurrentState | DenseCache | None, ...],
     run: Pass,
     *,
     remat: bool = False,
     unroll: int = 1,
-  ) -> tuple[jax.Array, tuple[RecurrentState | AttentionCache, ...]]:
+  ) -> tuple[jax.Array, tuple[RecurrentState | DenseCache | None, ...]]:
     """Runs all layers and the final norm.
 
     Args:
       x: (B, T, D) embedded tokens.
-      states: one a run of the config.
+      states: one a run of the config; None for attention without a cache.
       run: what all layers share.
       remat: recompute each layer in the backward pass instead of keeping what
         it computed.
@@ -97,30 +99,46 @@ class Mamba(module.TokenModel):
     Returns:
       Hidden states (B, T, D) in the dtype of the pass, and the new states.
     """
-
-    def layer(carry, block_and_index):
-      block, index = block_and_index
-      return block(*carry, index, run), None
-
-    if remat:
-      layer = jax.checkpoint(layer, prevent_cse=False)
+    scan = functools.partial(_scan, remat=remat, unroll=unroll)
     stream = x.astype(jnp.float32), jnp.zeros(x.shape, run.dtype)
     new_states = []
     for stack, blocks, state in zip(
       self.config.runs, self.layers, states, strict=True
     ):
-      if (stepped := step_run(blocks, stream, state, run)) is not None:
+      if stack.kind == "attention":
+        stream, state = _attention_run(scan, blocks, stream, state, run)
+      elif (stepped := step_run(blocks, stream, state, run)) is not None:
         stream, state = stepped
       else:
-        indices = jnp.arange(stack.num_layers, dtype=jnp.int32)
         # The state is carried and updated in place: as an output of the scan it
         # would be a second copy of the donated one.
-        (stream, state), _ = jax.lax.scan(
-          layer, (stream, state), (blocks, indices), unroll=unroll
-        )
+        layer = lambda carry, block, index: (block(*carry, index, run), None)
+        indices = jnp.arange(stack.num_layers, dtype=jnp.int32)
+        (stream, state), _ = scan(layer, (stream, state), blocks, indices)
       new_states.append(state)
     hidden, _ = run.add_and_norm(stream, self.final_norm)
     return hidden, tuple(new_states)
+
+
+def _scan(layer, carry, blocks, inputs, *, remat: bool, unroll: int):
+  """`lax.scan` of `layer(carry, block, input)` over stacked blocks."""
+  if remat:
+    layer = jax.checkpoint(layer, prevent_cse=False)
+  return jax.lax.scan(
+    lambda carry, both: layer(carry, *both),
+    carry,
+    (blocks, inputs),
+    unroll=unroll,
+  )
+
+
+def _attention_run(scan, blocks, stream, cache, run):
+  """The stream behind a run of attention layers, and its cache."""
+  if run.attend is None:
+    run = dataclasses.replace(run, attend=cache.attend(run.places))
+  layer = lambda stream, block, layer_cache: block(stream, layer_cache, run)
+  stream, new = scan(layer, stream, blocks, cache)
+  return stream, cache if new is None else cache.append(new, run.places)
 
 
 def _stack(config: MambaConfig, run: Run, rngs: nnx.Rngs) -> nnx.Module:
@@ -159,8 +177,7 @@ def init_state(
     rows = (run.num_layers, batch)
     if run.kind == "attention":
       heads = (c.attention.num_kv_heads, c.attention.head_dim)
-      k, v = (jnp.zeros((*rows, cache_size, *heads), dtype) for _ in range(2))
-      found.append(AttentionCache(k=k, v=v))
+      found.append(DenseCache.empty((*rows, cache_size, *heads), dtype))
       continue
     channels = (c.num_heads, c.head_dim) if c.kind == "mamba2" else (c.d_inner,)
     found.append(
@@ -192,7 +209,7 @@ def hidden_states(
   remat: bool = False,
   unroll: int = 1,
 ) -> jax.Array:
-  """Hidden states (B, T, D) of `tokens` (B, T), for a loss over `head`.
+  """Hidden states (B, T, D) of `tokens` (B, T), in one causal pass.
 
   Args:
     config: of the model.
@@ -210,28 +227,19 @@ def hidden_states(
   run = Pass(
     dtype=jnp.dtype(dtype or model.embed.dense().dtype),
     positions=transformer.token_positions(tokens),
-    attend=_attend(segment_ids, implementations.attention),
+    attend=causal_attend(
+      segment_ids, implementation=implementations.attention, keep=False
+    ),
+    places=None,
     segment_ids=segment_ids,
     is_step=False,
     implementations=implementations,
   )
   states = tuple(
-    RecurrentState() if stack.kind == "mamba" else AttentionCache()
-    for stack in config.runs
+    RecurrentState() if stack.kind == "mamba" else None for stack in config.runs
   )
   embedded = model.embed(tokens)
   return model(embedded, states, run, remat=remat, unroll=unroll)[0]
-
-
-def forward(
-  config: MambaConfig, params: Params, tokens: jax.Array, **options
-) -> jax.Array:
-  """Float32 logits (B, T, V) of `tokens` (B, T) in one causal pass.
-
-  Takes the options of `hidden_states`.
-  """
-  hidden = hidden_states(config, params, tokens, **options)
-  return bind(config, params).logits(hidden)
 
 
 def prefill(
@@ -240,9 +248,10 @@ def prefill(
   tokens: jax.Array,
   *,
   cache_size: int | None = None,
+  lengths: jax.Array | None = None,
+  dtype: jnp.dtype | None = None,
   state: MambaState | None = None,
   segment_ids: jax.Array | None = None,
-  dtype: jnp.dtype | None = None,
   implementations: Implementations | None = None,
 ) -> tuple[jax.Array, MambaState]:
   """Reads `tokens` (B, T), many at a time, into a new or a given state.
@@ -253,10 +262,12 @@ def prefill(
     tokens: (B, T) int32.
     cache_size: slots of a hybrid's key/value caches, for a new state; the
       caller keeps each row's tokens within them.
+    lengths: (B,) int32, 1 to T: tokens of each row, the rest of which may be
+      anything in range; None for T, or for what `segment_ids` say.
+    dtype: as for `hidden_states`, for a new state.
     state: what was read before, or None; its `dtype` is kept.
     segment_ids: (B, T) int32, such as `left_padded`. A row's first text goes on
       from `state`; what follows goes on from the row's last text.
-    dtype: as for `hidden_states`, for a new state.
     implementations: of the ops.
 
   Returns:
@@ -267,29 +278,36 @@ def prefill(
     ValueError: a hybrid is given neither `cache_size` nor `state`.
   """
   model = bind(config, params)
+  implementations = implementations or Implementations()
+  if lengths is not None:
+    steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    segment_ids = jnp.where(steps < lengths[:, None], 0, -1)
+  attend = None
   if state is None:
     dtype = jnp.dtype(dtype or model.embed.dense().dtype)
     state = init_state(
       config, tokens.shape[0], cache_size=cache_size, dtype=dtype
     )
+    # An empty cache is not read.
+    attend = causal_attend(
+      segment_ids, implementation=implementations.attention
+    )
   ids = segment_ids
   if ids is None:
     ids = jnp.zeros(tokens.shape, jnp.int32)
-  counted = jnp.cumsum(~segments.is_padding(ids), axis=1, dtype=jnp.int32)
-  slots = state.length[:, None] + counted - 1
-  starts = jnp.where(segments.resets(ids), slots, state.start[:, None])
-  starts = jax.lax.cummax(starts, axis=1)
+  places = Places.of_segments(state.length, state.start, ids)
   run = Pass(
     dtype=state.dtype,
-    positions=slots,
-    attend=_cached_attend(slots, starts, segments.is_padding(ids)),
+    positions=places.slots,
+    attend=attend,
+    places=places,
     segment_ids=segment_ids,
     is_step=False,
-    implementations=implementations or Implementations(),
+    implementations=implementations,
   )
   hidden, states = model(model.embed(tokens), state.layers, run)
   return hidden, MambaState(
-    layers=states, length=slots[:, -1] + 1, start=starts[:, -1]
+    layers=states, length=places.length, start=places.starts[:, -1]
   )
 
 
@@ -310,65 +328,17 @@ def decode(
     Float32 logits (B, T, V) and the state after the last token.
   """
   model = bind(config, params)
-  steps = jnp.arange(1, tokens.shape[1] + 1, dtype=jnp.int32)[None]
-  slots = state.length[:, None] + steps - 1
-  starts = jnp.broadcast_to(state.start[:, None], slots.shape)
+  places = Places.after(state.length, tokens.shape[1], state.start)
   run = Pass(
     dtype=state.dtype,
-    positions=slots,
-    attend=_cached_attend(slots, starts),
+    positions=places.slots,
+    attend=None,
+    places=places,
     segment_ids=None,
     is_step=True,
     implementations=implementations or Implementations(),
   )
   hidden, states = model(model.embed(tokens), state.layers, run)
   return model.logits(hidden), MambaState(
-    layers=states, length=slots[:, -1] + 1, start=state.start
+    layers=states, length=places.length, start=state.start
   )
-
-
-def _attend(
-  segment_ids: jax.Array | None, implementation: str | None
-) -> transformer.Attend:
-  """Causal attention within each text of one call."""
-  mask = None
-  if segment_ids is not None:
-    # Segments are numbered anew, because an id may come back as another text.
-    texts = jnp.cumsum(segments.resets(segment_ids), axis=1)
-    texts = jnp.where(segments.is_padding(segment_ids), -1, texts)
-    mask = (texts[:, :, None] == texts[:, None, :])[:, None]
-
-  def attend(q, k, v, cache_and_index):
-    mixed = jax.nn.dot_product_attention(
-      q, k, v, mask=mask, is_causal=True, implementation=implementation
-    )
-    return mixed, cache_and_index[0]
-
-  return attend
-
-
-def _cached_attend(
-  slots: jax.Array, starts: jax.Array, padding: jax.Array | None = None
-) -> transformer.Attend:
-  """Attention that writes to `slots` (B, T) and sees those from `starts` on."""
-
-  def attend(q, k, v, cache_and_index):
-    cache, index = cache_and_index
-    size = cache.k.shape[2]
-    rows = jnp.arange(q.shape[0])[:, None]
-    # Writes past the end are dropped.
-    to = slots if padding is None else jnp.where(padding, size, slots)
-    k, v = (
-      whole.at[index, rows, to].set(new, mode="drop")
-      for whole, new in ((cache.k, k), (cache.v, v))
-    )
-    all_slots = jnp.arange(size, dtype=jnp.int32)[None, None]
-    mask = (all_slots >= starts[..., None]) & (all_slots <= slots[..., None])
-    mixed = jax.nn.dot_product_attention(
-      q,
-      *(jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (k, v)),
-      mask=mask[:, None],
-    )
-    return mixed, AttentionCache(k=k, v=v)
-
-  return attend

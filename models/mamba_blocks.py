@@ -1,9 +1,8 @@
 """The layers of `models.mamba`: Mamba-1, Mamba-2 and attention blocks.
 
 Shapes by axis letter: B batch, T tokens, L layers of a run, D width, E inner
-channels, H heads, P channels a head, G groups, N state size, K taps, S cache
-slots. The residual stream is float32, the work of a layer has the dtype of the
-pass.
+channels, H heads, P channels a head, G groups, N state size, K taps. The
+residual stream is float32, the work of a layer has the dtype of the pass.
 
 A layer takes and returns the stream as two arrays (B, T, D), the residual and
 what the last layer adds to it, so that the sum is one pass with the next norm.
@@ -12,12 +11,16 @@ what the last layer adds to it, so that the sum is one pass with the next norm.
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models import layers, transformer
+from models.attention import Attend
+from models.caches.places import Places
+from models.implementations import Implementations
 from models.mamba_config import MambaConfig
 from ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ops.mamba2_step import Mamba2Weights, mamba2_step
@@ -31,26 +34,6 @@ type Stream = tuple[jax.Array, jax.Array]
 
 # Range of the initial step sizes, and their floor (Mamba, section 3.6).
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 0.1, 1e-4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Implementations:
-  """Which implementation of each op to take; None is the best that runs.
-
-  Attributes:
-    scan: of `ops.selective_scan`, `ops.ssd` and their steps.
-    conv: of `ops.causal_conv1d` and its step.
-    norm: of `ops.rms_norm`, where tokens are many.
-    step: of `ops.mamba2_step`, one token through all Mamba-2 layers of a run;
-      "xla" for the steps of `scan` and `conv`, layer by layer.
-    attention: of `jax.nn.dot_product_attention`, in a pass without cache.
-  """
-
-  scan: str | None = None
-  conv: str | None = None
-  norm: str | None = None
-  step: str | None = None
-  attention: str | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -70,22 +53,6 @@ class RecurrentState:
   ssm: jax.Array | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionCache:
-  """Keys and values of the attention layers of a run.
-
-  Attributes:
-    k: (L, B, S, key/value heads, head size), rotated keys.
-    v: the same shape.
-
-  Both are None in a pass without state.
-  """
-
-  k: jax.Array | None = None
-  v: jax.Array | None = None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass:
   """What all layers of one pass share.
@@ -93,8 +60,8 @@ class Pass:
   Attributes:
     dtype: of the work of a layer.
     positions: (B, T) int32 of the tokens, for rotary embeddings.
-    attend: mixes heads, as `models.transformer` defines it; its layer input is
-      (cache of the run, index of the layer), its output that cache.
+    attend: mixes heads; None where the cache of each run does.
+    places: of the tokens in the caches; None in a pass without state.
     segment_ids: (B, T) int32 as `ops.segments` defines them, or None.
     is_step: whether the tokens are few and follow a state.
     implementations: of the ops.
@@ -102,7 +69,8 @@ class Pass:
 
   dtype: jnp.dtype
   positions: jax.Array
-  attend: transformer.Attend
+  attend: Attend | None
+  places: Places | None
   segment_ids: jax.Array | None
   is_step: bool
   implementations: Implementations
@@ -405,12 +373,12 @@ class AttentionBlock(nnx.Module):
       self.mlp.down_proj.rescale(config.num_layers**-0.5)
 
   def __call__(
-    self, stream: Stream, cache: AttentionCache, index: jax.Array, run: Pass
-  ) -> tuple[Stream, AttentionCache]:
-    """Maps the stream; updates the cache of layer `index` of a run."""
+    self, stream: Stream, layer_cache: Any, run: Pass
+  ) -> tuple[Stream, Any]:
+    """Maps the stream; the second result is that of `attend`."""
     normed, x = run.add_and_norm(stream, self.attn_norm)
-    y, cache = self.attn(normed, run.positions, run.attend, (cache, index))
+    y, new = self.attn(normed, run.positions, run.attend, layer_cache)
     if self.mlp is None:
-      return (x, y), cache
+      return (x, y), new
     normed, x = run.add_and_norm((x, y), self.mlp_norm)
-    return (x, self.mlp(normed)), cache
+    return (x, self.mlp(normed)), new

@@ -123,6 +123,16 @@ class MambaConfig:
       )
 
   @property
+  def family(self) -> str:
+    """The model's kind, for reports: mamba1, mamba2 or hybrid."""
+    return "hybrid" if self.attention else self.kind
+
+  @property
+  def max_position(self) -> None:
+    """Trained context length: nothing in the model bounds it."""
+    return None
+
+  @property
   def d_inner(self) -> int:
     """Channels of the state-space layer."""
     return self.expand * self.d_model

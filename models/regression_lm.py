@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import bidirectional, layers, module, t5gemma, transformer
-from models.attention import attend_to_text
-from models.mamba_blocks import Implementations
+from models.attention import Attend, attend_to_text
+from models.implementations import Implementations
 from models.numbers import START
 from models.regression_lm_config import T5GEMMA, RegressionLMConfig
 
@@ -357,7 +357,7 @@ def step(
   return logits, Cache(k=k, v=v, length=place + 1)
 
 
-def _encoder_attend(config, mask, compute) -> transformer.Attend | None:
+def _encoder_attend(config, mask, compute) -> Attend | None:
   if config.encoder == "favor":
     features = bidirectional.favor_features(
       config.head_dim, config.num_features

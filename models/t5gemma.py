@@ -188,7 +188,9 @@ class Encoder(module.Model):
 
 def _frequencies(c: T5GemmaConfig) -> jax.Array:
   """(layers, K / 2) radians a token."""
-  whole = layers.rope_frequencies(c.head_dim, c.rope_theta) / c.rope_factor
+  whole = layers.rope_frequencies(
+    c.head_dim, c.rope_theta, factor=c.rope_factor
+  )
   near = layers.rope_frequencies(c.head_dim, c.sliding_rope_theta)
   return jnp.asarray(np.where(np.array(c.sliding)[:, None], near, whole))
 

@@ -12,7 +12,6 @@ run this very module instead of a copy.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,27 +19,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import layers, module
+from models.attention import Attend, causal_attend
+from models.caches.dense import DenseCache
+from models.caches.places import Places
+from models.implementations import Implementations
 from models.transformer_config import TransformerConfig
 
 Params = module.Params
-# (q (..., H, K), k (..., N, K), v, layer_input) -> (out (..., H, K), output)
-Attend = Callable[..., tuple[jax.Array, Any]]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KVCache:
-  """Keys and values of all layers, and how many slots each row has filled.
+class TransformerState:
+  """What a model remembers of the tokens it has read.
 
   Attributes:
-    k: (L, B, S, N, K), rotated keys.
-    v: (L, B, S, N, K).
-    length: (B,) int32, filled slots; the next token of row b takes position
-      and slot `length[b]`.
+    cache: keys and values of all layers.
+    length: (B,) int32, tokens read; the next one of row b takes position and
+      slot `length[b]`.
   """
 
-  k: jax.Array
-  v: jax.Array
+  cache: DenseCache
   length: jax.Array
 
 
@@ -73,7 +72,7 @@ class Attention(nnx.Module):
     if c.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
     frequencies = layers.rope_frequencies(
-      c.head_dim, c.rope_theta, c.rope_scaling
+      c.head_dim, c.rope_theta, c.rope_scaling, c.rope_factor
     )
     q = layers.apply_rope(q, positions, frequencies)
     k = layers.apply_rope(k, positions, frequencies)
@@ -174,51 +173,75 @@ abstract_params, num_params = (
 )
 
 
-def causal_attend(
-  implementation: str | None = None,
-  segment_ids: jax.Array | None = None,
-  *,
-  keep: bool = True,
-) -> Attend:
-  """Causal attention among the tokens of one call; outputs their (k, v).
-
-  Args:
-    implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
-    segment_ids: (B, T) int32; tokens of other segments are not seen.
-    keep: output (k, v); training has no use for them.
-  """
-  mask = None
-  if segment_ids is not None:
-    mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-
-  def attend(q, k, v, _):
-    mixed = jax.nn.dot_product_attention(
-      q, k, v, mask=mask, is_causal=True, implementation=implementation
-    )
-    return mixed, (k, v) if keep else None
-
-  return attend
-
-
-def forward(
-  config: TransformerConfig,
-  params: Params,
-  tokens: jax.Array,
-  *,
-  attention: str | None = None,
-) -> jax.Array:
-  """Float32 logits (B, T, V) of `tokens` (B, T) in one causal pass."""
-  model = bind(config, params)
-  hidden, _ = model(
-    model.embed(tokens), token_positions(tokens), causal_attend(attention)
-  )
-  return model.logits(hidden)
-
-
 def token_positions(tokens: jax.Array) -> jax.Array:
   """Positions 0..T-1 for every row of (B, T)."""
   steps = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
   return jnp.broadcast_to(steps[None], tokens.shape)
+
+
+def hidden_states(
+  config: TransformerConfig,
+  params: Params,
+  tokens: jax.Array,
+  *,
+  segment_ids: jax.Array | None = None,
+  dtype: jnp.dtype | None = None,
+  implementations: Implementations | None = None,
+  remat: bool = False,
+  unroll: int = 1,
+) -> jax.Array:
+  """Hidden states (B, T, D) of `tokens` (B, T) in one causal pass.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    tokens: (B, T) int32; those that are padding may be anything in range.
+    segment_ids: (B, T) int32 of packed or padded rows, see `ops.segments`.
+    dtype: of activations; None for that of the token table.
+    implementations: of the ops.
+    remat: compute layers again in the backward pass, see `Transformer`.
+    unroll: layers in one iteration of the scan, see `Transformer`.
+  """
+  attend = causal_attend(
+    segment_ids, implementation=_attention(implementations), keep=False
+  )
+  return _read(
+    config, params, tokens, attend, dtype, remat=remat, unroll=unroll
+  )[0]
+
+
+def _read(config, params, tokens, attend, dtype, **options):
+  model = bind(config, params)
+  x = model.embed(tokens)
+  x = x if dtype is None else x.astype(dtype)
+  return model(x, token_positions(tokens), attend, **options)
+
+
+def _attention(implementations: Implementations | None) -> str | None:
+  return implementations.attention if implementations else None
+
+
+def init_state(
+  config: TransformerConfig,
+  batch: int,
+  *,
+  cache_size: int,
+  dtype: jnp.dtype = jnp.float32,
+) -> TransformerState:
+  """The state of `batch` rows that have read nothing.
+
+  Args:
+    config: of the model.
+    batch: rows.
+    cache_size: slots for tokens.
+    dtype: of the passes to come.
+  """
+  c = config
+  shape = (c.num_layers, batch, cache_size, c.num_kv_heads, c.head_dim)
+  return TransformerState(
+    cache=DenseCache.empty(shape, dtype),
+    length=jnp.zeros((batch,), jnp.int32),
+  )
 
 
 def prefill(
@@ -227,13 +250,26 @@ def prefill(
   tokens: jax.Array,
   *,
   cache_size: int,
-  attention: str | None = None,
-) -> tuple[jax.Array, KVCache]:
+  lengths: jax.Array | None = None,
+  dtype: jnp.dtype | None = None,
+  implementations: Implementations | None = None,
+) -> tuple[jax.Array, TransformerState]:
   """Reads `tokens` (B, T) into a new cache of `cache_size` slots.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    tokens: (B, T) int32.
+    cache_size: slots, at least T.
+    lengths: (B,) int32, 1 to T: tokens of each row, the rest of which may be
+      anything in range; None for T. Nothing causal sees what comes later, and
+      its slots are written over before a mask lets them be seen.
+    dtype: of activations and cache; None for that of the token table.
+    implementations: of the ops.
 
   Returns:
     Hidden states (B, T, D) after the final norm (`Transformer.logits` maps
-    those that are wanted), and the cache.
+    those that are wanted), and the state.
 
   Raises:
     ValueError: the tokens do not fit into the cache.
@@ -241,85 +277,44 @@ def prefill(
   batch, length = tokens.shape
   if length > cache_size:
     raise ValueError(f"{length} tokens do not fit into {cache_size} slots")
-  model = bind(config, params)
-  hidden, (k, v) = model(
-    model.embed(tokens), token_positions(tokens), causal_attend(attention)
-  )
+  attend = causal_attend(implementation=_attention(implementations))
+  hidden, (k, v) = _read(config, params, tokens, attend, dtype)
   padding = ((0, 0), (0, 0), (0, cache_size - length), (0, 0), (0, 0))
-  return hidden, KVCache(
-    k=jnp.pad(k, padding),
-    v=jnp.pad(v, padding),
-    length=jnp.full((batch,), length, jnp.int32),
-  )
+  if lengths is None:
+    lengths = jnp.full((batch,), length, jnp.int32)
+  cache = DenseCache(k=jnp.pad(k, padding), v=jnp.pad(v, padding))
+  return hidden, TransformerState(cache=cache, length=lengths)
 
 
 def decode(
   config: TransformerConfig,
   params: Params,
   tokens: jax.Array,
-  cache: KVCache,
-) -> tuple[jax.Array, KVCache]:
-  """Appends `tokens` (B, T), one or several, to the cache.
+  state: TransformerState,
+  *,
+  implementations: Implementations | None = None,
+) -> tuple[jax.Array, TransformerState]:
+  """Reads `tokens` (B, T), one or several, behind those of `state`.
 
   Rows may differ in length. The caller keeps `length + T` within the cache;
-  slots past its end would be dropped.
-
-  Returns:
-    Float32 logits (B, T, V) and the longer cache.
-  """
-  model = bind(config, params)
-  steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-  positions = cache.length[:, None] + steps[None]
-  slots = jnp.arange(cache.k.shape[2], dtype=jnp.int32)
-  old = slots[None] < cache.length[:, None]
-  masks = old[:, None], steps[None, None] <= steps[None, :, None]
-
-  def attend(q, k, v, layer_cache):
-    return _attend_in_parts(q, zip(layer_cache, (k, v)), masks), (k, v)
-
-  # Layers read the old cache and give their new keys and values, so that all
-  # are written at once, in the place of the cache where it is donated.
-  hidden, new = model(
-    model.embed(tokens), positions, attend, layer_inputs=(cache.k, cache.v)
-  )
-  rows = jnp.arange(tokens.shape[0])[:, None]
-  k, v = (
-    whole.at[:, rows, positions].set(part, mode="drop")
-    for whole, part in zip((cache.k, cache.v), new)
-  )
-  length = cache.length + tokens.shape[1]
-  return model.logits(hidden), KVCache(k=k, v=v, length=length)
-
-
-def _attend_in_parts(q, keys_and_values, masks) -> jax.Array:
-  """Attention to keys and values that lie in several arrays.
+  slots past its end would be dropped. The new state has the shapes and dtypes
+  of the old one and is written in its place where the caller donates it.
 
   Args:
-    q: (B, T, H, K).
-    keys_and_values: the parts of the keys and those of the values, (B, S, N, K)
-      each.
-    masks: of the parts, (B or 1, T or 1, S) each, True where a key is seen.
+    config: of the model.
+    params: of the model.
+    tokens: (B, T) int32.
+    state: what was read before.
+    implementations: of ops; none of this pass has a choice.
 
   Returns:
-    (B, T, H, K).
+    Float32 logits (B, T, V) and the longer state.
   """
-  keys, values = keys_and_values
-  batch, length, _, size = q.shape
-  q = q.reshape(batch, length, keys[0].shape[2], -1, size)
-  scores = [
-    jnp.where(
-      mask[:, None, None],
-      jnp.einsum("btngk,bsnk->bngts", q, k, preferred_element_type=jnp.float32),
-      -jnp.inf,
-    )
-    for k, mask in zip(keys, masks, strict=True)
-  ]
-  shares = jax.nn.softmax(size**-0.5 * jnp.concatenate(scores, -1), axis=-1)
-  shares = jnp.split(
-    shares.astype(values[0].dtype), [keys[0].shape[1]], axis=-1
+  del implementations
+  model = bind(config, params)
+  cache, places = state.cache, Places.after(state.length, tokens.shape[1])
+  x = model.embed(tokens).astype(cache.k.dtype)
+  hidden, new = model(x, places.slots, cache.attend(places), layer_inputs=cache)
+  return model.logits(hidden), TransformerState(
+    cache=cache.append(new, places), length=places.length
   )
-  mixed = sum(
-    jnp.einsum("bngts,bsnk->btngk", share, v)
-    for share, v in zip(shares, values, strict=True)
-  )
-  return mixed.reshape(batch, length, -1, size)

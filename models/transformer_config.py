@@ -46,6 +46,7 @@ class TransformerConfig:
     head_dim: K.
     rope_theta: base of the rotary frequencies.
     rope_scaling: Llama-3 scaling or None.
+    rope_factor: positions are divided by it (linear scaling).
     norm_eps: of every RMSNorm.
     tie_embeddings: the head is the transposed token table.
     qkv_bias: biases on q, k and v (Qwen2.5).
@@ -63,6 +64,7 @@ class TransformerConfig:
   head_dim: int
   rope_theta: float = 10000.0
   rope_scaling: RopeScaling | None = None
+  rope_factor: float = 1.0
   norm_eps: float = 1e-5
   tie_embeddings: bool = True
   qkv_bias: bool = False
@@ -77,6 +79,11 @@ class TransformerConfig:
         f"num_heads={self.num_heads} is no multiple of "
         f"num_kv_heads={self.num_kv_heads}"
       )
+
+  @property
+  def family(self) -> str:
+    """The model's kind, for reports."""
+    return "transformer"
 
   @property
   def padded_vocab_size(self) -> int:

@@ -61,7 +61,7 @@ def flops_per_token(
     # relu(q) with the maxima and relu(-q) with the minima.
     + 2 * width * scored
   )
-  return 2.0 * (multiplied + c.vocab_size * c.d_model + policy_params)
+  return 2.0 * (multiplied + c.padded_vocab_size * c.d_model + policy_params)
 
 
 def bytes_per_token(
@@ -102,7 +102,7 @@ def bytes_per_token(
   tokens, scored = _kept_and_scored(kappa, context, page_size)
   union = np.minimum(tokens * page_union, context)
   weights = c.num_layers * (_attention_params(c) + _mlp_params(c, rho, prune))
-  weights = weights + c.vocab_size * c.d_model + policy_params
+  weights = weights + c.padded_vocab_size * c.d_model + policy_params
   # A page's two bounds are as large as one token's key and value.
   cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * (union + scored)
   return weights * weight_bytes + cached * kv_bytes

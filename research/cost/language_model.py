@@ -23,10 +23,7 @@ def forward(
     "layers": products with the layers' weights; "mixing": attention between
     tokens, or the recurrence of Mamba-2; "head": scores of the tokens.
   """
-  if isinstance(config, TransformerConfig):
-    layers, mixing = _attention(config, length)
-  else:
-    layers, mixing = _mamba(config, length)
+  layers, mixing = _LAYERS[type(config)](config, length)
   return {
     "layers": layers,
     "mixing": mixing,
@@ -70,3 +67,6 @@ def _mamba(config: MambaConfig, length: int) -> tuple[float, float]:
     more = _attention(c.attention_block, length)
     layers, mixing = layers + more[0], mixing + more[1]
   return layers, mixing
+
+
+_LAYERS = {TransformerConfig: _attention, MambaConfig: _mamba}

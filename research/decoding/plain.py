@@ -58,7 +58,7 @@ class Plain:
     cache_size: int,
   ) -> tuple[jax.Array, jax.Array, State]:
     """Reads prompts (B, T) of `lengths` (B,) and draws one token of each."""
-    hidden, state = language_model.read(
+    hidden, state = language_model.prefill(
       self.config, params, tokens, lengths, cache_size=cache_size
     )
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
@@ -69,7 +69,7 @@ class Plain:
     self, params: language_model.Params, state: State
   ) -> tuple[jax.Array, jax.Array, State]:
     """Draws the next token of every row."""
-    scores, model = language_model.append(
+    scores, model = language_model.decode(
       self.config, params, state.tokens[:, None], state.model
     )
     return self._drawn(scores[:, 0], model, state.keys, state.count)

@@ -175,7 +175,7 @@ class Generator:
 
   def _check(self, prompts: Sequence[np.ndarray], options: TextOptions) -> None:
     longest = max(map(len, prompts)) + options.max_tokens
-    limit = language_model.max_length(self._config)
+    limit = self._config.max_position
     if limit is not None and longest > limit:
       raise InputError(
         f"prompt and continuation may have {longest} tokens, the model was "

@@ -1,20 +1,19 @@
 """What training needs of a model: sizes, parameters, hidden states, head."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from models import mamba, transformer
+from models import language_model
 from models.errors import InputError
-from models.mamba_blocks import Implementations
+from models.implementations import Implementations
 from models.mamba_config import AttentionLayers, MambaConfig
 from models.transformer_config import TransformerConfig
 from research.language_model.options import Options
 
-Config = TransformerConfig | MambaConfig
-Params = dict[str, Any]
+Config = language_model.Config
+Params = language_model.Params
 
 
 def config_of(options: Options, vocab_size: int) -> Config:
@@ -114,8 +113,7 @@ class Model:
 
   def init(self, key: jax.Array) -> Params:
     """Random float32 parameters."""
-    module = mamba if isinstance(self.config, MambaConfig) else transformer
-    return module.init(self.config, key)
+    return language_model.init(self.config, key)
 
   def hidden(
     self, params: Params, tokens: jax.Array, segment_ids: jax.Array
@@ -129,30 +127,17 @@ class Model:
     """
     # Where documents do not count, padding fills whole rows that do not either.
     segments = segment_ids if self.document_mask else None
-    unroll = self.unroll or self.config.num_layers
-    if isinstance(self.config, MambaConfig):
-      return mamba.hidden_states(
-        self.config,
-        params,
-        tokens,
-        segment_ids=segments,
-        dtype=jnp.dtype(self.dtype),
-        implementations=self.implementations,
-        remat=self.remat,
-        unroll=unroll,
-      )
-    model = transformer.bind(self.config, params)
-    attention = self.implementations.attention
-    hidden, _ = model(
-      model.embed(tokens).astype(self.dtype),
-      transformer.token_positions(tokens),
-      transformer.causal_attend(attention, segments, keep=False),
+    return language_model.hidden_states(
+      self.config,
+      params,
+      tokens,
+      segment_ids=segments,
+      dtype=jnp.dtype(self.dtype),
+      implementations=self.implementations,
       remat=self.remat,
-      unroll=unroll,
+      unroll=self.unroll or self.config.num_layers,
     )
-    return hidden
 
   def head(self, params: Params) -> jax.Array:
     """The table (V, D) whose rows score the tokens."""
-    module = mamba if isinstance(self.config, MambaConfig) else transformer
-    return module.bind(self.config, params).head()
+    return language_model.head(self.config, params)

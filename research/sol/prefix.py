@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 import ops
 from models import transformer
+from models.attention import causal_attend
 from models.transformer_config import TransformerConfig
 
 # Tokens over which the running mean of the surprise is taken.
@@ -151,7 +152,7 @@ def build(
   hidden, (k, v) = model(
     model.embed(read),
     transformer.token_positions(read),
-    transformer.causal_attend(attention),
+    causal_attend(implementation=attention),
   )
   first = max(first_start - MEAN_SPAN, 0)
   stats = stats_in_chunks(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models import mamba
+from models import language_model, mamba
 from models.convert import load
 
 _GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -51,7 +51,9 @@ def test_forward_prefill_and_decode_agree(name, tmp_path):
     "mamba2": ("mamba2", 1),
     "mamba2_groups": ("mamba2", 8),
   }[name]
-  whole = jax.jit(mamba.forward, static_argnums=0)(config, params, tokens)
+  whole = jax.jit(language_model.forward, static_argnums=0)(
+    config, params, tokens
+  )
   assert whole.dtype == jnp.float32
   assert _relative_error(whole, logits) <= _TOLERANCE
   prefix = tokens.shape[1] - 7

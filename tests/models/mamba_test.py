@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import mamba
-from models.mamba_blocks import GatedRMSNorm, Implementations
+from models import language_model, mamba
+from models.implementations import Implementations
+from models.mamba_blocks import GatedRMSNorm
 from models.mamba_config import AttentionLayers, MambaConfig
 from ops.dispatch import UnsupportedError
 from tests.models import parameter_counts
@@ -36,7 +37,9 @@ ATTENTION = AttentionLayers(
 )
 CACHE = 16
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-forward = jax.jit(mamba.forward, static_argnums=0, static_argnames="dtype")
+forward = jax.jit(
+  language_model.forward, static_argnums=0, static_argnames="dtype"
+)
 prefill = jax.jit(mamba.prefill, static_argnums=0)
 decode = jax.jit(mamba.decode, static_argnums=0)
 
@@ -277,7 +280,7 @@ def test_every_parameter_has_a_gradient():
   tokens = np.array([[3, 1, 4, 1]])
 
   def loss(params, remat):
-    out = mamba.forward(config, params, tokens, remat=remat)
+    out = language_model.forward(config, params, tokens, remat=remat)
     return -jnp.mean(jax.nn.log_softmax(out)[..., 5])
 
   params = random_params(config)
@@ -398,9 +401,9 @@ def test_implementations_are_passed_on(op):
 
   state = mamba.init_state(config, 2, cache_size=CACHE)
   for name in ("xla", None):
-    assert run(mamba.forward, name, tokens).shape == (2, 12, 61)
+    assert run(language_model.forward, name, tokens).shape == (2, 12, 61)
   for function, *arrays in (
-    (mamba.forward, tokens),
+    (language_model.forward, tokens),
     (mamba.prefill, tokens),
     (mamba.decode, tokens[:, :1], state),
   ):

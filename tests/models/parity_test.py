@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models import transformer
+from models import language_model, transformer
 from models.convert import load
 
 _GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -37,7 +37,7 @@ def _relative_error(actual, expected):
 @pytest.mark.parametrize("name", _FAMILIES)
 def test_forward_agrees(name, tmp_path):
   checkpoint, tokens, logits = _read(name, tmp_path)
-  actual = transformer.forward(checkpoint.config, checkpoint.params, tokens)
+  actual = language_model.forward(checkpoint.config, checkpoint.params, tokens)
   assert actual.dtype == jnp.float32
   assert _relative_error(actual, logits) <= _TOLERANCE
 
@@ -47,17 +47,17 @@ def test_prefill_then_decode_agrees(name, tmp_path):
   checkpoint, tokens, logits = _read(name, tmp_path)
   config, params = checkpoint.config, checkpoint.params
   prefix = tokens.shape[1] // 2
-  hidden, cache = transformer.prefill(
+  hidden, state = transformer.prefill(
     config, params, tokens[:, :prefix], cache_size=tokens.shape[1] + 3
   )
   decode = jax.jit(transformer.decode, static_argnums=0)
   parts = [transformer.bind(config, params).logits(hidden)]
   for t in range(prefix, tokens.shape[1]):
-    step, cache = decode(config, params, tokens[:, t : t + 1], cache)
+    step, state = decode(config, params, tokens[:, t : t + 1], state)
     parts.append(step)
   actual = jnp.concatenate(parts, axis=1)
   assert _relative_error(actual, logits) <= _TOLERANCE
-  np.testing.assert_array_equal(cache.length, tokens.shape[1])
+  np.testing.assert_array_equal(state.length, tokens.shape[1])
 
 
 @pytest.mark.parametrize("name", _FAMILIES)

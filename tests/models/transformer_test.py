@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 
 import chex
@@ -7,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import layers, transformer
+from models import language_model, layers, transformer
+from models.attention import causal_attend
 from models.transformer_config import TransformerConfig
 
 VARIANTS = {
@@ -31,7 +31,7 @@ SIZES = {
   "qwen3_4b": 4_022_468_096,
   "qwen3_8b": 8_190_735_360,
 }
-forward = jax.jit(transformer.forward, static_argnums=0)
+forward = jax.jit(language_model.forward, static_argnums=0)
 prefill = jax.jit(
   transformer.prefill, static_argnums=0, static_argnames="cache_size"
 )
@@ -71,27 +71,28 @@ def test_a_split_text_equals_the_whole(variant):
   params, tokens = draw(config)
   whole = forward(config, params, tokens)
   assert whole.shape == (2, 12, config.vocab_size)
-  hidden, cache = prefill(config, params, tokens[:, :6], cache_size=14)
+  hidden, state = prefill(config, params, tokens[:, :6], cache_size=14)
   parts = [transformer.bind(config, params).logits(hidden)]
   for start, end in ((6, 9), (9, 12)):
-    logits, cache = decode(config, params, tokens[:, start:end], cache)
+    logits, state = decode(config, params, tokens[:, start:end], state)
     parts.append(logits)
   found = jnp.concatenate(parts, axis=1)
   np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
-  np.testing.assert_array_equal(cache.length, 12)
+  np.testing.assert_array_equal(state.length, 12)
 
 
 def test_rows_of_different_length_share_a_cache(plain):
   config, params, tokens = plain
   whole = forward(config, params, tokens)
-  _, cache = prefill(config, params, tokens[:, :6], cache_size=14)
-  cache = dataclasses.replace(cache, length=jnp.array([6, 4], jnp.int32))
+  _, state = transformer.prefill(
+    config, params, tokens[:, :6], lengths=jnp.array([6, 4]), cache_size=14
+  )
   # Row 1 takes its tokens 4 and 5 once more, over the old ones.
   following = jnp.stack([tokens[0, 6:9], tokens[1, 4:7]])
-  logits, cache = decode(config, params, following, cache)
+  logits, state = decode(config, params, following, state)
   np.testing.assert_allclose(logits[0], whole[0, 6:9], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(logits[1], whole[1, 4:7], rtol=1e-4, atol=1e-5)
-  np.testing.assert_array_equal(cache.length, [9, 7])
+  np.testing.assert_array_equal(state.length, [9, 7])
 
 
 def test_no_token_sees_a_later_one(plain):
@@ -106,7 +107,7 @@ def test_positions_matter_only_relative_to_each_other(plain):
   config, params, tokens = plain
   model = transformer.bind(config, params)
   x, positions = model.embed(tokens), transformer.token_positions(tokens)
-  attend = transformer.causal_attend()
+  attend = causal_attend()
   here, _ = model(x, positions, attend)
   shifted, _ = model(x, positions + 50, attend)
   stretched, _ = model(x, 3 * positions, attend)
@@ -129,7 +130,7 @@ def test_hooks_stand_where_they_say(plain):
     return model(
       model.embed(tokens),
       transformer.token_positions(tokens),
-      transformer.causal_attend(),
+      causal_attend(),
       hooks=layers.MlpHooks(**hooks),
     )[0]
 
@@ -161,7 +162,7 @@ def test_layer_inputs_and_outputs_go_with_their_layer(plain):
   model = transformer.bind(config, params)
 
   def attend(q, k, v, layer_input):
-    out, _ = transformer.causal_attend()(q, k, v, None)
+    out, _ = causal_attend()(q, k, v, None)
     return out * layer_input, layer_input
 
   _, outputs = model(
@@ -192,8 +193,8 @@ def test_parameters_make_the_round_trip(plain):
 def test_bfloat16_computes_in_its_own_type_with_float32_logits(plain):
   config, params, tokens = plain
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-  hidden, cache = prefill(config, half, tokens, cache_size=12)
-  assert hidden.dtype == cache.k.dtype == jnp.bfloat16
+  hidden, state = prefill(config, half, tokens, cache_size=12)
+  assert hidden.dtype == state.cache.k.dtype == jnp.bfloat16
   logits = forward(config, half, tokens)
   assert logits.dtype == jnp.float32
   exact = forward(config, params, tokens)
@@ -206,7 +207,7 @@ def test_depth_does_not_grow_the_program():
     config = TransformerConfig.tiny(num_layers=layers)
     params = transformer.abstract_params(config)
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-    lowered = jax.jit(transformer.forward, static_argnums=0).lower(
+    lowered = jax.jit(language_model.forward, static_argnums=0).lower(
       config, params, tokens
     )
     return len(lowered.as_text().splitlines())

@@ -13,7 +13,7 @@ from jax import export
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from models import mamba
-from models.mamba_blocks import Implementations
+from models.implementations import Implementations
 from models.mamba_config import AttentionLayers, MambaConfig
 from ops import dispatch
 from ops.mamba2_step import api, mosaic_gpu, mosaic_gpu_product

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models import language_model, mamba, transformer
+from models import language_model
 from models.errors import InputError
-from models.mamba_blocks import Implementations
+from models.implementations import Implementations
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 from ops import dispatch
@@ -25,6 +25,8 @@ from research.cost.roofline import Phase
 
 STEPS = ("xla", "mosaic_gpu")
 Config = language_model.Config
+# The family whose steps read a context that grows.
+_WITH_CACHE = "transformer"
 
 # Tokens of the comparison with float32.
 _PROMPT = 4
@@ -40,7 +42,7 @@ def parse(spec: str) -> tuple[str, Config, int, int]:
   batch, times, context = shape.partition("x")
   models = _models()
   config = models[name]() if name in models else None
-  recurrent = isinstance(config, MambaConfig)
+  recurrent = config is not None and config.family != _WITH_CACHE
   numbers = [batch] if recurrent else [batch, context]
   whole = all(number.isdigit() and int(number) > 0 for number in numbers)
   if config is None or not whole or (recurrent and times):
@@ -112,7 +114,7 @@ class _Decoder:
   def phase(self) -> Phase:
     """The least work of a step of all rows."""
     c, rows = self._config, self._batch
-    if isinstance(c, TransformerConfig):
+    if c.family == _WITH_CACHE:
       seen = self._context + (self._tokens + 1) / 2
       bytes_of = functools.partial(
         decode_step.bytes_per_token, c, 1, 1, page_size=1
@@ -159,7 +161,7 @@ class _Decoder:
   def peer(self) -> Peer:
     """The program that decodes such a model best."""
     c, more = self._config, (self._batch, self._tokens)
-    if isinstance(c, MambaConfig):
+    if c.family != _WITH_CACHE:
       return Peer(
         name="mamba_ssm",
         missing=mamba_ssm_decode.missing,
@@ -191,9 +193,7 @@ def initial(config: Config) -> language_model.Params:
 
   So every layer counts in the error: small random norms would silence them.
   """
-  module = mamba if isinstance(config, MambaConfig) else transformer
-  params = module.init(config, jax.random.key(0))
-  return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+  return language_model.init(config, jax.random.key(0), "bfloat16")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
@@ -209,13 +209,14 @@ def begin(
     context: tokens read.
     size: tokens that a cache has room for.
   """
-  if isinstance(config, MambaConfig):
-    dtype = params["embed"]["table"].dtype
-    return mamba.init_state(config, batch, dtype=dtype)
-  tokens, lengths = jnp.zeros((batch, 1), jnp.int32), jnp.ones(batch, jnp.int32)
-  read = lambda: language_model.read(
-    config, params, tokens, lengths, cache_size=max(size, 1)
+  state = language_model.init_state(
+    config,
+    batch,
+    cache_size=max(size, 1),
+    dtype=params["embed"]["table"].dtype,
   )
+  if not context:
+    return state
   key = jax.random.key(0)
 
   def fill(leaf):
@@ -223,7 +224,7 @@ def begin(
       return jnp.full(leaf.shape, context, leaf.dtype)
     return jax.random.normal(key, leaf.shape, leaf.dtype)
 
-  return jax.tree.map(fill, jax.eval_shape(read)[1])
+  return jax.tree.map(fill, state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -239,17 +240,12 @@ def _at(context: int, state: language_model.State) -> language_model.State:
 
 def _append(config, params, tokens, state, step):
   """Logits and state of one step by an implementation of it."""
-  if isinstance(config, MambaConfig) and config.kind == "mamba2":
-    return mamba.decode(
-      config,
-      params,
-      tokens,
-      state,
-      implementations=Implementations(step=step),
-    )
-  if step != "xla":
+  if step != "xla" and config.family != "mamba2":
     raise dispatch.UnsupportedError(f"only Mamba-2 has a step by {step!r}")
-  return language_model.append(config, params, tokens, state)
+  named = Implementations(step=step)
+  return language_model.decode(
+    config, params, tokens, state, implementations=named
+  )
 
 
 @functools.partial(

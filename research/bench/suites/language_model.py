@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from models.errors import InputError
-from models.mamba_blocks import Implementations
+from models.implementations import Implementations
 from models.module import num_params
 from research.bench.case import Call, Case, Say, SuiteOfCases, check_names
 from research.bench.plan import Plan

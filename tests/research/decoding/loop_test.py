@@ -182,7 +182,7 @@ def test_logits_that_are_not_finite_are_told(drawn, damage):
 
 
 def test_families_have_names_and_bounds():
-  names = {language_model.family(config) for config in CONFIGS.values()}
+  names = {config.family for config in CONFIGS.values()}
   assert names == set(CONFIGS)
-  assert language_model.max_length(CONFIGS["transformer"]) == 256
-  assert language_model.max_length(CONFIGS["hybrid"]) is None
+  assert CONFIGS["transformer"].max_position == 256
+  assert CONFIGS["hybrid"].max_position is None

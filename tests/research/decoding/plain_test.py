@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import transformer
+from models import language_model, transformer
 from models.transformer_config import TransformerConfig
 from research.decoding import loop
 from research.decoding.plain import Plain
@@ -13,7 +13,7 @@ CONFIG = TransformerConfig.tiny(vocab_size=6)
 LENGTH = 9
 
 
-forward = jax.jit(transformer.forward, static_argnums=0)
+forward = jax.jit(language_model.forward, static_argnums=0)
 
 
 @pytest.fixture(scope="module", autouse=True)

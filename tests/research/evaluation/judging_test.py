@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import transformer
+from models import language_model
 from models.convert import load
 from models.errors import InputError
 from models.tokenizer import load_tokenizer
@@ -70,7 +70,7 @@ def test_perplexity_is_that_of_the_definition(tiny, scorer):
   found, items = judging.judge_text(scorer, text, advance=counts)
   ids = scorer.tokenizer.encode(STORY * 3)
   nll, done = [], 0
-  forward = jax.jit(transformer.forward, static_argnums=0)
+  forward = jax.jit(language_model.forward, static_argnums=0)
   while done < len(ids):
     end = min(max(0, done - 4) + 31, len(ids))
     row = np.concatenate([[1], ids[end - 31 : end]]).astype(np.int32)

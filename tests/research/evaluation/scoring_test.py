@@ -6,7 +6,7 @@ import tokenizers
 from tokenizers import models as bpe_models
 from tokenizers import pre_tokenizers
 
-from models import transformer
+from models import language_model, transformer
 from models.convert import load
 from models.errors import InputError
 from models.tokenizer import Tokenizer, load_tokenizer
@@ -45,7 +45,7 @@ def scorer(tiny):
 @pytest.fixture(scope="module")
 def expected(tiny):
   """Float64 log-probabilities and argmax of a row, by the definition."""
-  forward = jax.jit(transformer.forward, static_argnums=0)
+  forward = jax.jit(language_model.forward, static_argnums=0)
 
   def logprobs(row):
     padded = np.zeros(49, np.int32)

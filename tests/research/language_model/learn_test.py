@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from models import mamba, transformer
+from models import language_model, mamba
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 from research.core import mesh as mesh_lib
@@ -88,7 +88,9 @@ def test_the_loss_is_the_mean_over_tokens_in_float64():
   sums = jax.jit(
     lambda params: learn.token_sums(Model(config=config), params, batch, VOCAB)
   )(params)
-  forward = jax.jit(lambda tokens: transformer.forward(config, params, tokens))
+  forward = jax.jit(
+    lambda tokens: language_model.forward(config, params, tokens)
+  )
   nll, squares = 0.0, 0.0
   # The documents, each alone; the last row is padding.
   for part in (slice(0, CUT), slice(CUT, LENGTH)):

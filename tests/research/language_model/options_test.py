@@ -3,9 +3,8 @@ import dataclasses
 import jax
 import pytest
 
-from models import mamba, module, transformer
+from models import language_model
 from models.errors import InputError
-from models.mamba_config import MambaConfig
 from research.cost import language_model as flops
 from research.language_model import architectures
 from research.language_model.options import ARCHITECTURES, PRESETS, Options
@@ -18,24 +17,15 @@ def config_of(vocab_size=32768, **options):
   return architectures.config_of(Options(**options), vocab_size)
 
 
-def shapes(config):
-  model = mamba if isinstance(config, MambaConfig) else transformer
-  return model.abstract_params(config)
-
-
-def num_params(config):
-  return module.num_params(shapes(config))
-
-
 @pytest.mark.parametrize("arch, preset", NAMED)
 def test_every_preset_is_a_model(arch, preset):
   config = config_of(arch=arch, preset=preset)
-  assert num_params(config) == parameter_counts.expected(config)
+  assert language_model.num_params(config) == parameter_counts.expected(config)
 
 
 def test_models_of_60m_are_alike():
   sizes = [
-    num_params(config_of(arch=arch, preset="60m"))
+    language_model.num_params(config_of(arch=arch, preset="60m"))
     for arch in ("transformer", "mamba1", "mamba2")
   ]
   assert min(sizes) > 57e6 and max(sizes) < 59e6
@@ -44,7 +34,7 @@ def test_models_of_60m_are_alike():
 def test_every_architecture_has_a_preset_to_start_from():
   assert set(PRESETS) == set(ARCHITECTURES)
   for arch in ARCHITECTURES:
-    assert num_params(config_of(arch=arch, vocab_size=512)) < 2e6
+    assert language_model.num_params(config_of(arch=arch, vocab_size=512)) < 2e6
 
 
 def test_sizes_that_are_given_win():
@@ -115,7 +105,9 @@ def test_every_option_has_a_text_and_bounds():
 @pytest.mark.parametrize("tie", [True, False])
 def test_products_with_weights_are_two_operations_a_weight(arch, tie):
   config = config_of(1024, arch=arch, tie_embeddings=tie)
-  leaves = jax.tree_util.tree_leaves_with_path(shapes(config)["layers"])
+  leaves = jax.tree_util.tree_leaves_with_path(
+    language_model.abstract_params(config)["layers"]
+  )
   weights = sum(leaf.size for path, leaf in leaves if path[-1].key == "kernel")
   found = flops.forward(config, 64)
   assert found["layers"] == 2 * weights
@@ -160,8 +152,11 @@ def test_a_transformer_computes_what_is_counted():
   length = 16
   config = config_of(512, arch="transformer", layers=3)
   traced = jax.make_jaxpr(
-    lambda params, tokens: transformer.forward(config, params, tokens)
-  )(shapes(config), jax.ShapeDtypeStruct((2, length), "int32"))
+    lambda params, tokens: language_model.forward(config, params, tokens)
+  )(
+    language_model.abstract_params(config),
+    jax.ShapeDtypeStruct((2, length), "int32"),
+  )
   found = flops.forward(config, length)
   # Plain XLA computes the masked half too.
   whole = found["mixing"] * length / ((length + 1) / 2)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import transformer
+from models import language_model
 from research.sol import actions, calibrate
 from research.sol.controllers import TwoLevels
 from research.sol.rollout import Controller
@@ -130,7 +130,9 @@ def test_run_points_plays_every_point_on_all_episodes():
   for point in found.extras["embed"]:
     np.testing.assert_allclose(point, first, rtol=1e-6)
   # The last action is the dense one.
-  logits = transformer.forward(toy.CONFIG, toy.lm(), jnp.asarray(windows[:4]))
+  logits = language_model.forward(
+    toy.CONFIG, toy.lm(), jnp.asarray(windows[:4])
+  )
   dense = np.asarray(jax.nn.log_softmax(logits))
   for episode, (row, start) in enumerate(
     (row, start) for row in range(4) for start in (16, 24, 32)

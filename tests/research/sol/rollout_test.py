@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import transformer
+from models import language_model, transformer
 from research.sol import controllers, rollout
 from research.sol.rollout import Controller
 from tests.research.sol import toy
@@ -151,7 +151,7 @@ def test_divergence_is_that_of_the_dense_models_prediction(
     np.exp(x - x.max(-1, keepdims=True))
     / np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)
   )
-  dense = np.asarray(transformer.forward(toy.CONFIG, toy.lm(), tokens))
+  dense = np.asarray(language_model.forward(toy.CONFIG, toy.lm(), tokens))
   at = np.asarray(starts)[..., None] + np.arange(toy.HORIZON)
   dense = log_softmax(np.float64(dense)[np.arange(WINDOWS)[:, None, None], at])
   # A step's hidden state is what the next step sees.
@@ -181,7 +181,7 @@ def test_options_and_actions_change_the_prediction(tokens, starts, actions):
 def test_the_full_action_is_the_dense_model(tokens, starts, actions):
   full = jnp.full_like(actions, toy.TABLE.full_index)
   found = block(toy.setup(), tokens, starts, full)
-  logits = transformer.forward(toy.CONFIG, toy.lm(), tokens)
+  logits = language_model.forward(toy.CONFIG, toy.lm(), tokens)
   log_probs = jax.nn.log_softmax(logits)
   at = starts[..., None] + np.arange(toy.HORIZON)[None, None]
   rows = np.arange(WINDOWS)[:, None, None]

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import transformer
+from models import language_model
 from research.core import intervals
 from research.sol import rollout, scoring
 from research.sol import windows as windows_lib
@@ -72,7 +72,7 @@ def scores(cover, schedules):
 
 def test_the_full_action_is_the_dense_perplexity(cover, scores):
   tokens = jnp.asarray(cover.tokens)
-  logits = transformer.forward(toy.CONFIG, toy.lm(), tokens)
+  logits = language_model.forward(toy.CONFIG, toy.lm(), tokens)
   log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
   nll = np.zeros(cover.starts.shape)
   for w, e, t in np.argwhere(cover.weights > 0):

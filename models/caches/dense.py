@@ -1,0 +1,106 @@
+"""Every key and value, in slots of their own.
+
+Shapes by axis letter: L layers, B batch, T new tokens, S cache slots, H query
+heads, N key/value heads, K head dimension.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from models.attention import Attend
+from models.caches.places import Places
+
+# Finite, so that padding that sees nothing is no NaN.
+_UNSEEN = -1e30
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseCache:
+  """Keys and values of L layers; one layer's has no axis L.
+
+  Attributes:
+    k: (L, B, S, N, K), rotated keys.
+    v: (L, B, S, N, K).
+  """
+
+  k: jax.Array
+  v: jax.Array
+
+  @classmethod
+  def empty(cls, shape: Sequence[int], dtype: jnp.dtype) -> Self:
+    """A cache of `shape` (L, B, S, N, K) that holds nothing."""
+    # Two arrays: a buffer that is donated must not be there twice.
+    k, v = (jnp.zeros(shape, dtype) for _ in range(2))
+    return cls(k=k, v=v)
+
+  def attend(self, places: Places) -> Attend:
+    """Attention of new tokens to the old ones of a layer and to each other.
+
+    The function takes q (B, T, H, K), new k and v (B, T, N, K) and one layer of
+    this cache. It gives the mixed heads, and (k, v) for `append`.
+    """
+    masks = places.sees_old(self.k.shape[2]), places.sees_new()
+
+    def attend(q, k, v, layer_cache):
+      keys, values = (layer_cache.k, k), (layer_cache.v, v)
+      mixed = _attend_in_parts(q, keys, values, masks)
+      # The old keys are read before new ones are written: XLA would else keep
+      # them by copying the cache.
+      return jax.lax.optimization_barrier((mixed, (k, v)))
+
+    return attend
+
+  def append(
+    self, new: tuple[jax.Array, jax.Array], places: Places
+  ) -> "DenseCache":
+    """Writes the new tokens of all layers; past the end they are dropped.
+
+    Args:
+      new: keys and values (L, B, T, N, K).
+      places: of the tokens.
+    """
+    rows = jnp.arange(places.slots.shape[0])[:, None]
+    to = places.to(self.k.shape[2])
+    k, v = (
+      whole.at[:, rows, to].set(part, mode="drop")
+      for whole, part in zip((self.k, self.v), new, strict=True)
+    )
+    return DenseCache(k=k, v=v)
+
+
+def _attend_in_parts(q, keys, values, masks) -> jax.Array:
+  """Attention to keys and values that lie in several arrays.
+
+  Args:
+    q: (B, T, H, K).
+    keys: the parts of the keys, (B, S, N, K) each.
+    values: those of the values.
+    masks: of the parts, (B or 1, T or 1, S) each, True where a key is seen.
+
+  Returns:
+    (B, T, H, K).
+  """
+  batch, length, _, size = q.shape
+  q = q.reshape(batch, length, keys[0].shape[2], -1, size)
+  scores = [
+    jnp.where(
+      mask[:, None, None],
+      jnp.einsum("btngk,bsnk->bngts", q, k, preferred_element_type=jnp.float32),
+      _UNSEEN,
+    )
+    for k, mask in zip(keys, masks, strict=True)
+  ]
+  shares = jax.nn.softmax(size**-0.5 * jnp.concatenate(scores, -1), axis=-1)
+  shares = jnp.split(
+    shares.astype(values[0].dtype), [keys[0].shape[1]], axis=-1
+  )
+  mixed = sum(
+    jnp.einsum("bngts,bsnk->btngk", share, v)
+    for share, v in zip(shares, values, strict=True)
+  )
+  return mixed.reshape(batch, length, -1, size)

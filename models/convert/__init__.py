@@ -6,20 +6,17 @@ import pathlib
 
 import jax.numpy as jnp
 
-from models import transformer
+from models import language_model
 from models.convert import (
   directory,
+  forms,
   gguf_io,
   hub,
   llama2c,
-  mamba,
-  names,
   torch_bin,
 )
 from models.convert.safetensors_io import save_safetensors
 from models.errors import InputError
-from models.mamba_config import MambaConfig
-from models.transformer_config import TransformerConfig
 
 __all__ = ["Checkpoint", "load", "save_safetensors"]
 
@@ -31,16 +28,15 @@ class Checkpoint:
   """A model that was read.
 
   Attributes:
-    config: its shape; its type says whether `models.transformer` or
-      `models.mamba` computes it.
-    params: nested dict of arrays, as `init` of that module returns it.
+    config: its shape, for `models.language_model`.
+    params: nested dict of arrays, as `init` returns it.
     name: short name for reports, such as "smollm2" or "Llama-3.2-1B".
     path: the file or directory it came from; `models.tokenizer` looks for
       the tokenizer there.
   """
 
-  config: TransformerConfig | MambaConfig
-  params: transformer.Params
+  config: language_model.Config
+  params: language_model.Params
   name: str
   path: pathlib.Path
 
@@ -77,8 +73,7 @@ def load(
       f"{path}: is neither a directory nor a .gguf or .bin file: give a "
       "checkpoint in one of these forms"
     )
-  family = mamba if isinstance(config, MambaConfig) else names
-  params = family.assemble(config, tensors, dtype)
+  params = forms.assemble(config, tensors, dtype)
   return Checkpoint(config=config, params=params, name=name, path=path)
 
 

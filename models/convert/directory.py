@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from models.convert import hf_config, mamba, shards
+from models.convert import hf_config, mamba, names, shards
 from models.convert.names import TensorSource
 from models.convert.safetensors_io import INDEX, SINGLE, SafetensorsFile
 from models.convert.torch_bin import Archive
@@ -16,7 +16,9 @@ _FORMS = (
   (SINGLE, INDEX, SafetensorsFile),
   (_BIN, _BIN + ".index.json", Archive),
 )
-_HEAD = "lm_head.weight"
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
+# Token tables of the families, by which a prefix of all names is found.
+_TABLES = (_TABLE, *mamba.TABLES)
 _ROTATION = "rotary_emb.inv_freq"
 
 
@@ -62,15 +64,45 @@ def tensors(directory: pathlib.Path) -> TensorSource:
 def _describe(
   hf: dict[str, Any] | None, path: pathlib.Path, source: TensorSource
 ) -> tuple[TransformerConfig | MambaConfig, TensorSource]:
+  if (hf or {}).get("quantization_config"):
+    raise InputError(
+      f"{path}: quantization_config says that the weights are packed, in a "
+      "form that is not read here: get the model before it was quantized, or "
+      "a .gguf file of it"
+    )
+  source = _without_prefix(source)
   if mamba.describes(hf or {}) or (hf is None and mamba.is_megatron(source)):
     return mamba.open_source(hf, str(path), source)
   if hf is None:
     raise InputError(f"{path}: is missing: get the checkpoint again")
-  has_head = _HEAD in source.names
-  config = hf_config.from_hf(hf, str(path), has_head=has_head)
-  if config.tie_embeddings:
-    # Some exporters write the tied head a second time; it is never read.
-    source = source.without([_HEAD])
+  config = hf_config.from_hf(hf, str(path))
+  config, source = names.with_own_head(config, source, _HEAD, _TABLE)
   # Rotation tables that old exporters wrote; they follow from the config.
-  rotations = [name for name in source.names if name.endswith(_ROTATION)]
+  rotations = [n for n in source.names if n.endswith(_ROTATION)]
   return config, source.without(rotations)
+
+
+def _without_prefix(source: TensorSource) -> TensorSource:
+  """The tensors without what wrappers put in front of all their names.
+
+  `torch.compile` writes `_orig_mod.`, data-parallel training `module.`. A base
+  model without its head has no `model.` or `backbone.`.
+  """
+  if any(table in source.names for table in _TABLES):
+    return source
+  for table in _TABLES:
+    body, bare = table.split(".", 1)
+    for name in sorted(source.names):
+      if name.endswith("." + table):
+        prefix = name.removesuffix(table)
+        return source.renamed(lambda n, p=prefix: n.removeprefix(p))
+      if name == bare or name.endswith("." + bare):
+        prefix = name.removesuffix(bare)
+        return source.renamed(
+          lambda n, p=prefix, b=body: n if n == _HEAD else _in(b, n, p)
+        )
+  return source
+
+
+def _in(body: str, name: str, prefix: str) -> str:
+  return f"{body}.{name.removeprefix(prefix)}"

@@ -5,7 +5,7 @@ Quantized tensors are dequantized to float32 one at a time from a memory map.
 
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gguf
@@ -36,6 +36,7 @@ _LAYER_NAMES = {
   "ffn_down": "mlp.down_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 
 class _CheckedReader(gguf.GGUFReader):
@@ -66,12 +67,54 @@ class _CheckedReader(gguf.GGUFReader):
     super()._build_tensors(start_offs, fields)
 
 
-def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
-  """Opens a GGUF file as a memory map.
+class GgufFile:
+  """A GGUF file in one or several parts, as memory maps.
+
+  Attributes:
+    parts: the readers, the one with the metadata first.
+  """
+
+  def __init__(self, parts: Sequence[gguf.GGUFReader]):
+    """Takes open parts."""
+    self.parts = tuple(parts)
+
+  @property
+  def tensors(self) -> list[gguf.ReaderTensor]:
+    """The tensors of all parts."""
+    return [tensor for part in self.parts for tensor in part.tensors]
+
+  def get_field(self, key: str) -> gguf.ReaderField | None:
+    """The metadata `key`, or None."""
+    return self.parts[0].get_field(key)
+
+
+def open_gguf(path: pathlib.Path) -> GgufFile:
+  """Opens a GGUF file, with its other parts where it is one of several.
 
   Raises:
-    InputError: it is no GGUF file, or was cut short.
+    InputError: it is no GGUF file, was cut short, or lacks a part.
   """
+  first = GgufFile([_open(path)])
+  count = metadata(first, "split.count", 1)
+  if count <= 1:
+    return first
+  match = _PART.fullmatch(path.name)
+  if match is None or int(match[2]) != count:
+    raise InputError(
+      f"{path}: is one of {count} parts, whose names end in "
+      f"-00001-of-{count:05}.gguf: give it back its name"
+    )
+  paths = [
+    path.with_name(f"{match[1]}-{part:05}-of-{count:05}.gguf")
+    for part in range(1, count + 1)
+  ]
+  for part in paths:
+    if not part.exists():
+      raise InputError(f"{part}: is missing, a part of {path.name}: get it too")
+  return GgufFile([_open(part) for part in paths])
+
+
+def _open(path: pathlib.Path) -> gguf.GGUFReader:
   try:
     return _CheckedReader(path)
   except InputError as error:
@@ -84,13 +127,13 @@ def open_gguf(path: pathlib.Path) -> gguf.GGUFReader:
     ) from error
 
 
-def metadata(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
+def metadata(reader: GgufFile, key: str, default: Any = None) -> Any:
   """The value of metadata `key`, or `default`."""
   field = reader.get_field(key)
   return default if field is None else field.contents()
 
 
-def read_config(reader: gguf.GGUFReader, path: str) -> TransformerConfig:
+def read_config(reader: GgufFile, path: str) -> TransformerConfig:
   """Reads the decoder's config from metadata and tensor names.
 
   Raises:
@@ -111,12 +154,6 @@ def read_config(reader: gguf.GGUFReader, path: str) -> TransformerConfig:
       )
     return value
 
-  scaling = metadata(reader, f"{arch}.rope.scaling.type", "none")
-  if scaling != "none":
-    raise InputError(
-      f"{path}: RoPE scaling {scaling!r} is not supported; use a model with "
-      "none or with Llama-3 scaling"
-    )
   d_model, num_heads = need("embedding_length"), need("attention.head_count")
   head_dim = metadata(
     reader, f"{arch}.attention.key_length", d_model // num_heads
@@ -143,6 +180,7 @@ def read_config(reader: gguf.GGUFReader, path: str) -> TransformerConfig:
     head_dim=head_dim,
     rope_theta=theta,
     rope_scaling=_rope_scaling(tensors, head_dim, theta, path),
+    rope_factor=_rope_factor(reader, arch, path),
     norm_eps=_short_float(need("attention.layer_norm_rms_epsilon")),
     tie_embeddings="output.weight" not in tensors,
     qkv_bias="blk.0.attn_q.bias" in tensors,
@@ -154,6 +192,21 @@ def read_config(reader: gguf.GGUFReader, path: str) -> TransformerConfig:
 def _short_float(value: float) -> float:
   """The shortest decimal that is `value` in float32, as configs spell it."""
   return float(str(np.float32(value)))
+
+
+def _rope_factor(reader: GgufFile, arch: str, path: str) -> float:
+  """What positions are divided by, as llama.cpp reads it."""
+  kind = metadata(reader, f"{arch}.rope.scaling.type", "linear")
+  if kind == "none":
+    return 1.0
+  if kind != "linear":
+    raise InputError(
+      f"{path}: RoPE scaling {kind!r} is not supported; use a model with none, "
+      "linear, or Llama-3 scaling"
+    )
+  # The second is the key of old files; 0 stands for none in both.
+  old = metadata(reader, f"{arch}.rope.scale_linear", 0.0)
+  return float(metadata(reader, f"{arch}.rope.scaling.factor", old)) or 1.0
 
 
 def _rope_scaling(
@@ -187,7 +240,7 @@ def _rope_scaling(
 
 
 def tensor_source(
-  reader: gguf.GGUFReader, config: TransformerConfig, path: str
+  reader: GgufFile, config: TransformerConfig, path: str
 ) -> TensorSource:
   """Offers the file under Hugging Face names, q and k rows un-permuted."""
   tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -214,7 +267,7 @@ def tensor_source(
 
 
 def _undo_permutation(
-  reader: gguf.GGUFReader, config: TransformerConfig
+  reader: GgufFile, config: TransformerConfig
 ) -> Callable[[str, np.ndarray], np.ndarray]:
   heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
   # llama.cpp rotates neighbours for "llama" alone; its converter permutes the

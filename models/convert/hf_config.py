@@ -26,16 +26,12 @@ _SCALING_KEYS = {
 }
 
 
-def from_hf(
-  hf: dict[str, Any], path: str, *, has_head: bool
-) -> TransformerConfig:
+def from_hf(hf: dict[str, Any], path: str) -> TransformerConfig:
   """Reads a Hugging Face config.
 
   Args:
     hf: the parsed `config.json`.
     path: of that file, for messages.
-    has_head: whether the checkpoint holds `lm_head.weight`; decides about
-      tied embeddings where the config is silent.
 
   Raises:
     InputError: another family, an unsupported option or a missing key.
@@ -71,25 +67,35 @@ def from_hf(
     num_kv_heads=hf.get("num_key_value_heads") or num_heads,
     head_dim=hf.get("head_dim") or need("hidden_size") // num_heads,
     rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta", 10000.0)),
-    rope_scaling=_rope_scaling(rope, path),
+    **_rope_scaling(rope, hf, path),
     norm_eps=need("rms_norm_eps"),
-    tie_embeddings=hf.get("tie_word_embeddings", not has_head),
+    # Where the config is silent, a head in the file says that it is untied.
+    tie_embeddings=hf.get("tie_word_embeddings", True),
     qkv_bias=family == "qwen2",
     qk_norm=family == "qwen3",
     max_position=need("max_position_embeddings"),
   )
 
 
-def _rope_scaling(rope: dict[str, Any], path: str) -> RopeScaling | None:
+def _rope_scaling(
+  rope: dict[str, Any], hf: dict[str, Any], path: str
+) -> dict[str, Any]:
+  """Fields of `TransformerConfig`."""
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind == "default":
-    return None
-  if kind != "llama3" or any(k not in rope for k in _SCALING_KEYS.values()):
+    return {}
+  if kind == "linear" and "factor" in rope:
+    return {"rope_factor": float(rope["factor"])}
+  # Transformers takes the original length from the top level too.
+  original = _SCALING_KEYS["original_max_position"]
+  rope = {original: hf.get(original)} | rope
+  values = {own: rope.get(key) for own, key in _SCALING_KEYS.items()}
+  if kind != "llama3" or None in values.values():
     raise InputError(
-      f"{path}: RoPE scaling {kind!r} is not supported, only a whole 'llama3': "
-      "use another checkpoint"
+      f"{path}: RoPE scaling {kind!r} is not supported, only 'linear' and a "
+      "whole 'llama3': use another checkpoint"
     )
-  return RopeScaling(**{own: rope[k] for own, k in _SCALING_KEYS.items()})
+  return {"rope_scaling": RopeScaling(**values)}
 
 
 def to_hf(config: TransformerConfig, dtype: str) -> dict[str, Any]:
@@ -133,4 +139,6 @@ def to_hf(config: TransformerConfig, dtype: str) -> dict[str, Any]:
     values = dataclasses.asdict(config.rope_scaling)
     scaling = {k: values[own] for own, k in _SCALING_KEYS.items()}
     hf["rope_scaling"] = {"rope_type": "llama3"} | scaling
+  elif config.rope_factor != 1.0:
+    hf["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_factor}
   return hf

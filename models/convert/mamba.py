@@ -7,14 +7,11 @@ form too. Hybrids have a form of their own: the same, and the attention layers
 under `attention_layers` and with the names of Llama.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from models import mamba
 from models.convert.mamba_config import (
@@ -23,13 +20,11 @@ from models.convert.mamba_config import (
   from_shapes,
   to_hf,
 )
-from models.convert.names import Leaf, TensorSource, build, take_apart
+from models.convert.names import Leaf, TensorSource, with_own_head
 from models.mamba_config import MambaConfig
 
 __all__ = [
-  "assemble",
   "describes",
-  "disassemble",
   "from_json",
   "is_megatron",
   "leaves",
@@ -38,6 +33,12 @@ __all__ = [
 ]
 
 _TABLE = "backbone.embeddings.weight"
+# As transformers, mamba_ssm and Megatron name the token table.
+TABLES = (
+  _TABLE,
+  "backbone.embedding.weight",
+  "embedding.word_embeddings.weight",
+)
 _HEAD = "lm_head.weight"
 _LAYER = "backbone.layers.{}."
 _TEMPLATES = {
@@ -113,26 +114,6 @@ def leaves(config: MambaConfig) -> Iterator[Leaf]:
     )
 
 
-def assemble(
-  config: MambaConfig, source: TensorSource, dtype: jnp.dtype
-) -> mamba.Params:
-  """Builds the parameter tree; holds one parameter array at a time on host.
-
-  A_log, D and dt_bias keep a wider dtype of the file.
-
-  Raises:
-    InputError: a tensor is missing, unknown or of a wrong shape.
-  """
-  return build(leaves(config), source, dtype, "Mamba")
-
-
-def disassemble(
-  config: MambaConfig, params: mamba.Params
-) -> dict[str, np.ndarray]:
-  """The inverse of `assemble`: tensors by the names of transformers."""
-  return take_apart(leaves(config), params)
-
-
 def is_megatron(source: TensorSource) -> bool:
   """Whether the tensors have Megatron's names; such need no `config.json`."""
   return any(name.startswith(_MEGATRON) for name in source.names)
@@ -151,36 +132,13 @@ def open_source(
   Raises:
     InputError: the config is not of a model that `models.mamba` computes.
   """
-  source = _renamed(source)
+  extra = [n for n in source.names if n.endswith(_MEGATRON_EXTRA)]
+  source = source.without(extra).renamed(_rename)
   if json is None:
     config = from_shapes(source, path)
   else:
-    config = from_json(json, path, tied=lambda: _tied(source))
-  if config.tie_embeddings:
-    # PyTorch's files hold the tied head a second time; it is never read.
-    source = source.without([_HEAD])
-  return config, source
-
-
-def _tied(source: TensorSource) -> bool:
-  """Whether the head is the token table, where no config says it."""
-  if _HEAD not in source.names or _TABLE not in source.names:
-    return True
-  return np.array_equal(source.read(_HEAD), source.read(_TABLE))
-
-
-def _renamed(source: TensorSource) -> TensorSource:
-  own = {}
-  for name in source.names:
-    if not name.endswith(_MEGATRON_EXTRA):
-      own[_rename(name)] = name
-  return dataclasses.replace(
-    source,
-    names=frozenset(own),
-    read=lambda name: source.read(own[name]),
-    label=lambda name: source.label(own.get(name, name)),
-    shape=lambda name: source.shape(own[name]),
-  )
+    config = from_json(json, path)
+  return with_own_head(config, source, _HEAD, _TABLE)
 
 
 def _rename(name: str) -> str:

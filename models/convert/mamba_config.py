@@ -1,7 +1,6 @@
 """`config.json` of Mamba checkpoints to `MambaConfig` and back."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from models.convert.names import TensorSource
@@ -55,15 +54,12 @@ _D_STATE = {"mamba1": 16, "mamba2": 128}
 _MEGATRON_D_STATE, _MEGATRON_VOCAB_MULTIPLE = 128, 128
 
 
-def from_json(
-  json: dict[str, Any], path: str, *, tied: Callable[[], bool]
-) -> MambaConfig:
+def from_json(json: dict[str, Any], path: str) -> MambaConfig:
   """Reads a config of mamba_ssm or of transformers.
 
   Args:
     json: the parsed `config.json`.
     path: of that file, for messages.
-    tied: says whether the head is the token table, where the config is silent.
 
   Raises:
     InputError: an unsupported option, a missing key, or sizes that do not fit.
@@ -74,8 +70,8 @@ def from_json(
     tie_key = (
       "tie_word_embeddings" if "model_type" in json else "tie_embeddings"
     )
-    ties = json[tie_key] if tie_key in json else tied()
-    return dataclasses.replace(config, tie_embeddings=ties)
+    # Where the config is silent, a head in the file says that it is untied.
+    return dataclasses.replace(config, tie_embeddings=json.get(tie_key, True))
   except KeyError as error:
     key = error.args[0]
     raise InputError(f"{path}: {key} is missing: get the file again") from error

@@ -60,6 +60,16 @@ class TensorSource:
     """The same source but for `names`."""
     return dataclasses.replace(self, names=self.names - frozenset(names))
 
+  def renamed(self, rename: Callable[[str], str]) -> "TensorSource":
+    """The same tensors by other names; messages keep to their own."""
+    own = {rename(name): name for name in self.names}
+    return TensorSource(
+      names=frozenset(own),
+      read=lambda name: self.read(own[name]),
+      label=lambda name: self.label(own.get(name, name)),
+      shape=self.shape and (lambda name: self.shape(own[name])),
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaf:
@@ -125,21 +135,10 @@ def leaves_of(
     )
 
 
-def assemble(
-  config: TransformerConfig, source: TensorSource, dtype: jnp.dtype
-) -> transformer.Params:
-  """Builds the decoder's tree; holds one parameter array at a time on host.
-
-  Raises:
-    InputError: a tensor is missing, unknown or of a wrong shape.
-  """
-  return build(leaves(config), source, dtype, "Llama, Qwen2 or Qwen3")
-
-
 def build(
   wanted: Iterable[Leaf], source: TensorSource, dtype: jnp.dtype, family: str
 ) -> dict[str, Any]:
-  """Builds the parameter tree of `wanted`; see `assemble`.
+  """Builds a parameter tree; holds one parameter array at a time on host.
 
   Args:
     wanted: every parameter array of the model.
@@ -181,6 +180,11 @@ def _stack(leaf: Leaf, source: TensorSource, dtype: np.dtype) -> np.ndarray:
         f"asks for {leaf.tensor_shape}: correct the config or get the file "
         "again"
       )
+    if not np.isfinite(tensor).all():
+      raise InputError(
+        f"{source.label(name)} has numbers that are NaN or infinite: get the "
+        "file again"
+      )
     if out is None:
       if leaf.keeps_dtype:
         dtype = jnp.promote_types(dtype, tensor.dtype)
@@ -191,11 +195,27 @@ def _stack(leaf: Leaf, source: TensorSource, dtype: np.dtype) -> np.ndarray:
   return out
 
 
-def disassemble(
-  config: TransformerConfig, params: transformer.Params
-) -> dict[str, np.ndarray]:
-  """The inverse of `assemble`: contiguous tensors by Hugging Face name."""
-  return take_apart(leaves(config), params)
+def with_own_head(
+  config: Any, source: TensorSource, head: str, table: str
+) -> tuple[Any, TensorSource]:
+  """Unties a config whose file has a head of its own.
+
+  Exporters write a tied head a second time; such a one is not read. Where it
+  differs from the table, the file counts, as transformers has it.
+
+  Args:
+    config: of the model.
+    source: its tensors.
+    head: name of the head.
+    table: name of the token table.
+  """
+  if not config.tie_embeddings or head not in source.names:
+    return config, source
+  if table in source.names and not np.array_equal(
+    source.read(head), source.read(table)
+  ):
+    return dataclasses.replace(config, tie_embeddings=False), source
+  return config, source.without([head])
 
 
 def take_apart(

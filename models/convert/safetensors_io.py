@@ -4,17 +4,16 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from models.convert import hf_config, mamba
-from models.convert.names import disassemble
+from models.convert import forms
 from models.errors import InputError
-from models.mamba_config import MambaConfig
-from models.transformer import Params
-from models.transformer_config import TransformerConfig
+from models.language_model import Config, Params
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,15 +28,26 @@ class SafetensorsFile:
     Raises:
       InputError: the file is missing or damaged.
     """
-    self._handle = _open(path)
+    self._path, self._handle = path, _open(path)
 
   def names(self) -> list[str]:
     """Names of its tensors."""
     return list(self._handle.keys())
 
   def read(self, name: str) -> np.ndarray:
-    """Reads one."""
-    return self._handle.get_tensor(name)
+    """Reads one.
+
+    Raises:
+      InputError: it is of a type that NumPy has not.
+    """
+    try:
+      return self._handle.get_tensor(name)
+    except (AttributeError, TypeError) as error:
+      kind = self._handle.get_slice(name).get_dtype()
+      raise InputError(
+        f"{self._path}: tensor {name!r} is of type {kind}, which is not read "
+        "here: get a version of the model in bfloat16 or float32"
+      ) from error
 
   def shape(self, name: str) -> tuple[int, ...]:
     """The shape of one, without reading it."""
@@ -81,8 +91,9 @@ def _damage(path: pathlib.Path) -> str:
 
 def save_safetensors(
   directory: str | os.PathLike[str],
-  config: TransformerConfig | MambaConfig,
+  config: Config,
   params: Params,
+  more: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes `config.json` and `model.safetensors` with Hugging Face names.
 
@@ -94,6 +105,7 @@ def save_safetensors(
     directory: made if needed; must hold no checkpoint yet.
     config: of the model.
     params: nested dict as `init` of the model returns it.
+    more: further entries of `config.json`.
 
   Raises:
     InputError: the directory already holds a checkpoint, or no Hugging Face
@@ -108,13 +120,8 @@ def save_safetensors(
       )
   config, params = _without_padding(config, params)
   dtype = params["embed"]["table"].dtype.name
-  if isinstance(config, MambaConfig):
-    tensors = mamba.disassemble(config, params)
-    hf = mamba.to_hf(config, dtype)
-  else:
-    tensors = disassemble(config, params)
-    hf = hf_config.to_hf(config, dtype)
-  text = json.dumps(hf, indent=2) + "\n"
+  tensors = forms.disassemble(config, params)
+  text = json.dumps(forms.to_hf(config, dtype) | (more or {}), indent=2) + "\n"
   directory.mkdir(parents=True, exist_ok=True)
   # Renamed when whole, so that a killed export leaves no half checkpoint.
   partial = directory / (SINGLE + ".partial")

@@ -51,7 +51,8 @@ def open_file(
   Raises:
     InputError: the file is damaged.
   """
-  return _source({path: opener(path)})
+  file = opener(path)
+  return _source(dict.fromkeys(file.names(), path), {path: file})
 
 
 def open_index(
@@ -74,11 +75,13 @@ def open_index(
         f"{path}: tensor {name!r} is missing, though the index lists it: get "
         "the file again"
       )
-  return _source(opened)
+  return _source(files, opened)
 
 
-def _source(opened: dict[pathlib.Path, TensorFile]) -> TensorSource:
-  held = {n: path for path, file in opened.items() for n in file.names()}
+def _source(
+  held: dict[str, pathlib.Path], opened: dict[pathlib.Path, TensorFile]
+) -> TensorSource:
+  """Tensors by name, each from the file that `held` names."""
   first = next(iter(opened))
   return TensorSource(
     names=frozenset(held),

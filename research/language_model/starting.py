@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from models import language_model
 from models.convert import load
 from models.errors import InputError
 from models.tokenizer import Tokenizer, load_tokenizer
@@ -56,7 +55,7 @@ def model(start: str, options: Options) -> tuple[Config, Params, Tokenizer]:
       f"--start={start}: its tokenizer has {tokenizer.vocab_size} ids, its "
       f"token table {config.vocab_size} rows: get the model again"
     )
-  most = language_model.max_length(config)
+  most = config.max_position
   if most is not None and options.length > most:
     raise InputError(
       f"--length={options.length}: --start={start} has {most} positions: take "

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from models import language_model, module
-from models.convert import save_safetensors
+from models import export, module
 from models.errors import InputError
+from models.implementations import Implementations
 from models.tokenizer import Tokenizer
 from research.core import files, loop, metrics, optimizer, plots, report
 from research.core import mesh as mesh_lib
@@ -25,7 +25,7 @@ from research.core.state import TrainState
 from research.cost import devices
 from research.cost import language_model as flops
 from research.language_model import architectures, learn, starting
-from research.language_model.architectures import Implementations, Model
+from research.language_model.architectures import Model
 from research.language_model.options import Options
 from research.text import packing, token_cache, tokenizing
 from research.text.packing import Corpus
@@ -110,7 +110,8 @@ def train(run: Run, say: Say) -> Result:
   else:
     tokenizer = load_tokenizer(run)
     config = architectures.config_of(options, tokenizer.vocab_size)
-  vocab_size = tokenizer.vocab_size
+  # Training gives probability to the rows that evaluation gives it to.
+  vocab_size = config.vocab_size
   train_corpus, eval_corpus = _corpora(run, tokenizer)
   batches = packing.Batches(
     corpus=train_corpus, rows=options.batch, length=options.length
@@ -169,7 +170,7 @@ def train(run: Run, say: Say) -> Result:
   rows = metrics.read_jsonl(run.workdir / "metrics.jsonl")
   result = dataclasses.replace(result, eval_loss=rows[-1]["eval_loss"])
   _export(run, config, state, tokenizer)
-  _report(run, language_model.family(config), result, rows)
+  _report(run, config.family, result, rows)
   return result
 
 
@@ -189,7 +190,7 @@ def _say_what(run, model: Model, batches, result: Result, say: Say) -> None:
   per_token = flops.training(model.config, options.length)
   epochs = options.steps * options.batch / batches.per_epoch
   say(
-    f"{language_model.family(model.config)}, {result.num_params / 1e6:.4g}M "
+    f"{model.config.family}, {result.num_params / 1e6:.4g}M "
     f"parameters, {per_token / 1e6:.4g} MFLOP a token"
   )
   say(
@@ -284,8 +285,7 @@ def _export(run, config, state: TrainState, tokenizer: Tokenizer) -> None:
     return
   params = jax.tree.map(np.asarray, state.params)
   with files.whole_folder(place) as draft:
-    save_safetensors(draft, config, params)
-    tokenizer.backend.save(str(draft / "tokenizer.json"))
+    export.save(draft, config, params, tokenizer)
 
 
 def _report(run: Run, kind: str, result: Result, rows: list[dict]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models import transformer
-from models.convert import hub, load, names, save_safetensors
+from models import language_model, transformer
+from models.convert import forms, hub, load, save_safetensors
 from models.errors import InputError
 from models.layers import rope_frequencies
 from models.transformer_config import RopeScaling, TransformerConfig
@@ -61,7 +61,7 @@ def _write_gguf(path, arch, config, params, quant=None, **changes):
   arch_key = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch]
   names_of = gguf.get_tensor_name_map(arch_key, config.num_layers)
   tensors = {}
-  for name, tensor in names.disassemble(config, params).items():
+  for name, tensor in forms.disassemble(config, params).items():
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     count = heads.get(name.split(".")[-2])
     if arch == "llama" and count:
@@ -235,7 +235,7 @@ def test_an_untied_head_shows_where_the_config_is_silent(tmp_path):
     {"model_type": "gpt2"},
     {"hidden_act": "gelu"},
     {"attention_bias": True},
-    {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
     {"hidden_size": "del"},
   ],
 )
@@ -243,7 +243,7 @@ def test_unsupported_configs_name_the_key(changes, tmp_path):
   _write(tmp_path, _CONFIGS["llama"])
   path = _change_config(tmp_path, **changes)
   key = next(iter(changes))
-  _fails(tmp_path, path, "linear" if key == "rope_scaling" else key)
+  _fails(tmp_path, path, "dynamic" if key == "rope_scaling" else key)
 
 
 def test_broken_config_json_is_named(tmp_path):
@@ -272,7 +272,7 @@ def test_gguf_logits_equal_safetensors_logits(tmp_path):
   _write_gguf(tmp_path / "model.gguf", "llama", config, params)
   tokens = jnp.arange(20).reshape(2, 10) * 3 % config.vocab_size
   both = [
-    transformer.forward(c.config, c.params, tokens)
+    language_model.forward(c.config, c.params, tokens)
     for c in (load(tmp_path / "hf"), load(tmp_path / "model.gguf"))
   ]
   np.testing.assert_array_equal(both[0], both[1])

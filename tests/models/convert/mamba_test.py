@@ -102,10 +102,6 @@ def _put(directory, json_config, tensors):
   return directory
 
 
-def _unasked():
-  raise AssertionError("the config says whether the head is tied")
-
-
 def _write_bin(path, tensors):
   """As `torch.save` would write it."""
   kinds = {"float32": b"Float", "float16": b"Half", "bfloat16": b"BFloat16"}
@@ -272,9 +268,9 @@ def test_published_configs(name, layers, width):
   published = _ALWAYS | _MAMBA_SSM[kind]
   published |= {"d_model": width, "n_layer": layers, "vocab_size": 50277}
   expected = getattr(MambaConfig, name)()
-  assert convert.from_json(published, "", tied=lambda: True) == expected
+  assert convert.from_json(published, "") == expected
   hf = convert.to_hf(expected, "float32")
-  found = convert.from_json(hf, "", tied=_unasked)
+  found = convert.from_json(hf, "")
   assert found == dataclasses.replace(expected, vocab_multiple=1)
   # Older exports of this project have padded tables.
   hf |= {
@@ -282,7 +278,7 @@ def test_published_configs(name, layers, width):
     "unpadded_vocab_size": expected.vocab_size,
     "pad_vocab_size_multiple": expected.vocab_multiple,
   }
-  assert convert.from_json(hf, "", tied=_unasked) == expected
+  assert convert.from_json(hf, "") == expected
 
 
 def test_padding_of_the_vocabulary_is_read_and_not_written(tmp_path):
@@ -374,7 +370,7 @@ def test_unsupported_configs_of_transformers(changes, part, tmp_path):
 )
 def test_steps_without_bound_are_written_in_several_ways(limit):
   hf = convert.to_hf(_CONFIGS["mamba2"], "float32") | {"time_step_limit": limit}
-  assert convert.from_json(hf, "", tied=_unasked) == _CONFIGS["mamba2"]
+  assert convert.from_json(hf, "") == _CONFIGS["mamba2"]
 
 
 def test_missing_unknown_and_misshapen_tensors_have_their_own_names(tmp_path):

@@ -1,0 +1,56 @@
+"""Models with their tokenizers, as other programs open them."""
+
+import json
+import os
+import pathlib
+
+from models import control_tokens
+from models.convert import save_safetensors
+from models.language_model import Config, Params
+from models.tokenizer import Tokenizer
+
+
+def save(
+  directory: str | os.PathLike[str],
+  config: Config,
+  params: Params,
+  tokenizer: Tokenizer,
+) -> None:
+  """Writes a folder that transformers, lm-eval and this project read alike.
+
+  The token that stood between the texts in training begins and ends a text.
+  Every file that names special tokens does it by that one: without, a program
+  takes the default ids of the architecture, which are other tokens or none.
+
+  Args:
+    directory: made if needed; must hold no checkpoint yet.
+    config: of the model.
+    params: of the model.
+    tokenizer: of the model.
+
+  Raises:
+    InputError: the directory holds a checkpoint, no family of Hugging Face fits
+      the config, or the tokenizer has neither a begin nor an end token.
+  """
+  directory = pathlib.Path(directory)
+  boundary = control_tokens.start_id(tokenizer)
+  ids = {"bos_token_id": boundary, "eos_token_id": boundary}
+  token = tokenizer.backend.id_to_token(boundary)
+  described = {
+    # By the name of the architecture it would be that of Llama, which adds
+    # tokens beyond the table.
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": token,
+    "eos_token": token,
+    "clean_up_tokenization_spaces": False,
+  }
+  if config.max_position is not None:
+    described["model_max_length"] = config.max_position
+  save_safetensors(directory, config, params, ids)
+  tokenizer.backend.save(str(directory / "tokenizer.json"))
+  _write(directory / "tokenizer_config.json", described)
+  _write(directory / "generation_config.json", ids | {"pad_token_id": boundary})
+
+
+def _write(path: pathlib.Path, value: dict) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments import scripts
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCTOR = ROOT / "launch" / "doctor.py"
 
@@ -110,3 +112,13 @@ def test_the_folder_of_compiled_programs_is_named(
   assert dict(doctor.cache_rows()) == {
     "compiled": f"{tmp_path / 'other'}: empty"
   }
+
+
+def test_scripts_keep_compiled_programs_there(doctor, monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  named = dict(doctor.cache_rows())["compiled"]
+  with scripts.loaded("plot_lm"):
+    sys.modules["cli"]._keep_compiled_programs()
+  assert named == f"{os.environ['JAX_COMPILATION_CACHE_DIR']}: empty"

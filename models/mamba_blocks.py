@@ -44,7 +44,8 @@ class RecurrentState:
   Attributes:
     conv: (L, B, K - 1, C) last inputs of the convolution, oldest first, in
       the dtype of the pass.
-    ssm: float32 (L, B, E, N) for Mamba-1, (L, B, H, P, N) for Mamba-2.
+    ssm: (L, B, E, N) for Mamba-1, (L, B, H, P, N) for Mamba-2; float32, or the
+      dtype of the state before it.
 
   Both are None in a pass without state.
   """
@@ -174,6 +175,11 @@ def _initial_dt_bias(rngs, size):
   return dt + jnp.log(-jnp.expm1(-dt))
 
 
+def _like(state: jax.Array, before: jax.Array | None) -> jax.Array:
+  """A recurrent state in the dtype of the one before it, else in float32."""
+  return state if before is None else state.astype(before.dtype)
+
+
 def _decay(A_log):
   """A = -exp(A_log), in float32 whatever the dtype of the pass."""
   return -jnp.exp(A_log[...].astype(jnp.float32))
@@ -240,7 +246,9 @@ class Mamba1Mixer(nnx.Module):
       z=z,
       dt_bias=self.dt_bias[...].astype(jnp.float32),
     )
-    return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
+    return self.out_proj(y), RecurrentState(
+      conv=conv, ssm=_like(ssm, state.ssm)
+    )
 
 
 class Mamba2Mixer(nnx.Module):
@@ -284,7 +292,9 @@ class Mamba2Mixer(nnx.Module):
     )
     y = y.reshape(*shape, c.d_inner)
     y = self.norm(y, z, implementation=run.norm)
-    return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
+    return self.out_proj(y), RecurrentState(
+      conv=conv, ssm=_like(ssm, state.ssm)
+    )
 
 
 class MambaBlock(nnx.Module):

@@ -5,6 +5,7 @@ context once, and to read and write a recurrent state once. The token table
 counts only where it is the head too. Speed does not depend on the weights.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,34 +25,64 @@ from research.cost import decode_step
 from research.cost.roofline import Phase
 
 STEPS = ("xla", "mosaic_gpu")
+STATE_DTYPES = ("float32", "bfloat16")
 Config = language_model.Config
-# The family whose steps read a context that grows.
-_WITH_CACHE = "transformer"
 
 # Tokens of the comparison with float32.
 _PROMPT = 4
 
 
-def parse(spec: str) -> tuple[str, Config, int, int]:
-  """Name, config, batch and context of "MODEL:BATCH" or "MODEL:BATCHxCONTEXT".
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+  """What is decoded.
+
+  Attributes:
+    name: of the model.
+    config: of the model.
+    batch: rows.
+    context: tokens that a Transformer's cache holds; 0 of a recurrent model.
+    tokens: of one call, which begins at the same context every time.
+    state_dtype: of recurrent states, of `STATE_DTYPES`.
+  """
+
+  name: str
+  config: Config
+  batch: int
+  context: int
+  tokens: int = 64
+  state_dtype: str = STATE_DTYPES[0]
+
+
+def parse(spec: str, **options: Any) -> Decoding:
+  """What "MODEL:BATCH" or "MODEL:BATCHxCONTEXT" asks for.
+
+  Args:
+    spec: the context is of Transformers alone.
+    **options: more of `Decoding`.
 
   Raises:
     InputError: it is not written so, or there is no such model.
   """
   name, _, shape = spec.partition(":")
-  batch, times, context = shape.partition("x")
   models = _models()
   config = models[name]() if name in models else None
-  recurrent = config is not None and config.family != _WITH_CACHE
-  numbers = [batch] if recurrent else [batch, context]
+  numbers = shape.split("x")
   whole = all(number.isdigit() and int(number) > 0 for number in numbers)
-  if config is None or not whole or (recurrent and times):
+  if not whole or config is None or len(numbers) != _numbers(config):
     raise InputError(
       f"decode={spec}: write MODEL:BATCH, such as mamba2_130m:1, or of a "
       "Transformer MODEL:BATCHxCONTEXT, such as llama3_2_1b:1x512, with MODEL "
       f"one of {', '.join(models)}"
     )
-  return name, config, int(batch), 0 if recurrent else int(context)
+  batch, context = (*map(int, numbers), 0)[:2]
+  return Decoding(
+    name=name, config=config, batch=batch, context=context, **options
+  )
+
+
+def _numbers(config: Config) -> int:
+  """A Transformer is asked for by batch and context, Mamba by its batch."""
+  return 2 if config.family == "transformer" else 1
 
 
 def _models() -> Mapping[str, Callable[[], Config]]:
@@ -61,75 +92,47 @@ def _models() -> Mapping[str, Callable[[], Config]]:
     "tiny_mamba2": functools.partial(MambaConfig.tiny, "mamba2"),
     "tiny_transformer": TransformerConfig.tiny,
   }
-  for kind in (MambaConfig, TransformerConfig):
+  for kind in language_model.FAMILIES:
     for name, value in vars(kind).items():
-      if isinstance(value, classmethod) and name not in ("tiny", "hybrid"):
-        if not name.startswith("_"):
-          found[name] = getattr(kind, name)
+      if isinstance(value, classmethod) and name[0] != "_" and name != "tiny":
+        found[name] = getattr(kind, name)
   return found
 
 
-def case(spec: str, steps: Sequence[str], tokens: int) -> Case:
-  """The case of a spec.
-
-  Args:
-    spec: see `parse`.
-    steps: implementations, of `STEPS`.
-    tokens: decoded in one call, from the same context each time.
-  """
-  name, config, batch, context = parse(spec)
-  decoder = _Decoder(config, batch, context, tokens)
-  phase = decoder.phase()
+def case(what: Decoding, steps: Sequence[str]) -> Case:
+  """The case of one model, by implementations of `STEPS`."""
+  runner, phase = _Runner(what), _phase(what)
+  dtype = "bfloat16" if what.context else what.state_dtype
   return Case(
     op="decode",
-    model=name,
-    shape=f"B{batch} C{context}" if context else f"B{batch}",
+    model=what.name,
+    shape=f"B{what.batch}" + f" C{what.context}" * bool(what.context),
     dtype="bfloat16",
     which="fwd",
     phases=(phase,),
-    ours={step: functools.partial(decoder.call, step) for step in steps},
-    peers=[decoder.peer()],
-    amounts={"tokens": batch},
-    columns={"bytes_moved": phase.bytes} | decoder.columns(),
+    ours={step: functools.partial(runner.call, step) for step in steps},
+    peers=[_peer(what)],
+    amounts={"tokens": what.batch},
+    columns={"bytes_moved": phase.bytes, "state_dtype": dtype},
   )
 
 
-class _Decoder:
-  """A model, and the state that its steps begin with; made when needed."""
+class _Runner:
+  """Calls of one case, and the weights that they share; made when needed."""
 
-  def __init__(self, config: Config, batch: int, context: int, tokens: int):
-    self._config, self._batch = config, batch
-    self._context, self._tokens = context, tokens
+  def __init__(self, what: Decoding):
+    self._what = what
 
   @functools.cached_property
-  def _params(self) -> Any:
-    return initial(self._config)
+  def _params(self) -> language_model.Params:
+    return initial(self._what.config)
 
   @functools.cached_property
   def _exact(self) -> jax.Array:
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), self._params)
+    exact = dataclasses.replace(self._what, state_dtype="float32")
     with jax.default_matmul_precision("highest"):
-      return logits(self._config, wide, self._batch, "xla")
-
-  def phase(self) -> Phase:
-    """The least work of a step of all rows."""
-    c, rows = self._config, self._batch
-    if c.family == _WITH_CACHE:
-      seen = self._context + (self._tokens + 1) / 2
-      bytes_of = functools.partial(
-        decode_step.bytes_per_token, c, 1, 1, page_size=1
-      )
-      weights = float(bytes_of(0))
-      cached = rows * (float(bytes_of(seen)) - weights)
-      flops = decode_step.flops_per_token(c, 1, 1, seen, page_size=1)
-      return Phase(rows * float(flops), weights + cached)
-    params = jax.eval_shape(lambda: initial(c))
-    state = jax.eval_shape(lambda: begin(c, initial(c), rows, 0, 0))
-    size = lambda tree: sum(
-      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return Phase(2.0 * rows * weights, size(params) + 2 * size(state))
+      return logits(exact, wide, "xla")
 
   def call(self, step: str) -> Call:
     """Decodes by an implementation of a step.
@@ -137,54 +140,60 @@ class _Decoder:
     Raises:
       UnsupportedError: it does not run here.
     """
-    c = self._config
-    found = logits(c, self._params, self._batch, step)
+    what = self._what
+    found = logits(what, self._params, step)
     error = jnp.linalg.norm(found - self._exact) / jnp.linalg.norm(self._exact)
-    size = self._context + self._tokens
-    state = begin(c, self._params, self._batch, self._context, size)
-    current = jnp.zeros((self._batch,), jnp.int32)
+    state = begin(what, what.context, what.context + what.tokens)
+    current = jnp.zeros((what.batch,), jnp.int32)
 
     def start(current, before):
       nonlocal state
-      state, scores = _greedy(
-        c, self._params, current, before, tokens=self._tokens, step=step
-      )
+      state, scores = _greedy(what, self._params, current, before, step=step)
       return scores
 
     return Call(
       start=start,
-      inputs=lambda: (current, _at(self._context, state)),
-      count=self._tokens,
+      inputs=lambda: (current, _rewound(what, state)),
+      count=what.tokens,
       columns=lambda _: {"error": float(error)},
     )
 
-  def peer(self) -> Peer:
-    """The program that decodes such a model best."""
-    c, more = self._config, (self._batch, self._tokens)
-    if c.family != _WITH_CACHE:
-      return Peer(
-        name="mamba_ssm",
-        missing=mamba_ssm_decode.missing,
-        ways={"CUDA graph": functools.partial(mamba_ssm_decode.make, c, *more)},
-      )
-    return Peer(
-      name="transformers",
-      missing=transformers_decode.missing,
-      ways={
-        way: functools.partial(
-          transformers_decode.make, c, *more, self._context, way
-        )
-        for way in transformers_decode.WAYS
-      },
-    )
 
-  def columns(self) -> dict[str, Any]:
-    """What of the state tells its size."""
-    state = jax.eval_shape(
-      lambda: begin(self._config, initial(self._config), 1, 0, 1)
+def _phase(what: Decoding) -> Phase:
+  """The least work of a step of all rows, mean over a call."""
+  c, rows = what.config, what.batch
+  if what.context:
+    seen = what.context + (what.tokens + 1) / 2
+    flops = decode_step.flops_per_token(c, 1, 1, seen, page_size=1)
+    weights, whole = (
+      float(decode_step.bytes_per_token(c, 1, 1, context, page_size=1))
+      for context in (0, seen)
     )
-    wide = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim > 1]
-    return {"state_dtype": str(max(wide, key=lambda dtype: dtype.itemsize))}
+    return Phase(rows * float(flops), weights + rows * (whole - weights))
+  size = lambda tree: sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+  )
+  weights = jax.eval_shape(lambda: initial(c))
+  state = jax.eval_shape(lambda: begin(what, 0, 1))
+  # Weights have two bytes, and are multiplied and added once.
+  return Phase(rows * float(size(weights)), size(weights) + 2 * size(state))
+
+
+def _peer(what: Decoding) -> Peer:
+  """The program that decodes such a model best."""
+  sizes = what.config, what.batch, what.tokens
+  if not what.context:
+    make = functools.partial(mamba_ssm_decode.make, *sizes)
+    missing = mamba_ssm_decode.missing
+    return Peer(name="mamba_ssm", missing=missing, ways={"CUDA graph": make})
+  make = functools.partial(transformers_decode.make, *sizes, what.context)
+  return Peer(
+    name="transformers",
+    missing=transformers_decode.missing,
+    ways={
+      way: functools.partial(make, way) for way in transformers_decode.WAYS
+    },
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -196,95 +205,93 @@ def initial(config: Config) -> language_model.Params:
   return language_model.init(config, jax.random.key(0), "bfloat16")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def begin(
-  config: Config, params: Any, batch: int, context: int, size: int
+  what: Decoding, context: int, size: int, dtype: str = "bfloat16"
 ) -> language_model.State:
-  """A state of `batch` rows that have read `context` tokens of random values.
+  """The state of rows that have read `context` tokens of random values.
 
   Args:
-    config: of the model.
-    params: of the model, which give the dtype.
-    batch: rows.
+    what: is decoded.
     context: tokens read.
     size: tokens that a cache has room for.
+    dtype: of activations.
   """
   state = language_model.init_state(
-    config,
-    batch,
-    cache_size=max(size, 1),
-    dtype=params["embed"]["table"].dtype,
+    what.config, what.batch, cache_size=size, dtype=jnp.dtype(dtype)
   )
-  if not context:
-    return state
   key = jax.random.key(0)
 
-  def fill(leaf):
+  def filled(leaf):
+    if leaf.dtype == jnp.float32 and dtype != "float32":  # Recurrent.
+      leaf = leaf.astype(what.state_dtype)
+    if not context:
+      return leaf
     if jnp.issubdtype(leaf.dtype, jnp.integer):
       return jnp.full(leaf.shape, context, leaf.dtype)
     return jax.random.normal(key, leaf.shape, leaf.dtype)
 
-  return jax.tree.map(fill, state)
+  return jax.tree.map(filled, state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _at(context: int, state: language_model.State) -> language_model.State:
-  """The state of a Transformer with `context` tokens in its cache again."""
+def _rewound(what: Decoding, state: language_model.State):
+  """The state of a Transformer with the context alone in its cache again."""
 
   def counted(leaf):
     integer = jnp.issubdtype(leaf.dtype, jnp.integer)
-    return jnp.full_like(leaf, context) if integer and context else leaf
+    rewinds = integer and what.context
+    return jnp.full_like(leaf, what.context) if rewinds else leaf
 
   return jax.tree.map(counted, state)
 
 
-def _append(config, params, tokens, state, step):
+def _append(what: Decoding, params, tokens, state, *, step: str):
   """Logits and state of one step by an implementation of it."""
-  if step != "xla" and config.family != "mamba2":
+  if step != "xla" and what.config.family != "mamba2":
     raise dispatch.UnsupportedError(f"only Mamba-2 has a step by {step!r}")
-  named = Implementations(step=step)
+  run = Implementations(step=step)
   return language_model.decode(
-    config, params, tokens, state, implementations=named
+    what.config, params, tokens, state, implementations=run
   )
 
 
 @functools.partial(
-  jax.jit,
-  static_argnums=0,
-  static_argnames=("tokens", "step"),
-  donate_argnums=3,
+  jax.jit, static_argnums=0, static_argnames="step", donate_argnums=3
 )
-def _greedy(config, params, current, state, *, tokens, step):
-  """Decodes `tokens` more of each row: the state, and the last logits."""
-
-  step = functools.partial(_append, config, params, step=step)
+def _greedy(what: Decoding, params, current, state, *, step: str):
+  """Decodes more of each row: the state, and the last logits."""
+  append = functools.partial(_append, what, params, step=step)
 
   def one(carry, _):
     current, state, _ = carry
-    scores, state = step(current[:, None], state)
+    scores, state = append(current[:, None], state)
     scores = scores[:, 0]
     return (jnp.argmax(scores, axis=-1), state, scores), None
 
-  scores, _ = jax.eval_shape(step, current[:, None], state)
+  scores, _ = jax.eval_shape(append, current[:, None], state)
   blank = jnp.zeros((scores.shape[0], scores.shape[2]), scores.dtype)
   (_, state, scores), _ = jax.lax.scan(
-    one, (current, state, blank), length=tokens
+    one, (current, state, blank), length=what.tokens
   )
   return state, scores
 
 
-def logits(config: Config, params: Any, batch: int, step: str) -> jax.Array:
+def logits(
+  what: Decoding, params: language_model.Params, step: str
+) -> jax.Array:
   """Logits after a few tokens that do not depend on those before."""
-  state = begin(config, params, batch, 0, _PROMPT)
+  dtype = jax.tree.leaves(params)[0].dtype
+  state = begin(what, 0, _PROMPT, str(dtype))
+  append = functools.partial(_append, what, step=step)
+  on_gpu = jax.default_backend() == "gpu"
   decode = jax.jit(
-    lambda params, tokens, state: _append(config, params, tokens, state, step),
+    append,
     donate_argnums=2,
     # Not timed: to look for fast products would take most of a minute.
-    compiler_options=(
-      {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
-    ),
+    compiler_options={"xla_gpu_autotune_level": 0} if on_gpu else None,
   )
   for token in range(_PROMPT):
-    tokens = (jnp.arange(batch, dtype=jnp.int32)[:, None] + token) % 50
+    tokens = (jnp.arange(what.batch, dtype=jnp.int32)[:, None] + token) % 50
     found, state = decode(params, tokens, state)
   return found

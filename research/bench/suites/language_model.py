@@ -42,6 +42,7 @@ class Suite(SuiteOfCases):
     train: "ARCH/PRESET:BxL" each, of `research.language_model.options`.
     steps: implementations of a decoding step, of `decoding.STEPS`.
     tokens: decoded in one call.
+    state_dtype: of recurrent states in decoding, of `decoding.STATE_DTYPES`.
     unroll: layers in one iteration of the scan in training; 0 for all.
     remat: compute layers again in the backward pass.
   """
@@ -50,6 +51,7 @@ class Suite(SuiteOfCases):
   train: Sequence[str] = ()
   steps: Sequence[str] = decoding.STEPS
   tokens: int = 64
+  state_dtype: str = decoding.STATE_DTYPES[0]
   unroll: int = 1
   remat: bool = False
 
@@ -62,14 +64,15 @@ class Suite(SuiteOfCases):
     del note
     check_names("steps", self.steps, decoding.STEPS)
     check_names("peers", plan.peers, PEERS)
-    for spec in self.decode:
-      decoding.parse(spec)
+    check_names("state_dtype", [self.state_dtype], decoding.STATE_DTYPES)
+    options = {"tokens": self.tokens, "state_dtype": self.state_dtype}
+    decoded = [decoding.parse(spec, **options) for spec in self.decode]
     trained = [(spec, _trained(spec)) for spec in self.train]
-    return self._cases(trained)
+    return self._cases(decoded, trained)
 
-  def _cases(self, trained) -> Iterator[Case]:
-    for spec in self.decode:
-      yield decoding.case(spec, self.steps, self.tokens)
+  def _cases(self, decoded, trained) -> Iterator[Case]:
+    for what in decoded:
+      yield decoding.case(what, self.steps)
     for spec, options in trained:
       yield self._update(spec, options)
 

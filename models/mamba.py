@@ -137,7 +137,12 @@ def _attention_run(scan, blocks, stream, cache, run):
   if run.attend is None:
     run = dataclasses.replace(run, attend=cache.attend(run.places))
   layer = lambda stream, block, layer_cache: block(stream, layer_cache, run)
-  stream, new = scan(layer, stream, blocks, cache)
+  old = cache
+  if cache is not None:
+    # A run reads its cache when its stream is there: XLA would else lay out the
+    # keys of all runs for their products at the same time.
+    stream, old = jax.lax.optimization_barrier((stream, cache))
+  stream, new = scan(layer, stream, blocks, old)
   return stream, cache if new is None else cache.append(new, run.places)
 
 

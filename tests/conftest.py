@@ -23,13 +23,18 @@ _PREFIX = "frugax_tests_"
 
 
 def pytest_configure(config):
-  """Gives scripts that tests start one fresh folder of compiled programs."""
+  """Keeps compiled programs in a fresh folder, which scripts of tests share.
+
+  Tests ask for many programs again. Every worker has a part of its own, so that
+  none reads what another has half written.
+  """
   if _COMPILED not in os.environ:
     os.environ[_COMPILED] = tempfile.mkdtemp(prefix=_PREFIX)
-  elif _PREFIX in os.environ[_COMPILED]:
-    # A worker has the variable from its start. Its own programs stay out of
-    # the folder: another worker might read one that is half written.
-    jax.config.update("jax_compilation_cache_dir", None)
+  if _PREFIX in os.environ[_COMPILED]:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    place = os.path.join(os.environ[_COMPILED], worker)
+    jax.config.update("jax_compilation_cache_dir", place)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_unconfigure(config):

@@ -9,6 +9,7 @@ import dataclasses
 from absl import flags
 
 import cli
+from models.errors import InputError
 from research.predictors.data_options import DataOptions
 from research.regression_lm.data_sets import KINDS
 
@@ -23,6 +24,19 @@ _TEXT = flags.DEFINE_string(
 )
 _GROUP = flags.DEFINE_string(
   "group_column", None, "of jsonl and csv: rows that belong together"
+)
+_COLUMNS = flags.DEFINE_list(
+  "columns", [], "of csv that are read beside the targets; all if not given"
+)
+_LEAVE_OUT = flags.DEFINE_list(
+  "leave_out", [], "columns of csv that are not read, such as other results"
+)
+_DELIMITER = flags.DEFINE_string(
+  "delimiter", None, "between cells of csv, such as ; or tab; found out if not"
+)
+_DECIMAL = cli.choice("decimal", None, "mark of decimals in csv", (".", ","))
+_MISSING = flags.DEFINE_list(
+  "missing", [], "spellings of a missing value beside NA, null, -, ? and such"
 )
 _BY_GROUP = flags.DEFINE_bool(
   "by_group", False, "hold out whole groups, such as all runs of a program"
@@ -52,6 +66,13 @@ _COPIES = cli.integer(
 _SEED = cli.integer("split_seed", 0, "of the split", 0)
 
 
+def _delimiter() -> str | None:
+  given = {"tab": "\t", "\\t": "\t"}.get(_DELIMITER.value, _DELIMITER.value)
+  if given is not None and len(given) != 1:
+    raise InputError(f"--delimiter={given}: give one character, or tab")
+  return given
+
+
 def data_options() -> DataOptions:
   """The flags as options."""
   return DataOptions(
@@ -59,6 +80,11 @@ def data_options() -> DataOptions:
     targets=tuple(TARGETS.value),
     text=_TEXT.value,
     group=_GROUP.value,
+    columns=tuple(_COLUMNS.value),
+    leave_out=tuple(_LEAVE_OUT.value),
+    delimiter=_delimiter(),
+    decimal=_DECIMAL.value,
+    missing=tuple(_MISSING.value),
     by_group=_BY_GROUP.value,
     train=_TRAIN.value,
     valid=_VALID.value,
@@ -74,5 +100,5 @@ def from_json(described: dict) -> DataOptions:
   """The options that a model was trained with."""
   names = {field.name for field in dataclasses.fields(DataOptions)}
   found = {name: v for name, v in described.items() if name in names}
-  found["targets"] = tuple(found.get("targets", ()))
-  return DataOptions(**found)
+  lists = {name: tuple(v) for name, v in found.items() if isinstance(v, list)}
+  return DataOptions(**(found | lists))

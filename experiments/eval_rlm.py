@@ -3,11 +3,12 @@
   python experiments/eval_rlm.py --model=runs/rlm/model --path=runs.csv
 
 The split is the one that the model was trained with. Prints Spearman, Kendall's
-tau, errors, CRPS and coverage, each with a 95% bootstrap interval in the JSON
-of --result, beside ridge on TF-IDF, XGBoost and an MLP trained on the same rows
-(--model=none --peers_dir=FOLDER trains them beforehand); --plot draws them.
-Other --peers, for --data=programs, read token counts or a compiler's costs. A
-model of the densities (--data=density) is judged by its draws. Half a minute.
+tau, errors, CRPS and coverage, also of calibrated intervals, each with a 95%
+bootstrap interval in the JSON of --result, beside ridge on TF-IDF, XGBoost and
+an MLP trained on the same rows (--model=none --peers_dir=FOLDER trains them
+beforehand); --plot draws them. Other --peers, for --data=programs, read token
+counts, sizes or a compiler's costs. A model of the densities (--data=density)
+is judged by its draws. Half a minute.
 """
 
 import pathlib
@@ -26,12 +27,15 @@ _MODEL = flags.DEFINE_string(
 _SAMPLES = cli.integer("samples", 64, "draws a text", 2, 1 << 16)
 _TEMPERATURE = cli.number("temperature", 1.0, "of the draws", 0.0, 100.0)
 _TOP_P = cli.number("top_p", 1.0, "of the draws", 1e-6, 1.0)
+_ANY_NUMBER = flags.DEFINE_bool(
+  "any_number", False, "keep draws far outside of all training targets"
+)
 _LIMIT = cli.integer("limit", None, "test rows at most", 2)
 _PEERS = flags.DEFINE_list(
   "peers",
   ["ridge on TF-IDF", "XGBoost", "MLP"],
   "beside the model, or none; also 'XGBoost on token counts', 'cost analysis'"
-  " and 'XGBoost on the cost analysis'",
+  " and 'XGBoost on the cost analysis', of programs 'XGBoost on sizes'",
 )
 _KEPT = flags.DEFINE_string(
   "peers_dir",
@@ -47,6 +51,8 @@ _DTYPE = cli.choice(
 _SEED = cli.integer("seed", 0, "of draws and peers", 0)
 _PLOT = flags.DEFINE_string("plot", None, "PNG of predictions against truth")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
+# Rows of validation that calibrate intervals, at most.
+_CALIBRATED = 1000
 
 
 def _density(lm) -> tuple[list[dict], str]:
@@ -76,18 +82,23 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
   kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
   peers = [name for name in _PEERS.value if name != "none"]
   answers = evaluate.answers_of_peers(
-    table, parts, peers, seed=_SEED.value, kept=kept
+    table, parts, peers, seed=_SEED.value, kept=kept, say=print
   )
   if lm is None:
     return [], f"{len(answers)} answers of peers in {kept}"
+  print("\n".join(source.summary()))
   asked = source.questions(lm)[: len(parts.test)]
-  prediction = lm.predict(
-    asked,
-    _SAMPLES.value,
-    temperature=_TEMPERATURE.value,
-    top_p=_TOP_P.value,
-    seed=_SEED.value,
-  )
+  how = {
+    "temperature": _TEMPERATURE.value,
+    "top_p": _TOP_P.value,
+    "seed": _SEED.value,
+    "level": _LEVEL.value,
+    "plausible": not _ANY_NUMBER.value,
+  }
+  # Behind a prompt intervals are others than those without.
+  if len(parts.valid) and not options.prompt_shots:
+    lm.calibrate(source.held_out()[:_CALIBRATED], _SAMPLES.value, **how)
+  prediction = lm.predict(asked, _SAMPLES.value, **how)
   if _ANSWERS.value:
     path = pathlib.Path(_ANSWERS.value)
     evaluate.write_answers(path, table, parts, prediction)
@@ -96,21 +107,11 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
   found = evaluate.predictions(
     table, parts, prediction, answers, expected=expected
   )
-  rows = [
-    row
-    for each in found
-    for row in evaluate.rows(
-      each,
-      num_samples=_BOOTSTRAP.value,
-      level=_LEVEL.value,
-      system="regression_lm",
-      data=options.kind,
-      text=options.text,
-      split=options.named,
-      train=len(parts.train) + len(parts.valid),
-      seeds=1,
-    )
-  ]
+  shared = {"system": "regression_lm", "data": options.kind, "seeds": 1}
+  shared |= {"text": options.text, "split": options.named}
+  shared["train"] = len(parts.train) + len(parts.valid)
+  judged = {"num_samples": _BOOTSTRAP.value, "level": _LEVEL.value}
+  rows = [row for f in found for row in evaluate.rows(f, **judged, **shared)]
   if _PLOT.value:
     prediction_plot.plot(_PLOT.value, found, _LEVEL.value)
   lines = evaluate.table_lines(rows)

@@ -39,6 +39,7 @@ _MADE_UP = cli.integer(
 )
 _PEERS = flags.DEFINE_bool("peers", True, "judge ridge too")
 _LIMIT = cli.integer("limit", 0, "problems at most; 0 takes all", 0)
+_ANSWERS = flags.DEFINE_string("answers", None, "JSONL file of our answers")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 _OPTIONS = option_flags.define(Options)
 
@@ -69,6 +70,7 @@ def main(_) -> None:
     timings.load(_PATH.value, plan),
     pathlib.Path(_WORKDIR.value),
     lambda line: print(line, flush=True),
+    _ANSWERS.value and pathlib.Path(_ANSWERS.value),
   )
   lines = evaluate.table_lines(rows)
   print(report.markdown_table(lines, list(lines[0])))

@@ -57,6 +57,7 @@ def main(_) -> None:
     )
   from research.core import report
   from research.core import workdir as workdir_lib
+  from research.predictors import summary
   from research.regression_lm import data_sets, learning_curve
   from research.regression_lm.fine_tuning import FineTuneOptions
   from research.results import predictions
@@ -89,6 +90,8 @@ def main(_) -> None:
     tests=_TESTS.value,
   )
   table = data_sets.load(curve.data, data_flags.PATH.value)
+  first = learning_curve.split(curve, table, max(curve.sizes), 0)
+  print("\n".join(summary.lines(table, first)))
   workdir = pathlib.Path(_WORKDIR.value)
   # More sizes and seeds may be asked of a workdir; what is done stays right
   # as long as the largest size, which decides the test, is the same.
@@ -101,7 +104,7 @@ def main(_) -> None:
   )
   lines = predictions.means_over_seeds(rows)
   columns = ["target", "train", "method", "kendall", "kendall sd", "spearman",
-             "mse", "crps", "seeds"]  # fmt: skip
+             "mse", "crps", "coverage of 0.9, calibrated", "seeds"]  # fmt: skip
   print(report.markdown_table(lines, columns))
   if _RESULT.value:
     seconds = time.perf_counter() - began

@@ -15,7 +15,8 @@ model that reads examples in front of a text.
 
 Writes the run to --workdir: flags, metrics, checkpoints, curves, `report.md`,
 and the model in `model/`, for `eval_rlm.py` and `RegressionLM.from_pretrained`.
-The same command goes on where a killed run was.
+The same command goes on where a killed run was. First it prints what the data
+holds: rows, targets, what stands in the text, repeats across the split.
 """
 
 import pathlib
@@ -77,6 +78,7 @@ def main(_) -> None:
     checkpoint_every=_CHECKPOINT.value,
     log_every=_LOG.value,
   )
+  print("\n".join(run.source.summary()))
   training.train(run, lambda line: print(line, flush=True))
   seconds = time.perf_counter() - began
   print(f"model: {run.workdir / 'model'} ({seconds:.0f} s)")

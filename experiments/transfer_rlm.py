@@ -25,7 +25,7 @@ from research.regression_lm.transfer.options import Settings
 from research.results import files as artefacts
 
 _DATA = cli.choice(
-  "data", "nasbench201", "set", ("nasbench201", "kernel_tuner")
+  "data", "nasbench201", "set", ("nasbench201", "kernel_tuner", "csv")
 )
 _PATH = flags.DEFINE_string("path", None, "file of the set")
 _PROXIES = flags.DEFINE_string("proxies", None, "JSON of zero-cost proxies")
@@ -106,7 +106,8 @@ def main(_) -> None:
 
   peers = transfer_peers.known_names(_PEERS.value)
   models = transfer_run.known_models(_MODELS.value)
-  facts = text_forms.load(_DATA.value, _PATH.value, _PROXIES.value)
+  hidden = [n.partition(":")[0] for n in (*_TARGETS.value, *_SOURCES.value)]
+  facts = text_forms.load(_DATA.value, _PATH.value, _PROXIES.value, hidden)
   targets = transfer_setup.tasks(facts, _TARGETS.value)
   facts = text_forms.with_made_up(facts, targets[0].form, _MADE_UP.value)
   setup = transfer_setup.make(
@@ -129,7 +130,8 @@ def main(_) -> None:
   rows = transfer_run.run(setup, facts, workdir, models, peers, say)
   lines = predictions.means_over_seeds(rows)
   columns = ["target", "train", "method", "kendall", "kendall sd", "spearman",
-             "spearman sd", "mse", "crps", "seeds"]  # fmt: skip
+             "spearman sd", "mse", "crps", "coverage of 0.9",
+             "seeds"]  # fmt: skip
   print(report.markdown_table(lines, columns))
   seconds = time.perf_counter() - began
   how = {"settings": dataclasses.asdict(settings), "chosen": chosen}

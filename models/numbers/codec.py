@@ -59,6 +59,11 @@ class TargetCodec:
     control = np.full((inner.shape[0], _CONTROL), -1, np.int32)
     return Grammar(np.concatenate([control, inner], axis=1))
 
+  @functools.cached_property
+  def zeros(self) -> np.ndarray:
+    """All spellings of zero, (K, tokens of a number) of the decoder's ids."""
+    return self.format.zeros + _CONTROL
+
   def objectives(self, y: Any) -> tuple[Any, ...]:
     """The O entries of a target; None where one is missing.
 

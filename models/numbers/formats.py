@@ -116,6 +116,21 @@ class NumberFormat(abc.ABC):
     plain = self._widths(np.where(special[..., None], self._zero(), ids))
     return np.where(special, 1.0, plain)
 
+  @functools.cached_property
+  def zeros(self) -> np.ndarray:
+    """All spellings of zero, (K, length); its probability is their sum."""
+    return np.array(self._zeros(), np.int32)
+
+  def lost(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of numbers (...) are too large for it, and which become zero."""
+    sizes = np.abs(np.asarray(values, np.float64))
+    largest, smallest = self._limits()
+    finite = np.isfinite(sizes)
+    return (
+      finite & (sizes > largest),
+      finite & (sizes > 0) & (sizes < smallest / 2),
+    )
+
   def to_json(self) -> dict[str, Any]:
     """Kind and sizes, for `from_json`."""
     return {"kind": _KIND_NAMES[type(self)], **dataclasses.asdict(self)}
@@ -138,6 +153,13 @@ class NumberFormat(abc.ABC):
 
   @abc.abstractmethod
   def _widths(self, ids: np.ndarray) -> np.ndarray: ...
+
+  @abc.abstractmethod
+  def _zeros(self) -> list[list[int]]: ...
+
+  @abc.abstractmethod
+  def _limits(self) -> tuple[float, float]:
+    """The largest number, with what is rounded to it, and the smallest."""
 
   def _zero(self) -> np.ndarray:
     return np.asarray(self._encode(decimal.Decimal(0)))
@@ -231,6 +253,15 @@ class P10(NumberFormat):
     mantissa, exponent = self._parts(ids)
     exponent = np.where(mantissa == 0, -self.exponent_range, exponent)
     return rounding.scaled(np.ones_like(exponent), exponent, 10)
+
+  def _zeros(self) -> list[list[int]]:
+    return [[sign, *[2] * self.digits, self._power(0)] for sign in (0, 1)]
+
+  def _limits(self) -> tuple[float, float]:
+    most = self.exponent_range
+    halves = np.array([2 * 10**self.digits - 1, 2 * 10 ** (self.digits - 1)])
+    largest, smallest = rounding.scaled(halves, np.array([most, -most]), 10) / 2
+    return float(largest), float(smallest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -327,6 +358,17 @@ class Ieee(NumberFormat):
     power = np.where(mantissa == 0, least, power)
     return rounding.scaled(np.ones_like(power), power, self.base)
 
+  def _zeros(self) -> list[list[int]]:
+    digits = [2] * (self.exponent_digits + self.mantissa_digits)
+    return [[sign, power, *digits] for sign in (0, 1) for power in (0, 1)]
+
+  def _limits(self) -> tuple[float, float]:
+    most, places = self._largest_exponent, self.mantissa_digits - 1
+    halves = np.array([2 * self.base ** (places + 1) - 1, 2])
+    powers = np.array([most - places, -most])
+    largest, smallest = rounding.scaled(halves, powers, self.base) / 2
+    return float(largest), float(smallest)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Normalized(NumberFormat):
@@ -378,6 +420,12 @@ class Normalized(NumberFormat):
 
   def _widths(self, ids: np.ndarray) -> np.ndarray:
     return np.full(ids.shape[:-1], float(self.base) ** -self.digits)
+
+  def _zeros(self) -> list[list[int]]:
+    return [[0] * self.digits]
+
+  def _limits(self) -> tuple[float, float]:
+    return 1.0, 0.0  # What is small is rounded like all others.
 
 
 _KINDS: dict[str, type[NumberFormat]] = {

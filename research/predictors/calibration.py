@@ -6,8 +6,15 @@ objectives; all functions take draws along the second axis.
 """
 
 import dataclasses
+import math
+from typing import Any, Self
 
 import numpy as np
+
+from research.predictors.number_scale import NumberScale
+
+# So many truths may make intervals narrower.
+_MANY = 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,10 +24,12 @@ class Prediction:
   Attributes:
     samples: (B, S, O) float64, NaN where a draw is no number.
     level: probability of the interval.
+    margins: of the interval, learned by `Margins.fit`; None leaves it.
   """
 
   samples: np.ndarray
   level: float = 0.9
+  margins: "Margins | None" = None
 
   @property
   def mean(self) -> np.ndarray:
@@ -37,12 +46,16 @@ class Prediction:
   @property
   def low(self) -> np.ndarray:
     """(B, O) lower end of the central interval."""
-    return self.quantile((1 - self.level) / 2)
+    return self._end((1 - self.level) / 2, -1)
 
   @property
   def high(self) -> np.ndarray:
     """(B, O) upper end of the central interval."""
-    return self.quantile((1 + self.level) / 2)
+    return self._end((1 + self.level) / 2, 1)
+
+  def _end(self, share: float, side: int) -> np.ndarray:
+    found = self.quantile(share)
+    return found if self.margins is None else self.margins.widen(found, side)
 
   @property
   def not_a_number(self) -> np.ndarray:
@@ -52,6 +65,66 @@ class Prediction:
   def quantile(self, share: float) -> np.ndarray:
     """(B, O) quantile of the draws, as `quantile`."""
     return quantile(self.samples, share)
+
+
+@dataclasses.dataclass(frozen=True)
+class Margins:
+  """How far the ends of intervals move, so that they cover what they say.
+
+  Conformalized quantile regression (Romano et al. 2019, arXiv:1905.03222): the
+  distances by which the intervals of held-out texts miss their truths tell by
+  how much others must be wider. Only many truths make them narrower too: few,
+  which often chose the weights as well, err too much. On the scale of
+  logarithms where numbers are far apart.
+
+  Attributes:
+    level: probability of the interval.
+    margins: of each objective, on its scale.
+    scales: of each objective.
+  """
+
+  level: float
+  margins: tuple[float, ...]
+  scales: tuple[NumberScale, ...]
+
+  @classmethod
+  def fit(cls, samples: np.ndarray, truth: np.ndarray, level: float) -> Self:
+    """From draws (B, S, O) of held-out texts and their truths (B, O).
+
+    With too few truths for the level, the largest distance is taken.
+    """
+    ends = [quantile(samples, (1 + side * level) / 2) for side in (-1, 1)]
+    margins, scales = [], []
+    for place in range(truth.shape[1]):
+      low, high, y = ends[0][:, place], ends[1][:, place], truth[:, place]
+      scale = NumberScale.of(y)
+      known = np.isfinite(y) & np.isfinite(low) & np.isfinite(high)
+      low, high, y = (scale.forward(v[known]) for v in (low, high, y))
+      missed = np.sort(np.maximum(low - y, y - high))
+      wanted = math.ceil((len(missed) + 1) * level) - 1
+      margin = missed[min(wanted, len(missed) - 1)] if len(missed) else 0.0
+      few = len(missed) < _MANY
+      margins.append(max(float(margin), 0.0) if few else float(margin))
+      scales.append(scale)
+    return cls(level, tuple(margins), tuple(scales))
+
+  def to_json(self) -> dict[str, Any]:
+    """For `from_json`."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, value: Any) -> Self:
+    """What `to_json` gave."""
+    scales = tuple(NumberScale(**scale) for scale in value["scales"])
+    return cls(value["level"], tuple(value["margins"]), scales)
+
+  def widen(self, ends: np.ndarray, side: int) -> np.ndarray:
+    """Ends (B, O) of intervals, moved down for side -1 and up for side 1."""
+    found = np.empty_like(ends)
+    for place, (margin, scale) in enumerate(zip(self.margins, self.scales)):
+      told = scale.forward(ends[:, place]) + side * margin
+      found[:, place] = scale.back(told)
+    return found
 
 
 def quantile(samples: np.ndarray, share: float) -> np.ndarray:
@@ -105,6 +178,41 @@ def coverage(samples: np.ndarray, truth: np.ndarray, level: float) -> float:
   known = np.isfinite(truth) & ~np.isnan(low)
   inside = (truth >= low) & (truth <= high)
   return float(np.mean(inside[known])) if known.any() else float("nan")
+
+
+def weighted_crps(
+  atoms: np.ndarray, chances: np.ndarray, truth: np.ndarray
+) -> np.ndarray:
+  """CRPS (B,) of discrete distributions, exactly.
+
+  E|X - y| - E|X - X'| / 2 over all pairs, since chances are no draws.
+
+  Args:
+    atoms: (B, G) numbers, finite, in any order.
+    chances: (B, G) of each, with sum 1.
+    truth: (B,); the score is NaN where it is not finite.
+  """
+  order = np.argsort(atoms, axis=1)
+  values = np.take_along_axis(atoms, order, axis=1)
+  below = np.cumsum(np.take_along_axis(chances, order, axis=1), axis=1)[:, :-1]
+  # E|X - X'| / 2 is the integral of F (1 - F).
+  spread = np.sum(np.diff(values, axis=1) * below * (1 - below), axis=1)
+  known = np.isfinite(truth)
+  target = np.where(known, truth, 0.0)
+  distance = np.sum(chances * np.abs(atoms - target[:, None]), axis=1)
+  return np.where(known, distance - spread, np.nan)
+
+
+def weighted_quantile(
+  atoms: np.ndarray, chances: np.ndarray, share: float
+) -> np.ndarray:
+  """The least atom (B,) at which so large a share is reached."""
+  order = np.argsort(atoms, axis=1)
+  values = np.take_along_axis(atoms, order, axis=1)
+  total = np.cumsum(np.take_along_axis(chances, order, axis=1), axis=1)
+  at = np.sum(total < share - 1e-9, axis=1)
+  at = np.minimum(at, atoms.shape[1] - 1)
+  return np.take_along_axis(values, at[:, None], axis=1)[:, 0]
 
 
 def pit(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:

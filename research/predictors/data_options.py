@@ -4,7 +4,7 @@ import dataclasses
 
 from research.predictors import splits
 from research.predictors.splits import Split
-from research.predictors.tables import Table
+from research.predictors.tables import Layout, Table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,11 @@ class DataOptions:
     targets: columns to predict, in order.
     text: column of texts, for jsonl, csv and programs.
     group: column of groups, for jsonl and csv.
+    columns: of csv that are read beside targets and group; all where empty.
+    leave_out: columns of csv that are neither text nor feature.
+    delimiter: between the cells of csv; None finds out.
+    decimal: mark in front of the decimals of csv.
+    missing: spellings of a missing value beside the usual ones.
     by_group: keep groups on one side of the split.
     train: share of the rows (or groups), or their number.
     valid: likewise.
@@ -34,6 +39,11 @@ class DataOptions:
   targets: tuple[str, ...] = ()
   text: str | None = None
   group: str | None = None
+  columns: tuple[str, ...] = ()
+  leave_out: tuple[str, ...] = ()
+  delimiter: str | None = None
+  decimal: str | None = None
+  missing: tuple[str, ...] = ()
   by_group: bool = False
   train: float = 0.8
   valid: float = 0.1
@@ -42,6 +52,18 @@ class DataOptions:
   named: str | None = None
   prompt_shots: int = 0
   text_copies: int = 1
+
+  def layout(self, text: str | None = None) -> Layout:
+    """How a file of rows is read; `text` stands where no column is named."""
+    return Layout(
+      text=self.text or text,
+      group=self.group,
+      columns=self.columns,
+      leave_out=self.leave_out,
+      delimiter=self.delimiter,
+      decimal=self.decimal,
+      missing=self.missing,
+    )
 
   def split(self, table: Table, train: float | None = None) -> Split:
     """Its parts; `train` overrides the option.

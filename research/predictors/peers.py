@@ -1,10 +1,11 @@
 """Tabular and text peers on the same split: ridge, XGBoost, MLP.
 
 They are given what a practitioner would give them: TF-IDF of words to a ridge
-whose strength is chosen by cross-validation; the numeric features of a table,
-where it has some, to XGBoost and an MLP, else an SVD of the TF-IDF. A Gaussian
-process takes features that are counts. Of programs
-a compiler's own counts predict the time, without their text.
+whose strength is chosen by cross-validation; the features of a table, where it
+has some, to XGBoost and an MLP, else an SVD of the TF-IDF. A Gaussian process
+takes features that are counts. Of programs a compiler's own counts predict the
+time, and sizes that can be counted in the text predict everything. Numbers that
+are far apart are given to all as logarithms.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.errors import InputError
+from research.predictors.number_scale import NumberScale
 
 NAMES = (
   "ridge on TF-IDF",
@@ -24,6 +26,13 @@ NAMES = (
 )
 # These peers are given `Problem.train_costs`.
 COST_NAMES = ("cost analysis", "XGBoost on the cost analysis")
+# This takes `Problem.train_sizes`.
+SIZE_NAMES = ("XGBoost on sizes",)
+_KNOWN = (*NAMES, *COST_NAMES, *SIZE_NAMES)
+
+
+class PeerError(InputError):
+  """A peer that can do nothing with these rows; others may."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +48,9 @@ class Problem:
     seed: of what is random.
     train_costs: (N, C) non-negative counts of a compiler; C may be 0.
     test_costs: (M, C).
+    train_sizes: (N, K) that can be counted in the text; K may be 0.
+    test_sizes: (M, K).
+    scale: of the numbers; None takes that of `train_values`.
   """
 
   train_texts: Sequence[str]
@@ -49,12 +61,9 @@ class Problem:
   seed: int = 0
   train_costs: np.ndarray | None = None
   test_costs: np.ndarray | None = None
-
-  @property
-  def is_log(self) -> bool:
-    """Whether numbers are so far apart that peers are given their logarithm."""
-    low, high = self.train_values.min(), self.train_values.max()
-    return bool(low > 0 and high / low > 30)
+  train_sizes: np.ndarray | None = None
+  test_sizes: np.ndarray | None = None
+  scale: NumberScale | None = None
 
 
 def predict(
@@ -69,25 +78,11 @@ def predict(
 
   Raises:
     InputError: the peer is unknown, or its package is not installed.
+    PeerError: it can do nothing with these rows.
   """
-  peers: dict[str, Callable[[Problem, np.ndarray], np.ndarray]] = dict(
-    zip(
-      (*NAMES, *COST_NAMES),
-      (
-        _ridge,
-        _xgboost,
-        _token_counts,
-        _mlp,
-        _process,
-        _cost_line,
-        _cost_trees,
-      ),
-    )
-  )
   check(name)
-  values = problem.train_values
-  if problem.is_log:
-    values = np.log(values)
+  scale = problem.scale or NumberScale.of(problem.train_values)
+  values = scale.forward(problem.train_values)
   mean, spread = values.mean(), values.std() or 1.0
   try:
     # The limit of threads holds for libraries that are loaded, so they are
@@ -96,24 +91,36 @@ def predict(
     import threadpoolctl
 
     with threadpoolctl.threadpool_limits(threads):
-      found = peers[name](problem, (values - mean) / spread)
+      found = _peers()[name](problem, (values - mean) / spread)
   except ImportError as error:
     raise InputError(
       f"peer {name!r} needs {error.name}: pip install -e '.[dev]'"
     ) from error
+  except InputError:
+    raise
+  except Exception as error:  # Of a library, on numbers it cannot take.
+    line = " ".join(str(error).split())[:200]
+    raise PeerError(f"{type(error).__name__}: {line}") from error
   found = np.asarray(found, np.float64) * spread + mean
-  if not problem.is_log:
-    return found
-  # The logarithm is bounded, because one far beyond the training values would
-  # become infinite.
-  return np.exp(np.clip(found, values.min() - 5, values.max() + 5))
+  if scale.is_log:
+    # The logarithm is bounded, because one far beyond the training values
+    # would become infinite.
+    low = 0.0 if scale.unit else values.min() - 5
+    found = np.clip(found, low, values.max() + 5)
+  return scale.back(found)
+
+
+def _peers() -> dict[str, Callable[[Problem, np.ndarray], np.ndarray]]:
+  """The function of every name."""
+  functions = (_ridge, _xgboost, _token_counts, _mlp, _process, _cost_line,
+               _cost_trees, _size_trees)  # fmt: skip
+  return dict(zip(_KNOWN, functions))
 
 
 def check(name: str) -> None:
   """Raises InputError where there is no such peer."""
-  known = (*NAMES, *COST_NAMES)
-  if name not in known:
-    raise InputError(f"peer {name!r} is unknown: take some of {known}")
+  if name not in _KNOWN:
+    raise InputError(f"peer {name!r} is unknown: take some of {_KNOWN}")
 
 
 def _tfidf(problem: Problem):
@@ -184,6 +191,10 @@ def _cost_trees(problem: Problem, values: np.ndarray) -> np.ndarray:
   return _boosted(problem, values, problem.train_costs, problem.test_costs)
 
 
+def _size_trees(problem: Problem, values: np.ndarray) -> np.ndarray:
+  return _boosted(problem, values, problem.train_sizes, problem.test_sizes)
+
+
 def _boosted(problem: Problem, values: np.ndarray, train, test) -> np.ndarray:
   import xgboost
 
@@ -206,8 +217,8 @@ def _process(problem: Problem, values: np.ndarray) -> np.ndarray:
   from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
   known, asked = problem.train_features, problem.test_features
-  if not known.shape[1] or min(known.min(), asked.min()) < 0:
-    raise InputError("peer 'Gaussian process' needs features that are counts")
+  if not known.shape[1] or not min(known.min(), asked.min()) >= 0:
+    raise PeerError("peer 'Gaussian process' needs features that are counts")
   level = np.linspace(0, 1, len(values))
   ranks = np.interp(values, np.sort(values), level)
   kernel = kernels.ConstantKernel() * kernels.RBF(3.0) + kernels.WhiteKernel(
@@ -220,12 +231,27 @@ def _process(problem: Problem, values: np.ndarray) -> np.ndarray:
   return np.interp(model.predict(np.sqrt(asked)), level, np.sort(values))
 
 
+def _without_gaps(
+  train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Medians of the training part in the place of NaN, and where they stand."""
+  gaps = np.isnan(train).any(axis=0) | np.isnan(test).any(axis=0)
+  there = ~np.isnan(train)
+  medians = np.array(
+    [np.median(c[t]) if t.any() else 0.0 for c, t in zip(train.T, there.T)]
+  )
+  fill = lambda part: np.concatenate(
+    [np.where(np.isnan(part), medians, part), np.isnan(part[:, gaps])], axis=1
+  )
+  return fill(train), fill(test)
+
+
 def _mlp(problem: Problem, values: np.ndarray) -> np.ndarray:
   from sklearn.exceptions import ConvergenceWarning
   from sklearn.neural_network import MLPRegressor
   from sklearn.preprocessing import StandardScaler
 
-  train, test = _dense(problem)
+  train, test = _without_gaps(*_dense(problem))
   scaler = StandardScaler().fit(train)
   model = MLPRegressor(
     hidden_layer_sizes=(128, 128),
@@ -237,4 +263,5 @@ def _mlp(problem: Problem, values: np.ndarray) -> np.ndarray:
   )
   with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
     model.fit(scaler.transform(train), values)
-  return model.predict(scaler.transform(test))
+  # A column that is nearly constant in training must not decide alone.
+  return model.predict(np.clip(scaler.transform(test), -10, 10))

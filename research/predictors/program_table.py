@@ -2,12 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import program_text, tables
+from research.predictors import program_text, reading, size_features, tables
 from research.predictors.tables import Table
 
 # Texts of a table: columns, and what is made of one. Those that are Python.
@@ -39,7 +40,7 @@ def programs(
     raise InputError(f"--text_column={view}: take one of {', '.join(VIEWS)}")
   column = _PYTHON.get(view, view)
   shown = program_text.sized if view == SIZED else str
-  rows = tables.jsonl_rows(path, column)
+  rows = reading.jsonl_rows(path, column)
   for number, row in enumerate(rows, 1):
     missing = {*_COSTS, *targets, "operators"} - row.keys()
     if missing:
@@ -70,6 +71,7 @@ def programs(
       for name in splits
     },
     costs={name: np.nan_to_num(numbers(name)) for name in _COSTS},
+    sizes=_sizes(rows),
     again={
       target: numbers(other)
       for target, other in _AGAIN.items()
@@ -77,3 +79,11 @@ def programs(
     },
     other_texts=other_texts if view in _PYTHON else None,
   )
+
+
+def _sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  """Sizes that stand in the programs; none where a text is no program."""
+  try:
+    return size_features.of_texts([row.get("typed", "") for row in rows])
+  except InputError:
+    return {}

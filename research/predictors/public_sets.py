@@ -8,16 +8,17 @@ Werkhoven 2019); JAX programs that `research.program_metrics` wrote and
 measured.
 """
 
+import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import tables
-from research.predictors.tables import Table
+from research.predictors import kernelbench as kernelbench_files
+from research.predictors import reading, tables
+from research.predictors.tables import Layout, Table
 
 # NAS-Bench-201: operation on the edge from node to node, in the file's order.
 _EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -42,7 +43,7 @@ def nasbench201(path: pathlib.Path, targets: Sequence[str]) -> Table:
   2019, arXiv:1910.11858, of an equivalent cell). Text and features say the
   same.
   """
-  rows = tables.csv_rows(path)
+  rows = reading.csv_rows(path)
   words = [word for word in _OPS.values() if word not in ("none", "skip")]
   kinds = [
     ops
@@ -103,42 +104,35 @@ def _cell_ops(cell: str) -> list[str]:
 
 
 def kernelbench(path: pathlib.Path, targets: Sequence[str]) -> Table:
-  """Programs with the machine and the mode of each timing, grouped by program.
+  """Programs with the machine and the mode of each timing, grouped by problem.
 
   Args:
     path: folder with kernelbench_sources.jsonl.gz and
       kernelbench_timings.csv.gz.
     targets: columns of the timings, such as mean_ms.
   """
-  sources = {}
-  for line in tables.read_lines(path / "kernelbench_sources.jsonl.gz"):
-    if line.strip():
-      row = json.loads(line)
-      sources[row["src"]] = row["code"]
-  rows = tables.csv_rows(path / "kernelbench_timings.csv.gz")
+  codes, rows = kernelbench_files.read(path)
   for row in rows:
-    if row["src"] not in sources:
-      raise InputError(f"{path}: timing of an unknown program {row['src']!r}")
     row["text"] = (
       f"gpu: {row['hardware']}\nrun: {row['run']}\nmode: {row['mode']}\n"
-      f"{sources[row['src']]}"
+      f"{codes[row['src']]}"
     )
-    row["program"] = f"{row['level']}/{row['name']}"
   return tables.make_table(
-    path, rows, targets, lambda row: row["text"], lambda row: row["program"]
+    path, rows, targets, lambda row: row["text"], lambda row: row["problem"]
   )
 
 
 def kernel_tuner(path: pathlib.Path, targets: Sequence[str]) -> Table:
   """Settings of a GPU kernel, such as block_size_x, with times by GPU."""
-  rows = tables.csv_rows(path)
+  rows = reading.csv_rows(path)
   others = [name for name in rows[0] if name.startswith("time_")]
-  return tables.read_csv(path, targets, leave_out=others)
+  others = [name for name in others if name not in targets]
+  return tables.read_csv(path, targets, Layout(leave_out=tuple(others)))
 
 
 def accel_nasbench(path: pathlib.Path, targets: Sequence[str]) -> Table:
   """Blocks of a mobile network, as expansion, kernel, layers, squeeze."""
-  rows = tables.csv_rows(path)
+  rows = reading.csv_rows(path)
   names = [name for name in rows[0] if name.startswith("block")]
   for row in rows:
     blocks: dict[str, list[str]] = {}
@@ -202,9 +196,7 @@ def _with_features(path, rows, targets, features) -> Table:
     lambda row: row["_row"],
   )
   kept = np.array([int(name) for name in found.groups])
-  return Table(
-    found.texts, found.values, found.targets, found.texts, features[kept]
-  )
+  return dataclasses.replace(found, groups=found.texts, features=features[kept])
 
 
 SETS: dict[str, Callable[[pathlib.Path, Sequence[str]], Table]] = {

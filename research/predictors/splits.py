@@ -94,3 +94,9 @@ def named_split(
   if not len(rows[0]) or not len(rows[2]):
     raise InputError(f"--split={name}: no row is for training, or for the test")
   return Split(rows[0][: train or None], rows[1], rows[2][: test or None])
+
+
+def repeats(table: Table, parts: Split) -> int:
+  """Test rows whose text is that of a row for training or validation."""
+  known = {table.texts[i] for part in (parts.train, parts.valid) for i in part}
+  return sum(table.texts[i] in known for i in parts.test)

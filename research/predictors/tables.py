@@ -1,15 +1,12 @@
-"""Texts with numbers, read from files: JSONL, CSV, and shared sets by name.
+"""Texts with numbers, from rows of files or of public sets.
 
-A table keeps, beside the texts, the numeric features that a tabular peer would
-be given, and groups that a split must not cut (one program measured often).
+A table keeps, beside the texts, the features that a tabular peer would be
+given, groups that a split must not cut (one program measured often), and the
+place of every row in its file.
 """
 
-import csv
 import dataclasses
-import gzip
-import io
-import json
-import lzma
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
+from research.predictors import cells, reading
+from research.predictors.cells import Spelling
 from research.predictors.examples import Example
 
 Row = Mapping[str, Any]
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,11 +30,17 @@ class Table:
     values: (N, O) float64, NaN where a number is missing.
     targets: names of the O numbers.
     groups: N names; a split keeps a group together.
-    features: (N, F) float64 for tabular peers; F may be 0.
+    features: (N, F) float64 for tabular peers, NaN where a number is missing; F
+      may be 0.
+    feature_names: F, where they are known.
+    places: N places in the file, such as "runs.csv line 7", where known.
+    notes: lines on what was left out.
     parts: named split -> N times "train", "valid" or "test", for data that
       says itself what is held out.
     costs: name -> (N,) float64 that a compiler counted, for a peer that
       predicts times from them.
+    sizes: name -> (N,) float64 that can be counted in the text, for a peer that
+      is given nothing else.
     again: target -> (N,) float64 of a second measurement, the ceiling of what
       can be predicted.
     other_texts: (row, count, seed) -> so many other texts that mean the same;
@@ -48,14 +52,22 @@ class Table:
   targets: Sequence[str]
   groups: Sequence[str]
   features: np.ndarray
+  feature_names: Sequence[str] = ()
+  places: Sequence[str] = ()
+  notes: Sequence[str] = ()
   parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   costs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  sizes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   again: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   other_texts: Callable[[int, int, int], Sequence[str]] | None = None
 
   def __len__(self) -> int:
     """N."""
     return len(self.texts)
+
+  def place(self, row: int) -> str:
+    """Where a row stands, for a message."""
+    return self.places[row] if len(self.places) else f"row {row + 1}"
 
   def examples(self, indices: np.ndarray) -> list[Example]:
     """Some rows as examples; NaN becomes a missing objective."""
@@ -68,126 +80,134 @@ class Table:
     ]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+  """How a file of a user is to be read.
+
+  Attributes:
+    text: column of texts; None writes the columns of a CSV file as
+      "name: value", which are the features too.
+    group: column of groups.
+    columns: those that are read beside targets and group; all where empty.
+    leave_out: columns that are neither text nor feature.
+    delimiter: between the cells of a CSV file; None finds out.
+    decimal: mark in front of decimals; None takes the point, and asks where
+      cells may have decimal commas.
+    missing: spellings of a missing value beside the usual ones.
+  """
+
+  text: str | None = None
+  group: str | None = None
+  columns: tuple[str, ...] = ()
+  leave_out: tuple[str, ...] = ()
+  delimiter: str | None = None
+  decimal: str | None = None
+  missing: tuple[str, ...] = ()
+
+  @property
+  def spelling(self) -> Spelling:
+    """Of the cells."""
+    return Spelling(decimal=self.decimal or ".", missing=self.missing)
+
+
 def read_jsonl(
   path: str | pathlib.Path,
   targets: Sequence[str],
-  *,
-  text: str = "x",
-  group: str | None = None,
+  layout: Layout = Layout(text="x"),  # noqa: B008 (frozen)
 ) -> Table:
   """One JSON object a line; a target may be a number, null or absent.
 
   Raises:
     InputError: the file cannot be read, or a line does not do.
   """
-  rows = jsonl_rows(path, text)
+  rows = reading.jsonl_rows(path, layout.text)
   return make_table(
-    path, rows, targets, lambda row: row[text], group and (lambda r: r[group])
+    path,
+    rows,
+    targets,
+    lambda row: row[layout.text],
+    layout.group and (lambda row: row[layout.group]),
+    spelling=layout.spelling,
   )
-
-
-def jsonl_rows(path: str | pathlib.Path, text: str) -> list[dict[str, Any]]:
-  """The objects of a JSONL file, each with a text in the column `text`.
-
-  Raises:
-    InputError: the file cannot be read, or a line does not do.
-  """
-  rows = []
-  for number, line in enumerate(read_lines(path), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except ValueError:
-      row = None
-    if not isinstance(row, dict):
-      raise InputError(f"{path} line {number}: is no JSON object: mend it")
-    if not isinstance(row.get(text), str):
-      raise InputError(
-        f"{path} line {number}: has no text {text!r}, but "
-        f"{_some(row)}: name the column of texts"
-      )
-    rows.append(row)
-  return rows
 
 
 def read_csv(
   path: str | pathlib.Path,
   targets: Sequence[str],
-  *,
-  text: str | None = None,
-  group: str | None = None,
-  leave_out: Sequence[str] = (),
+  layout: Layout = Layout(),  # noqa: B008 (frozen)
 ) -> Table:
-  """A CSV file with a heading.
-
-  Args:
-    path: of the file; .gz and .xz are unpacked.
-    targets: columns of numbers; empty cells are missing.
-    text: column of texts; None writes the other columns as "name: value" lines,
-      which are the features too where they are numbers.
-    group: column of groups.
-    leave_out: columns that are neither text nor feature.
+  """A CSV file with a heading; empty cells of targets are missing.
 
   Raises:
     InputError: the file cannot be read, or a cell does not do.
   """
-  rows = csv_rows(path)
-  hidden = {*targets, *leave_out, *([group] if group else [])}
-  columns = [name for name in rows[0] if name not in hidden]
-  if text is not None and text not in rows[0]:
-    raise InputError(f"{path}: has no column {text!r}, but {_some(rows[0])}")
-  write = lambda row: ", ".join(f"{name}: {row[name]}" for name in columns)
-  return make_table(
+  rows = reading.csv_rows(path, layout.delimiter)
+  names = list(rows[0])
+  _check_columns(path, names, targets, layout)
+  hidden = {*targets, *layout.leave_out, layout.group}
+  columns = [name for name in layout.columns or names if name not in hidden]
+  read = [*targets, *(columns if layout.text is None else ())]
+  _check_decimals(path, rows, read, layout)
+  if layout.text is not None:
+    write = lambda row: row[layout.text]
+  elif columns:
+    write = lambda row: ", ".join(f"{n}: {row[n].strip()}" for n in columns)
+  else:
+    raise InputError(
+      f"{path}: has no column beside {', '.join(targets)} to predict from"
+    )
+  table = make_table(
     path,
     rows,
     targets,
-    write if text is None else (lambda row: row[text]),
-    group and (lambda row: row[group]),
-    () if text is not None else columns,
+    write,
+    layout.group and (lambda row: row[layout.group].strip()),
+    () if layout.text is not None else columns,
+    spelling=layout.spelling,
   )
+  if not rows.unnamed:
+    return table
+  note = f"{rows.unnamed} columns without a name left out"
+  return dataclasses.replace(table, notes=[note, *table.notes])
 
 
-def csv_rows(path: str | pathlib.Path) -> list[dict[str, str]]:
-  """All rows of a CSV file.
+def _check_columns(path, names, targets, layout: Layout) -> None:
+  given = {
+    "--targets": targets,
+    "--text_column": [layout.text] if layout.text is not None else [],
+    "--group_column": [layout.group] if layout.group else [],
+    "--columns": layout.columns,
+    "--leave_out": layout.leave_out,
+  }
+  for flag, columns in given.items():
+    for name in columns:
+      if name not in names:
+        what = {"--targets": "target ", "--text_column": "column "}
+        raise InputError(
+          f"{path}: has no {what.get(flag, 'column ')}{name!r}, but "
+          f"{reading.some(names)}: mend {flag}, or name what stands between "
+          "the columns with --delimiter"
+        )
+  if layout.text in targets:
+    raise InputError(f"--text_column={layout.text}: is a target: take another")
 
-  Raises:
-    InputError: it cannot be read, has no row, or a row is too short.
-  """
-  reader = csv.DictReader(io.StringIO("\n".join(read_lines(path))))
-  try:
-    rows = list(reader)
-  except csv.Error as error:
-    raise InputError(f"{path}: is no CSV file ({error})") from error
-  if not rows:
-    raise InputError(f"{path}: has no row below its heading")
-  for number, row in enumerate(rows, 2):
-    if None in row or None in row.values():
+
+def _check_decimals(path, rows, columns, layout: Layout) -> None:
+  """Raises InputError where all of a column may be decimal commas."""
+  if layout.decimal is not None:
+    return
+  comma = Spelling(decimal=",", missing=layout.missing)
+  for name in columns:
+    given = [row for row in rows if not comma.is_missing(row[name])]
+    with_comma = [row for row in given if "," in row[name]]
+    if with_comma and all(
+      comma.number(row[name].replace(".", ",")) is not None for row in given
+    ):
+      cell = reading.shown(with_comma[0][name].strip())
       raise InputError(
-        f"{path} line {number}: has not as many cells as the heading"
+        f"{reading.place(path, with_comma[0])}: {name} is {cell}: give "
+        "--decimal=, if that is a decimal comma, else --decimal=."
       )
-  return rows
-
-
-def read_lines(path: str | pathlib.Path) -> list[str]:
-  """The lines of a text file, .gz and .xz unpacked.
-
-  Raises:
-    InputError: it is missing, cut short, or no UTF-8 text.
-  """
-  path = pathlib.Path(path).expanduser()
-  if not path.is_file():
-    raise InputError(f"{path}: no such file")
-  opener = _OPENERS.get(path.suffix, open)
-  try:
-    with opener(path, "rt", encoding="utf-8") as file:
-      return file.read().split("\n")
-  except UnicodeDecodeError as error:
-    raise InputError(f"{path}: is not UTF-8 text: convert it") from error
-  except (OSError, EOFError, lzma.LZMAError) as error:
-    raise InputError(
-      f"{path}: cannot be read, or was cut short: get the file again"
-    ) from error
 
 
 def make_table(
@@ -197,62 +217,104 @@ def make_table(
   text: Callable[[Row], str],
   group: Callable[[Row], str] | None = None,
   features: Sequence[str] = (),
+  *,
+  spelling: Spelling = Spelling(),  # noqa: B008 (frozen)
 ) -> Table:
-  """Rows with their numbers parsed; those without any target are left out."""
+  """Rows with their numbers parsed; those without any target are left out.
+
+  Args:
+    path: where the rows are from, for messages.
+    rows: N, of `reading` or made.
+    targets: columns of numbers.
+    text: of a row.
+    group: of a row; texts are the groups where it is not given.
+    features: columns that tabular peers are given.
+    spelling: of the cells.
+
+  Raises:
+    InputError: a target is no number, or a text is empty; names the place.
+  """
   if not targets:
-    raise InputError(f"{path}: name at least one column of targets")
+    raise InputError(
+      f"{path}: name at least one column of targets with --targets"
+    )
+  if not len(rows):
+    raise InputError(f"{path}: has no row")
   for name in targets:
+    if targets.count(name) > 1:
+      raise InputError(f"--targets: {name!r} is named twice: leave one out")
     if not any(name in row for row in rows):
       raise InputError(
-        f"{path}: has no target {name!r}, but {_some(rows[0] if rows else {})}"
+        f"{path}: has no target {name!r}, but "
+        f"{reading.some(rows[0])}: mend --targets"
       )
   values = np.array(
-    [
-      [_number(path, i, name, row.get(name)) for name in targets]
-      for i, row in enumerate(rows)
-    ]
+    [[_target(path, row, name, spelling) for name in targets] for row in rows]
   ).reshape(len(rows), len(targets))
   kept = np.flatnonzero(~np.isnan(values).all(axis=1))
   if not len(kept):
     raise InputError(f"{path}: no row has a target")
+  notes = []
+  if len(kept) < len(rows):
+    notes.append(f"{len(rows) - len(kept)} rows without any target left out")
   rows = [rows[i] for i in kept]
   try:
     groups = [str(group(row)) for row in rows] if group else None
   except KeyError as error:
-    raise InputError(f"{path}: has no column {error} of groups") from error
-  texts = [text(row) for row in rows]
+    raise InputError(
+      f"{path}: has no column {error} of groups in every row"
+    ) from error
+  texts = [_text(path, row, text) for row in rows]
+  found = cells.features(rows, features, spelling)
+  if found.left_out:
+    notes.append(f"peers are not given {', '.join(found.left_out)}")
   return Table(
     texts=texts,
     values=values[kept],
     targets=list(targets),
     groups=groups or texts,
-    features=_features(rows, features),
+    features=found.values,
+    feature_names=found.names,
+    places=[reading.place(path, row) for row in rows],
+    notes=notes,
   )
 
 
-def _number(path, row: int, name: str, value: Any) -> float:
-  if value is None or value == "":
-    return np.nan
-  try:
-    return float(value)
-  except (TypeError, ValueError) as error:
+def _target(path, row: Row, name: str, spelling: Spelling) -> float:
+  if name not in row:
+    near = [k for k in row if isinstance(k, str) and k.lower() == name.lower()]
+    if near:
+      raise InputError(
+        f"{reading.place(path, row)}: has {near[0]!r} in the place of {name!r}:"
+        " rename it"
+      )
+  value = row.get(name)
+  if spelling.is_missing(value):
+    return math.nan
+  number = spelling.number(value)
+  if number is None:
+    what = "which is no number"
+    advice = "mend it, or give --missing if it stands for a missing value"
+    if isinstance(value, bool):
+      advice = "write 1 or 0"
+    elif Spelling(decimal=",").number(value) is not None:
+      advice = "give --decimal=, if that is a decimal comma"
     raise InputError(
-      f"{path} row {row + 1}: {name} is {value!r}, which is no number"
+      f"{reading.place(path, row)}: {name} is {reading.shown(value)}, {what}: "
+      f"{advice}"
+    )
+  return number
+
+
+def _text(path, row: Row, text: Callable[[Row], str]) -> str:
+  found = text(row)
+  where = reading.place(path, row)
+  if not found.strip():
+    raise InputError(f"{where}: its text is empty: fill it, or remove the row")
+  try:
+    found.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(
+      f"{where}: its text has half of a surrogate pair: mend it"
     ) from error
-
-
-def _features(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
-  """Columns that are numbers in every row."""
-  columns = []
-  for name in names:
-    try:
-      columns.append([float(row[name]) for row in rows])
-    except (TypeError, ValueError):
-      continue
-  return np.array(columns, np.float64).reshape(len(columns), len(rows)).T
-
-
-def _some(row: Row) -> str:
-  """The first names of a row, for a message."""
-  names = [str(name) for name in row][:12]
-  return ", ".join(names) if names else "nothing"
+  return found

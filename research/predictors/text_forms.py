@@ -9,6 +9,7 @@ Axis letters: N rows, F features.
 """
 
 import dataclasses
+import fnmatch
 import json
 import pathlib
 import re
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import made_up_numbers, public_sets, tables
+from research.predictors import cells, made_up_numbers, public_sets, reading
 
 Fields = Sequence[str]
 
@@ -72,7 +73,7 @@ def nasbench201(
       of images -> cell -> proxy -> score; Krishnakumar et al. 2022): columns
       proxy_NAME_SET. Accuracies in the file are not read.
   """
-  rows = tables.csv_rows(path)
+  rows = reading.csv_rows(path)
   columns = _columns(rows)
   anything = next(name for name in columns if name.startswith("val_acc"))
   table = public_sets.nasbench201(path, [anything])
@@ -121,7 +122,7 @@ def _proxies(
   place = {name: row for row, name in enumerate(names)}
   columns: dict[str, np.ndarray] = {}
   try:
-    for images, cells in json.loads("\n".join(tables.read_lines(path))).items():
+    for images, cells in json.loads(reading.read_text(path)).items():
       for cell, facts in cells.items():
         for proxy, fact in facts.items():
           # The cell's name and accuracy, which stand beside the proxies, are
@@ -144,47 +145,71 @@ def _live_fields(text: str) -> Fields:
   return found + ([p for p in paths.split(" ; ") if p] if paths else [])
 
 
-def kernel_tuner(path: pathlib.Path) -> Facts:
+def kernel_tuner(path: pathlib.Path, hidden: Sequence[str] = ()) -> Facts:
   """Settings of a GPU kernel; those that never change are left out.
 
-  Threads of a block, points of a thread and points of a block are told too:
-  they are products of the settings.
+  Where there are settings block_size_* and tile_size_*, threads of a block,
+  points of a thread and points of a block are told too, to peers as well: they
+  are products of the settings. Settings may be words.
+
+  Args:
+    path: the table, one with a heading of any kind.
+    hidden: patterns of columns that are no settings, beside "time_*".
   """
-  rows = tables.csv_rows(path)
+  rows = reading.csv_rows(path)
   columns = _columns(rows)
-  settings = {
-    name: values
-    for name, values in columns.items()
-    if not name.startswith("time_")
+  settings = [
+    name
+    for name in rows[0]
+    if not any(fnmatch.fnmatch(name, p) for p in ("time_*", *hidden))
+  ]
+  if not settings:
+    raise InputError(f"{path}: has no column of settings")
+  told = {
+    name.replace("_", ""): [_said(row[name]) for row in rows]
+    for name in settings
+    if len({row[name] for row in rows}) > 1
   }
-  features = np.stack(list(settings.values()), axis=1)
-  product = lambda part: np.prod(
-    [v for name, v in settings.items() if name.startswith(part)], axis=0
-  )
-  threads, points = product("block_size"), product("tile_size")
-  told = {n.replace("_", ""): v for n, v in settings.items() if np.ptp(v)}
-  told |= {"threads": threads, "points": points, "area": threads * points}
+  features = cells.features(rows, settings, cells.Spelling()).values
+  products = {
+    name: np.prod([columns[n] for n in settings if n.startswith(part)], axis=0)
+    for name, part in (("threads", "block_size"), ("points", "tile_size"))
+    if any(n.startswith(part) and n in columns for n in settings)
+  }
+  if len(products) == 2:
+    products["area"] = products["threads"] * products["points"]
+  told |= {n: [f"{v:g}" for v in values] for n, values in products.items()}
   fields = [
-    [f"{name} {values[i]:g}" for name, values in told.items()]
+    [f"{name} {values[i]}" for name, values in told.items()]
     for i in range(len(rows))
   ]
+  features = np.column_stack([features, *products.values()])
   return Facts({"settings": fields}, {"settings": features}, columns)
 
 
+def _said(cell: str) -> str:
+  """A setting in a text: numbers in their shortest form."""
+  number = cells.Spelling().number(cell)
+  return cell.strip() if number is None else f"{number:g}"
+
+
 def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
-  """The columns that hold numbers, empty cells as NaN."""
+  """The columns that hold numbers, missing ones as NaN."""
   found = {}
+  spelling = cells.Spelling()
   for name in rows[0]:
-    try:
-      found[name] = np.array([float(row[name] or "nan") for row in rows])
-    except ValueError:
-      continue
+    there = [not spelling.is_missing(row[name]) for row in rows]
+    numbers = [spelling.number(row[name]) for row in rows]
+    if not any(number is None and t for number, t in zip(numbers, there)):
+      column = [n if t else np.nan for n, t in zip(numbers, there)]
+      found[name] = np.array(column, np.float64)
   return found
 
 
 SETS: dict[str, Callable[..., Facts]] = {
   "nasbench201": nasbench201,
   "kernel_tuner": kernel_tuner,
+  "csv": kernel_tuner,
 }
 
 
@@ -205,6 +230,7 @@ def load(
   kind: str,
   path: str | pathlib.Path,
   proxies: str | pathlib.Path | None = None,
+  hidden: Sequence[str] = (),
 ) -> Facts:
   """Reads a set.
 
@@ -212,6 +238,7 @@ def load(
     kind: one of `SETS`.
     path: its file.
     proxies: see `nasbench201`.
+    hidden: see `kernel_tuner`.
 
   Raises:
     InputError: it is unknown or cannot be read.
@@ -220,5 +247,7 @@ def load(
     raise InputError(f"set {kind!r} is unknown: take one of {list(SETS)}")
   if proxies and kind != "nasbench201":
     raise InputError(f"proxies are of nasbench201, not of {kind!r}")
-  more = [pathlib.Path(proxies).expanduser()] if proxies else []
-  return SETS[kind](pathlib.Path(path).expanduser(), *more)
+  path = pathlib.Path(path).expanduser()
+  if kind == "nasbench201":
+    return nasbench201(path, proxies and pathlib.Path(proxies).expanduser())
+  return SETS[kind](path, hidden)

@@ -11,29 +11,30 @@ Shapes by axis letter: B texts, S draws a text, O objectives, G numbers.
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
 import numpy as np
 
-from models import regression_lm
 from models import tokenizer as tokenizer_lib
 from models.convert import t5gemma
 from models.errors import InputError
-from models.numbers import MISSING, Ieee, NumberFormat, TargetCodec
+from models.numbers import START, Ieee, NumberFormat, TargetCodec
 from models.regression_lm import Compute, Params
 from models.regression_lm_config import RegressionLMConfig
 from models.tokenizer import Tokenizer
-from research.decoding.sampling import Sampling
-from research.predictors.calibration import Prediction
+from research.predictors.calibration import Margins, Prediction
 from research.predictors.examples import Example, text_of
+from research.predictors.plausible import Range
 from research.regression_lm import (
+  arguments,
   artefact,
   fine_tuning,
   prompts,
   sampling,
   token_batches,
+  weights,
 )
 from research.regression_lm.artefact import Artefact
 from research.regression_lm.expected import Scale
@@ -104,9 +105,9 @@ class RegressionLM:
     Raises:
       InputError: an argument does not do.
     """
-    found = make_tokenizer(tokenizer, texts, vocab_size)
+    found = arguments.make_tokenizer(tokenizer, texts, vocab_size)
     codec = TargetCodec(format=numbers, num_objectives=num_objectives)
-    _check(max_length, sizes)
+    arguments.sizes(max_length, sizes)
     config = RegressionLMConfig.named(
       size,
       vocab_size=found.vocab_size,
@@ -115,9 +116,8 @@ class RegressionLM:
       **sizes,
     )
     model = Model(config=config, codec=codec, compute=Compute(dtype=dtype))
-    params = jax.jit(lambda key: regression_lm.init(config, key, param_dtype))(
-      jax.random.key(seed)
-    )
+    key = jax.random.key(arguments.seed(seed))
+    params = weights.random(config, key, param_dtype)
     return cls(model, params, found, max_length)
 
   @classmethod
@@ -158,7 +158,7 @@ class RegressionLM:
       tokenizing.load(str(encoder.folder)), encoder.config.vocab_size
     )
     codec = TargetCodec(format=numbers, num_objectives=num_objectives)
-    _check(max_length, sizes, beside=("encoder", "t5gemma"))
+    arguments.sizes(max_length, sizes, beside=("encoder", "t5gemma"))
     config = RegressionLMConfig.on_t5gemma(
       encoder.config,
       size,
@@ -166,15 +166,8 @@ class RegressionLM:
       target_length=codec.length,
       **sizes,
     )
-
-    @jax.jit
-    def make(key):
-      # `jit` drops weights that this function does not return, so no memory is
-      # taken by the random encoder that the given one replaces.
-      params = regression_lm.init(config, key, param_dtype)
-      return {name: part for name, part in params.items() if name != "encoder"}
-
-    params = make(jax.random.key(seed))
+    key = jax.random.key(arguments.seed(seed))
+    params = weights.random(config, key, param_dtype, without="encoder")
     params["encoder"] = encoder.params(param_dtype)
     model = Model(config=config, codec=codec, compute=Compute(dtype=dtype))
     return cls(model, params, found, max_length)
@@ -255,20 +248,57 @@ class RegressionLM:
     for name in changes.keys() - names:
       raise InputError(f"{name}={changes[name]!r}: there is no such option")
     options = dataclasses.replace(options, **changes)
-    train_data, valid_data = self.datasets(
-      train, validation, options.prompt_shots
-    )
+    train = arguments.listed("train", train)
+    valid = validation and arguments.listed("validation", validation)
+    train_data, valid_data = self.datasets(train, valid, options.prompt_shots)
+    values = self.model.codec.values(train_data.targets)
     self.params, history = fine_tuning.fine_tune(
       self.model,
       self.params,
       train_data,
       valid_data,
       options,
-      values=self.model.codec.values(train_data.targets),
+      values=values,
       valid_values=valid_data and self.model.codec.values(valid_data.targets),
       on_epoch=on_epoch,
     )
+    self.learn_range(values)
     return history
+
+  def learn_range(self, values: np.ndarray) -> None:
+    """Learns what is plausible from training targets (N, O), NaN where missing.
+
+    Margins of intervals that other weights had are forgotten.
+    """
+    self.info["range"] = Range.fit(values).to_json()
+    self.info.pop("margins", None)
+
+  def calibrate(
+    self, held_out: Sequence[Example], num_samples: int = 64, *,
+    level: float = 0.9, **options: Any,
+  ) -> Margins:  # fmt: skip
+    """Learns how wide intervals must be, from examples not trained on.
+
+    Intervals of `predict` at this level are moved by it from then on, and
+    `save` keeps it (`calibration.Margins`).
+
+    Args:
+      held_out: examples, such as those of validation.
+      num_samples: draws a text, as many as `predict` will take.
+      level: probability of the interval.
+      **options: of `sample`.
+
+    Raises:
+      InputError: an example or an option does not do.
+    """
+    held_out = arguments.listed("held_out", held_out)
+    data = self.dataset(held_out)
+    draws = self.sample(held_out, num_samples, **options)
+    truth = self.model.codec.values(data.targets)
+    margins = Margins.fit(draws, truth, arguments.level(level))
+    kept = self.info.setdefault("margins", {})
+    kept[repr(margins.level)] = margins.to_json()
+    return margins
 
   def dataset(self, given: Sequence[Example]) -> token_batches.Dataset:
     """Examples as tokens.
@@ -320,6 +350,7 @@ class RegressionLM:
     Raises:
       InputError: a text or an example does not do.
     """
+    xs = arguments.listed("xs", xs)
     return prompts.texts(prompt, xs, self.tokenizer, self.max_length)
 
   def sample(
@@ -332,6 +363,7 @@ class RegressionLM:
     seed: int = 0,
     given: Sequence[Any] | None = None,
     prompt: Prompt | Sequence[Example] | None = None,
+    plausible: bool = True,
   ) -> np.ndarray:
     """Draws numbers (B, S, O) float64 for texts; NaN where a draw is none.
 
@@ -345,16 +377,24 @@ class RegressionLM:
       given: B targets whose known leading objectives are kept, and condition
         those that are drawn.
       prompt: examples that stand in front of the texts, as for `prompted`.
+      plausible: draw anew what lies far outside of all training targets
+        (`plausible.Range`); models of before know no range.
 
     Raises:
       InputError: a text or an option does not do.
     """
-    rule = _sampling(temperature, top_p)
-    if not isinstance(num_samples, int) or num_samples < 1:
-      raise InputError(f"num_samples={num_samples!r} is no positive integer")
+    rule, seed = arguments.sampling(temperature, top_p), arguments.seed(seed)
+    num_samples = arguments.integer("num_samples", num_samples, 1)
+    xs, codec = arguments.listed("xs", xs), self.model.codec
+    if not xs:
+      return np.empty((0, num_samples, codec.num_objectives))
+    if prompt is not None and not isinstance(prompt, Prompt):
+      prompt = Prompt(examples=arguments.listed("prompt", prompt))
     texts = self._texts(xs if prompt is None else self.prompted(xs, prompt))
-    codec = self.model.codec
-    known = None if given is None else self._known(given, len(xs))
+    known = None
+    if given is not None:
+      given = arguments.listed("given", given)
+      known = sampling.known_ids(self.model, given, len(xs))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
       jax.random.key(seed), np.arange(len(xs), dtype=np.uint32)
     )
@@ -367,7 +407,17 @@ class RegressionLM:
       sampling=rule,
       given=known,
     )
-    return codec.values(ids)
+    draws, limits = codec.values(ids), self._restored(Range, "range")
+    if limits is None or not plausible:
+      return draws
+    if prompt is not None:
+      shown = codec.encode([example.y for example in prompt.examples])
+      limits = limits.joined(Range.fit(codec.values(shown)))
+    free = None
+    if known is not None:
+      free = known[:, :: codec.format.length] == START
+    special = codec.format.special
+    return limits.cut(draws, seed, free, keep_infinite=special)
 
   def predict(
     self,
@@ -380,8 +430,11 @@ class RegressionLM:
     seed: int = 0,
     given: Sequence[Any] | None = None,
     prompt: Prompt | Sequence[Example] | None = None,
+    plausible: bool = True,
   ) -> Prediction:
     """Mean, median, quantiles and a central interval, from draws.
+
+    The interval is that of the draws, moved by what `calibrate` learned.
 
     Args:
       xs: B texts, or examples.
@@ -392,12 +445,12 @@ class RegressionLM:
       seed: as for `sample`.
       given: as for `sample`.
       prompt: as for `prompted`.
+      plausible: as for `sample`.
 
     Raises:
       InputError: a text or an option does not do.
     """
-    if not 0 < level < 1:
-      raise InputError(f"level={level!r} is not in (0, 1)")
+    level = arguments.level(level)
     draws = self.sample(
       xs,
       num_samples,
@@ -406,8 +459,10 @@ class RegressionLM:
       seed=seed,
       given=given,
       prompt=prompt,
+      plausible=plausible,
     )
-    return Prediction(draws, level)
+    margins = self.info.get("margins", {}).get(repr(level))
+    return Prediction(draws, level, margins and Margins.from_json(margins))
 
   def expected(
     self,
@@ -433,17 +488,17 @@ class RegressionLM:
     Raises:
       InputError: a text, a target or an option does not do.
     """
-    if not isinstance(grid, int) or grid < 2:
-      raise InputError(f"grid={grid!r} is not 2 or more")
-    codec = self.model.codec
+    grid, codec = arguments.integer("grid", grid, 2), self.model.codec
+    known = arguments.listed("known", known)
     targets = codec.encode([getattr(y, "y", y) for y in known])
     fitted = Scale.fit(scale, codec.values(targets))
+    xs = arguments.listed("xs", xs)
+    if not xs:
+      return np.empty((0, codec.num_objectives))
     numbers = fitted.grid(codec, grid)
-    texts = self._texts(xs)
-    found = np.empty((len(xs), codec.num_objectives))
-    for indices, _, batch in sampling.calls(self.model, texts, grid):
-      scores = sampling.expectation(self.model, self.params, *batch, numbers)
-      found[indices] = np.asarray(scores)[: len(indices)]
+    found = sampling.expected_scores(
+      self.model, self.params, self._texts(xs), numbers
+    )
     return fitted.values(found)
 
   def log_prob(
@@ -452,7 +507,8 @@ class RegressionLM:
     """Exact log-probability (B, O) of targets, renormalised over the grammar.
 
     That of an objective is given the text and the objectives before it; the
-    sum over O is that of the example. 0 where an objective is missing.
+    sum over O is that of the example. 0 where an objective is missing. The
+    probability of zero is the sum over its spellings.
 
     Args:
       given: examples; their numbers are rounded as the model writes them.
@@ -461,8 +517,13 @@ class RegressionLM:
     Raises:
       InputError: a text or a target does not do.
     """
+    given = arguments.listed("given", given)
+    if not given:
+      return np.empty((0, self.num_objectives))
     data = self.dataset(given)
-    found = self._score(data.texts, data.targets[:, None])[:, 0]
+    found = sampling.score_texts(
+      self.model, self.params, data.texts, data.targets[:, None]
+    )[:, 0]
     if not density:
       return found
     return found - np.log(self.model.codec.widths(data.targets))
@@ -474,68 +535,20 @@ class RegressionLM:
       InputError: a text or a number does not do.
     """
     codec = self.model.codec
+    values = arguments.listed("values", values)
+    if not values:
+      return np.empty(0)
     targets = codec.encode([[value] for value in values])
-    logprob = self._score(self._texts([x]), targets[None])[0, :, 0]
+    logprob = sampling.score_texts(
+      self.model, self.params, self._texts([x]), targets[None]
+    )[0, :, 0]
     return np.exp(logprob) / codec.widths(targets)[:, 0]
 
-  def _texts(self, xs: Iterable[Any]) -> Texts:
-    if isinstance(xs, str):
-      raise InputError("xs is one text: give a list of texts")
+  def _texts(self, xs: Sequence[Any]) -> Texts:
     return token_batches.read_texts(
       self.tokenizer, map(text_of, xs), self.max_length
     )
 
-  def _known(self, given: Sequence[Any], count: int) -> np.ndarray:
-    codec = self.model.codec
-    if len(given) != count:
-      raise InputError(f"{len(given)} known targets for {count} texts")
-    known = codec.encode(given).reshape(count, codec.num_objectives, -1)
-    # Objectives behind the last known one are drawn.
-    there = known[:, :, 0] != MISSING
-    later = np.cumsum(there[:, ::-1], axis=1)[:, ::-1]
-    known = np.where((later > 0)[..., None], known, 0)
-    return known.reshape(count, codec.length).astype(np.int32)
-
-  def _score(self, texts: Texts, targets: np.ndarray) -> np.ndarray:
-    """(B, S, O) of targets (B, S, T)."""
-    shape = (*targets.shape[:2], self.num_objectives)
-    found = np.empty(shape, np.float64)
-    rows = targets.shape[1]
-    for indices, filled, batch in sampling.calls(self.model, texts, rows):
-      scores = sampling.score(self.model, self.params, *batch, targets[filled])
-      found[indices] = np.asarray(scores)[: len(indices)]
-    return found
-
-
-def _sampling(temperature: float, top_p: float) -> Sampling:
-  try:
-    return Sampling(temperature=temperature, top_p=top_p)
-  except (ValueError, TypeError) as error:
-    raise InputError(str(error)) from error
-
-
-def _check(
-  max_length: Any, sizes: dict[str, Any], beside: Sequence[str] = ()
-) -> None:
-  """Raises InputError for what is no length, or no size to be chosen."""
-  if not isinstance(max_length, int) or max_length < 1:
-    raise InputError(f"max_length={max_length!r} is no positive integer")
-  names = {field.name for field in dataclasses.fields(RegressionLMConfig)}
-  for name in sizes.keys() - (names - set(beside)):
-    raise InputError(f"{name}={sizes[name]!r}: there is no such size")
-
-
-def make_tokenizer(
-  tokenizer: str | Tokenizer, texts: Sequence[Any], vocab_size: int
-) -> Tokenizer:
-  """A tokenizer by name, or learned from texts (or examples).
-
-  Raises:
-    InputError: there is none, or nothing to learn from.
-  """
-  if isinstance(tokenizer, Tokenizer):
-    return tokenizer
-  if tokenizer not in tokenizing.LEARNED:
-    return tokenizing.load(str(tokenizer))
-  documents = [text_of(text) for text in texts]
-  return tokenizing.learn(tokenizer, documents, vocab_size)
+  def _restored(self, kind: Any, name: str) -> Any:
+    """What `info` keeps under a name, as `kind.from_json` reads it."""
+    return kind.from_json(self.info[name]) if name in self.info else None

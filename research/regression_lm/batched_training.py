@@ -163,10 +163,10 @@ def keys_of(seeds: Sequence[int]) -> jax.Array:
   return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(model: Model, keys: jax.Array) -> Params:
   """Random weights of M members by keys (M,), on axis 0 of every array."""
-  make = lambda key: regression_lm.init(model.config, key)
-  return jax.jit(jax.vmap(make))(keys)
+  return jax.vmap(lambda key: regression_lm.init(model.config, key))(keys)
 
 
 def update(

@@ -29,7 +29,10 @@ class Best:
       InputError: the file is damaged.
     """
     self._path = path
-    self.loss = float(self._metadata()["loss"]) if path.exists() else None
+    self.loss, self.step = None, 0
+    if path.exists():
+      found = self._metadata()
+      self.loss, self.step = float(found["loss"]), int(found["step"])
 
   def offer(self, step: int, loss: float, params: Params) -> None:
     """Writes the file where `loss` is less than any before."""
@@ -43,7 +46,7 @@ class Best:
         # compares with the same number.
         metadata={"step": str(step), "loss": repr(float(loss))},
       )
-    self.loss = float(loss)
+    self.loss, self.step = float(loss), step
 
   def load(self, like: Params) -> tuple[int, Params]:
     """The step and the parameters of the file.

@@ -24,11 +24,9 @@ def load(options: DataOptions, path: str | pathlib.Path) -> Table:
   """
   o, path = options, pathlib.Path(path).expanduser()
   if o.kind == "jsonl":
-    table = tables.read_jsonl(
-      path, o.targets, text=o.text or "x", group=o.group
-    )
+    table = tables.read_jsonl(path, o.targets, o.layout("x"))
   elif o.kind == "csv":
-    table = tables.read_csv(path, o.targets, text=o.text, group=o.group)
+    table = tables.read_csv(path, o.targets, o.layout())
   elif o.kind == PROGRAMS and o.text is not None:
     table = program_table.programs(path, o.targets, o.text)
   elif o.kind in SETS:

@@ -11,6 +11,7 @@ import numpy as np
 from models.errors import InputError
 from research.predictors.calibration import Prediction
 from research.predictors.examples import Example
+from research.regression_lm import arguments
 from research.regression_lm.api import RegressionLM
 
 
@@ -46,6 +47,7 @@ class Ensemble:
       seed: of the draws; each model has its own.
       **options: of `RegressionLM.sample`.
     """
+    xs, seed = arguments.listed("xs", xs), arguments.seed(seed)
     draws = [
       lm.sample(xs, num_samples, seed=seed * len(self.members) + m, **options)
       for m, lm in enumerate(self.members)
@@ -73,12 +75,12 @@ class Ensemble:
     Raises:
       InputError: a text or an option does not do.
     """
-    if not 0 < level < 1:
-      raise InputError(f"level={level!r} is not in (0, 1)")
+    level = arguments.level(level)
     return Prediction(self.sample(xs, num_samples, seed=seed, **options), level)
 
   def expected(self, xs: Sequence[Any], known: Sequence[Any], **options):
     """Mean (B, O) of the models' `RegressionLM.expected`."""
+    xs, known = arguments.listed("xs", xs), arguments.listed("known", known)
     found = [lm.expected(xs, known, **options) for lm in self.members]
     return np.mean(found, axis=0)
 
@@ -94,6 +96,7 @@ class Ensemble:
       given: examples.
       density: divide by the distances to the next numbers.
     """
+    given = arguments.listed("given", given)
     parts = [
       lm.log_prob(given, density=density).sum(axis=1) for lm in self.members
     ]

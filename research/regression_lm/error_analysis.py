@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from models.errors import InputError
-from research.predictors import measures, tables
+from research.predictors import measures, reading
 
 Row = dict[str, Any]
 ALL, ZERO = "all", "truth is 0"
@@ -27,7 +27,7 @@ def read(path: pathlib.Path) -> list[Row]:
     InputError: the file is no such file.
   """
   found = []
-  for number, line in enumerate(tables.read_lines(path), 1):
+  for number, line in enumerate(reading.read_lines(path), 1):
     if not line.strip():
       continue
     try:

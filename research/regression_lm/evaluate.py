@@ -12,9 +12,9 @@ import numpy as np
 from research.core import files, intervals
 from research.predictors import calibration, measures, peers
 from research.predictors.calibration import Prediction
+from research.predictors.number_scale import NumberScale
 from research.predictors.splits import Split
 from research.predictors.tables import Table
-from research.regression_lm.api import RegressionLM
 
 Say = Callable[[str], None]
 OURS = "regression LM"
@@ -32,12 +32,14 @@ class Predictions:
     truth: (M,) finite.
     by_method: method -> (M,); the first is ours.
     draws: (M, S) of ours.
+    interval: (M, 2) of ours where it was calibrated, or None.
   """
 
   target: str
   truth: np.ndarray
   by_method: dict[str, np.ndarray]
   draws: np.ndarray
+  interval: np.ndarray | None = None
 
   def best_peer(self, measure: str) -> str | None:
     """The peer with the best value of a measure; None without peers."""
@@ -56,6 +58,7 @@ def answers_of_peers(
   *,
   seed: int = 0,
   kept: pathlib.Path | None = None,
+  say: Say = lambda line: None,
 ) -> dict[tuple[str, str], np.ndarray]:
   """Trains peers: (target, peer) -> predictions of the test rows with a truth.
 
@@ -63,18 +66,23 @@ def answers_of_peers(
     table: all rows.
     split: its parts; peers are trained on `train` and `valid` together, since
       the model was given both.
-    names: of `peers.NAMES`, and of `peers.COST_NAMES`, which predict nothing
-      where a compiler counted nothing, or the target is such a count.
+    names: of `peers.NAMES`; of `peers.COST_NAMES`, which predict nothing where
+      a compiler counted nothing, or the target is such a count; and of
+      `peers.SIZE_NAMES`, which need a table with sizes.
     seed: of the peers.
     kept: folder of answers; those of the same problem are read, others written.
+    say: told of a peer that failed; the others stay.
 
   Raises:
-    InputError: a peer is unknown or cannot be trained.
+    InputError: a peer is unknown, or its package is not installed.
   """
   for name in names:
     peers.check(name)
   known = np.concatenate([split.train, split.valid])
-  costs = np.array(list(table.costs.values())).reshape(-1, len(table)).T
+  counts = lambda by_name: (
+    np.array(list(by_name.values())).reshape(-1, len(table)).T
+  )
+  costs, sizes = counts(table.costs), counts(table.sizes)
   found = {}
   for place, target in enumerate(table.targets):
     column = table.values[:, place]
@@ -89,11 +97,20 @@ def answers_of_peers(
       seed=seed,
       train_costs=costs[train],
       test_costs=costs[test],
+      train_sizes=sizes[train],
+      test_sizes=sizes[test],
+      scale=NumberScale.of(column),
     )
     uncounted = not table.costs or target in table.costs
     for name in names:
-      if not (uncounted and name in peers.COST_NAMES):
+      if uncounted and name in peers.COST_NAMES:
+        continue
+      if not table.sizes and name in peers.SIZE_NAMES:
+        continue
+      try:
         found[target, name] = _kept_answers(kept, target, name, problem)
+      except peers.PeerError as error:
+        say(f"{name} has no answer for {target}: {error}")
   return found
 
 
@@ -102,10 +119,11 @@ def _kept_answers(
 ) -> np.ndarray:
   if kept is None:
     return peers.predict(name, problem)
+  # A folder may keep the answers to several problems.
   words = f"{name} {target} {files.digest(problem)[:16]}"
   path = kept / f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}.npz"
   make = lambda: {"answers": peers.predict(name, problem)}
-  return files.kept(path, problem, make)["answers"]
+  return files.kept(path, [name, problem], make)["answers"]
 
 
 def predictions(
@@ -139,7 +157,11 @@ def predictions(
     if target in table.again:
       by_method[AGAIN] = measures.without_gaps(table.again[target][test])
     draws = prediction.samples[there, :, place]
-    found.append(Predictions(target, column[test], by_method, draws))
+    interval = None
+    if prediction.margins is not None:
+      ends = (prediction.low, prediction.high)
+      interval = np.stack([end[there, place] for end in ends], axis=1)
+    found.append(Predictions(target, column[test], by_method, draws, interval))
   return found
 
 
@@ -226,6 +248,14 @@ def rows(
     covered, found.draws, found.truth, num_samples=num_samples
   )
   add(OURS, f"coverage of {level:g}", interval)
+  if found.interval is not None:
+    inside = lambda ends, truth: float(
+      np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
+    )
+    interval = measures.bootstrap(
+      inside, found.interval, found.truth, num_samples=num_samples
+    )
+    add(OURS, f"coverage of {level:g}, calibrated", interval)
   return rows
 
 
@@ -243,23 +273,3 @@ def table_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     )  # fmt: skip
     line[row["metric"]] = row["value"]
   return list(lines.values())
-
-
-def predict(
-  lm: RegressionLM,
-  table: Table,
-  indices: np.ndarray,
-  *,
-  num_samples: int,
-  temperature: float,
-  top_p: float,
-  seed: int,
-) -> Prediction:
-  """Draws for some rows of a table."""
-  return lm.predict(
-    [table.texts[i] for i in indices],
-    num_samples,
-    temperature=temperature,
-    top_p=top_p,
-    seed=seed,
-  )

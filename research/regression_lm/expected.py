@@ -96,20 +96,32 @@ class Scale:
 
     Args:
       codec: of the targets.
-      size: G; an objective with fewer different numbers has them all.
+      size: G; an objective with fewer different numbers has them all. Each
+        spelling of zero takes an entry.
     """
-    shape = (codec.num_objectives, size)
     width = codec.format.length
-    ids = np.ones((*shape, width), np.int32)
-    scores = np.full(shape, np.nan, np.float32)
-    for place, known in enumerate(self.known):
+    rows, values = [], []
+    for known in self.known:
       written = codec.encode([[value] for value in known])
       rounded = codec.values(written)[:, 0]
-      chosen = _quantiles(rounded, size)
-      ids[place, : len(chosen)] = written[chosen, :width]
-      column = np.full((len(chosen), codec.num_objectives), np.nan)
-      column[:, place] = rounded[chosen]
-      scores[place, : len(chosen)] = self.scores(column)[:, place]
+      more = len(codec.zeros) - 1 if (rounded == 0).any() else 0
+      chosen = _quantiles(rounded, max(size - more, 1))
+      own, numbers = written[chosen, :width], rounded[chosen]
+      if (numbers == 0).any():
+        # The probability of zero is that of all its spellings.
+        own = np.concatenate([own[numbers != 0], codec.zeros])
+        zeros = np.zeros(len(codec.zeros))
+        numbers = np.concatenate([numbers[numbers != 0], zeros])
+      rows.append(own)
+      values.append(numbers)
+    shape = (codec.num_objectives, max(size, *map(len, rows)))
+    ids = np.ones((*shape, width), np.int32)
+    scores = np.full(shape, np.nan, np.float32)
+    for place, (own, numbers) in enumerate(zip(rows, values)):
+      ids[place, : len(own)] = own
+      column = np.full((len(own), codec.num_objectives), np.nan)
+      column[:, place] = numbers
+      scores[place, : len(own)] = self.scores(column)[:, place]
     # Entries without weight repeat the first, because they are read too.
     unused = np.isnan(scores)
     ids = np.where(unused[..., None], ids[:, :1], ids)

@@ -17,7 +17,7 @@ from models.regression_lm import Params
 from research.core import mesh as mesh_lib
 from research.core import optimizer
 from research.core import state as state_lib
-from research.regression_lm import freezing, learn, lora
+from research.regression_lm import arguments, freezing, learn, lora
 from research.regression_lm.expected import Scale
 from research.regression_lm.likelihood import Model
 from research.regression_lm.options import SCALES, LossOptions
@@ -51,7 +51,7 @@ class FineTuneOptions:
     grid: numbers of that grid.
     rank: of the adapters.
     alpha: adapters are scaled by alpha / rank.
-    seed: of everything.
+    seed: of everything; None takes a new one.
   """
 
   method: str = "full"
@@ -70,7 +70,7 @@ class FineTuneOptions:
   grid: int = 32
   rank: int = 8
   alpha: float = 16.0
-  seed: int = 0
+  seed: int | None = 0
 
   def __post_init__(self):
     """Checks the options; raises InputError."""
@@ -85,15 +85,11 @@ class FineTuneOptions:
     if self.scale not in SCALES:
       raise InputError(f"scale={self.scale!r}: take one of {SCALES}")
     for name in ("max_epochs", "patience", "batch", "rank", "grid"):
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={value!r} is no positive integer")
-    if not isinstance(self.prompt_shots, int) or self.prompt_shots < 0:
-      raise InputError(f"prompt_shots={self.prompt_shots!r} is no count")
+      arguments.integer(name, getattr(self, name), 1)
+    for name in ("prompt_shots", "warmup"):
+      arguments.integer(name, getattr(self, name), 0)
     for name in ("learning_rate", "weight_decay", "clip_norm", "alpha"):
-      value = getattr(self, name)
-      if not 0 <= value < math.inf:
-        raise InputError(f"{name}={value!r} is not in [0, inf)")
+      arguments.number(name, getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +140,7 @@ def fine_tune(
   Raises:
     InputError: the loss is not finite: the learning rate is too high.
   """
-  o = options
+  o = dataclasses.replace(options, seed=arguments.seed(options.seed))
   mesh = mesh or mesh_lib.data_mesh(1)
   rows = max(mesh.size, min(o.batch, len(train)) // mesh.size * mesh.size)
   per_epoch = max(1, -(-len(train) // rows))
@@ -177,11 +173,8 @@ def fine_tune(
       state, metrics = step(state, batch, frozen)
       losses.append(metrics["loss"])
     train_loss.append(float(sum(jax.device_get(losses))) / len(losses))
-    if not math.isfinite(train_loss[-1]):
-      raise InputError(
-        f"the loss is {train_loss[-1]} in epoch {epoch}: give a learning_rate "
-        f"below {o.learning_rate}"
-      )
+    told = f"the loss is {train_loss[-1]} in epoch {epoch}"
+    _check(math.isfinite(train_loss[-1]), told, o)
     if evaluate:
       valid_loss.append(evaluate(state.params, frozen))
     if on_epoch:
@@ -195,12 +188,17 @@ def fine_tune(
     elif epoch - best_epoch >= o.patience:
       break
   # A finite loss does not say that the update after it was finite too.
-  if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(best)):
-    raise InputError(
-      f"a weight is not finite: give a learning_rate below {o.learning_rate}"
-    )
+  finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(best))
+  _check(finite, "a weight is not finite", o)
   history = History(tuple(train_loss), tuple(valid_loss), best_epoch)
   return jax.jit(combine)(best, frozen["params"]), history
+
+
+def _check(finite: bool, told: str, options: FineTuneOptions) -> None:
+  if not finite:
+    raise InputError(
+      f"{told}: give a learning_rate below {options.learning_rate}"
+    )
 
 
 def _evaluation(model, mesh, batches, combine, options: FineTuneOptions):

@@ -10,15 +10,18 @@ import numpy as np
 
 from models.errors import InputError
 from research.core import files, metrics
+from research.predictors.calibration import Margins, Prediction
 from research.predictors.data_options import DataOptions
 from research.predictors.splits import Split
 from research.predictors.tables import Table
-from research.regression_lm import evaluate
+from research.regression_lm import evaluate, sources
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.fine_tuning import FineTuneOptions
 from research.regression_lm.options import Options
 
 Say = Callable[[str], None]
+# Of intervals, which validation calibrates.
+_LEVEL = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ def run(
       if kept.exists():
         part = _read(kept)
       else:
-        part = _one(curve, table, size, seed)
+        part = _one(curve, table, size, seed, say)
         files.write_json(kept, metrics.to_json_value(part))
       rows += part
       say(f"{size} examples, seed {seed}: {_line(part)}")
@@ -101,32 +104,35 @@ def _line(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _one(
-  curve: Curve, table: Table, size: int, seed: int
+  curve: Curve, table: Table, size: int, seed: int, say: Say
 ) -> list[dict[str, Any]]:
   parts = split(curve, table, size, seed)
-  draws, means = [], []
+  draws, held_out, means = [], [], []
   known = table.examples(np.concatenate([parts.train, parts.valid]))
   for member in range(curve.ensemble):
     lm = make(curve, table, parts, 1000 * seed + member)
+    sources.check_targets(table, parts, lm.model.codec.format)
     history = lm.fine_tune(
       table.examples(parts.train),
       table.examples(parts.valid) if len(parts.valid) else None,
       options=curve.fine_tune,
       seed=1000 * seed + member,
     )
-    prediction = evaluate.predict(
-      lm,
-      table,
-      parts.test,
-      num_samples=curve.num_samples,
-      temperature=1.0,
-      top_p=1.0,
-      seed=member,
+    sample = lambda rows, lm=lm, member=member: lm.sample(
+      [table.texts[i] for i in rows], curve.num_samples, seed=member
     )
-    draws.append(prediction.samples)
+    draws.append(sample(parts.test))
+    held_out.append(sample(parts.valid))
     means.append(lm.expected([table.texts[i] for i in parts.test], known))
-  pooled = dataclasses.replace(prediction, samples=np.concatenate(draws, 1))
-  answers = evaluate.answers_of_peers(table, parts, curve.peers, seed=seed)
+  margins = None
+  if len(parts.valid):
+    margins = Margins.fit(
+      np.concatenate(held_out, 1), table.values[parts.valid], _LEVEL
+    )
+  pooled = Prediction(np.concatenate(draws, 1), _LEVEL, margins)
+  answers = evaluate.answers_of_peers(
+    table, parts, curve.peers, seed=seed, say=say
+  )
   rows = []
   for found in evaluate.predictions(
     table, parts, pooled, answers, expected=np.mean(means, axis=0)
@@ -146,11 +152,23 @@ def _one(
 def split(curve: Curve, table: Table, size: int, seed: int) -> Split:
   """The parts of one size and seed; the test is the same for all sizes.
 
+  With `by_group` all rows of a group are tested, or none.
+
   Raises:
     InputError: there are too few rows.
   """
   order = np.random.default_rng((seed, 31)).permutation(len(table))
-  test = order[: min(curve.tests, len(order) - max(curve.sizes))]
+  count = min(curve.tests, len(order) - max(curve.sizes))
+  groups = None
+  if curve.data.by_group:
+    # Rows of a group stand together, in the order of each group's first.
+    _, groups = np.unique(np.asarray(table.groups), return_inverse=True)
+    first = np.full(groups.max() + 1, len(order))
+    np.minimum.at(first, groups[order], np.arange(len(order)))
+    order = order[np.argsort(first[groups[order]], kind="stable")]
+    borders = _borders(groups[order])
+    count = int(borders[borders <= count].max(initial=0))
+  test = order[: max(count, 0)]
   if not len(test) or size < 2:
     raise InputError(
       f"{len(table)} rows leave no test beside {max(curve.sizes)} for training:"
@@ -158,7 +176,16 @@ def split(curve: Curve, table: Table, size: int, seed: int) -> Split:
     )
   known = order[len(test) : len(test) + size]
   cut = round(size * curve.valid_share)
+  if groups is not None:
+    borders = _borders(groups[known])
+    if cut and len(borders):
+      cut = int(borders[borders <= cut].max(initial=borders[0]))
   return Split(train=known[cut:], valid=known[:cut], test=test)
+
+
+def _borders(groups: np.ndarray) -> np.ndarray:
+  """Numbers of first rows that cut no group of rows."""
+  return np.flatnonzero(groups[1:] != groups[:-1]) + 1
 
 
 def make(curve: Curve, table: Table, parts: Split, seed: int) -> RegressionLM:

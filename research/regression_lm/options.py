@@ -144,6 +144,12 @@ class Options:
     False, "compute every layer again in the backward pass, to save memory"
   )
   eval_every: int = option(100, "updates", lower=1, upper=10**8)
+  early_stopping: int = option(
+    0,
+    "evaluations without a better validation loss before the end; 0 for none",
+    lower=0,
+    upper=10**6,
+  )
   freeze_encoder: bool = option(
     False, "leave the encoder as it is, and train the decoder alone"
   )

@@ -24,7 +24,7 @@ def plot(
   Args:
     path: of the PNG.
     found: one for each target, of which the first three are drawn.
-    level: of the intervals, from our draws.
+    level: of the intervals, from our draws where none were calibrated.
   """
   found = found[:_TARGETS]
   figure, axes = plots.new_figure((7.4, 0.9 + 3.1 * len(found)), len(found), 2)
@@ -36,6 +36,8 @@ def plot(
     ends = np.quantile(
       each.draws[some], [(1 - level) / 2, (1 + level) / 2], axis=1
     )
+    if each.interval is not None:
+      ends = each.interval[some].T
     for axis, method in zip(row, (OURS, peer)):
       if method is None:
         axis.set_visible(False)

@@ -19,7 +19,7 @@ import scipy.sparse
 from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.predictors.examples import Example, text_of
-from research.regression_lm import token_batches
+from research.regression_lm import arguments, token_batches
 from research.regression_lm.token_batches import Dataset
 
 CHOICES = ("nearest", "random")
@@ -49,8 +49,7 @@ class Prompt:
     """Checks the options; raises InputError."""
     if self.choose not in CHOICES:
       raise InputError(f"choose={self.choose!r}: take one of {CHOICES}")
-    if not isinstance(self.shots, int) or self.shots < 1:
-      raise InputError(f"shots={self.shots!r} is no positive integer")
+    arguments.integer("shots", self.shots, 1)
     if not len(self.examples):
       raise InputError("a prompt has no example: give at least one")
 

@@ -5,14 +5,16 @@ O objectives.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from models import regression_lm
-from models.numbers import START
+from models.errors import InputError
+from models.numbers import MISSING, START
 from models.regression_lm import Params
 from research.decoding.sampling import Sampling
 from research.decoding.sampling import draw as draw_tokens
@@ -260,3 +262,77 @@ def expectation(
     model.config, params, tokens, lengths, compute=model.compute
   )
   return expected.scores(model, params, memory, targets, grid)
+
+
+def known_ids(model: Model, given: Sequence[Any], count: int) -> np.ndarray:
+  """Ids (B, T) of targets whose last objectives are to be drawn, for `draw`.
+
+  Args:
+    model: the model.
+    given: B targets; what is missing behind the last known one is drawn.
+    count: B.
+
+  Raises:
+    InputError: a target does not do, or there are not B.
+  """
+  codec = model.codec
+  if len(given) != count:
+    raise InputError(f"{len(given)} known targets for {count} texts")
+  known = codec.encode(given).reshape(count, codec.num_objectives, -1)
+  there = known[:, :, 0] != MISSING
+  later = np.cumsum(there[:, ::-1], axis=1)[:, ::-1]
+  known = np.where((later > 0)[..., None], known, START)
+  return known.reshape(count, codec.length).astype(np.int32)
+
+
+def score_texts(
+  model: Model, params: Params, texts: Texts, targets: np.ndarray
+) -> np.ndarray:
+  """`score` for any number of texts, (N, S, O) float64.
+
+  The probability of zero is the sum over its spellings. What stands in front of
+  an objective is as `targets` write it.
+
+  Args:
+    model: the model.
+    params: of it.
+    texts: N texts.
+    targets: (N, S, T) int32.
+  """
+  codec = model.codec
+  found = _scores(model, params, texts, targets)
+  width = codec.format.length
+  for place in range(codec.num_objectives):
+    own = slice(place * width, (place + 1) * width)
+    written = targets[..., None, own] == codec.zeros
+    zero = written.all(axis=-1).any(axis=-1)
+    for spelling in codec.zeros if zero.any() else ():
+      other = targets.copy()
+      other[zero, own] = spelling
+      new = zero & (other[..., own] != targets[..., own]).any(axis=-1)
+      if new.any():
+        more = _scores(model, params, texts, other)[..., place]
+        found[..., place] = np.where(
+          new, np.logaddexp(found[..., place], more), found[..., place]
+        )
+  return found
+
+
+def _scores(model, params, texts: Texts, targets: np.ndarray) -> np.ndarray:
+  shape = (*targets.shape[:2], model.codec.num_objectives)
+  found = np.empty(shape, np.float64)
+  for indices, filled, batch in calls(model, texts, targets.shape[1]):
+    scores = score(model, params, *batch, targets[filled])
+    found[indices] = np.asarray(scores)[: len(indices)]
+  return found
+
+
+def expected_scores(
+  model: Model, params: Params, texts: Texts, grid: expected.Grid
+) -> np.ndarray:
+  """`expectation` for any number of texts, (N, O) float64."""
+  found = np.empty((len(texts.lengths), model.codec.num_objectives))
+  for indices, _, batch in calls(model, texts, grid.ids.shape[1]):
+    scores = expectation(model, params, *batch, grid)
+    found[indices] = np.asarray(scores)[: len(indices)]
+  return found

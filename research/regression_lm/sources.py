@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
+from models.numbers import Ieee, Normalized, NumberFormat
+from research.predictors import summary, tables
 from research.predictors.data_options import DataOptions
 from research.predictors.examples import Example
 from research.predictors.splits import Split
@@ -39,6 +41,10 @@ class TableSource:
   def texts(self) -> list[str]:
     """Those of the training part alone, without copies."""
     return [self.table.texts[i] for i in self.parts.train]
+
+  def check(self, numbers: NumberFormat) -> None:
+    """Raises InputError where a number format cannot hold the targets."""
+    check_targets(self.table, self.parts, numbers)
 
   def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
     """Tokenizes both parts, the training part with its copies."""
@@ -77,6 +83,10 @@ class TableSource:
           found[place] = text
     return found
 
+  def held_out(self) -> list[Example]:
+    """Examples for validation."""
+    return self._examples(self.parts.valid)
+
   def _examples(self, indices: np.ndarray) -> list[Example]:
     """Rows as examples, whose tasks are the groups, if these are any."""
     groups = self.table.groups
@@ -98,15 +108,62 @@ class TableSource:
       for text in (example.x, *self.table.other_texts(i, others, seed))
     ]
 
+  def summary(self) -> list[str]:
+    """Rows, targets, text, features, and repeats across the split."""
+    return summary.lines(self.table, self.parts)
+
   def describe(self) -> dict[str, Any]:
     """The options, and a digest of the training rows."""
     digest = hashlib.sha256()
     for i in self.parts.train:
       digest.update(self.table.texts[i].encode())
       digest.update(self.table.values[i].tobytes())
-    options = dataclasses.asdict(self.options)
-    options["targets"] = list(options["targets"])
+    options = {
+      name: list(value) if isinstance(value, tuple) else value
+      for name, value in dataclasses.asdict(self.options).items()
+    }
+    # What was added since the first models stays out where it says nothing.
+    for field in dataclasses.fields(tables.Layout):
+      if field.name not in ("text", "group") and not options[field.name]:
+        del options[field.name]
     return options | {"digest": digest.hexdigest()[:16]}
+
+
+def check_targets(table: Table, parts: Split, numbers: NumberFormat) -> None:
+  """Checks that the number format holds the targets of training.
+
+  Raises:
+    InputError: it does not; names the place of one and the flag that helps.
+  """
+  rows = np.concatenate([parts.train, parts.valid])
+  values = table.values[rows]
+  for row, place in np.argwhere(np.isinf(values)):
+    if not numbers.special:
+      raise InputError(
+        f"{table.place(rows[row])}: {table.targets[place]} is "
+        f"{values[row, place]}: mend it, give --missing to leave it out, or "
+        "--special to write them"
+      )
+  if isinstance(numbers, Normalized):
+    return  # It says itself what lies outside of [0, 1].
+  lost = numbers.lost(values)
+  for place, name in enumerate(table.targets):
+    for wrong, what in zip(lost, ("too large for", "0 in")):
+      found = np.flatnonzero(wrong[:, place])
+      if len(found):
+        first = rows[found[0]]
+        raise InputError(
+          f"{len(found)} of {len(rows)} targets {name!r} are {what} the "
+          f"format of numbers, such as {table.values[first, place]:g} "
+          f"({table.place(first)}): give {_larger(numbers)}"
+        )
+
+
+def _larger(numbers: NumberFormat) -> str:
+  """The flag that lets a number format hold more."""
+  if isinstance(numbers, Ieee):
+    return f"--exponent_digits={numbers.exponent_digits + 1}"
+  return f"--exponent_range={2 * numbers.exponent_range}, or --numbers=ieee"
 
 
 def check_same(source: TableSource, described: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from models.tokenizer import Tokenizer
 from research.predictors.examples import Example, text_of
 from research.text import buckets
 
+# The largest float64.
+_HUGE = np.finfo(np.float64).max
 # Texts that are tokenized at a time.
 _ENCODED = 1024
 
@@ -207,6 +209,25 @@ def _stream(count: int, seed: int, start: int, size: int) -> np.ndarray:
   return found
 
 
+def _warn_of_range(examples, targets, codec: TargetCodec) -> None:
+  """Warns of targets that the number format can only clip."""
+  written = codec.values(targets)
+  given = np.full(written.shape, np.nan)
+  for row, example in enumerate(examples):
+    for place, value in enumerate(codec.objectives(example.y)):
+      # What cannot be a float64 lies beyond the largest of a format anyhow.
+      if np.isfinite(written[row, place]):
+        given[row, place] = min(max(value, -_HUGE), _HUGE)
+  large, small = (int(lost.sum()) for lost in codec.format.lost(given))
+  if large or small:
+    warnings.warn(
+      f"of {len(examples)} examples {large} targets are too large for the "
+      f"format of numbers and {small} become 0: give one with more digits of "
+      "the exponent, such as numbers=Ieee(exponent_digits=2)",
+      stacklevel=3,
+    )
+
+
 def build(
   examples: Sequence[Example],
   tokenizer: Tokenizer,
@@ -229,5 +250,6 @@ def build(
   targets = codec.encode([example.y for example in examples])
   if (targets == MISSING).all():
     raise InputError("no example has a target: give numbers as y")
+  _warn_of_range(examples, targets, codec)
   texts = read_texts(tokenizer, (text_of(e) for e in examples), max_length)
   return Dataset(texts, targets)

@@ -21,7 +21,8 @@ from research.regression_lm.best_parameters import Best
 from research.regression_lm.expected import Scale
 from research.regression_lm.likelihood import Model
 from research.regression_lm.options import Options
-from research.regression_lm.sources import Source
+from research.regression_lm.source import Source
+from research.regression_lm.token_batches import Dataset
 from research.text import tokenizing
 
 Say = Callable[[str], None]
@@ -69,6 +70,9 @@ def train(run: Run, say: Say) -> RegressionLM:
       f"--batch={o.batch} is no multiple of {mesh.size} devices: change it"
     )
   lm = _model(run)
+  # What is wrong with the data is told before the workdir belongs to the run,
+  # so that the same command with another flag can have it.
+  run.source.check(lm.model.codec.format)
   flags = dataclasses.asdict(o) | {
     "source": run.source.describe(),
     "start": _name(run.start),
@@ -91,30 +95,27 @@ def train(run: Run, say: Say) -> RegressionLM:
   step = learn.make_step(
     lm.model, tx, schedule, mesh, loss, combine=freezing.join
   )
-  hooks, best = [], None
-  if prepared.valid is not None:
-    rows = -(-min(o.batch, len(prepared.valid)) // mesh.size) * mesh.size
-    evaluate = learn.make_evaluation(
-      lm.model, mesh, prepared.valid.whole(rows), combine=freezing.join
+  hooks, best = _validation(run, lm, prepared.valid, mesh, frozen)
+  try:
+    state = loop.run(
+      state_lib.jit_step(step, mesh),
+      state_lib.create_state(trained, tx, jax.random.key(o.seed)),
+      batch_at,
+      dataclasses.replace(run, flags=flags),
+      num_steps=o.steps,
+      hooks=hooks,
+      timing=lambda seconds: {"examples_per_second": o.batch / seconds},
+      frozen=frozen,
     )
-    if o.export == "best":
-      best = Best(run.workdir / "best.safetensors")
-    hooks.append(loop.Hook(_evaluation(evaluate, frozen, best), o.eval_every))
-  state = loop.run(
-    state_lib.jit_step(step, mesh),
-    state_lib.create_state(trained, tx, jax.random.key(o.seed)),
-    batch_at,
-    dataclasses.replace(run, flags=flags),
-    num_steps=o.steps,
-    hooks=hooks,
-    timing=lambda seconds: {"examples_per_second": o.batch / seconds},
-    frozen=frozen,
-  )
-  trained, lm.info["step"] = jax.device_get(state.params), o.steps
+    trained, lm.info["step"] = jax.device_get(state.params), o.steps
+  except _EarlyStop as stop:
+    say(str(stop))
   if best is not None:
     lm.info["step"], trained = best.load(trained)
   lm.params = freezing.join(trained, still)
   lm.info["data"] = run.source.describe()
+  if prepared.has_range:
+    lm.learn_range(prepared.values)
   if not (run.workdir / "model").exists():
     lm.save(run.workdir / "model")
   _report(run, lm)
@@ -198,11 +199,46 @@ def make_optimizer(
   )
 
 
-def _evaluation(evaluate, frozen, best: Best | None):
+def _validation(
+  run: Run, lm: RegressionLM, valid: Dataset | None, mesh, frozen
+):
+  """Hooks that look at held-out examples, and the best weights they keep."""
+  o, best = run.options, None
+  if valid is not None and o.export == "best":
+    best = Best(run.workdir / "best.safetensors")
+  if o.early_stopping and best is None:
+    raise InputError(
+      f"--early_stopping={o.early_stopping}: needs --export=best and rows of "
+      "--valid to look at"
+    )
+  if valid is None:
+    return [], None
+  rows = -(-min(o.batch, len(valid)) // mesh.size) * mesh.size
+  evaluate = learn.make_evaluation(
+    lm.model, mesh, valid.whole(rows), combine=freezing.join
+  )
+  hook = _evaluation(evaluate, frozen, best, o.early_stopping * o.eval_every)
+  return [loop.Hook(hook, o.eval_every)], best
+
+
+class _EarlyStop(Exception):
+  """Validation was not better for so long that the run ends."""
+
+
+def _evaluation(evaluate, frozen, best: Best | None, patience: int):
+  """Keeps the best weights; ends the run `patience` updates behind them."""
+
   def hook(state):
     found = evaluate(state.params, frozen)
     if best is not None:
-      best.offer(int(state.step), found["loss"], state.params)
+      step = int(state.step)
+      best.offer(step, found["loss"], state.params)
+      # A run that goes on behind its last checkpoint stops at the same update.
+      if patience and step - best.step >= patience:
+        raise _EarlyStop(
+          f"stopped after update {step}: the best validation loss is that of "
+          f"update {best.step}"
+        )
     return {"valid_loss": found["loss"], "valid_nll": found["nll"]}
 
   return hook

@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from research.regression_lm import RegressionLM
-from tests.experiments import processes
+from tests.experiments import processes, scripts
 from tests.experiments.processes import ROOT
 
 DATA = "data/kernel_tuner/convolution.csv.xz"
@@ -19,23 +20,31 @@ SMALL = [
   "--warmup=1",
 ]
 
+MESSY = ["--data=csv", "--path=HOME/messy.csv", "--targets=loss"]
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   return tmp_path_factory.mktemp("rlm_scripts")
 
 
-def run(home, script, *arguments):
-  return processes.run(home, [f"experiments/{script}.py"], *arguments)
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+  """At these sizes compiling is all the time there is."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def train(home, *arguments):
-  return run(
+  """In a process of its own, as users do; the others share this one."""
+  return processes.run(
     home,
-    "train_rlm",
+    ["experiments/train_rlm.py"],
     "--flagfile=experiments/flagfiles/rlm_tiny.flags",
     *SMALL,
     "--steps=6",
+    "--early_stopping=3",
     "--eval_every=3",
     "--checkpoint_every=3",
     "--log_every=1",
@@ -70,34 +79,39 @@ def test_evaluation_stands_beside_its_peers(home, trained):
     "--samples=8",
     "--limit=40",
     "--bootstrap=20",
+    "--noany_number",
     f"--result={result}",
   ]
-  code, out, err = run(home, "eval_rlm", f"--path={DATA}", *arguments)
+  code, out, err = scripts.run("eval_rlm", f"--path={DATA}", *arguments)
   assert code == 0, err
   for name in ("regression LM", "ridge on TF-IDF", "XGBoost", "MLP"):
     assert name in out
+  # What is learned from is told first.
+  assert "60 for training, 16 for validation" in out
+  assert "peers: block_size_x, " in out
+  assert "coverage of 0.9, calibrated" in out
   rows = json.loads(result.read_text())["rows"]
   assert {row["target"] for row in rows} == {"time_ms_A100", "time_ms_MI250X"}
   assert all(row["tests"] == 40 and row["train"] == 76 for row in rows)
   # The same with peers that were trained beforehand, and answers to analyse.
   kept = [f"--peers_dir={home / 'peers'}", f"--path={DATA}"]
-  code, out, err = run(
-    home, "eval_rlm", "--model=none", "--limit=40", *kept, *split_of(rows),
+  code, out, err = scripts.run(
+    "eval_rlm", "--model=none", "--limit=40", *kept, *split_of(rows),
   )  # fmt: skip
   assert code == 0 and "6 answers of peers" in out, err
   answers = home / "answers.jsonl"
-  code, out, err = run(
-    home, "eval_rlm", *kept, *arguments, f"--answers={answers}"
+  code, out, err = scripts.run(
+    "eval_rlm", *kept, *arguments, f"--answers={answers}"
   )
   assert code == 0, err
   assert len(list((home / "peers").iterdir())) == 6  # none was trained again
   again = json.loads(result.read_text())
   assert again["rows"] == rows and "--answers=answers" in again["command"]
-  code, out, err = run(home, "analyse_rlm", f"--answers={answers}")
+  code, out, err = scripts.run("analyse_rlm", f"--answers={answers}")
   assert code == 0 and "share_of_rank_error" in out, err
   other = home / "other.csv"
   other.write_text("a,time_ms_A100,time_ms_MI250X\n" + "1,2,3\n" * 100)
-  code, _, err = run(home, "eval_rlm", f"--path={other}", *arguments)
+  code, _, err = scripts.run("eval_rlm", f"--path={other}", *arguments)
   assert code == 2 and "are not those of the model" in err
   assert len(err.strip().splitlines()) == 1
 
@@ -125,7 +139,7 @@ def test_a_learning_curve_keeps_what_is_done(home):
     "--peers=XGBoost",
     f"--result={home / 'curve.json'}",
   ]
-  code, out, err = run(home, "learning_curve_rlm", *arguments)
+  code, out, err = scripts.run("learning_curve_rlm", *arguments)
   assert code == 0, err
   first = json.loads((home / "curve.json").read_text())
   assert {row["train"] for row in first["rows"]} == {12, 20}
@@ -133,7 +147,7 @@ def test_a_learning_curve_keeps_what_is_done(home):
   assert "--path=convolution.csv.xz " in first["command"]
   assert "12 examples, seed 0: Kendall's tau regression LM" in out
   (home / "curve/20-0.json").unlink()
-  code, _, err = run(home, "learning_curve_rlm", *arguments)
+  code, _, err = scripts.run("learning_curve_rlm", *arguments)
   assert code == 0, err
   assert json.loads((home / "curve.json").read_text())["rows"] == first["rows"]
 
@@ -149,11 +163,30 @@ def test_a_learning_curve_keeps_what_is_done(home):
     ("eval_rlm", ["--model=none"], "for --peers_dir"),
     ("analyse_rlm", [], "--answers: give"),
     ("learning_curve_rlm", ["--data=csv"], "--path: give"),
+    ("train_rlm", [*MESSY, "--delimiter=;;"], "--delimiter=;;: give one"),
+    (
+      "train_rlm",
+      [*MESSY],
+      "line 2: lr is '0,1': give --decimal=,",
+    ),
+    ("train_rlm", [*MESSY, "--decimal=,"], "line 5: loss is 'oom'"),
+    (
+      "train_rlm",
+      [*MESSY, "--decimal=,", "--missing=oom", "--leave_out=lr", "--columns=k"],
+      "has no column 'k'",
+    ),
+    (
+      "train_rlm",
+      [*MESSY, "--decimal=,", "--missing=oom", "--leave_out=lr"],
+      "has no column beside loss",
+    ),
   ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(home, script, arguments, words):
+  (home / "messy.csv").write_text("lr;loss\n0,1;0,9\n0,2;0,8\n\n0,3;oom\n")
   has_place = script in ("train_rlm", "learning_curve_rlm")
   place = [f"--workdir={home / 'x'}"] if has_place else []
-  code, _, err = run(home, script, *place, *arguments)
+  arguments = [word.replace("HOME", str(home)) for word in arguments]
+  code, _, err = scripts.run(script, *place, *arguments)
   assert code == 2 and words in err
   assert len(err.strip().splitlines()) == 1, err

@@ -2,9 +2,10 @@
 
 import json
 
+import jax
 import pytest
 
-from tests.experiments import processes
+from tests.experiments import scripts
 from tests.experiments.processes import ROOT
 
 DATA = ROOT / "data/kernel_tuner/convolution.csv.xz"
@@ -32,26 +33,34 @@ def home(tmp_path_factory):
   return tmp_path_factory.mktemp("transfer")
 
 
-def run(home, *arguments):
-  return processes.run(home, ["experiments/transfer_rlm.py"], *arguments)
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+  """At these sizes compiling is all the time there is."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+def run(*arguments):
+  return scripts.run("transfer_rlm", *arguments)
 
 
 def test_settings_come_from_another_target_and_parts_are_joined(home):
   tried = home / "tried.json"
   code, out, err = run(
-    home, *SMALL, *MODEL, "--targets=time_ms_MI250X", "--peers=none",
+    *SMALL, *MODEL, "--targets=time_ms_MI250X", "--peers=none",
     f"--workdir={home / 'tried'}", f"--result={tried}",
   )  # fmt: skip
   assert code == 0, err
   assert "score:" in out and "Traceback" not in err
   aimed = [*SMALL, "--targets=time_ms_A100", f"--workdir={home / 'aimed'}"]
   code, _, err = run(
-    home, *aimed, f"--settings_from={tried}", "--peers=none", "--ensemble=1"
+    *aimed, f"--settings_from={tried}", "--peers=none", "--ensemble=1"
   )
   assert code == 0, err
   result = home / "joined.json"
   code, out, err = run(
-    home, *aimed, "--models=none", "--peers=XGBoost", f"--result={result}"
+    *aimed, "--models=none", "--peers=XGBoost", f"--result={result}"
   )
   assert code == 0, err
   found = json.loads(result.read_text())
@@ -62,7 +71,7 @@ def test_settings_come_from_another_target_and_parts_are_joined(home):
   assert how["chosen"]["tried"]["tried.json"]["targets"] == ["time_ms_MI250X"]
   # What is tested must not choose.
   code, _, err = run(
-    home, *SMALL, "--targets=time_ms_MI250X", f"--settings_from={tried}"
+    *SMALL, "--targets=time_ms_MI250X", f"--settings_from={tried}"
   )
   assert code == 2 and "must have no say" in err
   assert len(err.strip().splitlines()) == 1
@@ -82,6 +91,6 @@ def test_settings_come_from_another_target_and_parts_are_joined(home):
   ],
 )
 def test_mistakes_are_one_line_and_exit_with_2(home, arguments, words):
-  code, _, err = run(home, *arguments)
+  code, _, err = run(*arguments)
   assert code == 2 and words in err
   assert len(err.strip().splitlines()) == 1

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
+from models.numbers import NumberFormat
 from research.regression_lm import token_batches
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.data_sets import DENSITY
@@ -22,6 +23,9 @@ class DensitySource:
   def texts(self) -> list[str]:
     """Some texts."""
     return density_task.drawn_at(0, 256, 0)[0]
+
+  def check(self, numbers: NumberFormat) -> None:
+    """All points lie in (-6, 6)."""
 
   def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
     """Examples are made as they are asked for; validation has other ones.
@@ -64,7 +68,13 @@ class DensitySource:
 
     held_out = density_task.examples_at(0, 64, seed + 1)
     values = np.array([example.y for example in held_out])
-    return Prepared(batch_at, lm.dataset(held_out), values, scored)
+    return Prepared(
+      batch_at, lm.dataset(held_out), values, scored, has_range=False
+    )
+
+  def summary(self) -> list[str]:
+    """Its name."""
+    return ["synthetic densities of two numbers"]
 
   def describe(self) -> dict[str, Any]:
     """Its name."""

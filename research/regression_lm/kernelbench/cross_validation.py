@@ -31,6 +31,9 @@ from research.core import state as state_lib
 from research.core import workdir as workdir_lib
 from research.core.options import RunOptions
 from research.core.state import TrainState
+from research.predictors.calibration import Prediction
+from research.predictors.splits import Split
+from research.predictors.tables import Table
 from research.regression_lm import (
   batched_training,
   evaluate,
@@ -57,7 +60,11 @@ _ROWS = 256
 
 
 def run(
-  plan: Plan, timings: Timings, workdir: pathlib.Path, say: Say
+  plan: Plan,
+  timings: Timings,
+  workdir: pathlib.Path,
+  say: Say,
+  answers: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
   """Trains, predicts what was held out, and judges it beside the peers.
 
@@ -66,6 +73,8 @@ def run(
     timings: of `load`.
     workdir: keeps the run: the same call goes on, and judges again.
     say: prints a line.
+    answers: file of our answers to write, for `error_analysis`; groups are
+      problem and run.
 
   Returns:
     Rows of `evaluate.rows`, an objective a run.
@@ -92,6 +101,8 @@ def run(
       {"plan": flags, "ms": timings.ms, "texts": forms},
       lambda: _learn(plan, timings, forms, workdir),
     )
+    if answers:
+      _write_answers(answers, plan, timings, predicted["draws"])
     say("predicted; waiting for the peers" if waiting else "predicted")
     by_peer: dict[str, np.ndarray] = {}
     for (peer, rows), job in waiting:
@@ -101,7 +112,7 @@ def run(
 
 
 def _learn(plan: Plan, timings: Timings, forms, workdir: pathlib.Path):
-  """Draws and expected values of what was held out, and a model's size."""
+  """Draws and expected values of what was held out, and the size of a model."""
   folds = [
     Fold(timings, forms, fold, plan.options) for fold in range(plan.folds)
   ]
@@ -222,6 +233,21 @@ def _predict(plan: Plan, timings: Timings, folds, model, params, scales):
         scores[member, part] = np.asarray(found)[:count]
     means[rows] = scale.values(scores.mean(0))[:, 0]
   return draws, means
+
+
+def _write_answers(path, plan: Plan, timings: Timings, draws) -> None:
+  names = [f"{p} {run}" for p, run in zip(timings.problems, timings.runs)]
+  table = Table(
+    texts=names,
+    values=timings.ms[:, None],
+    targets=["mean_ms"],
+    groups=names,
+    features=np.zeros((len(names), 0)),
+  )
+  test = np.flatnonzero(np.isin(timings.runs, list(plan.runs)))
+  none = np.array([], int)
+  prediction = Prediction(draws[test][..., None])
+  evaluate.write_answers(path, table, Split(none, none, test), prediction)
 
 
 def _judge(plan: Plan, timings: Timings, predicted, by_peer):

@@ -4,15 +4,14 @@ Shapes by axis letter: N timings, P programs, B examples.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from models.errors import InputError
-from research.predictors import tables
-from research.regression_lm.kernelbench import made_up_programs, problems
+from research.predictors import kernelbench
+from research.regression_lm.kernelbench import made_up_programs
 from research.regression_lm.kernelbench.plan import Plan
 from research.regression_lm.options import Options
 from research.regression_lm.token_batches import Texts
@@ -29,6 +28,7 @@ class Timings:
   Attributes:
     sources: P programs.
     program: (N,) index of each timing's.
+    problems: N names.
     fold: (N,) of its problem; -1 for those made up, which none holds out.
     runs: N names of runs.
     headings: N first lines of a text: GPU, run and mode.
@@ -38,6 +38,7 @@ class Timings:
 
   sources: Sequence[str]
   program: np.ndarray
+  problems: Sequence[str]
   fold: np.ndarray
   runs: np.ndarray
   headings: Sequence[str]
@@ -52,31 +53,23 @@ def load(folder: str | pathlib.Path, plan: Plan) -> Timings:
     InputError: a file is missing or does not do, or a run has no timing.
   """
   folder = pathlib.Path(folder).expanduser()
-  codes: dict[str, str] = {}
-  for line in tables.read_lines(folder / "kernelbench_sources.jsonl.gz"):
-    if line.strip():
-      row = json.loads(line)
-      codes[row["src"]] = row["code"]
-  path = folder / "kernelbench_timings.csv.gz"
-  rows = tables.csv_rows(path)
-  if any(row["src"] not in codes for row in rows):
-    raise InputError(f"{path}: has a timing of an unknown program")
-  problem = problems.of_rows(rows, codes)
+  codes, rows = kernelbench.read(folder)
   order = np.random.default_rng((plan.options.seed, 41)).permutation(
-    sorted(set(problem.values()))
+    sorted({row["problem"] for row in rows})
   )
   fold_of = {str(n): i % plan.folds for i, n in enumerate(order)}
   if plan.limit:
     fold_of = dict(list(fold_of.items())[: plan.limit])
-  fold = lambda row: fold_of.get(problem[problems.name(row)], -1)
+  fold = lambda row: fold_of.get(row["problem"], -1)
   rows = [row for row in rows if fold(row) >= 0]
   for run in plan.runs:
     if not any(row["run"] == run for row in rows):
-      raise InputError(f"{path}: has no run {run!r}: name others with --runs")
+      raise InputError(f"{folder}: has no run {run!r}: name others with --runs")
   index = {src: i for i, src in enumerate(codes)}
   return Timings(
     sources=list(codes.values()),
     program=np.array([index[row["src"]] for row in rows]),
+    problems=[row["problem"] for row in rows],
     fold=np.array([fold(row) for row in rows]),
     runs=np.array([row["run"] for row in rows]),
     headings=[
@@ -95,6 +88,7 @@ def with_made_up(timings: Timings, forms, plan: Plan):
   longer = Timings(
     sources=[*timings.sources, *texts],
     program=np.append(timings.program, before + np.arange(count)),
+    problems=[*timings.problems, *[""] * count],
     fold=np.append(timings.fold, np.full(count, -1)),
     runs=np.append(timings.runs, [""] * count),
     headings=[*timings.headings, *[made_up_programs.HEADING] * count],

@@ -162,14 +162,11 @@ def _ranks(prepared: Prepared) -> np.ndarray:
 
 
 def _found(prepared: Prepared, chances: np.ndarray, scale: Scale) -> Found:
-  """Values of mean ranks and of quantiles, given chances (tests, G)."""
+  """Values of mean ranks and of all ranks, given chances (tests, G)."""
   ranks = _ranks(prepared)
   points = scale.values((chances @ ranks)[:, None])[:, 0]
-  levels = (np.arange(32) + 0.5) / 32
-  total = np.cumsum(chances, axis=1)
-  at = (levels[None, :, None] > total[:, None]).sum(-1)
-  drawn = ranks[np.minimum(at, len(ranks) - 1)]
-  return Found(points, scale.values(drawn[..., None])[..., 0])
+  atoms = scale.values(ranks[:, None])[:, 0]
+  return Found(points, np.broadcast_to(atoms, chances.shape), chances)
 
 
 def source_values(

@@ -33,7 +33,8 @@ def write(folder: pathlib.Path, method: str, found: Found, *names: Any):
     {
       "method": np.array(method),
       "points": found.points.astype(np.float32),
-      "draws": found.draws.astype(np.float32),
+      "atoms": found.atoms.astype(np.float32),
+      "chances": found.chances.astype(np.float32),
     },
   )
 
@@ -46,8 +47,14 @@ def read(file: pathlib.Path) -> tuple[str, Found]:
   """
   arrays = files.read_npz(file)
   try:
-    points, draws = (arrays[n].astype(float) for n in ("points", "draws"))
-    return str(arrays["method"]), Found(points, draws)
+    method = str(arrays["method"])
+    points = arrays["points"].astype(float)
+    if "draws" in arrays:  # Parts of before: quantiles, each as likely.
+      atoms = arrays["draws"].astype(float)
+      even = np.full(atoms.shape, 1 / atoms.shape[1])
+      return method, Found(points, atoms, even)
+    atoms, chances = (arrays[n].astype(float) for n in ("atoms", "chances"))
+    return method, Found(points, atoms, chances)
   except (KeyError, ValueError) as error:
     raise InputError(f"{file} is damaged: remove it") from error
 
@@ -87,11 +94,15 @@ def _measured(methods, truth, num_samples) -> list[dict[str, Any]]:
       raise InputError(f"a part of {method!r} is of another split: remove it")
     points = measures.without_gaps(part.points)
     values = {n: m(points, truth) for n, m in measures.MEASURES.items()}
-    scores = (
-      calibration.crps(part.draws, truth)
-      if part.draws.shape[1] > 1
-      else np.abs(points - truth)
-    )
+    scores = np.abs(points - truth)
+    if part.atoms.shape[1] > 1:
+      scores = calibration.weighted_crps(part.atoms, part.chances, truth)
+      low, high = (
+        calibration.weighted_quantile(part.atoms, part.chances, share)
+        for share in (0.05, 0.95)
+      )
+      inside = (low <= truth) & (truth <= high)
+      values["coverage of 0.9"] = float(np.mean(inside))
     values["crps"] = float(np.nanmean(scores))
     found += [
       {"method": method, "metric": n, "value": v} for n, v in values.items()

@@ -6,6 +6,7 @@ import numpy as np
 
 from models.errors import InputError
 from research.predictors import peers
+from research.predictors.number_scale import NumberScale
 from research.predictors.text_forms import Facts
 from research.regression_lm.transfer.setup import (
   Found,
@@ -52,7 +53,7 @@ def predict(
     )
   else:
     points = _one(name, facts, task, known, values, split.test, seed)
-  return Found(points, points[:, None])
+  return Found.of_points(points)
 
 
 def said_of_sources(
@@ -87,6 +88,7 @@ def _one(
     test_texts=written(test),
     test_features=features[test],
     seed=seed,
+    scale=NumberScale.of(values),
   )
   return peers.predict(name, problem)
 

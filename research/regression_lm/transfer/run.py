@@ -10,6 +10,7 @@ import numpy as np
 
 from models.errors import InputError
 from research.core import files
+from research.predictors.peers import PeerError
 from research.predictors.text_forms import Facts
 from research.regression_lm.transfer import adaptation, preparation
 from research.regression_lm.transfer import parts as transfer_parts
@@ -52,12 +53,12 @@ def run(
   for name in peers:
     for size in setup.sizes:
       for seed in range(setup.seeds):
-        _peer(name, setup, facts, parts, size, seed, workdir)
+        _peer(name, setup, facts, parts, size, seed, workdir, say)
     say(f"{name}: done")
   return transfer_parts.rows(setup, facts, parts, workdir)
 
 
-def _peer(name, setup, facts, parts, size, seed, workdir):
+def _peer(name, setup, facts, parts, size, seed, workdir, say):
   split = parts[seed]
   missing = [
     task
@@ -70,7 +71,13 @@ def _peer(name, setup, facts, parts, size, seed, workdir):
     _by_ridge(name, setup, facts, said, asked, size, seed, workdir)
     return
   for task in missing:
-    found = transfer_peers.predict(name, setup, facts, task, split, size, seed)
+    try:
+      found = transfer_peers.predict(
+        name, setup, facts, task, split, size, seed
+      )
+    except PeerError as error:
+      say(f"{name} has no answer for {task.column}: {error}")
+      continue
     transfer_parts.write(workdir, name, found, task.column, size, seed)
 
 
@@ -79,7 +86,7 @@ def _by_ridge(method, setup, facts, said, asked, size, seed, workdir):
   for task in setup.targets:
     values = facts.column(task.column)[asked[:size]]
     points = transfer_peers.ridge(said[:size], values, said[size:])
-    found = Found(points, points[:, None])
+    found = Found.of_points(points)
     transfer_parts.write(workdir, method, found, task.column, size, seed)
 
 

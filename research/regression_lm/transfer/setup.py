@@ -7,7 +7,7 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -115,12 +115,19 @@ class Found:
 
   Attributes:
     points: (tests,).
-    draws: (tests, draws), quantiles of the distribution; points where a method
-      has none.
+    atoms: (tests, G) numbers that the distribution is over; the points alone
+      where a method has none.
+    chances: (tests, G) of the atoms.
   """
 
   points: np.ndarray
-  draws: np.ndarray
+  atoms: np.ndarray
+  chances: np.ndarray
+
+  @classmethod
+  def of_points(cls, points: np.ndarray) -> Self:
+    """Predictions (tests,) of a method without a distribution."""
+    return cls(points, points[:, None], np.ones((len(points), 1)))
 
 
 def make(settings: Settings, *, sizes: Sequence[int], **rest: Any) -> Setup:

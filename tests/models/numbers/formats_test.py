@@ -319,3 +319,27 @@ def test_sizes_are_checked(make):
 def test_json_round_trip(name):
   form = FORMATS[name]
   assert formats.from_json(form.to_json()) == form
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_zero_has_all_its_spellings(name):
+  form = FORMATS[name]
+  zeros = form.zeros
+  assert form.grammar.accepts(zeros).all() and (form.values(zeros) == 0).all()
+  assert len(np.unique(zeros, axis=0)) == len(zeros)
+  assert (zeros == form.encode(0)).all(axis=1).any()
+  ids = random_ids(form, np.random.default_rng(3), 400)
+  # Where a float64 holds the smallest number, no other sequence is 0.
+  found = ids[form.values(ids) == 0] if form._limits()[1] else zeros
+  assert (found[:, None] == zeros[None]).all(-1).any(1).all()
+
+
+def test_what_a_format_cannot_hold_is_told():
+  values = np.array([9.9994e9, 9.9996e9, -1e12, 0.0, 4e-10, 6e-10, np.inf])
+  large, small = Ieee().lost(values)
+  assert large.tolist() == [False, True, True, False, False, False, False]
+  assert small.tolist() == [False, False, False, False, True, False, False]
+  large, small = P10(digits=3).lost(np.array([9.994e12, 1e13, 0.4e-8, 0.6e-8]))
+  assert large.tolist() == [False, True, False, False]
+  assert small.tolist() == [False, False, True, False]
+  assert not np.any(Ieee(exponent_digits=3, base=36).lost(values))

@@ -65,3 +65,63 @@ def test_coverage_and_pit_of_calibrated_draws():
   narrow = calibration.coverage(0.5 * samples, truth, 0.9)
   assert narrow < 0.75
   assert math.isnan(calibration.coverage(samples[:1], np.array([np.nan]), 0.9))
+
+
+def test_scores_of_distributions_are_the_double_sum_over_all_pairs():
+  generator = np.random.default_rng(4)
+  atoms = generator.normal(size=(3, 6))
+  chances = generator.dirichlet(np.ones(6), size=3)
+  truth = np.array([0.3, -5.0, np.nan])
+  found = calibration.weighted_crps(atoms, chances, truth)
+  for a, p, y, value in zip(atoms, chances, truth, found):
+    pairs = p[:, None] * p[None] * np.abs(a[:, None] - a[None])
+    wanted = np.sum(p * np.abs(a - y)) - pairs.sum() / 2
+    np.testing.assert_allclose(value, wanted)
+  # Every draw as likely: the same as draws, but for pairs of one with itself.
+  even = np.full((3, 6), 1 / 6)
+  spread = np.abs(atoms[:, :, None] - atoms[:, None]).sum((1, 2)) / 2
+  gap = spread / 30 - spread / 36
+  np.testing.assert_allclose(
+    calibration.weighted_crps(atoms, even, truth)[:2],
+    (calibration.crps(atoms, truth) + gap)[:2],
+  )
+
+
+def test_quantiles_of_distributions_are_the_least_that_reach_the_share():
+  atoms = np.array([[3.0, 1.0, 2.0]])
+  chances = np.array([[0.2, 0.5, 0.3]])
+  for share, wanted in ((0.05, 1), (0.5, 1), (0.6, 2), (0.8, 2), (0.95, 3)):
+    assert calibration.weighted_quantile(atoms, chances, share) == wanted
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_calibrated_intervals_cover_what_they_say(wide):
+  generator = np.random.default_rng(5)
+  center = generator.normal(size=(4000, 1))
+  truth = center + generator.normal(size=(4000, 1))
+  # Draws that are far too sure of themselves, and off.
+  draws = center + 0.1 + 0.2 * generator.normal(size=(4000, 50))
+  if wide:
+    truth, draws = np.exp(3 * truth), np.exp(3 * draws)
+  held_out, rest = draws[:2000, :, None], draws[2000:, :, None]
+  margins = calibration.Margins.fit(held_out, truth[:2000], 0.9)
+  inside = lambda found: np.mean(
+    (found.low <= truth[2000:]) & (truth[2000:] <= found.high)
+  )
+  assert inside(Prediction(rest, 0.9)) < 0.4
+  assert inside(Prediction(rest, 0.9, margins)) == pytest.approx(0.9, abs=0.02)
+  again = calibration.Margins.from_json(margins.to_json())
+  assert again == margins
+  assert margins.scales[0].is_log == wide
+
+
+def test_margins_of_few_or_no_truths():
+  draws = np.zeros((3, 5, 2))
+  truth = np.array([[1.0, np.nan], [-2.0, np.nan], [0.5, np.nan]])
+  margins = calibration.Margins.fit(draws, truth, 0.9)
+  assert margins.margins == (2.0, 0.0)
+  # Intervals that are too wide become narrower by many truths alone.
+  wide = np.broadcast_to(np.linspace(-9, 9, 40), (400, 40))[..., None]
+  truth = np.random.default_rng(6).normal(size=(400, 1))
+  fit = lambda n: calibration.Margins.fit(wide[:n], truth[:n], 0.9).margins[0]
+  assert fit(20) == 0 and fit(400) < -5

@@ -32,13 +32,23 @@ def test_csv_columns_become_text_features_and_targets(csv_file):
   np.testing.assert_array_equal(
     found.values, [[0.5, 1.0], [0.6, np.nan], [0.7, 4e-3]]
   )
-  np.testing.assert_array_equal(found.features, [[16, 2], [32, 2], [64, 1]])
+  assert found.feature_names == [
+    "kind = conv",
+    "kind = dense",
+    "width",
+    "depth",
+  ]
+  np.testing.assert_array_equal(
+    found.features, [[1, 0, 16, 2], [1, 0, 32, 2], [0, 1, 64, 1]]
+  )
   examples = found.examples(np.array([1, 2]))
   assert examples[0].y == [0.6, None] and examples[1].y == [0.7, 4e-3]
 
 
 def test_csv_with_a_column_of_texts_and_groups(csv_file):
-  found = tables.read_csv(csv_file, ["score"], text="kind", group="depth")
+  found = tables.read_csv(
+    csv_file, ["score"], tables.Layout(text="kind", group="depth")
+  )
   assert found.texts == ["conv", "conv", "dense"]
   assert found.groups == ["2", "2", "1"] and found.features.shape == (3, 0)
 
@@ -59,9 +69,9 @@ def test_jsonl_packed_and_plain(tmp_path):
   [
     ("", "no row below"),
     ("a,b\n", "no row below"),
-    ("a,score\n1\n", "line 2: has not as many cells"),
-    ("a,score\n1,2,3\n", "line 2: has not as many cells"),
-    ("a,score\n1,fast\n", "row 1: score is 'fast'"),
+    ("a,score\n1\n", "line 2: has 1 cells, the heading 2"),
+    ("a,score\n1,2,3\n", "line 2: has 3 cells, the heading 2"),
+    ("a,score\n1,fast\n", "line 2: score is 'fast'"),
     ("a,b\n1,2\n", "has no target 'score', but a, b"),
     ("a,score\n1,\n", "no row has a target"),
   ],
@@ -78,10 +88,10 @@ def test_csv_mistakes_are_one_line(tmp_path, content, words):
   [
     ("[1]\n", "line 1: is no JSON object"),
     ('{"x": "a", "y": 1}\n{"x": ', "line 2: is no JSON object"),
-    ('{"x": 3, "y": 1}\n', "line 1: has no text 'x', but x, y"),
-    ('{"x": "a", "y": "b"}\n', "row 1: y is 'b'"),
-    ('{"x": "a", "y": [1]}\n', r"row 1: y is \[1\]"),
-    ("", "has no target 'y', but nothing"),
+    ('{"z": "a", "y": 1}\n', "line 1: has no text 'x', but z, y"),
+    ('{"x": "a", "y": "b"}\n', "line 1: y is 'b'"),
+    ('{"x": "a", "y": [1]}\n', r"line 1: y is \[1\]"),
+    ("", "has no row"),
   ],
 )
 def test_jsonl_mistakes_are_one_line(tmp_path, content, words):

@@ -88,12 +88,32 @@ def test_words_tell_what_lives_and_made_up_columns_are_smooth_in_counts(cells):
   assert text_forms.with_made_up(facts, "words", 0) is facts
   drawn = np.stack([found.column(f"made_up_{i}") for i in range(3)])
   assert drawn.shape == (3, 2) and (drawn[:, 0] != drawn[:, 1]).all()
-  counts = np.random.default_rng(0).integers(0, 4, size=(400, 5)).astype(float)
-  many = made_up_numbers.columns(counts, 200)
-  np.testing.assert_array_equal(many, made_up_numbers.columns(counts, 200))
+  counts = np.random.default_rng(0).integers(0, 4, size=(150, 5)).astype(float)
+  many = made_up_numbers.columns(counts, 60)
+  np.testing.assert_array_equal(many, made_up_numbers.columns(counts, 60))
   apart = np.linalg.norm(np.sqrt(counts[:, None]) - np.sqrt(counts), axis=2)
   alike = np.corrcoef(many)
   near, far = alike[(apart > 0) & (apart < 1)], alike[apart > 3]
   assert near.mean() > far.mean() + 0.2
   with pytest.raises(InputError, match="below 0"):
     made_up_numbers.columns(-counts - 1, 1)
+
+
+def test_any_table_of_settings_is_read(tmp_path):
+  path = tmp_path / "gemm.csv"
+  path.write_text(
+    "MWG,KWG,layout,fixed,gflops,time_ms_A100\n"
+    "128,16,row,1,7,10.1\n64,32,column,1,8,\n64,16,row,1,,24.4\n"
+  )
+  facts = text_forms.load("csv", path, hidden=["gf*"])
+  assert facts.forms["settings"][1] == ["MWG 64", "KWG 32", "layout column"]
+  np.testing.assert_array_equal(
+    facts.features["settings"],
+    [[128, 16, 0, 1, 1], [64, 32, 1, 0, 1], [64, 16, 0, 1, 1]],
+  )
+  np.testing.assert_array_equal(
+    facts.column("time_ms_A100"), [10.1, np.nan, 24.4]
+  )
+  path.write_text("time_ms_A100\n1\n")
+  with pytest.raises(InputError, match="no column of settings"):
+    text_forms.load("kernel_tuner", path)

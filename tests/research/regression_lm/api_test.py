@@ -112,7 +112,7 @@ def test_a_saved_model_is_the_model(tuned, tmp_path):
   lm.info["note"] = "kept"
   lm.save(tmp_path / "model")
   found = RegressionLM.from_pretrained(tmp_path / "model")
-  assert found.model == lm.model and found.info == {"note": "kept"}
+  assert found.model == lm.model and found.info == lm.info
   assert found.max_length == 32 and found.num_params == lm.num_params
   np.testing.assert_array_equal(found.sample(TEXTS, 8), lm.sample(TEXTS, 8))
   np.testing.assert_array_equal(found.log_prob(EXAMPLES), lm.log_prob(EXAMPLES))
@@ -221,7 +221,6 @@ def test_other_formats_of_numbers():
   "call, words",
   [
     (lambda lm: lm.sample("one text"), "xs is one text"),
-    (lambda lm: lm.sample([]), "there is no text"),
     (lambda lm: lm.sample([""]), "text 0 is empty"),
     (lambda lm: lm.sample([3]), "text 0 is a int"),
     (lambda lm: lm.sample(["a"], 0), "num_samples=0"),
@@ -280,3 +279,84 @@ def test_the_description_is_json(tuned, tmp_path):
   described = json.loads((tmp_path / "model/config.json").read_text())
   assert described["numbers"]["kind"] == "ieee"
   assert described["num_objectives"] == 2
+
+
+def test_arguments_may_be_generators_and_numbers_of_numpy(tuned):
+  lm, *_ = tuned
+  wanted = lm.sample(TEXTS[:2], 3, seed=4)
+  found = lm.sample((t for t in TEXTS[:2]), np.int64(3), seed=np.int32(4))
+  np.testing.assert_array_equal(found, wanted)
+  known = lm.expected(iter(TEXTS[:2]), iter(EXAMPLES), grid=np.int64(4))
+  assert known.shape == (2, 2)
+  assert lm.log_prob(e for e in EXAMPLES[:2]).shape == (2, 2)
+  # No seed is another one every time.
+  several = [lm.sample(TEXTS, 4, seed=None) for _ in range(2)]
+  assert (several[0] != several[1]).any()
+
+
+def test_nothing_asked_is_nothing_answered(tuned):
+  lm, *_ = tuned
+  assert lm.sample([], 5).shape == (0, 5, 2)
+  assert lm.predict([]).median.shape == (0, 2)
+  assert lm.expected([], EXAMPLES).shape == (0, 2)
+  assert lm.log_prob([]).shape == (0, 2)
+  assert lm.density(TEXTS[0], []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+  "call, words",
+  [
+    (lambda lm: lm.sample(TEXTS[0]), "xs is one text: give a list"),
+    (lambda lm: lm.sample(3), "xs is a int: give a list"),
+    (lambda lm: lm.sample(TEXTS, 2.0), "num_samples=2.0 is no positive"),
+    (lambda lm: lm.sample(TEXTS, seed="a"), "seed='a' is no count"),
+    (lambda lm: lm.sample(TEXTS, temperature="1"), "temperature='1' is no num"),
+    (lambda lm: lm.predict(TEXTS, level="a"), "level='a' is not in"),
+    (
+      lambda lm: lm.fine_tune(EXAMPLES, learning_rate="1e-3"),
+      "learning_rate='1e-3' is no number",
+    ),
+    (lambda lm: lm.fine_tune([]), "no examples"),
+    (
+      lambda lm: lm.fine_tune(EXAMPLES, batch=True),
+      "batch=True is no",
+    ),
+  ],
+)
+def test_wrong_arguments_are_one_line(tuned, call, words):
+  with pytest.raises(InputError, match=words) as caught:
+    call(tuned[0])
+  assert "\n" not in str(caught.value)
+
+
+def test_draws_stay_within_what_is_plausible(tuned, tmp_path):
+  lm, *_ = tuned
+  texts = ["never seen", "?", *TEXTS]
+  free = lm.sample(texts, 400, temperature=3.0, plausible=False)
+  cut = lm.sample(texts, 400, temperature=3.0)
+  limits = np.array(lm.info["range"], float)
+  assert (free < limits[:, 0]).any() or (free > limits[:, 1]).any()
+  assert (cut >= limits[:, 0]).all() and (cut <= limits[:, 1]).all()
+  inside = ((free >= limits[:, 0]) & (free <= limits[:, 1])).all(-1)
+  np.testing.assert_array_equal(cut[inside], free[inside])
+  lm.save(tmp_path / "ranged")
+  again = RegressionLM.from_pretrained(tmp_path / "ranged")
+  np.testing.assert_array_equal(again.sample(texts, 400, temperature=3.0), cut)
+
+
+def test_calibrated_intervals_are_kept(tuned, tmp_path):
+  lm, *_ = tuned
+  lm = RegressionLM(lm.model, lm.params, lm.tokenizer, 32, lm.info)
+  plain = lm.predict(TEXTS, 40, level=0.8)
+  held_out = [Example(t, [100.0, -0.5]) for t in TEXTS]
+  lm.calibrate(held_out, 40, level=0.8)
+  found = lm.predict(TEXTS, 40, level=0.8)
+  # The draws stay; the interval of the first reaches what it missed.
+  np.testing.assert_array_equal(found.samples, plain.samples)
+  assert found.high[:, 0].max() > 50 > plain.high[:, 0].max()
+  np.testing.assert_array_equal(lm.predict(TEXTS, 40).margins, None)
+  lm.save(tmp_path / "calibrated")
+  again = RegressionLM.from_pretrained(tmp_path / "calibrated")
+  np.testing.assert_array_equal(
+    again.predict(TEXTS, 40, level=0.8).high, found.high
+  )

@@ -6,6 +6,7 @@ import pytest
 from models.errors import InputError
 from research.predictors import peers, splits, tables
 from research.predictors.calibration import Prediction
+from research.predictors.number_scale import NumberScale
 from research.regression_lm import evaluate
 
 ROWS = 120
@@ -121,7 +122,7 @@ def test_texts_alone_are_enough_for_every_peer(table):
     test_texts=table.texts[80:],
     test_features=table.features[80:, :0],
   )
-  assert problem.is_log
+  assert NumberScale.of(problem.train_values).is_log
   for name in ("ridge on TF-IDF", "XGBoost"):
     predicted = peers.predict(name, problem)
     assert predicted.shape == (40,) and (predicted > 0).all()

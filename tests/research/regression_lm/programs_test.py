@@ -189,7 +189,7 @@ def test_a_table_without_named_splits_says_so(tmp_path):
 
 def test_an_empty_file_is_one_line(tmp_path):
   (tmp_path / "a.jsonl").write_text("\n")
-  with pytest.raises(InputError, match="has no target"):
+  with pytest.raises(InputError, match="has no row"):
     data_sets.load(options(), tmp_path / "a.jsonl")
 
 

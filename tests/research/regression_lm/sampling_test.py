@@ -1,10 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from models.numbers import MISSING, START, Ieee, TargetCodec
+from models.numbers import MISSING, P10, START, Ieee, Normalized, TargetCodec
 from research.decoding.sampling import Sampling
 from research.regression_lm import sampling
+from research.regression_lm.token_batches import Texts
 from tests.research.regression_lm import toy
 
 
@@ -146,3 +148,38 @@ def test_draws_compile_once_for_all_values_of_their_arguments():
     tokens, lengths = toy.texts(2, seed=seed)
     jitted(params, jnp.asarray(tokens), jnp.asarray(lengths), keys(2, seed))
   assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+  "form",
+  [
+    toy.SMALL,
+    Ieee(base=2, mantissa_digits=2, exponent_digits=2),
+    P10(digits=1, exponent_range=2),
+    Normalized(base=3, digits=3),
+  ],
+)
+def test_probabilities_of_the_different_numbers_sum_to_one(form):
+  """Of zero, too, which some formats write in several ways."""
+  codec = TargetCodec(format=form)
+  model = toy.model(codec)
+  params = toy.params(model)
+  tokens, lengths = toy.texts(2)
+  texts = Texts(
+    np.concatenate([row[:n] for row, n in zip(tokens, lengths)]),
+    np.cumsum([0, *lengths]),
+    0,
+  )
+  rows = toy.support(codec)
+  values = codec.values(rows)[:, 0]
+  special = np.isnan(values) | np.isinf(values)
+  _, first = np.unique(values[~special], return_index=True)
+  numbers = np.concatenate([rows[~special][first], rows[special]])
+  assert len(rows) - len(numbers) == len(form.zeros) - 1
+  repeated = np.broadcast_to(numbers, (2, *numbers.shape))
+  logprob = sampling.score_texts(model, params, texts, repeated)
+  np.testing.assert_allclose(np.exp(logprob).sum((1, 2)), 1, atol=1e-5)
+  # However zero is written.
+  zeros = np.broadcast_to(codec.zeros, (2, *codec.zeros.shape))
+  found = sampling.score_texts(model, params, texts, zeros)
+  assert np.ptp(found, axis=1).max() < 1e-5

@@ -6,9 +6,9 @@ import itertools
 import jax
 import numpy as np
 
-from models import regression_lm
 from models.numbers import Ieee, TargetCodec
 from models.regression_lm_config import RegressionLMConfig
+from research.regression_lm import weights
 from research.regression_lm.likelihood import Model
 
 SMALL = Ieee(base=2, mantissa_digits=2, special=True)
@@ -25,8 +25,7 @@ def model(codec=None, **changes):
 @functools.cache
 def params(made, seed=0, scale=3.0):
   """Random, with a head so large that the distribution is not even."""
-  init = jax.jit(lambda key: regression_lm.init(made.config, key))
-  found = init(jax.random.key(seed))
+  found = weights.random(made.config, jax.random.key(seed))
   found["head"]["kernel"] = found["head"]["kernel"] * scale
   return found
 

@@ -186,3 +186,52 @@ def test_muon_orthogonalises_the_layers_matrices_alone():
     assert sizes.max() / sizes.min() < 2.5
   table = np.linalg.svd(update["slots"]["table"], compute_uv=False)
   assert table.max() / table.min() > 2.5
+
+
+def test_a_run_ends_when_validation_is_not_better_any_more(home):
+  options = dataclasses.replace(
+    OPTIONS, steps=60, eval_every=2, early_stopping=2, learning_rate=0.3
+  )
+  said = []
+  run = run_of(home, "early", options)
+  lm = training.train(run, said.append)
+  stopped = [line for line in said if line.startswith("stopped after update")]
+  last = int(stopped[0].split()[3].rstrip(":"))
+  assert last < 60 and last - lm.info["step"] == 4
+  before = jax.tree.map(np.asarray, lm.params)
+  # The same command finds the same end.
+  lm = training.train(run, said.append)
+  assert said[-1] == stopped[0]
+  jax.tree.map(np.testing.assert_array_equal, lm.params, before)
+  wrong = dataclasses.replace(options, export="last")
+  with pytest.raises(
+    InputError, match="--early_stopping=2: needs --export=best"
+  ):
+    training.train(run_of(home, "early_last", wrong), said.append)
+
+
+@pytest.mark.parametrize(
+  "target, words",
+  [
+    (
+      "7e12",
+      "1 of 27 targets 'y' are too large .*7e.12 .*exponent_digits=2",
+    ),
+    ("1e-11", "1 of 27 targets 'y' are 0 in .* line .*exponent_digits=2"),
+    ("inf", "line 8: y is inf: .* --missing .* --special"),
+  ],
+)
+def test_targets_that_cannot_be_written_stop_a_run(home, target, words):
+  lines = (home / "data.csv").read_text().splitlines()
+  for row in range(7, len(lines)):  # One of these is for training.
+    changed = [*lines]
+    changed[row] = ",".join([*changed[row].split(",")[:2], target])
+    path = home / "beyond.csv"
+    path.write_text("\n".join(changed) + "\n")
+    source = sources.open_source(DATA, path)
+    if row - 1 in source.parts.train:
+      break
+  words = words.replace("line 8", f"line {row + 1}")
+  run = dataclasses.replace(run_of(home, "beyond"), source=source)
+  with pytest.raises(InputError, match=words):
+    training.train(run, lambda line: None)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
+from research.regression_lm import error_analysis
 from research.regression_lm.kernelbench import (
   cross_validation,
-  problems,
   timings,
 )
 from research.regression_lm.kernelbench.plan import Plan
@@ -76,8 +76,12 @@ def test_a_run_judges_what_was_held_out(folder, tmp_path):
   lines = []
   found = timings.load(folder, plan(members=2, peers=True))
   rows = cross_validation.run(
-    plan(members=2, peers=True), found, tmp_path / "run", lines.append
-  )
+    plan(members=2, peers=True), found, tmp_path / "run", lines.append,
+    tmp_path / "answers.jsonl",
+  )  # fmt: skip
+  answers = error_analysis.read(tmp_path / "answers.jsonl")
+  assert len(answers) == 16 and answers[0]["mean_ms"]["truth"] > 0
+  assert {row["group"].split()[1] for row in answers} == {"fast"}
   targets = {row["target"] for row in rows}
   assert targets == {"fast", cross_validation.POOLED}
   methods = {row["method"] for row in rows}
@@ -91,36 +95,3 @@ def test_a_run_that_is_not_there_is_named(folder):
     timings.load(folder, plan(runs=["H100"]))
   with pytest.raises(InputError, match="no such file"):
     timings.load(folder / "nothing", plan())
-
-
-def test_renamed_and_repeated_problems_are_one():
-  codes = {
-    name: f"def get_inputs():\n  return [torch.rand({size}, 4)]"
-    for name, size in (("a", 2), ("b", 3), ("c", 4), ("d", 2), ("e", 5))
-  }
-  names = {
-    "36_LTSMHn.py": ("level3", "a"),
-    "36_LSTMHn.py": ("level3", "b"),
-    "39_Gemm.py": ("level2", "d"),
-    "1_gpt2_bs1_seq2.py": ("level4", "c"),
-    "20_gpt2_bs8_seq9.py": ("level4", "e"),
-    "1_other.py": ("level3", "c"),
-    "50_conv_standard_2D__square_input__square_kernel.py": ("level1", "b"),
-    "63_conv_standard_2D__square_input__square_kernel.py": ("level1", "e"),
-  }
-  rows = [
-    {"name": name, "level": level, "src": src}
-    for name, (level, src) in names.items()
-  ]
-  found = problems.of_rows(rows, codes)
-  # One program in two problems, a table, sizes, and a number say so.
-  same = [
-    ("level3/36_LTSMHn.py", "level3/36_LSTMHn.py"),
-    ("level2/39_Gemm.py", "level3/36_LTSMHn.py"),
-    ("level4/1_gpt2_bs1_seq2.py", "level4/20_gpt2_bs8_seq9.py"),
-    tuple(f"level1/{n}_conv_standard_2D__square_input__square_kernel.py"
-          for n in (50, 63)),
-  ]  # fmt: skip
-  assert all(found[a] == found[b] for a, b in same)
-  alone = problems.of_rows([rows[0], rows[3], rows[6]], codes)
-  assert alone == {name: name for name in alone} and len(alone) == 3

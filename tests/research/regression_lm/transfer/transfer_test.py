@@ -122,7 +122,7 @@ def test_ridge_takes_the_strength_with_the_least_left_out_error():
 
 
 def test_a_damaged_part_is_named(tmp_path):
-  found = Found(np.arange(3.0), np.ones((3, 4)))
+  found = Found(np.arange(3.0), np.ones((3, 4)), np.full((3, 4), 0.25))
   transfer_parts.write(tmp_path, "a, b", found, "aim", 6, 0)
   path = transfer_parts.path(tmp_path, "a, b", "aim", 6, 0)
   method, read = transfer_parts.read(path)

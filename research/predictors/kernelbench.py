@@ -1,14 +1,19 @@
-"""Which names of KernelBench are of one problem.
+"""Programs and timings of KernelBench, and which of them are one problem.
 
 Problems were renamed between versions (36_LTSMHn became 36_LSTMHn), and some
 are the same program twice. What is learned of one must not be asked of the
 other, so a fold holds out all of them.
 """
 
+import ast
+import json
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from research.regression_lm.kernelbench.program_text import canonical
+from models.errors import InputError
+from research.predictors import reading
+from research.predictors.reading import Row
 
 # Same program under another number, in code that is written differently.
 _RENAMED = {
@@ -21,19 +26,47 @@ _SIZES = re.compile(r"^(level4/)\d+_(.*)_bs\d+_seq\d+\.py$")
 _NUMBER = re.compile(r"^(level\d+/\d+)_")
 
 
+def read(folder: pathlib.Path) -> tuple[dict[str, str], list[Row]]:
+  """Programs by "src", and timings, whose "problem" is the one they are of.
+
+  Args:
+    folder: with kernelbench_sources.jsonl.gz and kernelbench_timings.csv.gz.
+
+  Raises:
+    InputError: a file is missing or does not do.
+  """
+  sources = folder / "kernelbench_sources.jsonl.gz"
+  codes = {}
+  for line in reading.read_lines(sources):
+    if line.strip():
+      row = json.loads(line)
+      codes[row["src"]] = row["code"]
+  path = folder / "kernelbench_timings.csv.gz"
+  rows = reading.csv_rows(path)
+  for row in rows:
+    if row["src"] not in codes:
+      raise InputError(
+        f"{reading.place(path, row)}: is of an unknown program {row['src']!r}"
+      )
+  problem = problems(rows, codes)
+  for row in rows:
+    row["problem"] = problem[name(row)]
+  return codes, rows
+
+
 def name(row: Mapping[str, str]) -> str:
   """The name of a timing's problem in its version."""
   return f"{row['level']}/{row['name']}"
 
 
-def of_rows(
+def problems(
   rows: Sequence[Mapping[str, str]], codes: Mapping[str, str]
 ) -> dict[str, str]:
   """The problem of every name: the first of the names that are of one.
 
   Names are of one problem if they have the same level and number, since a
   problem keeps both when it is renamed; if a program of one is a program of
-  the other in canonical form; if they differ in the size of the input alone;
+  the other, comments apart; if they differ in the size of the input alone;
   or if a table says so.
 
   Args:
@@ -47,7 +80,7 @@ def of_rows(
       key = parent[key]
     return key
 
-  written = {src: f"code {canonical(code)}" for src, code in codes.items()}
+  written = {src: f"code {_statements(code)}" for src, code in codes.items()}
   for row in rows:
     own = name(row)
     keys = [written[row["src"]], _RENAMED.get(own, own)]
@@ -61,3 +94,19 @@ def of_rows(
   for own in sorted({name(row) for row in rows}):
     members.setdefault(root(own), []).append(own)
   return {own: several[0] for several in members.values() for own in several}
+
+
+def _statements(code: str) -> str:
+  """A program without comments, docstrings and spaces."""
+  try:
+    tree = ast.parse(code)
+  except (SyntaxError, ValueError, RecursionError):
+    return code
+  for node in ast.walk(tree):
+    if isinstance(body := getattr(node, "body", None), list):
+      node.body = [part for part in body if not _is_text(part)]
+  return ast.dump(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+  return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -199,16 +199,16 @@ def test_the_expected_value_is_that_of_the_exact_distribution():
 
 def test_later_objectives_of_a_grid_are_given_the_earlier():
   model, params, batch, scale = set_up()
-  grid = scale.grid(CODEC, 3)
+  grid = scale.grid(CODEC, 4)
   memory = regression_lm.encode(
     model.config, params, batch["tokens"], batch["lengths"]
   )
   logprobs = expected.grid_logprobs(
     model, params, memory, batch["targets"], grid
   )
-  assert logprobs.shape == (8, 2, 3)
+  assert logprobs.shape == (8, 2, 4)
   width = CODEC.format.length
-  for g in range(3):
+  for g in range(4):
     rows = np.array(batch["targets"])
     rows[:, width:] = grid.ids[1, g]
     parts = sampling.score(

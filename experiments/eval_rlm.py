@@ -88,13 +88,9 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
     return [], f"{len(answers)} answers of peers in {kept}"
   print("\n".join(source.summary()))
   asked = source.questions(lm)[: len(parts.test)]
-  how = {
-    "temperature": _TEMPERATURE.value,
-    "top_p": _TOP_P.value,
-    "seed": _SEED.value,
-    "level": _LEVEL.value,
-    "plausible": not _ANY_NUMBER.value,
-  }
+  how = {"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}
+  how |= {"seed": _SEED.value, "level": _LEVEL.value}
+  how["plausible"] = not _ANY_NUMBER.value
   # Behind a prompt intervals are others than those without.
   if len(parts.valid) and not options.prompt_shots:
     lm.calibrate(source.held_out()[:_CALIBRATED], _SAMPLES.value, **how)

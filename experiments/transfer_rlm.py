@@ -24,9 +24,8 @@ from models.errors import InputError
 from research.regression_lm.transfer.options import Settings
 from research.results import files as artefacts
 
-_DATA = cli.choice(
-  "data", "nasbench201", "set", ("nasbench201", "kernel_tuner", "csv")
-)
+_SETS = ("nasbench201", "kernel_tuner", "csv")
+_DATA = cli.choice("data", "nasbench201", "set", _SETS)
 _PATH = flags.DEFINE_string("path", None, "file of the set")
 _PROXIES = flags.DEFINE_string("proxies", None, "JSON of zero-cost proxies")
 _MADE_UP = cli.integer(
@@ -106,8 +105,8 @@ def main(_) -> None:
 
   peers = transfer_peers.known_names(_PEERS.value)
   models = transfer_run.known_models(_MODELS.value)
-  hidden = [n.partition(":")[0] for n in (*_TARGETS.value, *_SOURCES.value)]
-  facts = text_forms.load(_DATA.value, _PATH.value, _PROXIES.value, hidden)
+  known = _TARGETS.value + _SOURCES.value
+  facts = text_forms.load(_DATA.value, _PATH.value, _PROXIES.value, known)
   targets = transfer_setup.tasks(facts, _TARGETS.value)
   facts = text_forms.with_made_up(facts, targets[0].form, _MADE_UP.value)
   setup = transfer_setup.make(
@@ -130,12 +129,11 @@ def main(_) -> None:
   rows = transfer_run.run(setup, facts, workdir, models, peers, say)
   lines = predictions.means_over_seeds(rows)
   columns = ["target", "train", "method", "kendall", "kendall sd", "spearman",
-             "spearman sd", "mse", "crps", "coverage of 0.9",
-             "seeds"]  # fmt: skip
+             "mse", "crps", "coverage of 0.9", "seeds"]  # fmt: skip
   print(report.markdown_table(lines, columns))
   seconds = time.perf_counter() - began
-  how = {"settings": dataclasses.asdict(settings), "chosen": chosen}
-  how |= {"device": artefacts.device(), "seconds": seconds}
+  how = {"settings": dataclasses.asdict(settings), "chosen": chosen,
+         "device": artefacts.device(), "seconds": seconds}  # fmt: skip
   transfer_run.keep(workdir, models, how)
   if _RESULT.value:
     judged = [_JUDGED.value] if _JUDGED.value else transfer_run.methods(models)

@@ -154,14 +154,16 @@ def kernel_tuner(path: pathlib.Path, hidden: Sequence[str] = ()) -> Facts:
 
   Args:
     path: the table, one with a heading of any kind.
-    hidden: patterns of columns that are no settings, beside "time_*".
+    hidden: patterns of columns that are no settings, beside "time_*"; what
+      stands behind a colon is no part of them.
   """
   rows = reading.csv_rows(path)
   columns = _columns(rows)
+  patterns = ["time_*", *(name.partition(":")[0] for name in hidden)]
   settings = [
     name
     for name in rows[0]
-    if not any(fnmatch.fnmatch(name, p) for p in ("time_*", *hidden))
+    if not any(fnmatch.fnmatch(name, p) for p in patterns)
   ]
   if not settings:
     raise InputError(f"{path}: has no column of settings")

@@ -78,6 +78,10 @@ def _line(row: Row) -> dict[str, str]:
   ):
     if row.get(key) is not None:
       line[name] = form.format(row[key], **line)
+  if row.get("state_dtype", row.get("dtype")) != row.get("dtype"):
+    line["dtype"] += f", state {row['state_dtype']}"
+  if row.get("bound") == "bytes":
+    del line["floor of bytes, ms"]  # It is the floor.
   if row.get("ms") and row.get("peer_ms"):
     line["ms / peer ms"] = f"{row['ms'] / row['peer_ms']:.2f}"
   return line
@@ -87,7 +91,8 @@ def _common(lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
   """The names that all of some lines share: to be said once."""
   if len(lines) < 2:
     return {}
-  sets = {name: {line.get(name) for line in lines} for name in _NAMES}
+  names = *_NAMES, "floor of"
+  sets = {name: {line.get(name) for line in lines} for name in names}
   return {k: v for k, (v, *more) in sets.items() if v is not None and not more}
 
 

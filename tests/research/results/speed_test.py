@@ -24,6 +24,23 @@ def test_decoding_beside_a_peer():
   assert "p, graph" not in table[4] and "50.0%" in table[4]
 
 
+def test_what_binds_and_the_dtype_of_a_state_are_named():
+  row = SPEED | {"dtype": "bfloat16", "floor_bytes_ms": 0.25}
+  scan = row | {"op": "scan", "bound": "exponentials"}
+  step = row | {"bound": "bytes", "state_dtype": "float32"}
+  text = speed.table([scan, step])
+  head, _, first, second = text.splitlines()[2:]
+  cells = lambda line: [cell.strip() for cell in line.split("|")]
+  found = dict(zip(cells(head), cells(first), strict=True))
+  assert found["floor of"] == "exponentials" and found["dtype"] == "bfloat16"
+  assert found["floor of bytes, ms"] == "0.250"
+  found = dict(zip(cells(head), cells(second), strict=True))
+  assert found["floor of"] == "bytes" and found["floor of bytes, ms"] == "–"
+  assert found["dtype"] == "bfloat16, state float32"
+  text = speed.table([step, step | {"state_dtype": "bfloat16"}])
+  assert "floor of bytes." in text and "floor of bytes, ms" not in text
+
+
 def test_updates_say_what_their_time_goes_to():
   kernels = [
     {"name": "nvjet_sm90", "ms": 1.0, "launches": 2.0},

@@ -75,10 +75,14 @@ def make(
     torch.cuda.synchronize()
     return ()
 
-  if way == WAYS[0]:
-    step = _captured(torch, torch.compile(step), rewind)
-  else:
-    step = torch.compile(step, mode="reduce-overhead")
+  # Programs of other sizes are forgotten, because the next one would else be
+  # compiled for any size.
+  torch._dynamo.reset()
+  captured = way == WAYS[0]
+  mode = None if captured else "reduce-overhead"
+  step = torch.compile(step, mode=mode, dynamic=False)
+  if captured:
+    step = _captured(torch, step, rewind)
 
   def decode() -> None:
     with torch.no_grad():

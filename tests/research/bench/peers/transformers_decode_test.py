@@ -93,10 +93,17 @@ def install(monkeypatch):
 
   def put(kind=Newer, version="5.24.0", cuda=True):
     world = types.SimpleNamespace(
-      places=[], compiled=[], modes=[], replays=0, cache=None, syncs=0
+      places=[],
+      compiled=[],
+      modes=[],
+      replays=0,
+      cache=None,
+      syncs=0,
+      resets=0,
     )
 
-    def compiled(step, mode=None):
+    def compiled(step, mode, dynamic):
+      assert world.resets == len(world.compiled) + 1 and dynamic is False
       world.compiled.append(step)
       world.modes.append(mode)
       return step
@@ -124,7 +131,8 @@ def install(monkeypatch):
       no_grad=context,
       compile=compiled,
       _dynamo=types.SimpleNamespace(
-        mark_static_address=lambda t: setattr(t, "static", True)
+        mark_static_address=lambda t: setattr(t, "static", True),
+        reset=lambda: setattr(world, "resets", world.resets + 1),
       ),
       cuda=types.SimpleNamespace(
         is_available=lambda: cuda,

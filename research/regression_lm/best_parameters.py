@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from models.errors import InputError
 from models.regression_lm import Params
-from research.core import files
+from research.core import files, workdir
 from research.regression_lm import artefact
 
 
@@ -26,9 +26,12 @@ class Best:
     """Reads the loss of the file, where there is one.
 
     Raises:
-      InputError: the file is damaged.
+      InputError: the file is damaged, or of a run with other flags than those
+        beside it.
     """
     self._path = path
+    flags = path.with_name(workdir.FLAGS)
+    self._run = files.digest_of_file(flags) if flags.exists() else ""
     self.loss, self.step = None, 0
     if path.exists():
       found = self._metadata()
@@ -44,7 +47,11 @@ class Best:
         draft,
         # The loss is written with all its digits, so that a run that goes on
         # compares with the same number.
-        metadata={"step": str(step), "loss": repr(float(loss))},
+        metadata={
+          "step": str(step),
+          "loss": repr(float(loss)),
+          "run": self._run,
+        },
       )
     self.loss, self.step = float(loss), step
 
@@ -69,8 +76,14 @@ class Best:
     try:
       with safetensors.safe_open(self._path, framework="numpy") as file:
         found = file.metadata() or {}
-      return {"loss": found["loss"], "step": found["step"]}
+      found = {"run": self._run} | found
+      metadata = {name: found[name] for name in ("loss", "step", "run")}
     except (safetensors.SafetensorError, OSError, KeyError) as error:
       raise InputError(
         f"{self._path}: is damaged: give another --workdir"
       ) from error
+    if metadata["run"] != self._run:
+      raise InputError(
+        f"{self._path}: is of a run with other flags: give another --workdir"
+      )
+    return metadata

@@ -37,3 +37,13 @@ def test_damage_and_other_models_are_told(tmp_path):
   path.write_bytes(path.read_bytes()[:50])
   with pytest.raises(InputError, match="is damaged"):
     Best(path)
+
+
+def test_the_best_of_another_run_is_found_out(tmp_path):
+  path = tmp_path / "best.safetensors"
+  (tmp_path / "flags.json").write_text('{"seed": 0}')
+  Best(path).offer(1, 1.0, toy.params(toy.model()))
+  assert Best(path).loss == 1.0
+  (tmp_path / "flags.json").write_text('{"seed": 1}')
+  with pytest.raises(InputError, match="is of a run with other flags"):
+    Best(path)

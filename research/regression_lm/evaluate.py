@@ -252,7 +252,7 @@ def rows(
     inside = lambda ends, truth: float(
       np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
     )
-    interval = measures.bootstrap(
+    interval = intervals.bootstrap(
       inside, found.interval, found.truth, num_samples=num_samples
     )
     add(OURS, f"coverage of {level:g}, calibrated", interval)

@@ -154,7 +154,6 @@ def test_draws_compile_once_for_all_values_of_their_arguments():
   "form",
   [
     toy.SMALL,
-    Ieee(base=2, mantissa_digits=2, exponent_digits=2),
     P10(digits=1, exponent_range=2),
     Normalized(base=3, digits=3),
   ],

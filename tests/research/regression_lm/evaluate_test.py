@@ -61,6 +61,22 @@ def test_missing_truth_is_left_out_and_a_missing_prediction_is_not(found):
   assert np.isfinite(second.by_method[evaluate.OURS]).all()
 
 
+def test_a_calibrated_interval_is_judged_by_what_it_holds():
+  truth = np.arange(8.0)
+  ends = np.stack([truth - 1, truth + 1], axis=1)
+  ends[:2] += 5
+  made = evaluate.Predictions(
+    target="sum",
+    truth=truth,
+    by_method={evaluate.OURS: truth + 0.5},
+    draws=truth[:, None] + np.zeros((8, 4)),
+    interval=ends,
+  )
+  rows = evaluate.rows(made, num_samples=20)
+  by = {row["metric"]: row["value"] for row in rows}
+  assert by["coverage of 0.9, calibrated"] == 0.75
+
+
 def test_rows_tell_all_methods_with_intervals(found):
   (first, _), _ = found
   rows = evaluate.rows(first, num_samples=50, system="regression_lm")

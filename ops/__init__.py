@@ -4,6 +4,11 @@ Sparsity and quantization of activations:
   fake_quantize: rounds each token to a symmetric grid of some bits and back.
   keep_top_channels: zeros all but the largest channels of each token.
 
+Numbers of few bits, in the formats of one table (`ops.quantized.FORMATS`):
+  quantize: keeps an array as codes and scales, a `QTensor`.
+  dequantize: the array that a QTensor stands for.
+  quantized_matmul: activations times weights, each an array or a QTensor.
+
 Sparse attention:
   page_bounds: channel-wise minimum and maximum of every page of keys.
   page_scores: upper bounds of the attention logits of a page.
@@ -29,6 +34,10 @@ from ops.fake_quantize import fake_quantize as fake_quantize
 from ops.keep_top_channels import keep_top_channels as keep_top_channels
 from ops.mamba2_step import Mamba2Weights as Mamba2Weights
 from ops.mamba2_step import mamba2_step as mamba2_step
+from ops.quantized import QTensor as QTensor
+from ops.quantized import dequantize as dequantize
+from ops.quantized import quantize as quantize
+from ops.quantized_matmul import quantized_matmul as quantized_matmul
 from ops.rms_norm import rms_norm as rms_norm
 from ops.select_pages import page_bounds as page_bounds
 from ops.select_pages import page_scores as page_scores

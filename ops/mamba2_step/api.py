@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch
+from ops.quantized import QTensor
 
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
@@ -27,25 +28,26 @@ class Mamba2Weights:
 
   Attributes:
     norm: (L, D), scale of the norm in front of the layer.
-    in_proj: (L, D, F), to z, the input of the convolution (x, B, C) and dt.
+    in_proj: (L, D, F), an array or a `QTensor` of axis -2: to z, the input of
+      the convolution (x, B, C) and dt.
     conv_weight: (L, C, K), the tap of the current token last.
     conv_bias: (L, C).
     dt_bias: (L, H).
     A_log: (L, H), the logarithm of -A.
     D: (L, H), skip.
     gated_norm: (L, E), scale of the norm in front of `out_proj`.
-    out_proj: (L, E, D).
+    out_proj: (L, E, D), an array or a `QTensor` of axis -2.
   """
 
   norm: jax.Array
-  in_proj: jax.Array
+  in_proj: jax.Array | QTensor
   conv_weight: jax.Array
   conv_bias: jax.Array
   dt_bias: jax.Array
   A_log: jax.Array
   D: jax.Array
   gated_norm: jax.Array
-  out_proj: jax.Array
+  out_proj: jax.Array | QTensor
 
 
 def mamba2_step(

@@ -30,6 +30,7 @@ from ops.mamba2_step import (
   mosaic_gpu_product,
   mosaic_gpu_state,
 )
+from ops.quantized import QTensor
 
 MAX_BATCH = 64
 STATE_SIZES = (64, 128)
@@ -130,8 +131,11 @@ def unfit(x, weights, conv_state, ssm_state) -> str | None:
   """Returns None if the kernels take these shapes and dtypes, else why not."""
   h, p, n = ssm_state.shape[2:]
   for name in ("in_proj", "out_proj"):
-    if (dtype := getattr(weights, name).dtype) != jnp.bfloat16:
-      return f"needs bfloat16, {name} is {dtype}"
+    weight = getattr(weights, name)
+    if isinstance(weight, QTensor):
+      return f"needs bfloat16, {name} is in {weight.format}"
+    if weight.dtype != jnp.bfloat16:
+      return f"needs bfloat16, {name} is {weight.dtype}"
   if conv_state.dtype != jnp.bfloat16:
     return f"needs bfloat16, conv_state is {conv_state.dtype}"
   if ssm_state.dtype != jnp.float32:

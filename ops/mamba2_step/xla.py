@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops.causal_conv1d import causal_conv1d_step
+from ops.quantized_matmul import quantized_matmul
 from ops.ssd import ssd_step
 
 
@@ -43,7 +44,8 @@ def mixer(w, x, conv_state, ssm_state, *, eps):
   low = lambda v: v.astype(dtype)
   f32 = lambda v: v.astype(jnp.float32)
   normed = low(_rmsnorm(x, eps) * f32(w.norm)[None])
-  z, new, dt = jnp.split(normed @ low(w.in_proj), [e, e + channels], axis=-1)
+  projected = quantized_matmul(normed, w.in_proj)
+  z, new, dt = jnp.split(projected, [e, e + channels], axis=-1)
   new, conv_state = causal_conv1d_step(
     new[:, None],
     low(w.conv_weight),
@@ -67,7 +69,8 @@ def mixer(w, x, conv_state, ssm_state, *, eps):
     f32(z.reshape(b, groups, -1))
   )
   normed = _rmsnorm(gated, eps).reshape(b, e) * f32(w.gated_norm)[None]
-  return low(normed) @ low(w.out_proj), (conv_state, ssm_state)
+  y = quantized_matmul(low(normed), w.out_proj)
+  return y, (conv_state, ssm_state)
 
 
 def _rmsnorm(x, eps):

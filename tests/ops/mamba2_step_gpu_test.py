@@ -18,7 +18,7 @@ from models.mamba_config import AttentionLayers, MambaConfig
 from ops import dispatch
 from ops.mamba2_step import api, mosaic_gpu, mosaic_gpu_product
 from ops.mamba2_step.mosaic_gpu import Config
-from tests.ops.mamba2_step_test import EPS, compare, make
+from tests.ops.mamba2_step_test import EPS, compare, int8, make
 from tests.ops.sequence_op import assert_close, tolerance
 
 SMALL = Config(in_stages=2, out_stages=3)
@@ -204,6 +204,8 @@ def test_reasons():
   assert "GPU" in mosaic_gpu.supports()
   wide = dataclasses.replace(weights, in_proj=weights.in_proj.astype("float32"))
   assert "in_proj" in mosaic_gpu.unfit(x, wide, conv, ssm)
+  q = dataclasses.replace(weights, out_proj=int8(weights.out_proj))
+  assert "out_proj is in int8:row" in mosaic_gpu.unfit(x, q, conv, ssm)
   assert "conv_state" in mosaic_gpu.unfit(
     x, weights, conv.astype("float32"), ssm
   )

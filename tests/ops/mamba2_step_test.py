@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ops import dequantize, quantize
 from ops.mamba2_step import (
   Mamba2Weights,
   api,
@@ -49,6 +50,11 @@ def make(
     cast(normal(layers, batch, taps - 1, mixed)),
     normal(layers, batch, heads, channels, state),
   )
+
+
+def int8(kernels):
+  """Stacked kernels, each column with a scale of its own."""
+  return jax.vmap(functools.partial(quantize, format="int8", axis=-2))(kernels)
 
 
 def compare(forward, arrays, tokens=2):
@@ -94,6 +100,19 @@ def test_rows_are_independent():
     alone = mamba2_step(x[own], weights, conv[:, own], ssm[:, own], eps=EPS)
     expected = together[0][own], *(s[:, own] for s in together[1:])
     assert_close(alone, expected, tolerance("float32", 32))
+
+
+def test_quantized_weights_are_those_that_they_stand_for():
+  x, weights, *states = make(6)
+  q = dataclasses.replace(
+    weights, in_proj=int8(weights.in_proj), out_proj=int8(weights.out_proj)
+  )
+  plain = dataclasses.replace(
+    weights, in_proj=dequantize(q.in_proj), out_proj=dequantize(q.out_proj)
+  )
+  step = jax.jit(functools.partial(mamba2_step, eps=EPS))
+  found, expected = (step(x, w, *states) for w in (q, plain))
+  assert_close(found, expected, 2 * tolerance("float32", 32))
 
 
 @pytest.mark.parametrize(

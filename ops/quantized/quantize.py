@@ -1,0 +1,257 @@
+"""`quantize` and `dequantize`, the same code for every row of the table."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ops import dispatch
+from ops.quantized import formats
+from ops.quantized.formats import Format
+from ops.quantized.tensor import QTensor
+
+IMPLEMENTATIONS = dispatch.XLA_ONLY
+
+# From magnitudes and the axes of a block to the largest that has a level.
+Observer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+
+def absmax(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """The observer that clips nothing: each block's maximum, axes kept."""
+  return jnp.max(magnitudes, axis=axes, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Percentile:
+  """The observer that clips outliers: a percentile of each block's magnitudes.
+
+  Attributes:
+    percent: 0 to 100, interpolated linearly between magnitudes.
+  """
+
+  percent: float
+
+  def __post_init__(self):
+    """Checks the bounds."""
+    if not 0 < self.percent <= 100:
+      raise ValueError(f"Percentile: {self.percent} is not in (0, 100]")
+
+  def __call__(self, magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Maps (...) to the same shape with 1 for each of `axes`."""
+    return jnp.quantile(magnitudes, self.percent / 100, axes, keepdims=True)
+
+
+def quantize(
+  x: jax.Array,
+  format: str | Format,
+  *,
+  axis: int = -1,
+  observer: Observer = absmax,
+  scales: jax.Array | None = None,
+  implementation: str | None = None,
+) -> QTensor:
+  """Keeps an array in few bits: each value as its nearest level.
+
+    symmetric    s = m / max(levels)                c = nearest(x / s)
+    asymmetric   s = (high + low) / (levels - 1)    c = nearest(x / s + z)
+
+  with m the observer's largest |x| of a block, high and low those of max(x, 0)
+  and max(-x, 0), and z = round(min(levels) + low / s). Values beyond the levels
+  get the outermost; halves go to the even code of a grid and to the lower level
+  of a codebook. A block of zeros is exact. A value that is not finite comes
+  back as such.
+
+  Args:
+    x: (..., S, ...), any float dtype; computed in float32.
+    format: A `Format`, or what `formats.get` takes: "int8", "int4:64".
+    axis: That a product sums over, of size S: -1 for activations and rows of a
+      table, -2 for kernels (in, out).
+    observer: `absmax`, `Percentile(99.9)`, or a function alike.
+    scales: Given in place of the observer's, for a symmetric format, such as
+      from calibration: positive, (..., G, ...) or broadcasting to it.
+    implementation: `"xla"`, or None for the best that runs here.
+
+  Returns:
+    A `QTensor`. Stacked layers are quantized by `jax.vmap`, which gives each a
+    scale of its own also per tensor. There are no gradients; `fake_quantize`
+    has straight-through ones.
+
+  Raises:
+    ValueError: x is not of a float dtype, there is no such format, or its
+      groups do not divide S.
+  """
+  dispatch.resolve("quantize", IMPLEMENTATIONS, implementation)
+  form = formats.get(format)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f"quantize: x is {x.dtype}, not of a float dtype")
+  if not -x.ndim <= axis < x.ndim:
+    raise ValueError(f"quantize: x {x.shape} has no axis {axis}")
+  axis = axis - x.ndim if axis >= 0 else axis
+  size = x.shape[axis]
+  count = _count(form, size)
+  blocks = jax.lax.stop_gradient(x).astype(jnp.float32)
+  blocks = into_blocks(blocks, axis, count)
+  axes = tuple(range(x.ndim + 1)) if form.group == "tensor" else (axis,)
+  if scales is None:
+    scales, zeros = _observe(form, observer, blocks, axes)
+    scales = jnp.squeeze(scales, axis)
+    zeros = None if zeros is None else jnp.squeeze(zeros, axis)
+  else:
+    scales, zeros = _given(form, scales, x.shape, axis, count), None
+  if form.scale_format:
+    scales = quantize(scales, form.scale_format, axis=axis)
+  else:
+    scales = scales.astype(form.scale_dtype)
+  shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), axis)
+  steps = shared(as_array(scales))
+  # A scale of zero belongs to zeros, or to what is too small for its dtype.
+  ratios = blocks / jnp.where(steps == 0, 1.0, steps)
+  if zeros is not None:
+    ratios = ratios + shared(zeros)
+  codes = _nearest(form, ratios).reshape(x.shape)
+  return QTensor(
+    values=pack(codes, form, axis),
+    scales=scales,
+    zeros=zeros,
+    format=form,
+    axis=axis,
+    size=size,
+    dtype=jnp.dtype(x.dtype),
+  )
+
+
+def dequantize(
+  q: QTensor,
+  *,
+  dtype: jnp.dtype | None = None,
+  implementation: str | None = None,
+) -> jax.Array:
+  """Returns the array that a QTensor stands for: (level(c) - z) s.
+
+  Args:
+    q: Of any shape.
+    dtype: Of the result, by default `q.dtype`; computed in float32.
+    implementation: `"xla"`, or None for the best that runs here.
+  """
+  dispatch.resolve("dequantize", IMPLEMENTATIONS, implementation)
+  count = q.scales.shape[q.axis]
+  shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), q.axis)
+  blocks = into_blocks(levels(q).astype(jnp.float32), q.axis, count)
+  if q.zeros is not None:
+    blocks = blocks - shared(q.zeros)
+  values = (blocks * shared(as_array(q.scales))).reshape(q.shape)
+  return values.astype(q.dtype if dtype is None else dtype)
+
+
+def as_array(x: jax.Array | QTensor) -> jax.Array:
+  """Returns an array as it is, and a QTensor dequantized."""
+  return dequantize(x) if isinstance(x, QTensor) else x
+
+
+def levels(q: QTensor) -> jax.Array:
+  """Returns the levels, of q's shape.
+
+  In the format's dtype where codes are their own levels, else in float32.
+  """
+  codes = unpack(q.values, q.format, q.axis, q.size)
+  if q.format.codebook is None:
+    return codes
+  return jnp.asarray(q.format.codebook, jnp.float32)[codes]
+
+
+def into_blocks(x: jax.Array, axis: int, count: int) -> jax.Array:
+  """Splits an axis (negative) of S into two, (count, S / count)."""
+  at = x.ndim + axis
+  size = x.shape[at] // count
+  return x.reshape(*x.shape[:at], count, size, *x.shape[at + 1 :])
+
+
+def pack(codes: jax.Array, form: Format, axis: int) -> jax.Array:
+  """Packs neighbours along `axis` into bytes, where the format asks for it."""
+  share = form.codes_a_byte
+  if share == 1:
+    return codes
+  axis = axis % codes.ndim
+  padding = [(0, 0)] * codes.ndim
+  padding[axis] = (0, -codes.shape[axis] % share)
+  codes = jnp.pad(codes, padding).astype(jnp.uint8) & (2**form.bits - 1)
+  blocks = into_blocks(codes, axis - codes.ndim, codes.shape[axis] // share)
+  parts = [
+    jax.lax.index_in_dim(blocks, i, axis + 1, keepdims=False) << form.bits * i
+    for i in range(share)
+  ]
+  return sum(parts[1:], parts[0])
+
+
+def unpack(values: jax.Array, form: Format, axis: int, size: int) -> jax.Array:
+  """The inverse of `pack`, for `size` codes along `axis`."""
+  share = form.codes_a_byte
+  if share == 1:
+    return values
+  axis = axis % values.ndim
+  parts = [values >> (form.bits * i) for i in range(share)]
+  shape = list(values.shape)
+  shape[axis] *= share
+  codes = jnp.stack(parts, axis + 1).reshape(shape) & (2**form.bits - 1)
+  codes = jax.lax.slice_in_dim(codes, 0, size, axis=axis).astype(form.dtype)
+  if not jnp.issubdtype(form.dtype, jnp.signedinteger):
+    return codes
+  sign = 2 ** (form.bits - 1)
+  return (codes ^ sign) - sign
+
+
+def _count(form: Format, size: int) -> int:
+  """Blocks along an axis of `size`."""
+  if isinstance(form.group, str):
+    return 1
+  if size % form.group:
+    raise ValueError(
+      f"quantize: groups of {form.group} do not divide an axis of {size}; give"
+      " a group that does, or row"
+    )
+  return size // form.group
+
+
+def _observe(form, observer, blocks, axes):
+  """Scales and zero points of all blocks, the axes of a block kept."""
+  points = form.levels
+  if form.symmetric:
+    return observer(jnp.abs(blocks), axes) / np.abs(points).max(), None
+  low, high = (
+    observer(jnp.maximum(side, 0), axes) for side in (-blocks, blocks)
+  )
+  scales = (low + high) / (points[-1] - points[0])
+  zeros = points[0] + low / jnp.where(scales == 0, 1.0, scales)
+  return scales, jnp.clip(jnp.round(zeros), *points[[0, -1]]).astype(form.dtype)
+
+
+def _given(form, scales, shape, axis, count):
+  """Scales of the caller, one for each block along `axis`."""
+  wanted = list(shape)
+  wanted[axis] = count
+  if (
+    not form.symmetric
+    or len(scales.shape) != len(wanted)
+    or any(one not in (1, size) for one, size in zip(scales.shape, wanted))
+  ):
+    raise ValueError(
+      f"quantize: scales {scales.shape} must be for a symmetric format and have"
+      f" the shape {tuple(wanted)}, or 1 in its place"
+    )
+  whole = list(scales.shape)
+  whole[axis] = count
+  return jnp.broadcast_to(scales, whole)
+
+
+def _nearest(form, ratios):
+  """Codes of the nearest levels."""
+  points = form.levels
+  if form.codebook is not None:
+    middles = jnp.asarray((points[1:] + points[:-1]) / 2, jnp.float32)
+    codes = jnp.searchsorted(middles, ratios, method="compare_all")
+    return codes.astype(form.dtype)
+  if form.is_integer:
+    ratios = jnp.round(ratios)
+  return jnp.clip(ratios, points[0], points[-1]).astype(form.dtype)

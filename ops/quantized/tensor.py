@@ -1,0 +1,134 @@
+"""`QTensor`: an array of few bits that stands wherever a weight does."""
+
+import dataclasses
+import math
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from ops.quantized.formats import Format
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QTensor:
+  """Codes of a format with the scales of their blocks.
+
+  It stands for the array x of shape (..., S, ...), S along `axis`, with
+
+    x ~ (level(values) - zeros) scales
+
+  where `scales` and `zeros` have as many axes as x, G blocks of S / G
+  neighbours along `axis`, and along every other axis one entry or x's size.
+  `axis` counts from the end, and nothing static depends on leading axes: so
+  `jax.vmap`, `jax.lax.scan` and indexing over stacked layers see an array a
+  leaf. Transformations that change dtypes leaf by leaf break a QTensor.
+
+  Attributes:
+    values: (..., ceil(S / codes a byte), ...), codes in the format's dtype, or
+      packed in uint8, the first code in the lowest bits.
+    scales: (..., G, ...) in the format's scale_dtype, or a QTensor of that
+      shape where the format has a second level.
+    zeros: (..., G, ...), whole numbers in the format's dtype, or None.
+    format: Row of the table.
+    axis: Negative: the axis that products sum over, and blocks lie along.
+    size: S.
+    dtype: Of the array that it stands for.
+  """
+
+  values: jax.Array
+  scales: "jax.Array | QTensor"
+  zeros: jax.Array | None
+  format: Format = dataclasses.field(metadata={"static": True})
+  axis: int = dataclasses.field(metadata={"static": True})
+  size: int = dataclasses.field(metadata={"static": True})
+  dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the array that it stands for."""
+    shape = list(self.values.shape)
+    shape[self.axis] = self.size
+    return tuple(shape)
+
+  @property
+  def ndim(self) -> int:
+    """Number of axes."""
+    return len(self.values.shape)
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of codes, scales and zero points."""
+    return sum(
+      math.prod(leaf.shape) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(self)
+    )
+
+  @property
+  def T(self) -> Self:
+    """Its last two axes exchanged, of which one is `axis`."""
+    if self.axis not in (-1, -2):
+      raise ValueError(f"QTensor.T: axis is {self.axis}, not -1 or -2")
+    flip = lambda a: None if a is None else a.swapaxes(-1, -2)
+    scales = self.scales
+    return dataclasses.replace(
+      self,
+      values=flip(self.values),
+      scales=scales.T if isinstance(scales, QTensor) else flip(scales),
+      zeros=flip(self.zeros),
+      axis=-3 - self.axis,
+    )
+
+  def __getitem__(self, index: Any) -> Self:
+    """Indexes axes other than `axis`, which stays whole.
+
+    Args:
+      index: What arrays take; behind `axis` slices alone, since it is counted
+        from the end.
+
+    Raises:
+      IndexError: The index touches `axis` or removes an axis behind it.
+    """
+    index = _expand(index, self.ndim)
+    if any(
+      not isinstance(one, slice) or (axis == 0 and one != slice(None))
+      for axis, one in enumerate(index[self.axis :])
+    ):
+      raise IndexError(
+        f"QTensor: {index} touches axis {self.axis} of {self.shape}"
+      )
+
+    def part(leaf):
+      if leaf is None:
+        return None
+      own = [
+        _of_one(one) if size == 1 and axis - self.ndim != self.axis else one
+        for axis, (one, size) in enumerate(zip(index, leaf.shape))
+      ]
+      return leaf[tuple(own)]
+
+    return dataclasses.replace(
+      self,
+      values=self.values[index],
+      scales=part(self.scales),
+      zeros=part(self.zeros),
+    )
+
+
+def _expand(index: Any, ndim: int) -> tuple[Any, ...]:
+  """One entry an axis; an Ellipsis and missing axes become whole slices."""
+  index = index if isinstance(index, tuple) else (index,)
+  before, after = index, ()
+  for position, one in enumerate(index):
+    if one is ...:
+      before, after = index[:position], index[position + 1 :]
+  missing = ndim - len(before) - len(after)
+  if missing < 0:
+    raise IndexError(f"QTensor: {index} has too many entries for {ndim} axes")
+  return *before, *[slice(None)] * missing, *after
+
+
+def _of_one(one: Any) -> Any:
+  """The index of an axis of size 1 that stands for a whole axis."""
+  return slice(None) if isinstance(one, slice) else one * 0

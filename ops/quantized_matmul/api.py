@@ -1,0 +1,78 @@
+"""`quantized_matmul`: checks and choice of the implementation."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+
+from ops import dispatch
+from ops.quantized import QTensor
+
+IMPLEMENTATIONS = dispatch.XLA_ONLY
+
+
+def quantized_matmul(
+  x: jax.Array | QTensor,
+  w: jax.Array | QTensor,
+  *,
+  dtype: jnp.dtype | None = None,
+  implementation: str | None = None,
+) -> jax.Array:
+  """Multiplies activations by weights, each an array or a `QTensor`.
+
+    y_mf = sum_G s_mG s_Gf sum_{d in G} (c_md - z_mG) (c_df - z_Gf)
+
+  with the codes c (through their levels), scales s and zero points z of
+  `QTensor` over blocks G of the axis D, that of an array being c = x, s = 1.
+  The equivalent plain JAX is
+
+    jnp.matmul(dequantize(x), dequantize(w))
+
+  Args:
+    x: (..., D): bfloat16 or float32, or a QTensor with axis -1.
+    w: (D, F): an array, which is cast to x's dtype, or a QTensor with axis -2.
+      Stacked weights are scanned or vmapped over.
+    dtype: Of y; by default x's.
+    implementation: `"xla"`, or None for the best that runs here.
+
+  Returns:
+    (..., F). Two QTensors are multiplied in the narrowest of int8 (with int32
+    sums), float8_e4m3fn, bfloat16 and float32 that holds the levels of both: so
+    W8A8 and W4A8 run in int8, fp8 with int4 in fp8. An array x multiplies
+    levels in its own dtype. Sums are float32 or int32, and scales multiply
+    sums, so that they are never rounded to fewer bits. But for groups with more
+    than 32 rows of an array x, where w is dequantized to x's dtype first.
+    Gradients flow to arrays, not to QTensors. Memory beyond the arguments is of
+    the order of D F in the dtype of the product.
+
+  Raises:
+    ValueError: Shapes, axes or groups do not fit.
+  """
+  _check(x, w)
+  name = dispatch.resolve(
+    "quantized_matmul", IMPLEMENTATIONS, implementation, x, w
+  )
+  implementing = importlib.import_module(f"ops.quantized_matmul.{name}")
+  return implementing.forward(x, w, dtype=jnp.dtype(dtype or x.dtype))
+
+
+def _check(x, w):
+  op = "quantized_matmul"
+  if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0]:
+    raise ValueError(
+      f"{op}: x {x.shape} and w {w.shape} are not (..., D) and (D, F)"
+    )
+  for name, a, axis in (("x", x, -1), ("w", w, -2)):
+    if isinstance(a, QTensor):
+      if a.axis != axis:
+        raise ValueError(
+          f"{op}: {name} is quantized along axis {a.axis}, not {axis}"
+        )
+    elif not jnp.issubdtype(a.dtype, jnp.floating):
+      raise ValueError(f"{op}: {name} is {a.dtype}, not of a float dtype")
+  if isinstance(x, QTensor):
+    if not isinstance(w, QTensor):
+      raise ValueError(f"{op}: x is quantized, so w must be")
+    few, many = sorted((x.scales.shape[-1], w.scales.shape[0]))
+    if many % few:
+      raise ValueError(f"{op}: {few} and {many} groups do not fit each other")

@@ -18,6 +18,8 @@ import numpy as np
 from flax import nnx
 
 from models.transformer_config import RopeScaling
+from ops.quantized import as_array
+from ops.quantized_matmul import quantized_matmul
 from ops.rms_norm import rms_norm
 
 # A module is a plain pytree: all that `models` makes consists of these layers.
@@ -25,27 +27,11 @@ nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
 
 
-def product(
-  x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None
-) -> jax.Array:
-  """x (..., D) times weight (D, F), which is cast to the dtype of x.
-
-  Args:
-    x: (..., D).
-    weight: (D, F).
-    out_dtype: of the sums; None for that of `x`.
-
-  Returns:
-    (..., F).
-  """
-  return jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=out_dtype)
-
-
 class Linear(nnx.Module):
-  """`x @ kernel (+ bias)`, kernel (D, F) in its own dtype.
+  """`x @ kernel (+ bias)`, kernel (D, F) in its own dtype or format.
 
   Attributes:
-    kernel: (D, F).
+    kernel: (D, F), an array or a `QTensor` of axis -2.
     bias: (F,) or None.
   """
 
@@ -66,7 +52,7 @@ class Linear(nnx.Module):
     self, x: jax.Array, *, out_dtype: jnp.dtype | None = None
   ) -> jax.Array:
     """Maps (..., D) to (..., F), in `out_dtype` or the dtype of `x`."""
-    y = product(x, self.kernel[...], out_dtype)
+    y = quantized_matmul(x, self.kernel[...], dtype=out_dtype)
     return y if self.bias is None else _add(y, self.bias[...])
 
   def split(self, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
@@ -78,15 +64,21 @@ class Linear(nnx.Module):
       x: (..., D).
       sizes: that add up to F.
     """
-    ends = list(itertools.accumulate(sizes))[:-1]
-    ys = [product(x, part) for part in jnp.split(self.kernel[...], ends, 1)]
+    ends = list(itertools.accumulate(sizes))
+    kernel = self.kernel[...]
+    ys = [
+      quantized_matmul(x, kernel[:, end - size : end])
+      for size, end in zip(sizes, ends)
+    ]
     if self.bias is None:
       return ys
-    return [_add(*both) for both in zip(ys, jnp.split(self.bias[...], ends))]
+    return [
+      _add(*both) for both in zip(ys, jnp.split(self.bias[...], ends[:-1]))
+    ]
 
   def dense(self) -> jax.Array:
     """The kernel as an array (D, F), for ops that take nothing else."""
-    return self.kernel[...]
+    return as_array(self.kernel[...])
 
   def rescale(self, factor: float) -> None:
     """Multiplies the kernel, where a layer starts smaller than others."""
@@ -101,7 +93,7 @@ class Embedding(nnx.Module):
   """Token table (V, D).
 
   Attributes:
-    table: (V, D).
+    table: (V, D), an array or a `QTensor` of axis -1.
   """
 
   def __init__(
@@ -113,15 +105,15 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Looks up (...) int32 tokens: (..., D)."""
-    return self.table[...][tokens]
+    return as_array(self.table[...][tokens])
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Maps hidden states (..., D) to float32 scores (..., V) of the rows."""
-    return product(hidden, self.table[...].T, jnp.float32)
+    return quantized_matmul(hidden, self.table[...].T, dtype=jnp.float32)
 
   def dense(self) -> jax.Array:
     """The table as an array (V, D)."""
-    return self.table[...]
+    return as_array(self.table[...])
 
 
 class RMSNorm(nnx.Module):

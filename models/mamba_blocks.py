@@ -343,14 +343,14 @@ def step_run(
     return None
   weights = Mamba2Weights(
     norm=blocks.norm.scale[...],
-    in_proj=mixer.in_proj.dense(),
+    in_proj=mixer.in_proj.kernel[...],
     conv_weight=mixer.conv.weight[...],
     conv_bias=mixer.conv.bias[...],
     dt_bias=mixer.dt_bias[...],
     A_log=mixer.A_log[...],
     D=mixer.D[...],
     gated_norm=mixer.norm.scale[...],
-    out_proj=mixer.out_proj.dense(),
+    out_proj=mixer.out_proj.kernel[...],
   )
   x = x + y.astype(x.dtype)
   arrays = x[:, 0], weights, states.conv, states.ssm

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import layers
+from ops.quantized import QTensor
 
 Params = dict[str, Any]
 
@@ -61,8 +62,9 @@ def _abstract(cls, config) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def num_params(params: Any) -> int:
-  """Numbers in a tree of arrays, or of their shapes."""
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
+  """Numbers in a tree of arrays and QTensors, or of their shapes."""
+  is_leaf = lambda leaf: isinstance(leaf, QTensor)
+  return sum(leaf.size for leaf in jax.tree.leaves(params, is_leaf=is_leaf))
 
 
 class TokenModel(Model):

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import transformer
+from models.convert import quantized
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
+from ops.quantized import QTensor
 
 _LAYER = "model.layers.{}."
 _TEMPLATES = {
@@ -46,13 +48,13 @@ class TensorSource:
 
   Attributes:
     names: Hugging Face names of all tensors it holds.
-    read: maps such a name to its array in the Hugging Face layout.
+    read: maps such a name to its array, or QTensor, in the Hugging Face layout.
     label: maps such a name to "file: tensor 'own name'", for messages.
     shape: maps such a name to its shape, where that is cheaper than `read`.
   """
 
   names: frozenset[str]
-  read: Callable[[str], np.ndarray]
+  read: Callable[[str], np.ndarray | QTensor]
   label: Callable[[str], str]
   shape: Callable[[str], tuple[int, ...]] | None = None
 
@@ -166,12 +168,22 @@ def build(
     node = params
     for key in leaf.path[:-1]:
       node = node.setdefault(key, {})
-    node[leaf.path[-1]] = jnp.asarray(_stack(leaf, source, np.dtype(dtype)))
+    whole = _stack(leaf, source, np.dtype(dtype))
+    node[leaf.path[-1]] = jax.tree.map(jnp.asarray, whole)
   return params
 
 
-def _stack(leaf: Leaf, source: TensorSource, dtype: np.dtype) -> np.ndarray:
-  out = None
+def _is_finite(tensor: np.ndarray | QTensor) -> bool:
+  return all(
+    leaf.dtype.kind in "iu" or np.isfinite(leaf).all()
+    for leaf in jax.tree.leaves(tensor)
+  )
+
+
+def _stack(
+  leaf: Leaf, source: TensorSource, dtype: np.dtype
+) -> np.ndarray | QTensor:
+  out, rows = None, []
   for i, name in enumerate(leaf.names):
     tensor = source.read(name)
     if tensor.shape != leaf.tensor_shape:
@@ -180,11 +192,14 @@ def _stack(leaf: Leaf, source: TensorSource, dtype: np.dtype) -> np.ndarray:
         f"asks for {leaf.tensor_shape}: correct the config or get the file "
         "again"
       )
-    if not np.isfinite(tensor).all():
+    if not _is_finite(tensor):
       raise InputError(
         f"{source.label(name)} has numbers that are NaN or infinite: get the "
         "file again"
       )
+    if isinstance(tensor, QTensor):
+      rows.append(tensor.T if leaf.transposed else tensor)
+      continue
     if out is None:
       if leaf.keeps_dtype:
         dtype = jnp.promote_types(dtype, tensor.dtype)
@@ -192,7 +207,15 @@ def _stack(leaf: Leaf, source: TensorSource, dtype: np.dtype) -> np.ndarray:
     row = out[i] if leaf.stacked else out
     tensor = tensor.T if leaf.transposed else tensor
     row[...] = tensor.reshape(row.shape) if leaf.channelwise else tensor
-  return out
+  if not rows:
+    return out
+  if out is not None or not quantized.alike(rows):
+    raise InputError(
+      f"{source.label(leaf.names[0])} and the same of other layers differ in "
+      "their number format: quantize all layers alike"
+    )
+  whole = quantized.stack(rows, dtype)
+  return whole if leaf.stacked else whole[0]
 
 
 def with_own_head(
@@ -220,19 +243,20 @@ def with_own_head(
 
 def take_apart(
   wanted: Iterable[Leaf], params: dict[str, Any]
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | QTensor]:
   """The inverse of `build`."""
   tensors = {}
   for leaf in wanted:
     node = params
     for key in leaf.path:
       node = node[key]
-    array = np.asarray(node)
-    for name, tensor in zip(
-      leaf.names, array if leaf.stacked else array[None], strict=True
-    ):
+    whole = jax.tree.map(np.asarray, node)
+    for i, name in enumerate(leaf.names):
+      tensor = whole[i] if leaf.stacked else whole
       tensor = tensor.T if leaf.transposed else tensor
-      tensors[name] = np.ascontiguousarray(tensor.reshape(leaf.tensor_shape))
+      if not isinstance(tensor, QTensor):
+        tensor = np.ascontiguousarray(tensor.reshape(leaf.tensor_shape))
+      tensors[name] = tensor
   return tensors
 
 

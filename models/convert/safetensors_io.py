@@ -12,8 +12,10 @@ import safetensors
 import safetensors.numpy
 
 from models.convert import forms
+from models.convert.quantized import Quantized, to_arrays
 from models.errors import InputError
 from models.language_model import Config, Params
+from ops.quantized import QTensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,17 +31,23 @@ class SafetensorsFile:
       InputError: the file is missing or damaged.
     """
     self._path, self._handle = path, _open(path)
+    self._quantized = Quantized(
+      self._handle.metadata(), list(self._handle.keys()), str(path)
+    )
 
   def names(self) -> list[str]:
     """Names of its tensors."""
-    return list(self._handle.keys())
+    return self._quantized.names()
 
-  def read(self, name: str) -> np.ndarray:
+  def read(self, name: str) -> np.ndarray | QTensor:
     """Reads one.
 
     Raises:
-      InputError: it is of a type that NumPy has not.
+      InputError: it is of a type that NumPy has not, or its parts do not fit
+        each other.
     """
+    if name in self._quantized:
+      return self._quantized.read(name, self._handle.get_tensor)
     try:
       return self._handle.get_tensor(name)
     except (AttributeError, TypeError) as error:
@@ -51,7 +59,10 @@ class SafetensorsFile:
 
   def shape(self, name: str) -> tuple[int, ...]:
     """The shape of one, without reading it."""
-    return tuple(self._handle.get_slice(name).get_shape())
+    stored = lambda name: tuple(self._handle.get_slice(name).get_shape())
+    if name in self._quantized:
+      return self._quantized.shape(name, stored)
+    return stored(name)
 
 
 def _open(path: pathlib.Path) -> safetensors.safe_open:
@@ -97,9 +108,9 @@ def save_safetensors(
 ) -> None:
   """Writes `config.json` and `model.safetensors` with Hugging Face names.
 
-  Every array keeps its dtype, so that reading it back gives the same bits. Rows
-  that pad the vocabulary are left out: they are no tokens, and other programs
-  would give them probability.
+  Every array keeps its dtype and every QTensor its format, so that reading it
+  back gives the same bits. Rows that pad the vocabulary are left out: they are
+  no tokens, and other programs would give them probability.
 
   Args:
     directory: made if needed; must hold no checkpoint yet.
@@ -120,12 +131,17 @@ def save_safetensors(
       )
   config, params = _without_padding(config, params)
   dtype = params["embed"]["table"].dtype.name
-  tensors = forms.disassemble(config, params)
-  text = json.dumps(forms.to_hf(config, dtype) | (more or {}), indent=2) + "\n"
+  arrays, header = to_arrays(forms.disassemble(config, params))
+  hf = forms.to_hf(config, dtype) | (more or {})
+  if header:
+    # Other programs would take the weights for missing, and go on without.
+    hf["quantization_config"] = {"quant_method": "frugax"}
+  text = json.dumps(hf, indent=2) + "\n"
   directory.mkdir(parents=True, exist_ok=True)
   # Renamed when whole, so that a killed export leaves no half checkpoint.
   partial = directory / (SINGLE + ".partial")
-  safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
+  header = {"format": "pt"} | header
+  safetensors.numpy.save_file(arrays, partial, metadata=header)
   partial.rename(directory / SINGLE)
   (directory / "config.json").write_text(text, encoding="utf-8")
 

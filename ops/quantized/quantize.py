@@ -117,7 +117,7 @@ def quantize(
     zeros=zeros,
     format=form,
     axis=axis,
-    size=size,
+    length=size,
     dtype=jnp.dtype(x.dtype),
   )
 
@@ -155,7 +155,7 @@ def levels(q: QTensor) -> jax.Array:
 
   In the format's dtype where codes are their own levels, else in float32.
   """
-  codes = unpack(q.values, q.format, q.axis, q.size)
+  codes = unpack(q.values, q.format, q.axis, q.length)
   if q.format.codebook is None:
     return codes
   return jnp.asarray(q.format.codebook, jnp.float32)[codes]

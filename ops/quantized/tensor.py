@@ -33,7 +33,7 @@ class QTensor:
     zeros: (..., G, ...), whole numbers in the format's dtype, or None.
     format: Row of the table.
     axis: Negative: the axis that products sum over, and blocks lie along.
-    size: S.
+    length: S.
     dtype: Of the array that it stands for.
   """
 
@@ -42,14 +42,14 @@ class QTensor:
   zeros: jax.Array | None
   format: Format = dataclasses.field(metadata={"static": True})
   axis: int = dataclasses.field(metadata={"static": True})
-  size: int = dataclasses.field(metadata={"static": True})
+  length: int = dataclasses.field(metadata={"static": True})
   dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
 
   @property
   def shape(self) -> tuple[int, ...]:
     """Of the array that it stands for."""
     shape = list(self.values.shape)
-    shape[self.axis] = self.size
+    shape[self.axis] = self.length
     return tuple(shape)
 
   @property
@@ -58,12 +58,52 @@ class QTensor:
     return len(self.values.shape)
 
   @property
+  def size(self) -> int:
+    """Number of values."""
+    return math.prod(self.shape)
+
+  @property
   def nbytes(self) -> int:
     """Bytes of codes, scales and zero points."""
     return sum(
       math.prod(leaf.shape) * leaf.dtype.itemsize
       for leaf in jax.tree.leaves(self)
     )
+
+  def check(self) -> None:
+    """Checks codes, scales and zero points against each other.
+
+    Raises:
+      ValueError: the invariant does not hold, in one line.
+    """
+    form, shape = self.format, self.shape
+    wanted = "uint8" if form.packed else form.dtype
+    if self.values.dtype != wanted:
+      raise ValueError(f"values are {self.values.dtype}, not {wanted}")
+    if self.values.shape[self.axis] != -(-self.length // form.codes_a_byte):
+      raise ValueError(
+        f"values {self.values.shape} do not hold {self.length} codes along"
+        f" axis {self.axis}"
+      )
+    if isinstance(self.scales, QTensor):
+      self.scales.check()
+    elif self.scales.dtype != form.scale_dtype:
+      raise ValueError(
+        f"scales are {self.scales.dtype}, not {form.scale_dtype}"
+      )
+    if (self.zeros is None) != form.symmetric:
+      raise ValueError(f"zero points do not belong to {form}")
+    for part in (self.scales, self.zeros):
+      if part is None:
+        continue
+      fits = len(part.shape) == len(shape)
+      for axis, (own, size) in enumerate(zip(part.shape, shape)):
+        if axis - len(shape) == self.axis:
+          fits = fits and own > 0 and size % own == 0
+        else:
+          fits = fits and own in (1, size)
+      if not fits:
+        raise ValueError(f"scales {part.shape} do not fit {shape}")
 
   @property
   def T(self) -> Self:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ops.quantized import QTensor, dequantize
-from ops.quantized.quantize import as_array, into_blocks, levels
+from ops.quantized import QTensor, as_array, dequantize
+from ops.quantized.quantize import into_blocks, levels
 
 # Up to so many rows all groups are multiplied at once: their sums, (N, M, F),
 # are then no more than the weights.

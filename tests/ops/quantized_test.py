@@ -89,7 +89,8 @@ def test_values_come_back_as_their_nearest_levels(form):
   x = numbers(SIZE)
   q, back = there_and_back(x, form, -1)
   assert q.dtype == back.dtype == jnp.float32
-  assert q.shape == x.shape and q.ndim == 3
+  assert q.shape == x.shape and q.ndim == 3 and q.size == x.size
+  q.check()
   for case, (values, found) in enumerate(zip(np.asarray(x), np.asarray(back))):
     expected, scales = quantize_reference(values, form)
     # Of one value roundings of its ratio may decide between two levels: then
@@ -152,6 +153,7 @@ def test_scales_have_a_second_level():
   x = numbers(SIZE)
   q, back = there_and_back(x, TWO_LEVELS, -1)
   assert isinstance(q.scales, QTensor)
+  q.check()
   assert q.scales.values.dtype == jnp.float8_e4m3fn
   assert q.scales.shape == (7, 4, SIZE // GROUP)
   assert q.scales.scales.shape == (7, 1, 1)

@@ -53,12 +53,8 @@ def unsupported_shapes(x, dt, A, B, C, *rest) -> str | None:
   for name, array in {"x": x, "dt": dt, "B": B, "C": C, "z": z}.items():
     if array is not None and array.dtype not in (jnp.bfloat16, jnp.float32):
       return f"{name} is {array.dtype}, not bfloat16 or float32"
-  size = A.shape[1]
-  if size not in SIZES:
-    return f"{size} states a channel, not one of {SIZES}"
-  multiple = max(32, tiles.slab_rows(size))
-  if (per_group := x.shape[-1] // B.shape[2]) % multiple:
-    return f"{per_group} channels a group are not a multiple of {multiple}"
+  if A.shape[1] > SIZES[-1]:
+    return f"{A.shape[1]} states a channel, more than {SIZES[-1]}"
   return None
 
 
@@ -101,15 +97,14 @@ def selective_scan(
 ):
   """Implements `selective_scan` on Hopper; see `ops.selective_scan.api.apply`.
 
-  `config` is by default that of `choose_config`.
+  `config` is by default that of `choose_config`. Where channels and states do
+  not fill the kernels' blocks, zeros stand beside them, which costs a copy.
 
   Returns:
     y (B, L, D) in x's dtype and the state (B, D, N), float32. Exponentials are
     the hardware's, good to 2e-7, and products run in float32. Backward, dB and
     dC take (D / channels, B, L, N) float32 each until summed over blocks.
   """
-  batch, _, channels = x.shape
-  config = config or choose_config(batch, channels, B.shape[2], A.shape[1])
   given = {
     "x": x,
     "dt": dt,
@@ -122,7 +117,64 @@ def selective_scan(
     "state": initial_state,
   }
   given = {name: a for name, a in given.items() if a is not None}
-  return _scan(_Options(dt_softplus, config), given, marks)
+  groups, size = B.shape[2:]
+  per_group = x.shape[-1] // groups
+  more_states = min(n for n in SIZES if n >= size) - size
+  block = max(32, tiles.slab_rows(size + more_states))
+  more_channels = -per_group % block
+  if more_channels or more_states:
+    given = _fill(given, groups, more_channels, more_states)
+  config = config or choose_config(
+    x.shape[0], groups * (per_group + more_channels), groups, size + more_states
+  )
+  y, state = _scan(_Options(dt_softplus, config), given, marks)
+  if more_channels:
+    y = _by_group(y, 2, groups)[..., :per_group].reshape(x.shape)
+    state = _by_group(state, 1, groups)[:, :, :per_group]
+    state = state.reshape(x.shape[0], x.shape[-1], -1)
+  return y, state[..., :size]
+
+
+# Of each operand the axes of channels and of states.
+_AXES = {
+  "x": (2, None),
+  "dt": (2, None),
+  "A": (0, 1),
+  "B": (None, 3),
+  "C": (None, 3),
+  "z": (2, None),
+  "D": (0, None),
+  "dt_bias": (0, None),
+  "state": (1, 2),
+}
+
+
+def _fill(given, groups, more_channels, more_states):
+  """Appends zeros to the channels of each group, and to the states."""
+
+  def one(name, array):
+    channel_axis, state_axis = _AXES[name]
+    if state_axis is not None and more_states:
+      array = _append(array, state_axis, more_states)
+    if channel_axis is not None and more_channels:
+      shape = list(array.shape)
+      shape[channel_axis] += groups * more_channels
+      array = _by_group(array, channel_axis, groups)
+      array = _append(array, channel_axis + 1, more_channels).reshape(shape)
+    return array
+
+  return {name: one(name, array) for name, array in given.items()}
+
+
+def _by_group(array, axis, groups):
+  shape = array.shape
+  return array.reshape(*shape[:axis], groups, -1, *shape[axis + 1 :])
+
+
+def _append(array, axis, count):
+  padding = [(0, 0)] * array.ndim
+  padding[axis] = (0, count)
+  return jnp.pad(array, padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -105,10 +105,11 @@ def unfit(x, B, chunk_size=None) -> str | None:
   """Returns None if the kernels take these shapes and dtypes, else why not."""
   if x.dtype != jnp.bfloat16:
     return f"needs bfloat16, x is {x.dtype}"
-  if x.shape[3] % CHANNELS:
-    return f"needs heads of a multiple of {CHANNELS}, x is {x.shape}"
-  if B.shape[3] not in STATE_SIZES:
-    sizes = " or ".join(map(str, STATE_SIZES))
+  p, n = x.shape[3], B.shape[3]
+  if -p % CHANNELS > p:
+    return f"needs heads of at least {CHANNELS // 2} channels, x is {x.shape}"
+  if not STATE_SIZES[0] // 2 <= n <= STATE_SIZES[-1]:
+    sizes = f"{STATE_SIZES[0] // 2} to {STATE_SIZES[-1]}"
     return f"needs a state size of {sizes}, B is {B.shape}"
   if chunk_size not in (None, CHUNK):
     return f"runs in chunks of {CHUNK}, chunk_size is {chunk_size}"
@@ -121,11 +122,23 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
   """Implements `ssd` on Hopper; arguments as in `ops.ssd.api.apply`.
 
-  The skip is fused, the gate is plain JAX. `interpret` is False or
-  `InterpretGPUParams`; `config` is by default that of `configure`.
+  The skip is fused, the gate is plain JAX. Where channels and states do not
+  fill the kernels' tiles, zeros stand beside them, which costs a copy.
+  `interpret` is False or `InterpretGPUParams`; `config` is by default that of
+  `configure`.
   """
   if reason := unfit(x, B, chunk_size):
     raise ValueError(f"ssd: the Mosaic GPU kernel {reason}")
+  own = x.shape[3], B.shape[3]
+  more = (
+    -own[0] % CHANNELS,
+    min(size for size in STATE_SIZES if size >= own[1]) - own[1],
+  )
+  x, B, C = _append(x, more[0]), _append(B, more[1]), _append(C, more[1])
+  if initial_state is not None:
+    initial_state = _append(initial_state, *more)
+  if D is not None and D.shape[1] > 1:
+    D = _append(D, more[0])
   b, length, h, p = x.shape
   g, n = B.shape[2:]
   wide = p // CHANNELS
@@ -150,11 +163,19 @@ def forward(
     None if initial_state is None else initial_state.reshape(narrow),
     None if D is None else _split_heads(D, wide),
   )
-  y = y.reshape(b, -1, h, p)[:, :length]
+  y = y.reshape(b, -1, h, p)[:, :length, :, : own[0]]
   if z is not None:
     gate = jax.nn.silu(z.astype(jnp.float32))
     y = (y.astype(jnp.float32) * gate).astype(x.dtype)
-  return y, state.reshape(b, h, p, n)
+  return y, state.reshape(b, h, p, n)[:, :, : own[0], : own[1]]
+
+
+def _append(array, *counts):
+  """Appends so many zeros along each of the last axes."""
+  if not any(counts):
+    return array
+  padding = [(0, 0)] * (array.ndim - len(counts))
+  return jnp.pad(array, padding + [(0, count) for count in counts])
 
 
 def _split_heads(D, wide):

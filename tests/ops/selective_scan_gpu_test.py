@@ -114,6 +114,10 @@ def test_blocks_of_64_channels_bfloat16():
   compare("full", "bfloat16", config, 32, channels=64)
 
 
+def test_channels_and_states_that_fill_no_block():
+  compare("full", "float32", SMALL, 13, IDS, channels=40, groups=2, size=12)
+
+
 def test_extreme_steps_by_polynomials_without_options():
   forward = dataclasses.replace(SMALL.forward, polynomial=4)
   compare("bare", "float32", Config(forward, SMALL.backward), 32, extreme=True)
@@ -226,9 +230,11 @@ def test_unsupported_shapes_have_reasons():
     return mosaic_gpu.unsupported_shapes(*arrays.values())
 
   assert reason() is None
-  assert "12 states" in reason(size=12)
-  assert "48 channels a group" in reason(channels=96, groups=2)
-  assert "32 channels a group are not a multiple of 64" in reason(32, size=8)
+  assert "33 states a channel, more than 32" in reason(size=33)
+  # Zeros fill up channels and states.
+  assert reason(size=12) is None
+  assert reason(channels=96, groups=2) is None
+  assert reason(32, size=8) is None
   assert "z is float16" in reason(z="float16")
 
 

@@ -63,7 +63,14 @@ def interpreted(config, batch, length, **sizes):
 
 
 SMALL = interpreted(
-  Config(heads=2, stages=2), 2, 70, heads=2, channels=64, groups=1, state=64
+  # Zeros fill up channels and states.
+  Config(heads=2, stages=2),
+  2,
+  70,
+  heads=2,
+  channels=48,
+  groups=1,
+  state=40,
 )
 CUT = interpreted(
   Config(heads=1, stages=2, segments=2, splits=2),
@@ -192,7 +199,8 @@ def test_reasons():
   assert mosaic_gpu.unfit(x, B) is None
   assert "GPU" in mosaic_gpu.supports(x, B)
   assert "bfloat16" in mosaic_gpu.unfit(x.astype("float32"), B)
-  assert "64" in mosaic_gpu.unfit(x[..., :32], B)
+  assert mosaic_gpu.unfit(x[..., :32], B[..., :32]) is None
+  assert "32" in mosaic_gpu.unfit(x[..., :31], B)
   assert "state size" in mosaic_gpu.unfit(x, B[..., :16])
   assert "chunk_size" in mosaic_gpu.unfit(x, B, 128)
   with pytest.raises(ValueError, match="bfloat16"):

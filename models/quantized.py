@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from models.errors import InputError
 from models.module import Params
 from ops.quantized import Format, QTensor, absmax, formats, quantize
 from ops.quantized.quantize import Observer
@@ -41,10 +42,13 @@ def quantize_params(
     with scales of its own.
 
   Raises:
-    ValueError: nothing matches, a match is neither a kernel nor a table, or
-      the groups do not divide a weight, which is named.
+    InputError: there is no such format, nothing matches, a match is neither a
+      kernel nor a table, or the groups do not divide a weight, which is named.
   """
-  form, pattern = formats.get(format), re.compile(where)
+  try:
+    form, pattern = formats.get(format), re.compile(where)
+  except (ValueError, re.error) as error:
+    raise InputError(str(error)) from None
   matches = 0
 
   def one(keys, leaf):
@@ -55,18 +59,18 @@ def quantize_params(
     matches += 1
     axis = _AXES.get(keys[-1].key)
     if axis is None:
-      raise ValueError(f"{path}: is neither a kernel nor a table")
+      raise InputError(f"{path}: is neither a kernel nor a table")
     run = functools.partial(quantize, format=form, axis=axis, observer=observer)
     for _ in range(leaf.ndim - 2):
       run = jax.vmap(run)
     try:
       return jax.jit(run)(leaf)
     except ValueError as error:
-      raise ValueError(f"{path}: {error}") from None
+      raise InputError(f"{path}: {error}") from None
 
   found = jax.tree_util.tree_map_with_path(one, params, is_leaf=is_quantized)
   if not matches:
-    raise ValueError(f"no weight matches {where!r}")
+    raise InputError(f"no weight matches {where!r}")
   return found
 
 

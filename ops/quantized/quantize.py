@@ -19,7 +19,15 @@ Observer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
 def absmax(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """The observer that clips nothing: each block's maximum, axes kept."""
+  """The observer that clips nothing: each block's maximum.
+
+  Args:
+    magnitudes: (..., S, ...), not negative.
+    axes: of a block.
+
+  Returns:
+    The same shape with 1 for each of `axes`.
+  """
   return jnp.max(magnitudes, axis=axes, keepdims=True)
 
 
@@ -162,14 +170,32 @@ def levels(q: QTensor) -> jax.Array:
 
 
 def into_blocks(x: jax.Array, axis: int, count: int) -> jax.Array:
-  """Splits an axis (negative) of S into two, (count, S / count)."""
+  """Splits an axis, counted from the end.
+
+  Args:
+    x: (..., S, ...).
+    axis: Negative, that of S.
+    count: Of blocks.
+
+  Returns:
+    (..., count, S / count, ...).
+  """
   at = x.ndim + axis
   size = x.shape[at] // count
   return x.reshape(*x.shape[:at], count, size, *x.shape[at + 1 :])
 
 
 def pack(codes: jax.Array, form: Format, axis: int) -> jax.Array:
-  """Packs neighbours along `axis` into bytes, where the format asks for it."""
+  """Packs neighbours along an axis into bytes, where the format asks for it.
+
+  Args:
+    codes: (..., S, ...) in the format's dtype.
+    form: The format.
+    axis: That of S.
+
+  Returns:
+    (..., ceil(S / codes a byte), ...) uint8, or the codes as they are.
+  """
   share = form.codes_a_byte
   if share == 1:
     return codes
@@ -186,7 +212,17 @@ def pack(codes: jax.Array, form: Format, axis: int) -> jax.Array:
 
 
 def unpack(values: jax.Array, form: Format, axis: int, size: int) -> jax.Array:
-  """The inverse of `pack`, for `size` codes along `axis`."""
+  """The inverse of `pack`.
+
+  Args:
+    values: (..., P, ...), P = ceil(S / codes a byte).
+    form: The format.
+    axis: That of S.
+    size: S.
+
+  Returns:
+    (..., S, ...) in the format's dtype.
+  """
   share = form.codes_a_byte
   if share == 1:
     return values

@@ -12,7 +12,7 @@ def quantize_reference(
   """The nearest levels of a format without a second level, in float64.
 
   Args:
-    x: Any shape.
+    x: (..., S, ...), S along `axis`.
     format: As in `quantize`.
     axis: As in `quantize`.
 

@@ -190,7 +190,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_choices_get_one_clear_line(case):
   form, where, message = WRONG[case]
-  with pytest.raises(ValueError, match=message) as found:
+  with pytest.raises(InputError, match=message) as found:
     quantize_params(params_of("transformer"), form, where)
   assert "\n" not in str(found.value)
 

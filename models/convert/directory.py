@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from models.convert import hf_config, mamba, names, shards
+from models.convert import hf_config, mamba, names, quantized, shards
 from models.convert.names import TensorSource
 from models.convert.safetensors_io import INDEX, SINGLE, SafetensorsFile
 from models.convert.torch_bin import Archive
@@ -64,7 +64,8 @@ def tensors(directory: pathlib.Path) -> TensorSource:
 def _describe(
   hf: dict[str, Any] | None, path: pathlib.Path, source: TensorSource
 ) -> tuple[TransformerConfig | MambaConfig, TensorSource]:
-  if (hf or {}).get("quantization_config"):
+  packed = (hf or {}).get("quantization_config")
+  if packed and packed != quantized.CONFIG["quantization_config"]:
     raise InputError(
       f"{path}: quantization_config says that the weights are packed, in a "
       "form that is not read here: get the model before it was quantized, or "

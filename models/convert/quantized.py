@@ -20,6 +20,8 @@ from ops.quantized import QTensor, formats
 
 # The entry of a file's header that holds the text.
 KEY = "frugax.quantized"
+# For config.json: other programs would take the weights for missing.
+CONFIG = {"quantization_config": {"quant_method": "frugax"}}
 _PARTS = ("values", "scales", "zeros")
 
 

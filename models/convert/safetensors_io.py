@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from models.convert import forms
-from models.convert.quantized import Quantized, to_arrays
+from models.convert.quantized import CONFIG, Quantized, to_arrays
 from models.errors import InputError
 from models.language_model import Config, Params
 from ops.quantized import QTensor
@@ -133,10 +133,7 @@ def save_safetensors(
   dtype = params["embed"]["table"].dtype.name
   arrays, header = to_arrays(forms.disassemble(config, params))
   hf = forms.to_hf(config, dtype) | (more or {})
-  if header:
-    # Other programs would take the weights for missing, and go on without.
-    hf["quantization_config"] = {"quant_method": "frugax"}
-  text = json.dumps(hf, indent=2) + "\n"
+  text = json.dumps(hf | (CONFIG if header else {}), indent=2) + "\n"
   directory.mkdir(parents=True, exist_ok=True)
   # Renamed when whole, so that a killed export leaves no half checkpoint.
   partial = directory / (SINGLE + ".partial")

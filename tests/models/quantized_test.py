@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from models import language_model, mamba, transformer
+from models import language_model
 from models.convert import load, save_safetensors
 from models.convert import quantized as convert_quantized
 from models.errors import InputError
@@ -46,7 +46,6 @@ def quick_compilation():
 def params_of(name):
   """Weights of a width and a scale at which every layer tells."""
   config = CONFIGS[name]
-  module = mamba if isinstance(config, MambaConfig) else transformer
   rng = np.random.default_rng(0)
 
   def leaf(path, abstract):
@@ -57,7 +56,7 @@ def params_of(name):
       1 + 0.3 * noise if path[-1].key == "scale" else 0.5 * noise
     )
 
-  abstract = module.abstract_params(config)
+  abstract = language_model.abstract_params(config)
   return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
@@ -82,12 +81,12 @@ def scores(config, params, tokens):
   whole = language_model.logits(config, params, hidden)
   half = LENGTH // 2
   lengths = jnp.full(len(tokens), half, jnp.int32)
-  hidden, state = language_model.read(
+  hidden, state = language_model.prefill(
     config, params, tokens[:, :half], lengths, cache_size=CACHE
   )
   pieces = [language_model.logits(config, params, hidden)]
   for step in range(half, LENGTH):
-    logits, state = language_model.append(
+    logits, state = language_model.decode(
       config, params, tokens[:, step : step + 1], state
     )
     pieces.append(logits)

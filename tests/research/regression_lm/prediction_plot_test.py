@@ -43,3 +43,15 @@ def test_the_folder_of_a_picture_is_made(tmp_path):
   path = tmp_path / "new" / "a.png"
   prediction_plot.plot(path, [predictions("ms", np.geomspace(1, 2, 9))])
   assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interval_without_bounds_leaves_the_points_visible(monkeypatch):
+  figures = []
+  monkeypatch.setattr(
+    prediction_plot.plots, "save", lambda figure, path: figures.append(figure)
+  )
+  wide = predictions("ms", np.geomspace(0.1, 100, 50))
+  wide.draws[:2, 0], wide.draws[:2, 1:4] = 0.0, np.inf
+  prediction_plot.plot("a.png", [wide])
+  low, high = figures[0].axes[0].get_ylim()
+  assert 0.05 < low < 0.1 and 100 < high < 200

@@ -17,19 +17,26 @@ from ops.mamba2_step import (
 )
 from tests.ops.sequence_op import assert_close, tolerance
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EPS = 1e-5
 
 
 def make(
   seed, *, layers=2, batch=3, width=24, heads=4, channels=8, groups=2, state=16,
-  taps=4, dtype="float32",
+  taps=4, dtype="float32", shapes_only=False,
 ):  # fmt: skip
-  """Arrays of a step; all but x and the state of `ssd` have the dtype."""
+  """Arrays of a step; all but x and the state of `ssd` have the dtype.
+
+  `shapes_only` is for what is traced alone: large ones take seconds to draw.
+  """
   rng = np.random.default_rng(seed)
   inner = heads * channels
   mixed = inner + 2 * groups * state
 
   def normal(*shape, scale=1.0, mean=0.0):
+    if shapes_only:
+      return jnp.zeros(shape)
     return jnp.asarray(mean + scale * rng.normal(size=shape), "float32")
 
   weights = Mamba2Weights(

@@ -13,14 +13,11 @@ class XlaConfig:
     associative: Scan a chunk in parallel over its tokens, by doubling, instead
       of token by token.
     unroll: Tokens an iteration of the scan token by token.
-    whole: Find all states of a chunk before any output, so that the scan has no
-      sums over states. The backward pass and `associative` always do.
   """
 
   chunk_size: int
   associative: bool = False
   unroll: int = 1
-  whole: bool = False
 
 
 def xla_config(platform: str) -> XlaConfig:

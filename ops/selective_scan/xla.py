@@ -170,7 +170,7 @@ def _chunk(options, weights, h, tokens, marks):
   A, D, dt_bias = weights
   x, dt, B, C, z = _float32(tokens)
   u, dt = _enter(options, marks, x, dt, dt_bias)
-  if options.config.associative or options.config.whole:
+  if options.config.associative:
     drive = u[..., None, :] * B[..., None]
     states = _states(options.config, _decay(marks, dt, A[None, None]), drive, h)
     h, y = states[-1], _over_size(states, C)

@@ -111,10 +111,9 @@ def test_memory_is_of_chunks():
   assert compiled.memory_analysis().temp_size_in_bytes < whole / 2
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_unrolled_scan_is_the_scan(whole):
+def test_unrolled_scan_is_the_scan():
   arrays, _ = sequence(None, length=10).case("bare")
-  config = tuning.XlaConfig(chunk_size=4, unroll=3, whole=whole)
+  config = tuning.XlaConfig(chunk_size=4, unroll=3)
   run = lambda arrays, config: by(xla.selective_scan, config=config)(*arrays)
   y = jax.jit(run, static_argnums=1)(tuple(arrays.values()), config)
   expected = selective_scan_reference(*arrays.values())

@@ -17,6 +17,9 @@ _FORMS = (
   (_BIN, _BIN + ".index.json", Archive),
 )
 _HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
+# What wrappers call their only child.
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module",
+             "_checkpoint_wrapped_module")  # fmt: skip
 # Token tables of the families, by which a prefix of all names is found.
 _TABLES = (_TABLE, *mamba.TABLES)
 _ROTATION = "rotary_emb.inv_freq"
@@ -87,8 +90,13 @@ def _without_prefix(source: TensorSource) -> TensorSource:
   """The tensors without what wrappers put in front of all their names.
 
   `torch.compile` writes `_orig_mod.`, data-parallel training `module.`. A base
-  model without its head has no `model.` or `backbone.`.
+  model without its head has no `model.` or `backbone.`. Layers that were
+  wrapped one by one have such parts in the midst of their names.
   """
+  plain = {name: _unwrapped(name) for name in source.names}
+  # Two tensors of one name are left for the message that one is unknown.
+  if len(set(plain.values())) == len(plain):
+    source = source.renamed(_unwrapped)
   if any(table in source.names for table in _TABLES):
     return source
   for table in _TABLES:
@@ -103,6 +111,10 @@ def _without_prefix(source: TensorSource) -> TensorSource:
           lambda n, p=prefix, b=body: n if n == _HEAD else _in(b, n, p)
         )
   return source
+
+
+def _unwrapped(name: str) -> str:
+  return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _in(body: str, name: str, prefix: str) -> str:

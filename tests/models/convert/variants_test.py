@@ -63,6 +63,9 @@ def refusal(source):
     lambda name: f"_orig_mod.{name}",
     lambda name: f"module.{name}",
     lambda name: f"module._orig_mod.{name}",
+    # Layers that are wrapped one by one.
+    lambda name: name.replace("layers.0.", "layers.0._orig_mod."),
+    lambda name: name.replace("mlp.", "_checkpoint_wrapped_module.mlp."),
     # A base model, and a head beside it.
     lambda name: name.removeprefix("model."),
     lambda name: "_orig_mod." * (name != HEAD) + name.removeprefix("model."),

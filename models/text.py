@@ -49,7 +49,7 @@ def load_text(name: str | os.PathLike[str]) -> str:
   Args:
     name: "wikitext2:train", "wikitext2:valid", "wikitext2:test",
       "gutenberg:slice", or the path of a .txt, .txt.xz or .txt.gz file in
-      UTF-8.
+      UTF-8, whose mark at the beginning is left out.
 
   Raises:
     InputError: there is no such text, or it cannot be read.
@@ -57,7 +57,7 @@ def load_text(name: str | os.PathLike[str]) -> str:
   path = text_path(name)
   opener = _OPENERS[path.suffix]
   try:
-    with opener(path, "rt", encoding="utf-8", newline="") as file:
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
       return file.read()
   except UnicodeDecodeError as error:
     raise InputError(f"{path}: is not UTF-8 text: convert it") from error

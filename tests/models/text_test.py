@@ -61,6 +61,8 @@ def test_own_files(tmp_path):
   (tmp_path / "a.txt.xz").write_bytes(lzma.compress(content.encode()))
   for suffix in ("", ".gz", ".xz"):
     assert text.load_text(tmp_path / f"a.txt{suffix}") == content
+  (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + content.encode())
+  assert text.load_text(tmp_path / "a.txt") == content
 
 
 def _fails(path, part):

@@ -54,7 +54,10 @@ class Spelling:
         return math.copysign(math.inf, cell)
     if not isinstance(cell, str):
       return None
-    cell = cell.strip().replace(self.decimal, ".")
+    cell = cell.strip()
+    if self.decimal != ".":
+      # A point is no decimal then: "2.000" beside "3,5" is two thousand.
+      cell = cell.replace(".", " ").replace(self.decimal, ".")
     known = _NUMBER.fullmatch(cell) or _INFINITE.fullmatch(cell)
     return float(cell) if known else None
 

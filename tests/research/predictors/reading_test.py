@@ -115,6 +115,9 @@ def test_decimal_commas_are_read_when_they_are_told(write):
   found = tables.read_csv(path, ["acc"], Layout(decimal=","))
   assert found.values.tolist() == [[0.9], [0.1]]
   assert found.features.tolist() == [[0.1], [0.2]]
+  path = write("lr;acc\n0,1;3,5\n0,2;2.000\n")
+  with pytest.raises(InputError, match="line 3: acc is '2.000', which is no"):
+    tables.read_csv(path, ["acc"], Layout(decimal=","))
   # Commas in words are no decimals, and so is what the flag says are words.
   path = write('k,acc\n"3,3",1\n"5,5",2\n"3,3",3\n')
   found = tables.read_csv(path, ["acc"], Layout(decimal="."))

@@ -51,7 +51,7 @@ def split(
     raise InputError(
       f"{len(distinct)} {'groups' if by_group else 'rows'} cannot be cut into "
       f"{counts[0]} for training, {counts[1]} for validation and the rest for "
-      "the test: take fewer"
+      "the test: give more rows, or other --train and --valid"
     )
   counts.append(left if test is None else min(test, left))
   part_of = {}

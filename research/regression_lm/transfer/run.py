@@ -16,7 +16,12 @@ from research.regression_lm.transfer import adaptation, preparation
 from research.regression_lm.transfer import parts as transfer_parts
 from research.regression_lm.transfer import peers as transfer_peers
 from research.regression_lm.transfer.parts import OURS
-from research.regression_lm.transfer.setup import Found, Setup, splits
+from research.regression_lm.transfer.setup import (
+  Found,
+  Setup,
+  repeats,
+  splits,
+)
 
 Say = Callable[[str], None]
 MODELS = ("scratch", "pretrained")
@@ -48,6 +53,11 @@ def run(
     InputError: there are too few rows, or no sources to learn from.
   """
   parts = splits(setup, facts)
+  if count := repeats(setup, facts, parts[0]):
+    say(
+      f"warning: {count} of {len(parts[0].test)} test rows of seed 0 have the "
+      "settings of an example: keep one row of each, such as their mean"
+    )
   for model in models:
     _model(model, setup, facts, parts, workdir, say)
   for name in peers:

@@ -102,6 +102,13 @@ def splits(setup: Setup, facts: Facts) -> list[Split]:
   return found
 
 
+def repeats(setup: Setup, facts: Facts, split: Split) -> int:
+  """Test rows of which all that is told is told of an example, too."""
+  told = lambda row: tuple(tuple(f[row]) for f in facts.forms.values())
+  known = {told(row) for row in split.known[: max(setup.sizes)]}
+  return sum(told(row) in known for row in split.test)
+
+
 def source_rows(setup: Setup, facts: Facts, split: Split) -> np.ndarray:
   """Rows whose source numbers are known."""
   if setup.source_rows:

@@ -74,6 +74,20 @@ def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
   assert files == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.npz")}
 
 
+def test_repeated_settings_are_told(tmp_path):
+  fields = [[f"a {i // 5}"] for i in range(40)]
+  x = np.arange(40.0)
+  columns = {"aim": x, "near": x, "far": x}
+  facts = Facts({"only": fields}, {"only": x[:, None] // 5}, columns)
+  made = setup(facts, sources=(), sizes=[20])
+  said = []
+  transfer_run.run(made, facts, tmp_path, [], ["XGBoost"], said.append)
+  split = splits(made, facts)[0]
+  known = set(split.known[:20] // 5)
+  count = sum(row // 5 in known for row in split.test)
+  assert count and f"{count} of 10 test rows" in said[0]
+
+
 def test_test_rows_are_neither_examples_nor_sources(facts):
   made = setup(facts, source_rows=20)
   for split in splits(made, facts):

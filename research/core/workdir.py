@@ -99,6 +99,9 @@ def _check_flags(workdir: pathlib.Path, flags: dict[str, Any]) -> None:
   for name in names:
     now, then = flags.get(name), before.get(name)
     if now != then:
+      if isinstance(now, dict) and isinstance(then, dict):
+        parts = [k for k in {**then, **now} if now.get(k) != then.get(k)]
+        now, then = ({k: x.get(k) for k in parts} for x in (now, then))
       raise InputError(
         f"--{name} is {now!r} but {workdir} was started with {then!r}:"
         f" {_NEW_WORKDIR}"

@@ -69,3 +69,12 @@ def test_a_claim_keeps_flags_and_clears_drafts_away(tmp_path):
   (tmp_path / "flags.json").write_text("[]")
   with pytest.raises(InputError, match=r"flags.json is damaged"):
     workdir.claim(tmp_path, {})
+
+
+def test_of_flags_with_parts_those_that_differ_are_told(tmp_path):
+  given = {"source": {"kind": "csv", "train": 0.8}}
+  (tmp_path / workdir.FLAGS).write_text(json.dumps(given))
+  with pytest.raises(InputError) as caught:
+    workdir.claim(tmp_path, {"source": {"kind": "csv", "train": 9}})
+  assert "is {'train': 9} but" in str(caught.value)
+  assert "started with {'train': 0.8}" in str(caught.value)

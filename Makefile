@@ -31,8 +31,9 @@ define DEMO_lm
 endef
 
 define DEMO_rlm
-@$(SCRIPT)/train_rlm.py $(FLAGFILE)/rlm_tiny.flags
-@$(SCRIPT)/eval_rlm.py --model=runs/rlm_tiny/model \
+@$(SCRIPT)/train_rlm.py $(FLAGFILE)/rlm_tiny.flags --steps=250 \
+  --workdir=runs/rlm_demo
+@$(SCRIPT)/eval_rlm.py --model=runs/rlm_demo/model \
   --path=data/kernel_tuner/convolution.csv.xz --plot=runs/rlm_demo.png
 endef
 

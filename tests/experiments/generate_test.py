@@ -85,7 +85,6 @@ def test_a_model_without_a_tokenizer_is_given_one(bare):
 
 
 def test_a_chat_has_the_models_own_form(bare, tmp_path):
-  pytest.importorskip("jinja2")
   model = shutil.copytree(bare, tmp_path / "model")
   tokenizing.of_bytes().backend.save(str(model / "tokenizer.json"))
   template = (

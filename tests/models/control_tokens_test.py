@@ -80,7 +80,6 @@ MESSAGES = [
 
 
 def test_a_chat_is_written_as_smollm2_was_trained():
-  pytest.importorskip("jinja2")
   tokenizer = dataclasses.replace(
     made("<|im_start|>", "<|im_end|>"), chat_template=SMOLLM2
   )
@@ -104,7 +103,6 @@ def test_a_chat_is_written_as_smollm2_was_trained():
   ],
 )
 def test_a_chat_has_the_form_of_the_models_own_template(template, text):
-  pytest.importorskip("jinja2")
   tokenizer = dataclasses.replace(
     made(), chat_template=template, names={"bos_token": "<s>"}
   )
@@ -121,7 +119,6 @@ def test_a_chat_has_the_form_of_the_models_own_template(template, text):
   ],
 )
 def test_a_template_that_fails_is_one_line(template):
-  pytest.importorskip("jinja2")
   tokenizer = dataclasses.replace(made(), chat_template=template)
   with pytest.raises(InputError, match="template fails .*--chat"):
     control_tokens.chat_text(tokenizer, MESSAGES)

@@ -31,7 +31,7 @@ class Linear(nnx.Module):
   """`x @ kernel (+ bias)`, kernel (D, F) in its own dtype or format.
 
   Attributes:
-    kernel: (D, F), an array or a `QTensor` of axis -2.
+    kernel: (D, F), an array, a `QTensor` of axis -2 or a `QWeight`.
     bias: (F,) or None.
   """
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import layers
-from ops.quantized import QTensor
+from ops.quantized import is_quantized
 
 Params = dict[str, Any]
 
@@ -62,9 +62,9 @@ def _abstract(cls, config) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def num_params(params: Any) -> int:
-  """Numbers in a tree of arrays and QTensors, or of their shapes."""
-  is_leaf = lambda leaf: isinstance(leaf, QTensor)
-  return sum(leaf.size for leaf in jax.tree.leaves(params, is_leaf=is_leaf))
+  """Numbers in a tree of weights in any format, or of their shapes."""
+  leaves = jax.tree.leaves(params, is_leaf=is_quantized)
+  return sum(leaf.size for leaf in leaves)
 
 
 class TokenModel(Model):

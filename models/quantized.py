@@ -1,18 +1,28 @@
 """Parameters in few bits: which weights of a model get a number format.
 
-A `QTensor` stands in the tree of parameters where the array did: layers,
-`bind`, caches and checkpoints take either.
+A `QTensor` or a `QWeight` stands in the tree of parameters where the array did:
+layers, `bind`, caches and checkpoints take any of them.
 """
 
+import dataclasses
 import functools
 import re
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from models.errors import InputError
 from models.module import Params
-from ops.quantized import Format, QTensor, absmax, formats, quantize
+from ops.hadamard_transform import hadamard_transform
+from ops.quantized import (
+  Format,
+  Quantizer,
+  QWeight,
+  absmax,
+  formats,
+  is_quantized,
+  quantize,
+)
 from ops.quantized.quantize import Observer
 
 # The axis that products with a weight sum over, by the last part of its path.
@@ -25,6 +35,8 @@ def quantize_params(
   format: str | Format,
   where: str = KERNELS,
   *,
+  input: str | Format | None = None,
+  hadamard: bool = False,
   observer: Observer = absmax,
 ) -> Params:
   """Quantizes weights to the nearest levels of a format.
@@ -35,38 +47,49 @@ def quantize_params(
     where: regular expression that the whole dotted path of a weight matches,
       such as "layers.mlp.up_proj.kernel"; by default all kernels. What is in a
       format already is left as it is, so that calls for several formats add up.
+    input: format of what kernels multiply, with scales of each input's own;
+      None leaves it as it is.
+    hadamard: whether what kernels multiply is rotated, and they with it.
     observer: of the magnitudes of a block.
 
   Returns:
-    The same tree with a `QTensor` for each such weight, each layer of a stack
-    with scales of its own.
+    The same tree with a `QTensor` for each such weight, or a `QWeight` where
+    `input` or `hadamard` is given, each layer of a stack with scales of its
+    own.
 
   Raises:
     InputError: there is no such format, nothing matches, a match is neither a
-      kernel nor a table, or the groups do not divide a weight, which is named.
+      kernel nor a table (or a table where kernels alone may be), or a weight,
+      which is named, has no such groups or no Hadamard matrix of its size.
   """
   try:
     form, pattern = formats.get(format), re.compile(where)
+    inputs = None
+    if input is not None:
+      inputs = Quantizer(scales=None, format=formats.get(input))
   except (ValueError, re.error) as error:
     raise InputError(str(error)) from None
+  rich = hadamard or inputs is not None
   matches = 0
 
   def one(keys, leaf):
     nonlocal matches
     path = ".".join(str(key.key) for key in keys)
-    if isinstance(leaf, QTensor) or not pattern.fullmatch(path):
+    if is_quantized(leaf) or not pattern.fullmatch(path):
       return leaf
     matches += 1
     axis = _AXES.get(keys[-1].key)
     if axis is None:
       raise InputError(f"{path}: is neither a kernel nor a table")
-    run = functools.partial(quantize, format=form, axis=axis, observer=observer)
-    for _ in range(leaf.ndim - 2):
-      run = jax.vmap(run)
+    if rich and axis != -2:
+      raise InputError(f"{path}: a table multiplies no input of its own")
     try:
-      return jax.jit(run)(leaf)
+      weight = _weight(leaf, form, axis, observer, hadamard)
     except ValueError as error:
       raise InputError(f"{path}: {error}") from None
+    if not rich:
+      return weight
+    return QWeight(weight=weight, input=inputs, hadamard=hadamard)
 
   found = jax.tree_util.tree_map_with_path(one, params, is_leaf=is_quantized)
   if not matches:
@@ -74,6 +97,13 @@ def quantize_params(
   return found
 
 
-def is_quantized(leaf: Any) -> bool:
-  """Whether a leaf, or a node of a tree, is in a number format."""
-  return isinstance(leaf, QTensor)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _weight(leaf, form, axis, observer, hadamard):
+  """The QTensor of an array whose leading axes are stacked layers."""
+  dtype = leaf.dtype
+  if hadamard:
+    leaf = hadamard_transform(leaf.astype(jnp.float32), axis=axis)
+  run = lambda x: quantize(x, form, axis=axis, observer=observer)
+  for _ in range(leaf.ndim - 2):
+    run = jax.vmap(run)
+  return dataclasses.replace(run(leaf), dtype=dtype)

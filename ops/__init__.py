@@ -7,6 +7,7 @@ Sparsity and quantization of activations:
 Numbers of few bits, in the formats of one table (`ops.quantized.FORMATS`):
   quantize: keeps an array as codes and scales, a `QTensor`.
   dequantize: the array that a QTensor stands for.
+  hadamard_transform: rotates an axis, so that outliers are spread.
   quantized_matmul: activations times weights, each an array or a QTensor.
 
 Sparse attention:
@@ -31,6 +32,7 @@ Language models:
 from ops.causal_conv1d import causal_conv1d as causal_conv1d
 from ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from ops.fake_quantize import fake_quantize as fake_quantize
+from ops.hadamard_transform import hadamard_transform as hadamard_transform
 from ops.keep_top_channels import keep_top_channels as keep_top_channels
 from ops.mamba2_step import Mamba2Weights as Mamba2Weights
 from ops.mamba2_step import mamba2_step as mamba2_step

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import language_model
-from models.convert import hf_config, mamba, names
+from models.convert import hf_config, mamba, names, quantized
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
-from ops.quantized import QTensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ def assemble(
 
 def disassemble(
   config: language_model.Config, params: language_model.Params
-) -> dict[str, np.ndarray | QTensor]:
+) -> dict[str, np.ndarray | quantized.NODES]:
   """The inverse of `assemble`: contiguous tensors by Hugging Face name."""
   return names.take_apart(FORMS[type(config)].leaves(config), params)
 

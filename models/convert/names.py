@@ -18,7 +18,6 @@ from models import transformer
 from models.convert import quantized
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
-from ops.quantized import QTensor
 
 _LAYER = "model.layers.{}."
 _TEMPLATES = {
@@ -48,13 +47,14 @@ class TensorSource:
 
   Attributes:
     names: Hugging Face names of all tensors it holds.
-    read: maps such a name to its array, or QTensor, in the Hugging Face layout.
+    read: maps such a name to its array, or to a node as `models.convert.
+      quantized` has them, in the Hugging Face layout.
     label: maps such a name to "file: tensor 'own name'", for messages.
     shape: maps such a name to its shape, where that is cheaper than `read`.
   """
 
   names: frozenset[str]
-  read: Callable[[str], np.ndarray | QTensor]
+  read: Callable[[str], np.ndarray | quantized.NODES]
   label: Callable[[str], str]
   shape: Callable[[str], tuple[int, ...]] | None = None
 
@@ -173,7 +173,7 @@ def build(
   return params
 
 
-def _is_finite(tensor: np.ndarray | QTensor) -> bool:
+def _is_finite(tensor: np.ndarray | quantized.NODES) -> bool:
   return all(
     leaf.dtype.kind in "iu" or np.isfinite(leaf).all()
     for leaf in jax.tree.leaves(tensor)
@@ -182,7 +182,7 @@ def _is_finite(tensor: np.ndarray | QTensor) -> bool:
 
 def _stack(
   leaf: Leaf, source: TensorSource, dtype: np.dtype
-) -> np.ndarray | QTensor:
+) -> np.ndarray | quantized.NODES:
   out, rows = None, []
   for i, name in enumerate(leaf.names):
     tensor = source.read(name)
@@ -197,7 +197,7 @@ def _stack(
         f"{source.label(name)} has numbers that are NaN or infinite: get the "
         "file again"
       )
-    if isinstance(tensor, QTensor):
+    if isinstance(tensor, quantized.NODES):
       rows.append(tensor.T if leaf.transposed else tensor)
       continue
     if out is None:
@@ -243,7 +243,7 @@ def with_own_head(
 
 def take_apart(
   wanted: Iterable[Leaf], params: dict[str, Any]
-) -> dict[str, np.ndarray | QTensor]:
+) -> dict[str, np.ndarray | quantized.NODES]:
   """The inverse of `build`."""
   tensors = {}
   for leaf in wanted:
@@ -254,7 +254,7 @@ def take_apart(
     for i, name in enumerate(leaf.names):
       tensor = whole[i] if leaf.stacked else whole
       tensor = tensor.T if leaf.transposed else tensor
-      if not isinstance(tensor, QTensor):
+      if not isinstance(tensor, quantized.NODES):
         tensor = np.ascontiguousarray(tensor.reshape(leaf.tensor_shape))
       tensors[name] = tensor
   return tensors

@@ -1,9 +1,14 @@
-"""QTensors in files that hold plain arrays, exactly.
+"""Weights of few bits in files that hold plain arrays, exactly.
 
-A QTensor named N lies there as the arrays "N.values", "N.scales" and, where the
-format has them, "N.zeros"; scales of a second level as "N.scales.values" and so
-on. What is no array, such as the format's name, is text: JSON by the QTensor's
-name, one entry a level.
+What is no plain array is a node: a QTensor, a QWeight or a Quantizer. The parts
+of one named N lie there by names of their own,
+
+  QTensor    "N.values", "N.scales" and, where the format has them, "N.zeros"
+  QWeight    "N.weight", and "N.input" where activations are quantized
+  Quantizer  "N.scales" where they are static
+
+and a part that is a node by the parts of its own. What is no array, such as the
+format's name, is text: JSON by the node's name.
 """
 
 import dataclasses
@@ -16,19 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import InputError
-from ops.quantized import QTensor, formats
+from ops.quantized import QTensor, Quantizer, QWeight, formats
 
 # The entry of a file's header that holds the text.
 KEY = "frugax.quantized"
 # For config.json: other programs would take the weights for missing.
 CONFIG = {"quantization_config": {"quant_method": "frugax"}}
-_PARTS = ("values", "scales", "zeros")
+NODES = QTensor | QWeight | Quantizer
+_PARTS = {
+  QTensor: ("values", "scales", "zeros"),
+  QWeight: ("weight", "input"),
+  Quantizer: ("scales",),
+}
+_KINDS = {kind.__name__: kind for kind in _PARTS}
 
 
 def to_arrays(
-  tensors: Mapping[str, np.ndarray | QTensor],
+  tensors: Mapping[str, np.ndarray | NODES],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Takes QTensors apart.
+  """Takes nodes apart.
 
   Returns:
     Contiguous arrays by name, and what to add to the file's header.
@@ -37,29 +48,53 @@ def to_arrays(
   text: dict[str, Any] = {}
 
   def add(name, tensor):
-    if not isinstance(tensor, QTensor):
+    if not isinstance(tensor, NODES):
       array = np.asarray(tensor)
       if array.dtype.itemsize == 1 and array.dtype.kind not in "iu":
         array = array.view(np.uint8)  # numpy has no name for floats of a byte
       arrays[name] = np.ascontiguousarray(array)
       return
+    own = {part: getattr(tensor, part) for part in _PARTS[type(tensor)]}
+    own = {part: value for part, value in own.items() if value is not None}
     text[name] = {
-      "format": str(tensor.format),
-      "axis": tensor.axis,
-      "length": tensor.length,
-      "dtype": jnp.dtype(tensor.dtype).name,
+      "kind": type(tensor).__name__,
+      "parts": list(own),
+      **_static(tensor),
     }
-    for part in _PARTS:
-      if (own := getattr(tensor, part)) is not None:
-        add(f"{name}.{part}", own)
+    for part, value in own.items():
+      add(f"{name}.{part}", value)
 
   for name, tensor in tensors.items():
     add(name, tensor)
   return arrays, {KEY: json.dumps(text)} if text else {}
 
 
+def _static(node: NODES) -> dict[str, Any]:
+  """What of a node is no array, as JSON has it."""
+  if isinstance(node, QWeight):
+    return {"hadamard": node.hadamard}
+  if isinstance(node, Quantizer):
+    return {"format": str(node.format)}
+  return {
+    "format": str(node.format),
+    "axis": node.axis,
+    "length": node.length,
+    "dtype": jnp.dtype(node.dtype).name,
+  }
+
+
+# The inverse of `_static`, field by field.
+_FIELDS: Mapping[str, Callable[[Any], Any]] = {
+  "hadamard": bool,
+  "format": formats.get,
+  "axis": int,
+  "length": int,
+  "dtype": jnp.dtype,
+}
+
+
 class Quantized:
-  """The QTensors of an open file."""
+  """The nodes of an open file."""
 
   def __init__(
     self, header: Mapping[str, str] | None, stored: list[str], label: str
@@ -77,17 +112,16 @@ class Quantized:
     """
     self._stored, self._label = stored, label
     try:
-      self._text = json.loads((header or {}).get(KEY, "{}"))
-      self._formats = {
-        name: formats.get(entry["format"]) for name, entry in self._text.items()
-      }
+      text = json.loads((header or {}).get(KEY, "{}"))
+      self._kinds = {name: _KINDS[text[name]["kind"]] for name in text}
+      self._parts = {name: tuple(text[name]["parts"]) for name in text}
       self._static = {
         name: {
-          "axis": int(entry["axis"]),
-          "length": int(entry["length"]),
-          "dtype": jnp.dtype(entry["dtype"]),
+          field.name: _FIELDS[field.name](text[name][field.name])
+          for field in dataclasses.fields(kind)
+          if field.metadata.get("static")
         }
-        for name, entry in self._text.items()
+        for name, kind in self._kinds.items()
       }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
       raise InputError(
@@ -95,62 +129,72 @@ class Quantized:
         "again, or a version of this code that knows the format"
       ) from error
 
-    for name, form in self._formats.items():
-      for part in _PARTS[: 3 - form.symmetric]:
+    for name, parts in self._parts.items():
+      for part in parts:
         whole = f"{name}.{part}"
-        if whole not in stored and whole not in self._text:
+        if whole not in stored and whole not in self._kinds:
           raise InputError(
             f"{label}: tensor {whole!r} is missing: get the file again"
           )
 
   def names(self) -> list[str]:
-    """Names of all tensors of the file, QTensors as one."""
-    parts = {f"{name}.{part}" for name in self._text for part in _PARTS}
-    return [n for n in [*self._stored, *self._text] if n not in parts]
+    """Names of all tensors of the file, nodes as one."""
+    parts = {
+      f"{name}.{part}" for name, own in self._parts.items() for part in own
+    }
+    return [n for n in [*self._stored, *self._kinds] if n not in parts]
 
   def __contains__(self, name: str) -> bool:
-    """Whether a name is that of a QTensor."""
-    return name in self._text
+    """Whether a name is that of a node."""
+    return name in self._kinds
 
   def shape(
     self, name: str, shape_of: Callable[[str], tuple[int, ...]]
   ) -> tuple[int, ...]:
     """The shape that one stands for, from those of arrays."""
-    shape = list(shape_of(f"{name}.values"))
-    shape[self._static[name]["axis"]] = self._static[name]["length"]
+    if name not in self:
+      return shape_of(name)
+    kind = self._kinds[name]
+    shape = self.shape(f"{name}.{_PARTS[kind][0]}", shape_of)
+    if kind is not QTensor:
+      return shape
+    axis, length = self._static[name]["axis"], self._static[name]["length"]
+    shape = list(shape)
+    shape[axis] = length
     return tuple(shape)
 
-  def read(self, name: str, read: Callable[[str], np.ndarray]) -> QTensor:
+  def read(self, name: str, read: Callable[[str], np.ndarray]) -> NODES:
     """Puts one together.
 
     Args:
-      name: of the QTensor.
+      name: of the node.
       read: an array of the file by its name.
 
     Raises:
       InputError: arrays do not fit each other or the format.
     """
-    form = self._formats[name]
-    stored = "uint8" if form.packed else form.dtype
-    scales = f"{name}.scales"
+    kind, static = self._kinds[name], self._static[name]
     try:
-      whole = QTensor(
-        values=read(f"{name}.values").view(jnp.dtype(stored)),
-        scales=self.read(scales, read) if scales in self else read(scales),
-        zeros=None if form.symmetric else read(f"{name}.zeros"),
-        format=form,
-        **self._static[name],
-      )
-      whole.check()
+      own = dict.fromkeys(_PARTS[kind])
+      for part in self._parts[name]:
+        whole = f"{name}.{part}"
+        own[part] = self.read(whole, read) if whole in self else read(whole)
+      if kind is QTensor:
+        form = static["format"]
+        stored = "uint8" if form.packed else form.dtype
+        own["values"] = own["values"].view(jnp.dtype(stored))
+      node = kind(**own, **static)
+      if kind is QTensor:
+        node.check()
     except (KeyError, IndexError, ValueError, TypeError) as error:
       raise InputError(
         f"{self._label}: tensor {name!r} is damaged: {error}: get the file "
         "again"
       ) from error
-    return whole
+    return node
 
 
-def alike(rows: list[QTensor]) -> bool:
+def alike(rows: list[NODES]) -> bool:
   """Whether layers of one shape can be stacked."""
   return (
     len({jax.tree.structure(row) for row in rows}) == 1
@@ -161,7 +205,16 @@ def alike(rows: list[QTensor]) -> bool:
   )
 
 
-def stack(rows: list[QTensor], dtype: np.dtype) -> QTensor:
+def stack(rows: list[NODES], dtype: np.dtype) -> NODES:
   """Stacks layers that are alike, to stand for an array of `dtype`."""
-  rows = [dataclasses.replace(row, dtype=jnp.dtype(dtype)) for row in rows]
+  rows = [_standing_for(row, jnp.dtype(dtype)) for row in rows]
   return jax.tree.map(lambda *parts: np.stack(parts), *rows)
+
+
+def _standing_for(node, dtype):
+  """A node, or an array, for an array of `dtype`."""
+  if isinstance(node, QTensor):
+    return dataclasses.replace(node, dtype=dtype)
+  if isinstance(node, QWeight):
+    return dataclasses.replace(node, weight=_standing_for(node.weight, dtype))
+  return node if isinstance(node, Quantizer) else node.astype(dtype)

@@ -12,10 +12,9 @@ import safetensors
 import safetensors.numpy
 
 from models.convert import forms
-from models.convert.quantized import CONFIG, Quantized, to_arrays
+from models.convert.quantized import CONFIG, NODES, Quantized, to_arrays
 from models.errors import InputError
 from models.language_model import Config, Params
-from ops.quantized import QTensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,7 +38,7 @@ class SafetensorsFile:
     """Names of its tensors."""
     return self._quantized.names()
 
-  def read(self, name: str) -> np.ndarray | QTensor:
+  def read(self, name: str) -> np.ndarray | NODES:
     """Reads one.
 
     Raises:

@@ -30,7 +30,7 @@ from ops.mamba2_step import (
   mosaic_gpu_product,
   mosaic_gpu_state,
 )
-from ops.quantized import QTensor
+from ops.quantized import is_quantized
 
 MAX_BATCH = 64
 STATE_SIZES = (64, 128)
@@ -132,8 +132,8 @@ def unfit(x, weights, conv_state, ssm_state) -> str | None:
   h, p, n = ssm_state.shape[2:]
   for name in ("in_proj", "out_proj"):
     weight = getattr(weights, name)
-    if isinstance(weight, QTensor):
-      return f"needs bfloat16, {name} is in {weight.format}"
+    if is_quantized(weight):
+      return f"needs bfloat16, {name} is quantized"
     if weight.dtype != jnp.bfloat16:
       return f"needs bfloat16, {name} is {weight.dtype}"
   if conv_state.dtype != jnp.bfloat16:

@@ -4,8 +4,11 @@ from ops.quantized.formats import FORMATS as FORMATS
 from ops.quantized.formats import Format as Format
 from ops.quantized.quantize import Percentile as Percentile
 from ops.quantized.quantize import absmax as absmax
-from ops.quantized.quantize import as_array as as_array
 from ops.quantized.quantize import dequantize as dequantize
 from ops.quantized.quantize import quantize as quantize
+from ops.quantized.quantizer import Quantizer as Quantizer
 from ops.quantized.reference import quantize_reference as quantize_reference
 from ops.quantized.tensor import QTensor as QTensor
+from ops.quantized.weight import QWeight as QWeight
+from ops.quantized.weight import as_array as as_array
+from ops.quantized.weight import is_quantized as is_quantized

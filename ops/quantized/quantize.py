@@ -113,7 +113,7 @@ def quantize(
   else:
     scales = scales.astype(form.scale_dtype)
   shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), axis)
-  steps = shared(as_array(scales))
+  steps = shared(_plain(scales))
   # A scale of zero belongs to zeros, or to what is too small for its dtype.
   ratios = blocks / jnp.where(steps == 0, 1.0, steps)
   if zeros is not None:
@@ -149,13 +149,8 @@ def dequantize(
   blocks = into_blocks(levels(q).astype(jnp.float32), q.axis, count)
   if q.zeros is not None:
     blocks = blocks - shared(q.zeros)
-  values = (blocks * shared(as_array(q.scales))).reshape(q.shape)
+  values = (blocks * shared(_plain(q.scales))).reshape(q.shape)
   return values.astype(q.dtype if dtype is None else dtype)
-
-
-def as_array(x: jax.Array | QTensor) -> jax.Array:
-  """Returns an array as it is, and a QTensor dequantized."""
-  return dequantize(x) if isinstance(x, QTensor) else x
 
 
 def levels(q: QTensor) -> jax.Array:
@@ -236,6 +231,11 @@ def unpack(values: jax.Array, form: Format, axis: int, size: int) -> jax.Array:
     return codes
   sign = 2 ** (form.bits - 1)
   return (codes ^ sign) - sign
+
+
+def _plain(scales: jax.Array | QTensor) -> jax.Array:
+  """Scales, those of a second level dequantized."""
+  return dequantize(scales) if isinstance(scales, QTensor) else scales
 
 
 def _count(form: Format, size: int) -> int:

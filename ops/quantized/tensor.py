@@ -130,7 +130,7 @@ class QTensor:
     Raises:
       IndexError: The index touches `axis` or removes an axis behind it.
     """
-    index = _expand(index, self.ndim)
+    index = expand_index(index, self.ndim)
     if any(
       not isinstance(one, slice) or (axis == 0 and one != slice(None))
       for axis, one in enumerate(index[self.axis :])
@@ -156,8 +156,12 @@ class QTensor:
     )
 
 
-def _expand(index: Any, ndim: int) -> tuple[Any, ...]:
-  """One entry an axis; an Ellipsis and missing axes become whole slices."""
+def expand_index(index: Any, ndim: int) -> tuple[Any, ...]:
+  """One entry an axis; an Ellipsis and missing axes become whole slices.
+
+  Raises:
+    IndexError: There are more entries than axes.
+  """
   index = index if isinstance(index, tuple) else (index,)
   before, after = index, ()
   for position, one in enumerate(index):

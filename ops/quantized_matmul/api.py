@@ -6,19 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch
-from ops.quantized import QTensor
+from ops.hadamard_transform import hadamard_transform
+from ops.quantized import QTensor, QWeight, as_array
 
 IMPLEMENTATIONS = dispatch.XLA_ONLY
 
 
 def quantized_matmul(
   x: jax.Array | QTensor,
-  w: jax.Array | QTensor,
+  w: jax.Array | QTensor | QWeight,
   *,
   dtype: jnp.dtype | None = None,
   implementation: str | None = None,
 ) -> jax.Array:
-  """Multiplies activations by weights, each an array or a `QTensor`.
+  """Multiplies activations by weights, each an array or of few bits.
 
     y_mf = sum_G s_mG s_Gf sum_{d in G} (c_md - z_mG) (c_df - z_Gf)
 
@@ -31,7 +32,8 @@ def quantized_matmul(
   Args:
     x: (..., D): bfloat16 or float32, or a QTensor with axis -1.
     w: (D, F): an array, which is cast to x's dtype, or a QTensor with axis -2.
-      Stacked weights are scanned or vmapped over.
+      Stacked weights are scanned or vmapped over. A `QWeight` rotates and
+      quantizes x, an array, first.
     dtype: Of y; by default x's.
     implementation: `"xla"`, or None for the best that runs here.
 
@@ -48,12 +50,31 @@ def quantized_matmul(
   Raises:
     ValueError: Shapes, axes or groups do not fit.
   """
+  dtype = jnp.dtype(dtype or x.dtype)
+  if isinstance(w, QWeight):
+    x, w = _prepare(x, w)
   _check(x, w)
   name = dispatch.resolve(
     "quantized_matmul", IMPLEMENTATIONS, implementation, x, w
   )
   implementing = importlib.import_module(f"ops.quantized_matmul.{name}")
-  return implementing.forward(x, w, dtype=jnp.dtype(dtype or x.dtype))
+  return implementing.forward(x, w, dtype=dtype)
+
+
+def _prepare(x, w):
+  """The operands of a product with a QWeight, x rotated and quantized."""
+  if isinstance(x, QTensor):
+    raise ValueError(
+      "quantized_matmul: x is quantized already, and w is a QWeight, which"
+      " would do it; give its `weight`"
+    )
+  if w.hadamard:
+    x = hadamard_transform(x)
+  if w.input is not None:
+    x = w.input(x)
+    # A weight that is an array takes what the levels stand for.
+    x = x if isinstance(w.weight, QTensor) else as_array(x)
+  return x, w.weight
 
 
 def _check(x, w):

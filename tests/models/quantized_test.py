@@ -1,5 +1,6 @@
 """Models whose weights are in few bits, through every way of calling them."""
 
+import dataclasses
 import functools
 import json
 
@@ -19,7 +20,14 @@ from models.mamba_config import MambaConfig
 from models.module import num_params
 from models.quantized import quantize_params
 from models.transformer_config import TransformerConfig
-from ops.quantized import Percentile, QTensor, as_array, formats, quantize
+from ops.quantized import (
+  Percentile,
+  QTensor,
+  QWeight,
+  as_array,
+  formats,
+  quantize,
+)
 from research.decoding import loop
 from research.decoding.plain import Plain
 from research.decoding.sampling import Sampling
@@ -66,7 +74,7 @@ def dense(params):
 
 
 def is_quantized(leaf):
-  return isinstance(leaf, QTensor)
+  return isinstance(leaf, QTensor | QWeight)
 
 
 def tokens_of(config):
@@ -136,6 +144,22 @@ def test_a_model_is_close_to_the_one_it_is_made_of(name, form, where):
   assert 0 < relative(whole, float_scores) < 2 * noise * products**0.5
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_kernels_multiply_is_rotated_and_rounded(name):
+  """W8A8: close to the float model, and no closer than rounding allows."""
+  config, params = CONFIGS[name], params_of(name)
+  tokens = tokens_of(config)
+  expected, _ = scores(config, params, tokens)
+  rotated = quantize_params(
+    params, "int8", r".*\.(in|out|up|down)_proj\.kernel", hadamard=True
+  )
+  q = quantize_params(rotated, "int8", input="int8")
+  whole, stepped = scores(config, q, tokens)
+  np.testing.assert_allclose(stepped, whole, rtol=2e-2, atol=2e-2)
+  assert 0 < relative(whole, expected) < 0.05
+  assert num_params(q) == num_params(params)
+
+
 @pytest.mark.parametrize("name", ["transformer", "hybrid"])
 def test_tokens_are_generated(name):
   """By the loop on the device, the same as by float weights on the levels."""
@@ -176,6 +200,8 @@ def test_formats_add_up_and_say_what_they_are_for():
 
 WRONG = {
   "matches": ("int8", r"layers\.mpl.*", "no weight matches 'layers"),
+  "table": ("int8", r".*table", "embed.table: a table multiplies", "int8"),
+  "input": ("int8", r".*kernel", "there is no number format 'int5'", "int5"),
   "vector": ("int8", r".*scale", "final_norm.scale: is neither a kernel nor"),
   "group": (
     "int4:7",
@@ -188,9 +214,10 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_choices_get_one_clear_line(case):
-  form, where, message = WRONG[case]
+  form, where, message, *input = WRONG[case]
+  input = input[0] if input else None
   with pytest.raises(InputError, match=message) as found:
-    quantize_params(params_of("transformer"), form, where)
+    quantize_params(params_of("transformer"), form, where, input=input)
   assert "\n" not in str(found.value)
 
 
@@ -218,6 +245,29 @@ def test_files_give_the_same_bits(tmp_path, name, form, where, dtype):
   # Other programs must not take the weights for missing.
   hf = json.loads((tmp_path / "model/config.json").read_text())
   assert hf["quantization_config"] == {"quant_method": "frugax"}
+
+
+@pytest.mark.parametrize(
+  "name, hadamard, static", [("hybrid", True, True), ("transformer", 0, 0)]
+)
+def test_files_keep_what_inputs_are_rounded_to(
+  tmp_path, name, hadamard, static
+):
+  params = params_of(name)
+  q = quantize_params(
+    params, "int8", r".*_proj\.kernel", input="int8", hadamard=hadamard
+  )
+  scales = lambda w: 0.01 + jnp.arange(w.shape[0], dtype="float32")[:, None]
+  fix = lambda w: (
+    dataclasses.replace(w, input=dataclasses.replace(w.input, scales=scales(w)))
+    if static and isinstance(w, QWeight)
+    else w
+  )
+  q = jax.tree.map(fix, q, is_leaf=is_quantized)
+  assert any(map(is_quantized, jax.tree.leaves(q, is_leaf=is_quantized)))
+  save_safetensors(tmp_path, CONFIGS[name], q)
+  found = load(tmp_path, "float32").params
+  chex.assert_trees_all_equal(found, q, strict=True)
 
 
 def test_formats_to_come_are_kept_too(monkeypatch):

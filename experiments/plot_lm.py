@@ -2,7 +2,8 @@
 
   python experiments/plot_lm.py --runs=runs/lm_a,runs/lm_b --plot=runs/lm.png
 
-Over tokens on the left, over the time of updates on the right. Takes seconds;
+Over tokens on the left, over the time of updates on the right. Runs of one name
+(--names=a,a,b,b) are seeds, of which the mean is drawn and told. Takes seconds;
 runs that are still under way are drawn as far as they are. --result names the
 device and commit of the runs, where all are finished and have the same.
 """
@@ -16,7 +17,13 @@ from models.errors import InputError
 
 _RUNS = flags.DEFINE_list("runs", [], "workdirs of train_lm.py")
 _NAMES = flags.DEFINE_list(
-  "names", [], "of the runs, in the legend; their folders' if not given"
+  "names",
+  [],
+  "of the runs, in the legend; their folders' if not given; the same name for "
+  "seeds of one run",
+)
+_TIMES = flags.DEFINE_bool(
+  "times", True, "tell times; none where other work shared the device"
 )
 _TITLE = flags.DEFINE_string(
   "title", "Language models on the same tokens", "of the plot"
@@ -31,10 +38,9 @@ def main(_) -> None:
   names = _NAMES.value or [folder.name for folder in folders]
   if not folders:
     raise InputError("--runs: there is none: name workdirs of train_lm.py")
-  if len(names) != len(folders) or len(set(names)) != len(names):
+  if len(names) != len(folders):
     raise InputError(
-      f"--names: {len(set(names))} different names for {len(folders)} runs: "
-      "give one for each"
+      f"--names: {len(names)} names for {len(folders)} runs: give one for each"
     )
   from research.core import report
   from research.language_model import curves
@@ -45,16 +51,18 @@ def main(_) -> None:
   ]
   path = pathlib.Path(_PLOT.value)
   path.parent.mkdir(parents=True, exist_ok=True)
-  curves.plot(path, found, _TITLE.value)
-  rows = curves.rows(found)
+  curves.plot(path, found, _TITLE.value, _TIMES.value)
+  rows = curves.rows(found, _TIMES.value)
   columns = {
     "model": "run",
     "budget": "tokens",
     "value": "perplexity",
-    "seconds": "seconds",
-    "tokens_per_second": "tokens/s",
-    "mfu": "MFU",
+    "sd": "sd",
+    "seeds": "seeds",
   }
+  if _TIMES.value:
+    columns |= {"seconds": "seconds", "tokens_per_second": "tokens/s"}
+    columns |= {"mfu": "MFU"}
   print(report.markdown_table(rows, columns), end="")
   if _RESULT.value:
     # The seconds are those of the updates of all runs.

@@ -89,6 +89,9 @@ class Block(nnx.Module):
     self.attn = Attention(config, rngs=rngs)
     self.mlp_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
     self.mlp = layers.GatedMlp(config.d_model, config.d_ff, rngs=rngs)
+    if config.scaled_outputs:
+      for written in (self.attn.o_proj, self.mlp.down_proj):
+        written.rescale((2 * config.num_layers) ** -0.5)
 
   def __call__(
     self,
@@ -97,13 +100,15 @@ class Block(nnx.Module):
     attend: Attend,
     layer_input: Any,
     hooks: layers.MlpHooks,
+    dtype: jnp.dtype,
   ) -> tuple[jax.Array, Any]:
-    """Maps (..., D); the second result is `attend`'s output."""
+    """Maps (..., D), working in `dtype`; and the output of `attend`."""
     mixed, layer_output = self.attn(
-      self.attn_norm(x), positions, attend, layer_input
+      self.attn_norm(x, dtype=dtype), positions, attend, layer_input
     )
     x = x + mixed
-    return x + self.mlp(self.mlp_norm(x), hooks), layer_output
+    normed = self.mlp_norm(x, dtype=dtype)
+    return x + self.mlp(normed, hooks), layer_output
 
 
 class Transformer(module.TokenModel):
@@ -138,7 +143,7 @@ class Transformer(module.TokenModel):
     """Runs all layers and the final norm.
 
     Args:
-      x: (..., D) embedded tokens.
+      x: (..., D) embedded tokens, in the dtype of the layers' work.
       positions: (...) int32.
       attend: mixes one layer's heads.
       layer_inputs: pytree with leading axis L; slice l goes to `attend`.
@@ -150,20 +155,24 @@ class Transformer(module.TokenModel):
         of as many as there are layers no scan is left, and they compile longer.
 
     Returns:
-      Hidden states (..., D) and `attend`'s outputs stacked over L.
+      Hidden states (..., D) in the dtype of `x`, and `attend`'s outputs
+      stacked over L.
     """
-    hooks = hooks or layers.MlpHooks()
+    hooks, dtype = hooks or layers.MlpHooks(), x.dtype
 
     def layer(x, block_and_input):
       block, layer_input = block_and_input
-      return block(x, positions, attend, layer_input, hooks)
+      return block(x, positions, attend, layer_input, hooks, dtype)
+
+    if self.config.float32_stream:
+      x = x.astype(jnp.float32)
 
     if remat:
       layer = jax.checkpoint(layer, prevent_cse=False)
     x, layer_outputs = jax.lax.scan(
       layer, x, (self.layers, layer_inputs), unroll=unroll
     )
-    return self.final_norm(x), layer_outputs
+    return self.final_norm(x, dtype=dtype), layer_outputs
 
 
 init, bind = Transformer.init, Transformer.bind

@@ -53,6 +53,10 @@ class TransformerConfig:
     qk_norm: RMSNorm over each head of q and k (Qwen3).
     max_position: trained context length.
     vocab_multiple: the token table is padded to a multiple of it.
+    float32_stream: the residual stream is float32 whatever the dtype of the
+      layers' work, as Mamba's is.
+    scaled_outputs: what writes to the stream starts smaller, by the square
+      root of all such writes (GPT-2, section 2.3); for random weights alone.
   """
 
   vocab_size: int
@@ -71,6 +75,8 @@ class TransformerConfig:
   qk_norm: bool = False
   max_position: int = 2048
   vocab_multiple: int = 1
+  float32_stream: bool = False
+  scaled_outputs: bool = False
 
   def __post_init__(self):
     """Checks what no array shape would."""

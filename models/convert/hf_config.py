@@ -74,6 +74,8 @@ def from_hf(hf: dict[str, Any], path: str) -> TransformerConfig:
     qkv_bias=family == "qwen2",
     qk_norm=family == "qwen3",
     max_position=need("max_position_embeddings"),
+    # The key is that of Mamba's configs; transformers keeps it unasked.
+    float32_stream=hf.get("residual_in_fp32", False),
   )
 
 
@@ -135,6 +137,8 @@ def to_hf(config: TransformerConfig, dtype: str) -> dict[str, Any]:
     "hidden_act": "silu",
     "torch_dtype": dtype,
   }
+  if config.float32_stream:
+    hf["residual_in_fp32"] = True
   if config.rope_scaling is not None:
     values = dataclasses.asdict(config.rope_scaling)
     scaling = {k: values[own] for own, k in _SCALING_KEYS.items()}

@@ -59,6 +59,8 @@ def _transformer(options, sizes, vocab_size) -> TransformerConfig:
     head_dim=sizes["d_model"] // sizes["heads"],
     tie_embeddings=options.tie_embeddings,
     max_position=options.length,
+    float32_stream=True,
+    scaled_outputs=True,
   )
 
 
@@ -95,8 +97,8 @@ class Model:
 
   Attributes:
     config: its sizes.
-    dtype: of activations; weights, and the residual stream of Mamba, are
-      float32.
+    dtype: of activations; weights, and the residual stream of what
+      `config_of` describes, are float32.
     implementations: of the ops; a Transformer has only attention.
     remat: compute layers again in the backward pass.
     document_mask: tokens see their own document alone.

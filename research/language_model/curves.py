@@ -96,50 +96,105 @@ def shared_origin(curves: Sequence[Curve]) -> dict[str, Any]:
   return places[0] | {"commit": ", ".join(commits)}
 
 
-def plot(path: pathlib.Path, curves: Sequence[Curve], title: str) -> None:
-  """Draws held-out perplexity over tokens and over time."""
+def by_name(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+  """The runs of each name, which are seeds of one run.
+
+  Raises:
+    InputError: runs of one name differ in more than their seed.
+  """
+  found = {}
+  for curve in curves:
+    found.setdefault(curve.name, []).append(curve)
+  for name, seeds in found.items():
+    if len({curve.flags.get("seed") for curve in seeds}) != len(seeds):
+      raise InputError(f"--names: {name!r} names two runs of one seed")
+    for curve in seeds:
+      differs = _differing(seeds[0], curve)
+      if differs:
+        raise InputError(
+          f"--names: runs named {name!r} differ in {', '.join(differs)}: give "
+          "them names of their own"
+        )
+  return found
+
+
+def _differing(one: Curve, other: Curve) -> list[str]:
+  """What two runs do not share: flags but the seed, and their evaluations."""
+  both = sorted((one.flags | other.flags).keys() - {"seed"})
+  found = [k for k in both if one.flags.get(k) != other.flags.get(k)]
+  same = np.array_equal(one.tokens, other.tokens)
+  return found if same else [*found, "the tokens read at their evaluations"]
+
+
+def plot(
+  path: pathlib.Path, curves: Sequence[Curve], title: str, times: bool = True
+) -> None:
+  """Draws held-out perplexity over tokens and, with `times`, over time.
+
+  Runs of one name are seeds, whose mean is drawn.
+  """
 
   def series(x):
-    return [plots.Series(name=c.name, x=x(c), y=np.exp(c.loss)) for c in curves]
+    return [
+      plots.Series(
+        name=name,
+        x=np.mean([x(c) for c in seeds], axis=0),
+        y=np.mean([np.exp(c.loss) for c in seeds], axis=0),
+      )
+      for name, seeds in by_name(curves).items()
+    ]
 
+  panels = {"training tokens (millions)": series(lambda c: c.tokens / 1e6)}
+  if times:
+    panels["training time (s)"] = series(lambda c: c.seconds)
   plots.panels_plot(
     path,
-    {
-      "training tokens (millions)": series(lambda c: c.tokens / 1e6),
-      "training time (s)": series(lambda c: c.seconds),
-    },
+    panels,
     "held-out perplexity (less is better)",
     title,
     log_y=True,
   )
 
 
-def rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-  """Rows of a result file: the last evaluation of each run."""
-  return [
-    {
-      "system": "language_model",
-      "model": c.name,
-      # Only names are kept, because the folder of the files says nothing to
-      # others.
-      "data": ",".join(
-        pathlib.Path(text).name
-        for text in c.flags["eval_text"] or c.flags["text"]
-      ),
-      "method": c.flags["arch"],
-      "budget": int(c.tokens[-1]),
-      "metric": "perplexity",
-      "value": float(np.exp(c.loss[-1])),
-      "low": None,
-      "high": None,
-      "seeds": 1,
-      "seconds": float(c.seconds[-1]),
-      "tokens_per_second": c.tokens_per_second,
-      "mfu": c.mfu,
-      "commit": c.origin.get("commit"),
-      "tokens_curve": c.tokens.tolist(),
-      "seconds_curve": c.seconds.tolist(),
-      "loss_curve": c.loss.tolist(),
-    }
-    for c in curves
-  ]
+def rows(curves: Sequence[Curve], times: bool = True) -> list[dict[str, Any]]:
+  """Rows of a result file: the last evaluation, one row a name.
+
+  Args:
+    curves: of the runs; those of one name are seeds.
+    times: whether rows hold times, which are of no use where other work shared
+      the device.
+  """
+  return [_row(name, seeds, times) for name, seeds in by_name(curves).items()]
+
+
+def _row(name: str, seeds: Sequence[Curve], times: bool) -> dict[str, Any]:
+  first = seeds[0]
+  found = [float(np.exp(c.loss[-1])) for c in seeds]
+  mean = lambda values: float(np.mean(values)) if times else None
+  shares = [c.mfu for c in seeds if c.mfu is not None]
+  return {
+    "system": "language_model",
+    "model": name,
+    # Only names are kept, because the folder of the files says nothing to
+    # others.
+    "data": ",".join(
+      pathlib.Path(text).name
+      for text in first.flags["eval_text"] or first.flags["text"]
+    ),
+    "method": first.flags["arch"],
+    "budget": int(first.tokens[-1]),
+    "metric": "perplexity",
+    "value": statistics.mean(found),
+    "low": min(found) if found[1:] else None,
+    "high": max(found) if found[1:] else None,
+    "sd": statistics.stdev(found) if found[1:] else None,
+    "seeds": len(seeds),
+    "values": dict(zip([str(c.flags.get("seed")) for c in seeds], found)),
+    "seconds": mean([c.seconds[-1] for c in seeds]),
+    "tokens_per_second": mean([c.tokens_per_second for c in seeds]),
+    "mfu": mean(shares) if shares else None,
+    "commit": ", ".join({str(c.origin.get("commit")): None for c in seeds}),
+    "tokens_curve": first.tokens.tolist(),
+    "seconds_curve": first.seconds.tolist() if times else None,
+    "loss_curves": [c.loss.tolist() for c in seeds],
+  }

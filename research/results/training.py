@@ -7,16 +7,26 @@ from research.core.report import markdown_table
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """One line a training run."""
-  lines = [
-    {
-      "model": row["model"],
-      "tokens": f"{row['budget'] / 1e6:,.1f}M",
-      "held-out perplexity": f"{row['value']:.2f}",
-      "seconds of updates": f"{row['seconds']:,.0f}",
-      "tokens/s": f"{row['tokens_per_second']:,.0f}",
-      "MFU": "" if row["mfu"] is None else f"{row['mfu']:.1%}",
-    }
-    for row in rows
-  ]
-  return markdown_table(lines, list(lines[0]))
+  """One line a model; ± is the standard deviation between seeds."""
+  lines = [_line(row) for row in rows]
+  empty = [key for key in lines[0] if not any(line[key] for line in lines)]
+  return markdown_table(lines, [key for key in lines[0] if key not in empty])
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, str]:
+  spread = row.get("sd")
+  between = "" if spread is None else f" ± {spread:.2f}"
+  several = row.get("seeds", 1) > 1
+  times = row["seconds"] is not None
+  return {
+    "model": row["model"],
+    "tokens": f"{row['budget'] / 1e6:,.1f}M",
+    "held-out perplexity": f"{row['value']:.2f}{between}",
+    "least, greatest": f"{row['low']:.2f}, {row['high']:.2f}"
+    if several
+    else "",
+    "seeds": f"{row['seeds']}" if several else "",
+    "seconds of updates": f"{row['seconds']:,.0f}" if times else "",
+    "tokens/s": f"{row['tokens_per_second']:,.0f}" if times else "",
+    "MFU": "" if row["mfu"] is None else f"{row['mfu']:.1%}",
+  }

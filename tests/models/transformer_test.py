@@ -202,6 +202,36 @@ def test_bfloat16_computes_in_its_own_type_with_float32_logits(plain):
   assert error < 2 * 2.0**-7
 
 
+def test_a_float32_stream_changes_the_sums_of_narrow_passes_alone(plain):
+  config, params, tokens = plain
+  wide = TransformerConfig.tiny(float32_stream=True)
+  exact = forward(config, params, tokens)
+  np.testing.assert_array_equal(forward(wide, params, tokens), exact)
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  hidden, state = prefill(wide, half, tokens[:, :8], cache_size=12)
+  assert hidden.dtype == state.cache.k.dtype == jnp.bfloat16
+  logits, _ = decode(wide, half, tokens[:, 8:], state)
+  whole = forward(wide, half, tokens)
+  np.testing.assert_allclose(logits, whole[:, 8:], atol=2.0**-6)
+  errors = [
+    np.linalg.norm(forward(c, half, tokens) - exact) for c in (wide, config)
+  ]
+  assert 0 < errors[0] < errors[1]
+
+
+def test_scaled_outputs_start_smaller_by_the_root_of_their_number():
+  key = jax.random.key(3)
+  plain, scaled = (
+    transformer.init(TransformerConfig.tiny(scaled_outputs=on), key)["layers"]
+    for on in (False, True)
+  )
+  for module, name in (("attn", "o_proj"), ("mlp", "down_proj")):
+    kernels = [layers[module].pop(name)["kernel"] for layers in (plain, scaled)]
+    # Two layers write twice each.
+    np.testing.assert_allclose(kernels[1], kernels[0] / 2, rtol=1e-6)
+  chex.assert_trees_all_equal(plain, scaled)
+
+
 def test_depth_does_not_grow_the_program():
   def size(layers):
     config = TransformerConfig.tiny(num_layers=layers)

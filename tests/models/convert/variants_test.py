@@ -172,6 +172,13 @@ def test_positions_are_divided_where_the_config_says_linear(folder, key):
   assert from_hf(to_hf(config, "float32"), "") == config
 
 
+def test_a_float32_stream_is_told_by_the_key_of_mamba():
+  config = TransformerConfig.tiny(float32_stream=True)
+  hf = to_hf(config, "float32")
+  assert hf["residual_in_fp32"] is True and from_hf(hf, "") == config
+  assert "residual_in_fp32" not in to_hf(TransformerConfig.tiny(), "float32")
+
+
 def test_llama3_scaling_takes_the_original_length_from_the_top(folder):
   scaling = {
     "rope_type": "llama3",

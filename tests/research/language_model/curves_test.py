@@ -7,6 +7,7 @@ import pytest
 
 from models.errors import InputError
 from research.language_model import curves
+from research.results import training
 
 
 @pytest.fixture
@@ -69,6 +70,42 @@ def test_runs_are_drawn_on_one_plot(run, tmp_path):
   found = [curves.read(run, name) for name in ("a", "b")]
   curves.plot(tmp_path / "p.png", found, "Title")
   assert matplotlib.image.imread(tmp_path / "p.png").shape[1] == 1120
+
+
+def test_runs_of_one_name_are_seeds(run, tmp_path):
+  first = curves.read(run, "ours")
+  second, third = (
+    dataclasses.replace(
+      first, loss=first.loss + shift, flags=first.flags | {"seed": seed}
+    )
+    for seed, shift in ((1, 0.2), (2, -0.1))
+  )
+  alone = dataclasses.replace(first, name="other")
+  row, other = curves.rows([first, second, alone, third])
+  found = np.exp(1 + np.array([0.0, 0.2, -0.1]))
+  assert row["value"] == pytest.approx(found.mean())
+  assert row["sd"] == pytest.approx(found.std(ddof=1))
+  assert (row["low"], row["high"]) == (min(found), max(found))
+  assert row["seeds"] == 3 and other["seeds"] == 1 and other["sd"] is None
+  line = training.table([row]).splitlines()[2]
+  assert f"{found.mean():.2f} ± {found.std(ddof=1):.2f}" in line
+
+  (untimed,) = curves.rows([first, second], times=False)
+  assert untimed["seconds"] is untimed["tokens_per_second"] is None
+  text = training.table([untimed])
+  assert "tokens/s" not in text and "MFU" not in text
+  curves.plot(tmp_path / "p.png", [first, second], "Title", times=False)
+  assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_name_differ_in_their_seed_alone(run):
+  first = curves.read(run, "ours")
+  with pytest.raises(InputError, match="'ours' names two runs of one seed"):
+    curves.rows([first, first])
+  other = {"seed": 1, "batch": 2}
+  other = dataclasses.replace(first, flags=first.flags | other)
+  with pytest.raises(InputError, match="differ in batch: give them names"):
+    curves.rows([first, other])
 
 
 def test_a_run_of_one_line_is_a_point(run):

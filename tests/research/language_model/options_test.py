@@ -115,6 +115,11 @@ def test_products_with_weights_are_two_operations_a_weight(arch, tie):
   assert flops.training(config, 64) == 3 * sum(found.values())
 
 
+def test_new_transformers_keep_and_scale_their_stream_as_mambas_do():
+  config = config_of(arch="transformer")
+  assert config.float32_stream and config.scaled_outputs
+
+
 def test_mixing_is_counted_by_what_a_query_sees():
   config = config_of(arch="transformer", layers=3, d_model=32, kv_heads=2)
   # Query t sees t + 1 keys; two products of 2 operations in each of 32 places.

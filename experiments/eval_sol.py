@@ -122,9 +122,11 @@ def main(_) -> None:
     flush=True,
   )
 
+  text = pathlib.Path(_TEXT.value).name  # A folder says nothing to others.
+
   def keep(found):
     rows = reporting.rows(
-      found, method, checkpoint, ours, plan.asked, _TEXT.value, _SEED.value
+      found, method, checkpoint, ours, plan.asked, text, _SEED.value
     )
     seconds = time.perf_counter() - began
     for path in filter(None, (workdir / "eval.json", _RESULT.value)):
@@ -140,7 +142,7 @@ def main(_) -> None:
   )
   say = lambda line: print(line, flush=True)
   found = comparison.compare(subject, plan, say, progress.counter, keep)
-  reporting.write(workdir, keep(found), checkpoint.name, _TEXT.value)
+  reporting.write(workdir, keep(found), checkpoint.name, text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ A model is a config and a nested dict of parameters. `FAMILIES` says which
 module computes a config; nobody else asks. Each of these modules has the same
 functions with the same signatures: `init`, `abstract_params`, `num_params`,
 `bind`, `hidden_states`, `init_state`, `prefill` and `decode`; what `bind`
-gives has `head` and `logits`. The state between calls (keys and values,
+gives has `head` and `logits`. A model one layer at a time, for methods that
+change one knowing what it reads, is `before_layers`, `layer` for each of
+`layers_of`, `after_layers`. The state between calls (keys and values,
 recurrent states) is a pytree of the model's own, passed in and returned.
 
 Shapes by axis letter: B batch, T tokens, D width, V vocabulary.
@@ -59,6 +61,33 @@ def hidden_states(
   Takes the options of `transformer.hidden_states`.
   """
   return module_of(config).hidden_states(config, params, tokens, **options)
+
+
+def layers_of(config: Config) -> tuple[module.Layer, ...]:
+  """All layers of a model, in their order."""
+  return module_of(config).layers_of(config)
+
+
+def before_layers(config: Config, params: Params, tokens: jax.Array) -> Any:
+  """What the first layer reads of `tokens` (B, T), a pytree."""
+  return module_of(config).before_layers(config, params, tokens)
+
+
+def layer(config: Config, params: Params, kind: str, stream: Any) -> Any:
+  """Maps what one layer reads to what the next one does.
+
+  Args:
+    config: of the model.
+    params: of this layer alone, see `layers_of`.
+    kind: of the layer.
+    stream: of `before_layers` or of the layer before.
+  """
+  return module_of(config).layer(config, params, kind, stream)
+
+
+def after_layers(config: Config, params: Params, stream: Any) -> jax.Array:
+  """Hidden states (B, T, D) of what the last layer gives."""
+  return module_of(config).after_layers(config, params, stream)
 
 
 def prefill(

@@ -28,6 +28,7 @@ from models.mamba_blocks import (
   MambaBlock,
   Pass,
   RecurrentState,
+  Stream,
   step_run,
 )
 from models.mamba_config import MambaConfig, Run
@@ -154,6 +155,63 @@ def _stack(config: MambaConfig, run: Run, rngs: nnx.Rngs) -> nnx.Module:
 
 init, bind = Mamba.init, Mamba.bind
 abstract_params, num_params = Mamba.abstract_params, Mamba.num_params
+
+
+def layers_of(config: MambaConfig) -> tuple[module.Layer, ...]:
+  """All layers, in their order."""
+  return tuple(
+    module.Layer(("layers", number), index, run.kind)
+    for number, run in enumerate(config.runs)
+    for index in range(run.num_layers)
+  )
+
+
+def before_layers(
+  config: MambaConfig, params: Params, tokens: jax.Array
+) -> Stream:
+  """What the first layer reads of `tokens` (B, T): a `Stream`."""
+  x = bind(config, params).embed(tokens)
+  return x.astype(jnp.float32), jnp.zeros_like(x)
+
+
+def layer(
+  config: MambaConfig, params: Params, kind: str, stream: Stream
+) -> Stream:
+  """One layer by itself, of whole texts.
+
+  Args:
+    config: of the model.
+    params: of the layer.
+    kind: "mamba" or "attention".
+    stream: what it reads.
+  """
+  run = _whole_texts(stream)
+  if kind == "attention":
+    block = module.module_over(AttentionBlock, config, params)
+    return block(stream, None, run)[0]
+  block = module.module_over(MambaBlock, config, params)
+  return block(stream, RecurrentState(), jnp.int32(0), run)[0]
+
+
+def after_layers(
+  config: MambaConfig, params: Params, stream: Stream
+) -> jax.Array:
+  """Hidden states (B, T, D) of what the last layer gives."""
+  norm = bind(config, params).final_norm
+  return _whole_texts(stream).add_and_norm(stream, norm)[0]
+
+
+def _whole_texts(stream: Stream) -> Pass:
+  x, y = stream
+  return Pass(
+    dtype=y.dtype,
+    positions=transformer.token_positions(x[..., 0]),
+    attend=causal_attend(keep=False),
+    places=None,
+    segment_ids=None,
+    is_step=False,
+    implementations=Implementations(),
+  )
 
 
 def init_state(

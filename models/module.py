@@ -5,6 +5,7 @@ Code elsewhere keeps `(config, params)`, and uses `jax.jit`,
 a module of them where the model is computed.
 """
 
+import dataclasses
 import functools
 from typing import Any, Self
 
@@ -51,7 +52,27 @@ class Model(nnx.Module):
   @classmethod
   def bind(cls, config: Any, params: Params) -> Self:
     """The module over `params`, a nested dict as `init` returns it."""
-    return nnx.merge(_abstract(cls, config)[0], params)
+    return module_over(cls, config, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """Where one layer of a model is.
+
+  Attributes:
+    stack: path of the stacked parameters that it is a part of.
+    index: in the stack.
+    kind: what the layer is, for the function `layer` of the model's file.
+  """
+
+  stack: tuple[str | int, ...]
+  index: int
+  kind: str
+
+
+def module_over(cls: type, config: Any, params: Params) -> Any:
+  """The module `cls(config, rngs=...)` over parameters of its own."""
+  return nnx.merge(_abstract(cls, config)[0], params)
 
 
 @functools.lru_cache(maxsize=64)

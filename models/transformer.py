@@ -182,6 +182,47 @@ abstract_params, num_params = (
 )
 
 
+def layers_of(config: TransformerConfig) -> tuple[module.Layer, ...]:
+  """All layers, in their order."""
+  return tuple(
+    module.Layer(("layers",), index, "decoder")
+    for index in range(config.num_layers)
+  )
+
+
+def before_layers(
+  config: TransformerConfig, params: Params, tokens: jax.Array
+) -> jax.Array:
+  """What the first layer reads of `tokens` (B, T): (B, T, D)."""
+  return bind(config, params).embed(tokens)
+
+
+def layer(
+  config: TransformerConfig, params: Params, kind: str, x: jax.Array
+) -> jax.Array:
+  """One layer by itself, of whole texts.
+
+  Args:
+    config: of the model.
+    params: of the layer.
+    kind: of the layer; there is one.
+    x: what it reads.
+  """
+  del kind
+  block = module.module_over(Block, config, params)
+  attend = causal_attend(keep=False)
+  return block(x, token_positions(x[..., 0]), attend, None, layers.MlpHooks())[
+    0
+  ]
+
+
+def after_layers(
+  config: TransformerConfig, params: Params, x: jax.Array
+) -> jax.Array:
+  """Hidden states (B, T, D) of what the last layer gives."""
+  return bind(config, params).final_norm(x)
+
+
 def token_positions(tokens: jax.Array) -> jax.Array:
   """Positions 0..T-1 for every row of (B, T)."""
   steps = jnp.arange(tokens.shape[-1], dtype=jnp.int32)

@@ -1,0 +1,182 @@
+"""Calibration: what each place of a model is given, layer after layer.
+
+A layer is run by itself over all batches before the next one begins, so that
+only one is held in memory twice, and that a layer can be changed knowing what
+the changed ones before it give it (as GPTQ asks). Shapes by axis letter: N
+batches, B rows, T tokens.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import language_model
+from models.errors import InputError
+from models.module import Layer
+from ops.quantized import QWeight
+from research.quantization.statistics import Observer, Statistics
+from research.quantization.structure import at, kernels, put
+from research.text.packing import Corpus
+
+# By the name of a place, such as "mixer.in_proj".
+Notes = dict[str, Statistics]
+# Gives the new parameters of a layer.
+Change = Callable[[Layer, dict[str, Any], Notes], dict[str, Any]]
+HEAD = "lm_head"
+# Fewer tokens leave percentiles and products of channels to chance.
+LEAST_TOKENS = 1024
+
+
+def batches_of(
+  corpus: Corpus, *, rows: int, length: int, batches: int
+) -> np.ndarray:
+  """Windows of a text, spread evenly over it.
+
+  Returns:
+    (N, B, T) int32.
+
+  Raises:
+    InputError: there are fewer tokens than that, or fewer than make sense.
+  """
+  count = rows * batches
+  fit = len(corpus.tokens) // length
+  if count > fit or count * length < LEAST_TOKENS:
+    raise InputError(
+      f"calibration: the text has {len(corpus.tokens):,} tokens, and "
+      f"{batches} batches of {rows} x {length} are asked for: give a longer "
+      f"text or fewer tokens, but at least {LEAST_TOKENS:,}"
+    )
+  starts = np.arange(count) * fit // count * length
+  places = starts[:, None] + np.arange(length)
+  tokens = np.asarray(corpus.tokens[places], np.int32)
+  return tokens.reshape(batches, rows, length)
+
+
+def calibrate(
+  config: language_model.Config,
+  params: language_model.Params,
+  batches: np.ndarray,
+  *,
+  gram: bool = False,
+  advance: Callable[[int], None] | None = None,
+) -> tuple[list[Notes], Statistics]:
+  """Statistics of a model over a stream of token batches.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    batches: (N, B, T) int32.
+    gram: whether products of channels are wanted.
+    advance: told how many more layers are done.
+
+  Returns:
+    For each layer those of each kernel's input and of each tap; and those of
+    what the head is given.
+
+  Raises:
+    InputError: what a layer gives is not finite.
+  """
+  found: list[Notes] = []
+
+  def note(layer, params, notes):
+    del layer
+    found.append(notes)
+    return params
+
+  _, head = walk(config, params, batches, note, gram=gram, advance=advance)
+  return found, head
+
+
+def walk(
+  config: language_model.Config,
+  params: language_model.Params,
+  batches: np.ndarray,
+  change: Change,
+  *,
+  gram: bool = False,
+  advance: Callable[[int], None] | None = None,
+) -> tuple[language_model.Params, Statistics]:
+  """Changes a model layer by layer; each reads what the changed ones give.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    batches: (N, B, T) int32.
+    change: gives the new parameters of a layer, those of a stack all alike.
+    gram: whether products of channels are wanted.
+    advance: told how many more layers are done.
+
+  Returns:
+    The new parameters, and statistics of what the head is given.
+
+  Raises:
+    InputError: what a layer gives is not finite.
+  """
+  streams = [_begin(config, params, jnp.asarray(batch)) for batch in batches]
+  stacks: dict[tuple, list[Any]] = {}
+  for number, layer in enumerate(language_model.layers_of(config)):
+    own = jax.tree.map(lambda a, i=layer.index: a[i], at(params, layer.stack))
+    notes: Notes = {}
+    for stream in streams:
+      more = _observe(config, layer.kind, gram, own, stream)
+      notes = {n: notes[n].merge(m) if notes else m for n, m in more.items()}
+    _check(notes, f"layer {number}")
+    new = change(layer, own, notes)
+    stacks.setdefault(layer.stack, []).append(new)
+    streams = [_run(config, layer.kind, new, stream) for stream in streams]
+    if advance is not None:
+      advance(1)
+  for stack, layers in stacks.items():
+    whole = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+    params = put(params, stack, whole)
+  seen = [_finish(config, params, gram, stream) for stream in streams]
+  head = functools.reduce(Statistics.merge, seen)
+  _check({HEAD: head}, "the last norm")
+  return params, head
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(config, params, tokens):
+  return language_model.before_layers(config, params, tokens)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(config, kind, params, stream):
+  return language_model.layer(config, params, kind, stream)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _observe(config, kind, gram, params, stream) -> Notes:
+  """Statistics of one layer on one batch."""
+  notes: Notes = {}
+  for path in kernels(params):
+    kernel = at(params, path)["kernel"]
+    seen = Observer(notes, ".".join(path), gram)
+    if isinstance(kernel, QWeight):
+      kernel = QWeight(
+        weight=kernel.weight, input=seen, hadamard=kernel.hadamard
+      )
+    else:
+      kernel = QWeight(weight=kernel, input=seen)
+    params = put(params, (*path, "kernel"), kernel)
+  language_model.layer(config, params, kind, stream)
+  return notes
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _finish(config, params, gram, stream) -> Statistics:
+  hidden = language_model.after_layers(config, params, stream)
+  return Statistics.of(hidden, gram=gram)
+
+
+def _check(notes: Notes, where: str) -> None:
+  for name, seen in notes.items():
+    if not np.isfinite(seen.absmax).all():
+      raise InputError(
+        f"calibration: {where}: what {name} is given is NaN or infinite; the "
+        "weights are damaged, or too large for their dtype"
+      )

@@ -1,0 +1,139 @@
+"""Rounding of a kernel: to the nearest levels, or by GPTQ.
+
+Shapes by axis letter: D rows, over which a product sums, F columns, G groups of
+K rows.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ops.quantized import Format, QTensor, absmax, dequantize, quantize
+from ops.quantized.quantize import Observer
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def fitting(form: Format, size: int) -> Format:
+  """The format with the largest groups that divide an axis of `size`."""
+  if isinstance(form.group, str):
+    return form
+  return dataclasses.replace(form, group=math.gcd(form.group, size))
+
+
+@functools.partial(jax.jit, static_argnames=("form", "axis", "observer"))
+def round_to_nearest(
+  kernel: jax.Array,
+  form: Format,
+  *,
+  axis: int = -2,
+  observer: Observer = absmax,
+) -> QTensor:
+  """Each value as its nearest level, in groups that fit."""
+  form = fitting(form, kernel.shape[axis])
+  return quantize(kernel, form, axis=axis, observer=observer)
+
+
+@functools.partial(jax.jit, static_argnames=("form", "damp", "observer"))
+def gptq(
+  kernel: jax.Array,
+  gram: jax.Array,
+  form: Format,
+  *,
+  damp: float = 0.01,
+  observer: Observer = absmax,
+) -> QTensor:
+  """Rounds row after row, and corrects the rows to come for the error.
+
+  Frantar et al. 2022, algorithm 1: with H = X^T X + damp mean(diag) I and U the
+  upper Cholesky factor of its inverse,
+
+    e_i = (w_i - q_i) / U_ii,    w_j <- w_j - U_ij e_i  for j > i.
+
+  Rows go in their order; a group's scales are those of its rows as corrected by
+  the groups before.
+
+  Args:
+    kernel: (D, F).
+    gram: (D, D) float32, sum of x x^T of what the kernel multiplies.
+    form: symmetric, without a second level; groups are made to fit D.
+    damp: share of the mean of the diagonal.
+    observer: of magnitudes, for the scales.
+
+  Returns:
+    A `QTensor` of axis -2.
+
+  Raises:
+    ValueError: the format is not symmetric, or its scales have a second level.
+  """
+  form = fitting(form, kernel.shape[0])
+  if not form.symmetric or form.scale_format:
+    raise ValueError(f"GPTQ of {form}: only symmetric formats of one level")
+  size = kernel.shape[0]
+  block = form.group if isinstance(form.group, int) else math.gcd(128, size)
+  upper = _factor(gram, damp)
+  whole = None
+  if isinstance(form.group, str):
+    whole = quantize(kernel, form, axis=-2, observer=observer).scales
+  w = kernel.astype(jnp.float32)
+
+  def next_block(w, start):
+    part = jax.lax.dynamic_slice_in_dim(w, start, block)
+    rows = jax.lax.dynamic_slice_in_dim(upper, start, block)
+    own = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
+    if whole is None:
+      scales = quantize(part, form, axis=-2, observer=observer).scales
+    else:
+      scales = whole
+    rounded, errors = _round_block(part, own, scales, form)
+    later = jnp.arange(size) >= start + block
+    change = jnp.matmul(
+      jnp.where(later[None], rows, 0.0).T, errors, precision=_EXACT
+    )
+    w = jax.lax.dynamic_update_slice_in_dim(w - change, rounded, start, 0)
+    return w, scales
+
+  starts = jnp.arange(0, size, block)
+  w, scales = jax.lax.scan(next_block, w, starts)
+  scales = whole if whole is not None else scales[:, 0]
+  found = quantize(w.astype(jnp.float32), form, axis=-2, scales=scales)
+  return dataclasses.replace(found, dtype=kernel.dtype)
+
+
+def _round_block(part, upper, scales, form):
+  """Rounds the rows of one block; the rounded rows, and their errors e."""
+  later = jnp.arange(part.shape[0])
+
+  def next_row(i, carry):
+    part, errors = carry
+    row = jax.lax.dynamic_slice_in_dim(part, i, 1)
+    one = _row_of(form)
+    near = dequantize(quantize(row, one, axis=-2, scales=scales))
+    factors = jax.lax.dynamic_slice_in_dim(upper, i, 1)[0]
+    error = (row - near) / factors[i]
+    change = jnp.where(later > i, factors, 0.0)[:, None] * error
+    part = jax.lax.dynamic_update_slice_in_dim(part - change, near, i, 0)
+    return part, jax.lax.dynamic_update_slice_in_dim(errors, error, i, 0)
+
+  start = part, jnp.zeros_like(part)
+  return jax.lax.fori_loop(0, part.shape[0], next_row, start)
+
+
+def _row_of(form: Format) -> Format:
+  """The format of a single row, whose scales are given."""
+  return dataclasses.replace(form, group="row", packed=False)
+
+
+def _factor(gram: jax.Array, damp: float) -> jax.Array:
+  """Upper Cholesky factor of the inverse of the damped gram, float32."""
+  diagonal = jnp.diagonal(gram)
+  # A channel that is always zero decides nothing.
+  dead = jnp.where(diagonal == 0, jnp.maximum(jnp.mean(diagonal), 1e-30), 0.0)
+  shift = dead + damp * jnp.mean(diagonal)
+  lower = jnp.linalg.cholesky(gram + jnp.diag(shift))
+  eye = jnp.eye(gram.shape[0], dtype=jnp.float32)
+  inverse = jax.scipy.linalg.cho_solve((lower, True), eye)
+  return jnp.linalg.cholesky((inverse + inverse.T) / 2).T

@@ -1,0 +1,124 @@
+"""Scales moved between a norm and the kernels behind it, and outliers planted.
+
+Both leave the function of the model as it is: x diag(1/s) diag(s) W = x W.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import language_model
+from models.module import Layer, Params
+from research.quantization import structure
+from research.quantization.calibration import Notes
+from research.quantization.structure import at
+
+# What scales of its own channels, and the kernels that read it, beside norms.
+_GATED = (("mixer", "norm"), [("mixer", "out_proj")])
+
+
+def smooth(
+  config: language_model.Config,
+  params: Params,
+  notes: list[Notes],
+  alpha: float,
+  *,
+  stream: bool = True,
+) -> Params:
+  """Takes outliers of activations into the weights.
+
+    s_c = max|x_c|^alpha / max_f|W_cf|^(1 - alpha)
+
+  SmoothQuant (arXiv:2211.10438, eq. 4), for kernels behind a norm: those that
+  read the residual stream, and Mamba-2's output, whose gated norm is a norm.
+
+  Args:
+    config: of the model.
+    params: of the model, kernels as arrays.
+    notes: of each layer, from `calibrate`.
+    alpha: 0 leaves activations as they are, 1 weights.
+    stream: whether kernels that read the residual stream are among them.
+  """
+
+  def change(layer, own):
+    for norm, kernels in _pairs(own, stream):
+      absmax = notes[layer][".".join(kernels[0])].absmax
+      largest = lambda path, own=own: jnp.max(
+        jnp.abs(at(own, path)["kernel"]), axis=-1
+      )
+      weights = jnp.max(jnp.stack([largest(path) for path in kernels]), axis=0)
+      scales = jnp.maximum(absmax, 1e-5) ** alpha
+      scales = scales / jnp.maximum(weights, 1e-5) ** (1 - alpha)
+      own = _move(own, norm, kernels, jnp.maximum(scales, 1e-5))
+    return own
+
+  return each_layer(config, params, change)
+
+
+def plant_outliers(
+  config: language_model.Config,
+  params: Params,
+  *,
+  factor: float,
+  count: int,
+  seed: int = 0,
+) -> Params:
+  """Makes a few channels behind every norm large; the function stays.
+
+  So a small model gets the outliers that large ones have (arXiv:2208.07339,
+  section 4), which are what quantizing activations fails by.
+
+  Args:
+    config: of the model.
+    params: of the model, kernels as arrays.
+    factor: of the channels.
+    count: of channels of each norm.
+    seed: of their choice.
+  """
+  generator = np.random.default_rng(seed)
+
+  def change(_, own):
+    for norm, kernels in _pairs(own, True):
+      size = at(own, norm)["scale"].shape[-1]
+      scales = np.ones(size, np.float32)
+      scales[generator.choice(size, count, replace=False)] = 1 / factor
+      own = _move(own, norm, kernels, jnp.asarray(scales))
+    return own
+
+  return each_layer(config, params, change)
+
+
+def _pairs(layer, stream: bool):
+  """Norms, each with the kernels behind it."""
+  found = structure.readers(layer) if stream else []
+  return [*found, _GATED] if structure.has(layer, _GATED[0]) else found
+
+
+def _move(own, norm, kernels, scales: jax.Array):
+  """Divides what a norm gives by scales (D,), and multiplies its kernels."""
+  own = structure.update(
+    own, (*norm, "scale"), lambda g: (g / scales).astype(g.dtype)
+  )
+  for path in kernels:
+    own = structure.update(
+      own,
+      (*path, "kernel"),
+      lambda w: (w * scales[:, None]).astype(w.dtype),
+    )
+  return own
+
+
+def each_layer(config, params: Params, change) -> Params:
+  """Calls `change(number, parameters)` of every layer."""
+  layers: tuple[Layer, ...] = language_model.layers_of(config)
+  stacks: dict[Any, list[Any]] = {}
+  for number, layer in enumerate(layers):
+    stack = at(params, layer.stack)
+    own = jax.tree.map(lambda a, i=layer.index: a[i], stack)
+    stacks.setdefault(layer.stack, []).append(change(number, own))
+  for path, own in stacks.items():
+    whole = jax.tree.map(lambda *parts: jnp.stack(parts), *own)
+    params = structure.put(params, path, whole)
+  return params

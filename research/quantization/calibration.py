@@ -99,13 +99,13 @@ def walk(
   *,
   gram: bool = False,
   advance: Callable[[int], None] | None = None,
-) -> tuple[language_model.Params, Statistics]:
+) -> tuple[language_model.Params, Statistics | None]:
   """Changes a model layer by layer; each reads what the changed ones give.
 
   Args:
     config: of the model.
     params: of the model.
-    batches: (N, B, T) int32.
+    batches: (N, B, T) int32; of none there are no statistics.
     change: gives the new parameters of a layer, those of a stack all alike.
     gram: whether products of channels are wanted.
     advance: told how many more layers are done.
@@ -134,6 +134,8 @@ def walk(
     whole = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
     params = put(params, stack, whole)
   seen = [_finish(config, params, gram, stream) for stream in streams]
+  if not seen:
+    return params, None
   head = functools.reduce(Statistics.merge, seen)
   _check({HEAD: head}, "the last norm")
   return params, head

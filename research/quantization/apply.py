@@ -1,0 +1,178 @@
+"""`quantize`: a model by a recipe."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import language_model
+from models.errors import InputError
+from models.module import Layer, Params
+from ops.quantized import Format, Quantizer, QWeight, formats, is_quantized
+from research.quantization import (
+  gptq,
+  reordering,
+  rotation,
+  smoothing,
+  structure,
+)
+from research.quantization.calibration import HEAD, Notes, calibrate, walk
+from research.quantization.recipes import Recipe
+from research.quantization.statistics import Statistics
+
+# Kernels of Mamba-1 that make step sizes, B and C.
+_SMALL = (("mixer", "x_proj"), ("mixer", "dt_proj"))
+# The notes of x, which the state space reads.
+X = "mixer.x"
+
+
+def quantize(
+  config: language_model.Config,
+  params: Params,
+  recipe: Recipe,
+  batches: np.ndarray | None,
+  advance: Callable[[int], None] | None = None,
+) -> tuple[language_model.Config, Params]:
+  """Quantizes a model.
+
+  Args:
+    config: of the model.
+    params: of the model, arrays.
+    recipe: how.
+    batches: (N, B, T) int32 tokens to calibrate on, see
+      `calibration.batches_of`; may be None where the recipe needs none.
+    advance: told how many more layers are done, of `work(config, recipe)`.
+
+  Returns:
+    The config, whose head is untied where the recipe rotates the residual
+    stream, and parameters with `QTensor` and `QWeight` in place of arrays.
+
+  Raises:
+    InputError: the model is quantized already, there is no text to calibrate
+      on, numbers are not finite, or a rotation or format does not fit.
+  """
+  leaves = jax.tree.leaves(params, is_leaf=is_quantized)
+  if any(is_quantized(leaf) for leaf in leaves):
+    raise InputError("the model is quantized already: give the one before")
+  if recipe.is_static and batches is None:
+    raise InputError("this recipe needs a text to calibrate on: give one")
+  config, params = prepare(config, params, recipe, batches, advance)
+  if not recipe.is_static:
+    batches = np.zeros((0, 1, 1), np.int32)
+  change = lambda layer, own, notes: _layer(recipe, own, notes)
+  params, head = walk(
+    config, params, batches, change, gram=recipe.gptq, advance=advance
+  )
+  return config, _ends(config, params, recipe, head)
+
+
+def work(config: language_model.Config, recipe: Recipe) -> int:
+  """Layers that `quantize` goes through, passes counted."""
+  passes = 1 + (recipe.rotation == "klt") + _transforms(recipe)
+  return passes * len(language_model.layers_of(config))
+
+
+def _transforms(recipe: Recipe) -> bool:
+  return bool(recipe.smoothing or recipe.clusters)
+
+
+def prepare(
+  config: language_model.Config,
+  params: Params,
+  recipe: Recipe,
+  batches: np.ndarray | None,
+  advance: Callable[[int], None] | None = None,
+) -> tuple[language_model.Config, Params]:
+  """The part of a recipe that leaves the model's function as it is.
+
+  Takes and raises what `quantize` does; nothing is rounded yet.
+  """
+  if recipe.rotation:
+    config, params = rotation.fold_norms(config, params)
+    turn = rotation.hadamard(config.d_model)
+    if recipe.rotation == "klt":
+      notes, _ = calibrate(config, params, batches, gram=True, advance=advance)
+      turn = rotation.principal(_stream_gram(notes)) @ turn
+    params = rotation.rotate_stream(config, params, turn)
+  if _transforms(recipe):
+    notes, _ = calibrate(config, params, batches, advance=advance)
+    if recipe.clusters:
+      params = reordering.reorder(config, params, notes, X, *recipe.clusters)
+    if recipe.smoothing:
+      stream = recipe.rotation is None
+      params = smoothing.smooth(
+        config, params, notes, recipe.smoothing, stream=stream
+      )
+  if recipe.rotates_outputs:
+    params = rotation.rotate_inputs(config, params)
+  return config, params
+
+
+def _stream_gram(notes: list[Notes]) -> jax.Array:
+  """Sum of x x^T over all that is read of the residual stream."""
+  names = [
+    ".".join(kernels[0]) for kernels in structure.READERS.values()
+  ]
+  return sum(
+    seen[name].gram for seen in notes for name in names if name in seen
+  )
+
+
+def _layer(recipe: Recipe, own: dict[str, Any], notes: Notes):
+  """The quantized parameters of one layer."""
+  for path in structure.kernels(own):
+    name = ".".join(path)
+    form = recipe.small_kernels if path in _SMALL else recipe.kernels
+    seen = notes.get(name)
+    quantized = _kernel(
+      recipe, structure.at(own, path)["kernel"], form, seen, path not in _SMALL
+    )
+    own = structure.put(own, (*path, "kernel"), quantized)
+  return own
+
+
+def _kernel(
+  recipe: Recipe,
+  kernel: jax.Array | QWeight,
+  form: str | None,
+  seen: Statistics | None,
+  by_gptq: bool,
+) -> Any:
+  """One kernel in its format, and a quantizer of what it multiplies."""
+  weight = rotation.plain_kernel(kernel)
+  if form is not None:
+    if recipe.gptq and by_gptq:
+      weight = gptq.gptq(weight, seen.gram, formats.get(form))
+    else:
+      weight = gptq.round_to_nearest(weight, formats.get(form))
+  turned = isinstance(kernel, QWeight) and kernel.hadamard
+  inputs = None
+  if recipe.inputs is not None:
+    inputs = static_quantizer(seen.absmax.max(), formats.get(recipe.inputs))
+  if inputs is None and not turned:
+    return weight
+  return QWeight(weight=weight, input=inputs, hadamard=turned)
+
+
+def static_quantizer(largest: jax.Array, form: Format) -> Quantizer:
+  """A quantizer whose largest level is a magnitude, () or (..., G)."""
+  top = float(np.abs(form.levels).max())
+  scales = jnp.maximum(jnp.atleast_1d(largest), 1e-12) / top
+  return Quantizer(scales=scales.astype(jnp.float32), format=form)
+
+
+def _ends(config, params: Params, recipe: Recipe, head: Statistics) -> Params:
+  """Quantizes the head and the token table."""
+  if not config.tie_embeddings:
+    kernel = _kernel(
+      recipe, params["lm_head"]["kernel"], recipe.head, head, True
+    )
+    params = params | {"lm_head": {"kernel": kernel}}
+  if recipe.table is not None:
+    table = gptq.round_to_nearest(
+      params["embed"]["table"], formats.get(recipe.table), axis=-1
+    )
+    params = params | {"embed": {"table": table}}
+  return params

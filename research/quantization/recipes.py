@@ -1,0 +1,123 @@
+"""Recipes: what becomes of each part of a model, by name.
+
+A module of options: it imports no methods, so that scripts know the names at
+once.
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """How a model is quantized. Formats are those of `ops.quantized.FORMATS`.
+
+  Attributes:
+    text: what it is, for tables and --help.
+    kernels: format of the kernels of layers; None leaves them.
+    small_kernels: of those of Mamba-1 that make its step sizes, B and C, which
+      are few.
+    head: of the head's kernel, where it has its own.
+    table: of the token table, which is the head of models that share it.
+    gptq: whether kernels are rounded by GPTQ, else to the nearest levels.
+    inputs: format of what kernels multiply, with scales fixed by calibration;
+      None leaves it in floats.
+    rotation: of the residual stream: "hadamard", or "klt", which is the
+      eigenvectors of what the layers read, and a Hadamard matrix behind them.
+    rotates_outputs: whether what kernels that write to the stream multiply is
+      rotated while the model runs.
+    smoothing: share of outliers that goes into the weights, as SmoothQuant's
+      alpha; of rotated streams only that of outputs.
+    clip: percentile of x, the input of the state space, that has a level.
+    clusters: of heads in a state group, and of channels in each of those, for
+      scales of x after sorting; None for one scale.
+  """
+
+  text: str
+  kernels: str | None = None
+  small_kernels: str | None = None
+  head: str | None = None
+  table: str | None = None
+  gptq: bool = False
+  inputs: str | None = None
+  rotation: str | None = None
+  rotates_outputs: bool = False
+  smoothing: float | None = None
+  clip: float = 100.0
+  clusters: tuple[int, int] | None = None
+
+  @property
+  def is_static(self) -> bool:
+    """Whether it needs calibration."""
+    return bool(
+      self.gptq or self.inputs or self.smoothing or self.rotation == "klt"
+    )
+
+
+_W4 = {"kernels": "int4", "small_kernels": "int8", "table": "int8"}
+_W8 = {"kernels": "int8", "small_kernels": "int8", "table": "int8"}
+_NAIVE = {
+  "kernels": "int8:tensor",
+  "small_kernels": "int8:tensor",
+  "table": "int8",
+  "head": "int8:tensor",
+  "inputs": "int8:tensor",
+}
+_A8 = {**_W8, "head": "int8", "inputs": "int8:tensor"}
+_ROTATED = {"rotation": "hadamard", "rotates_outputs": True}
+_SORTED = {"clusters": (4, 4)}
+
+RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
+  {
+    "rtn_w8a16": Recipe(
+      text="8-bit weights, nearest, a scale a column", **_W8, head="int8"
+    ),
+    "rtn_w4a16": Recipe(
+      text="4-bit weights, nearest, groups of 128", **_W4, head="int4"
+    ),
+    "gptq_w4a16": Recipe(
+      text="4-bit weights by GPTQ", **_W4, head="int4", gptq=True
+    ),
+    "w4a16": Recipe(
+      text="Quamba2: 4-bit weights by GPTQ, Hadamard rotations",
+      **_W4,
+      head="int4",
+      gptq=True,
+      **_ROTATED,
+    ),
+    "w8a8_naive": Recipe(text="8 bits, one scale a tensor", **_NAIVE),
+    "w8a8_smoothquant": Recipe(
+      text="8 bits, SmoothQuant", **_A8, smoothing=0.5
+    ),
+    "w8a8_quarot": Recipe(text="8 bits, Hadamard rotations", **_A8, **_ROTATED),
+    "quamba_w8a8": Recipe(
+      text="Quamba: 8 bits, x clipped, outputs rotated",
+      **_A8,
+      rotates_outputs=True,
+      clip=99.999,
+    ),
+    "mambaquant_w8a8": Recipe(
+      text="MambaQuant: 8 bits, KLT and Hadamard rotations, smoothed outputs",
+      **_A8,
+      rotation="klt",
+      rotates_outputs=True,
+      smoothing=0.5,
+    ),
+    "quamba2_w8a8": Recipe(
+      text="Quamba2: 8 bits, Hadamard rotations, sorted and clustered",
+      **_A8,
+      **_ROTATED,
+      **_SORTED,
+    ),
+    "quamba2_w4a8": Recipe(
+      text="Quamba2: 4-bit weights by GPTQ, 8-bit activations",
+      **_W4,
+      head="int4",
+      inputs="int8:tensor",
+      gptq=True,
+      **_ROTATED,
+      **_SORTED,
+    ),
+  }
+)

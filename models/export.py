@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from models import control_tokens
 from models.convert import save_safetensors
@@ -15,6 +17,7 @@ def save(
   config: Config,
   params: Params,
   tokenizer: Tokenizer,
+  more: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a folder that transformers, lm-eval and this project read alike.
 
@@ -27,6 +30,7 @@ def save(
     config: of the model.
     params: of the model.
     tokenizer: of the model.
+    more: further entries of `config.json`.
 
   Raises:
     InputError: the directory holds a checkpoint, no family of Hugging Face fits
@@ -46,7 +50,7 @@ def save(
   }
   if config.max_position is not None:
     described["model_max_length"] = config.max_position
-  save_safetensors(directory, config, params, ids)
+  save_safetensors(directory, config, params, ids | dict(more or {}))
   tokenizer.backend.save(str(directory / "tokenizer.json"))
   _write(directory / "tokenizer_config.json", described)
   _write(directory / "generation_config.json", ids | {"pad_token_id": boundary})

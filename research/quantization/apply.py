@@ -9,7 +9,7 @@ import numpy as np
 
 from models import language_model
 from models.errors import InputError
-from models.module import Layer, Params
+from models.module import Params
 from ops.quantized import Format, Quantizer, QWeight, formats, is_quantized
 from research.quantization import (
   gptq,
@@ -18,7 +18,7 @@ from research.quantization import (
   smoothing,
   structure,
 )
-from research.quantization.calibration import HEAD, Notes, calibrate, walk
+from research.quantization.calibration import Notes, calibrate, walk
 from research.quantization.recipes import Recipe
 from research.quantization.statistics import Statistics
 
@@ -112,9 +112,7 @@ def prepare(
 
 def _stream_gram(notes: list[Notes]) -> jax.Array:
   """Sum of x x^T over all that is read of the residual stream."""
-  names = [
-    ".".join(kernels[0]) for kernels in structure.READERS.values()
-  ]
+  names = [".".join(kernels[0]) for kernels in structure.READERS.values()]
   return sum(
     seen[name].gram for seen in notes for name in names if name in seen
   )

@@ -17,10 +17,10 @@ import numpy as np
 from models import language_model
 from models.errors import InputError
 from models.module import Layer
+from models.tokenizer import Tokenizer
 from ops.quantized import QWeight
 from research.quantization.statistics import Observer, Statistics
 from research.quantization.structure import at, kernels, put
-from research.text.packing import Corpus
 
 # By the name of a place, such as "mixer.in_proj".
 Notes = dict[str, Statistics]
@@ -29,31 +29,47 @@ Change = Callable[[Layer, dict[str, Any], Notes], dict[str, Any]]
 HEAD = "lm_head"
 # Fewer tokens leave percentiles and products of channels to chance.
 LEAST_TOKENS = 1024
+# Rows of a batch.
+_ROWS = 8
+# A token has fewer on average, in all but the strangest texts.
+_CHARACTERS = 16
 
 
 def batches_of(
-  corpus: Corpus, *, rows: int, length: int, batches: int
+  text: str, tokenizer: Tokenizer, *, windows: int, length: int
 ) -> np.ndarray:
-  """Windows of a text, spread evenly over it.
+  """Windows of a text, spread evenly over it, each behind the begin token.
+
+  Args:
+    text: that is not the test's.
+    tokenizer: of the model.
+    windows: how many, filled up to whole batches.
+    length: T.
 
   Returns:
     (N, B, T) int32.
 
   Raises:
-    InputError: there are fewer tokens than that, or fewer than make sense.
+    InputError: the text is too short for windows that share nothing, or they
+      have fewer tokens than make sense.
   """
-  count = rows * batches
-  fit = len(corpus.tokens) // length
-  if count > fit or count * length < LEAST_TOKENS:
+  rows = min(_ROWS, windows)
+  count = -(-windows // rows) * rows
+  stride = len(text) // count
+  pieces = [text[i * stride : (i + 1) * stride] for i in range(count)]
+  begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  # More characters than the tokens have are not read.
+  most = _CHARACTERS * length
+  found = tokenizer.encode_all([piece[:most] for piece in pieces])
+  found = [[*begin, *ids][:length] for ids in found]
+  least = min(map(len, found))
+  if least < length or count * length < LEAST_TOKENS:
     raise InputError(
-      f"calibration: the text has {len(corpus.tokens):,} tokens, and "
-      f"{batches} batches of {rows} x {length} are asked for: give a longer "
-      f"text or fewer tokens, but at least {LEAST_TOKENS:,}"
+      f"calibration: {count} windows of {length} tokens are asked for, and the "
+      f"text of {len(text):,} characters has some of {least}: give a longer "
+      f"text or fewer windows, of {LEAST_TOKENS:,} tokens in all at least"
     )
-  starts = np.arange(count) * fit // count * length
-  places = starts[:, None] + np.arange(length)
-  tokens = np.asarray(corpus.tokens[places], np.int32)
-  return tokens.reshape(batches, rows, length)
+  return np.asarray(found, np.int32).reshape(-1, rows, length)
 
 
 def calibrate(

@@ -15,6 +15,7 @@ from models.errors import InputError
 from research.core import files, intervals
 from research.predictors import calibration, measures
 from research.predictors.text_forms import Facts
+from research.regression_lm.transfer import setup as transfer_setup
 from research.regression_lm.transfer.setup import Found, Setup, Split
 
 OURS = "regression LM"
@@ -66,7 +67,9 @@ def rows(
   """Result rows of all parts that are there.
 
   Of the ranking measures a row also tells the difference of each of our
-  methods to the best peer, paired on the test rows, with a 95% interval.
+  methods to the best peer, paired on the test rows, with a 95% interval. Where
+  an example has the text of a test row, such rows are left out of measures
+  "..., without twins".
   """
   found = []
   for task in setup.targets:
@@ -81,9 +84,16 @@ def rows(
           "seed": seed,
           "tests": len(truth),
         }
-        found += [
-          shared | row for row in _measured(methods, truth, num_samples)
-        ]
+        measured = _measured(methods, truth, num_samples)
+        alone = ~transfer_setup.twins(facts, task, split, size)
+        if methods and 2 <= alone.sum() < len(alone):
+          shared["twins"] = int((~alone).sum())
+          few = {name: part.take(alone) for name, part in methods.items()}
+          measured += [
+            row | {"metric": f"{row['metric']}, without twins"}
+            for row in _measured(few, truth[alone], num_samples)
+          ]
+        found += [shared | row for row in measured]
   return found
 
 

@@ -17,8 +17,12 @@ from research.regression_lm.transfer.setup import (
 )
 
 WITH_SOURCES = "XGBoost with sources"
-PER_SOURCE = "XGBoost per source + ridge"
-NAMES = (*peers.NAMES, WITH_SOURCES, PER_SOURCE)
+# Peers that predict every source first, and what they do that with.
+PER_SOURCE = {
+  "XGBoost per source + ridge": "XGBoost",
+  "ridge per source + ridge": "ridge",
+}
+NAMES = (*peers.NAMES, WITH_SOURCES, *PER_SOURCE)
 
 
 def predict(
@@ -28,8 +32,8 @@ def predict(
   """Predictions of a peer for one target.
 
   Args:
-    name: one of `NAMES` but `PER_SOURCE`. `WITH_SOURCES` is given the numbers
-      of the sources beside the features.
+    name: one of `NAMES`, not of `PER_SOURCE`. `WITH_SOURCES` is given the
+      numbers of the sources beside the features.
     setup: the comparison.
     facts: all rows.
     task: the target.
@@ -57,21 +61,36 @@ def predict(
 
 
 def said_of_sources(
-  setup: Setup, facts: Facts, split: Split, asked: np.ndarray, seed: int
-) -> np.ndarray:
-  """What XGBoost says of rows (R,), one model a source: (R, sources).
+  name: str, setup: Setup, facts: Facts, split: Split, asked: np.ndarray,
+  seed: int,
+) -> np.ndarray:  # fmt: skip
+  """What a peer says of rows (R,), one model a source: (R, sources).
+
+  Args:
+    name: of `PER_SOURCE`.
+    setup: the comparison.
+    facts: all rows.
+    split: rows.
+    asked: (R,) rows.
+    seed: of what is random.
 
   Raises:
     InputError: there are no sources.
   """
   if not setup.sources:
-    raise InputError(f"peer {PER_SOURCE!r} needs --sources")
+    raise InputError(f"peer {name!r} needs --sources")
   rows = source_rows(setup, facts, split)
   said = []
   for source in setup.sources:
     column = facts.column(source.column)
     own = rows[np.isfinite(column[rows])]
-    said.append(_one("XGBoost", facts, source, own, column, asked, seed))
+    if PER_SOURCE[name] == "ridge":
+      x = facts.features[source.form]
+      said.append(ridge(x[own], column[own], x[asked]))
+    else:
+      said.append(
+        _one(PER_SOURCE[name], facts, source, own, column, asked, seed)
+      )
   return np.stack(said, axis=1)
 
 

@@ -75,9 +75,11 @@ def _peer(name, setup, facts, parts, size, seed, workdir, say):
     for task in setup.targets
     if not transfer_parts.path(workdir, name, task.column, size, seed).exists()
   ]
-  if name == transfer_peers.PER_SOURCE and missing:
+  if name in transfer_peers.PER_SOURCE and missing:
     asked = np.concatenate([split.known[:size], split.test])
-    said = transfer_peers.said_of_sources(setup, facts, split, asked, seed)
+    said = transfer_peers.said_of_sources(
+      name, setup, facts, split, asked, seed
+    )
     _by_ridge(name, setup, facts, said, asked, size, seed, workdir)
     return
   for task in missing:

@@ -102,6 +102,13 @@ def splits(setup: Setup, facts: Facts) -> list[Split]:
   return found
 
 
+def twins(facts: Facts, task: Task, split: Split, size: int) -> np.ndarray:
+  """(tests,) bool: an example has the same text of the target's form."""
+  told = lambda row: tuple(facts.forms[task.form][row])
+  known = {told(row) for row in split.known[:size]}
+  return np.array([told(row) in known for row in split.test])
+
+
 def repeats(setup: Setup, facts: Facts, split: Split) -> int:
   """Test rows of which all that is told is told of an example, too."""
   told = lambda row: tuple(tuple(f[row]) for f in facts.forms.values())
@@ -135,6 +142,10 @@ class Found:
   def of_points(cls, points: np.ndarray) -> Self:
     """Predictions (tests,) of a method without a distribution."""
     return cls(points, points[:, None], np.ones((len(points), 1)))
+
+  def take(self, rows: np.ndarray) -> Self:
+    """The predictions of some test rows, by a mask or their places."""
+    return Found(self.points[rows], self.atoms[rows], self.chances[rows])
 
 
 def make(settings: Settings, *, sizes: Sequence[int], **rest: Any) -> Setup:

@@ -53,7 +53,7 @@ def setup(facts, **changes):
 @pytest.mark.parametrize("source_rows", [0, 20])
 def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
   made = setup(facts, source_rows=source_rows)
-  peers = ["XGBoost", transfer_peers.PER_SOURCE]
+  peers = ["XGBoost", *transfer_peers.PER_SOURCE]
   if not source_rows:
     peers.append(transfer_peers.WITH_SOURCES)
   said = []
@@ -75,17 +75,29 @@ def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
 
 
 def test_repeated_settings_are_told(tmp_path):
-  fields = [[f"a {i // 5}"] for i in range(40)]
+  fields = [[f"a {i // 2}"] for i in range(40)]
   x = np.arange(40.0)
   columns = {"aim": x, "near": x, "far": x}
-  facts = Facts({"only": fields}, {"only": x[:, None] // 5}, columns)
+  facts = Facts({"only": fields}, {"only": x[:, None] // 2}, columns)
   made = setup(facts, sources=(), sizes=[20])
   said = []
-  transfer_run.run(made, facts, tmp_path, [], ["XGBoost"], said.append)
+  rows = transfer_run.run(made, facts, tmp_path, [], ["XGBoost"], said.append)
   split = splits(made, facts)[0]
-  known = set(split.known[:20] // 5)
-  count = sum(row // 5 in known for row in split.test)
-  assert count and f"{count} of 10 test rows" in said[0]
+  known = set(split.known[:20] // 2)
+  twin = np.array([row // 2 in known for row in split.test])
+  count = twin.sum()
+  assert 0 < count < 9 and f"{count} of 10 test rows" in said[0]
+  # The measures once more, without them.
+  (row,) = (
+    row
+    for row in rows
+    if row["metric"] == "mae, without twins" and row["seed"] == 0
+  )
+  assert row["twins"] == count
+  path = transfer_parts.path(tmp_path, "XGBoost", "aim", 20, 0)
+  points = transfer_parts.read(path)[1].points
+  errors = np.abs(points - x[split.test])
+  assert row["value"] == pytest.approx(errors[~twin].mean())
 
 
 def test_test_rows_are_neither_examples_nor_sources(facts):

@@ -137,17 +137,19 @@ class Transformer(module.TokenModel):
     *,
     layer_inputs: Any = None,
     hooks: layers.MlpHooks | None = None,
+    dtype: jnp.dtype | None = None,
     remat: bool = False,
     unroll: int = 1,
   ) -> tuple[jax.Array, Any]:
     """Runs all layers and the final norm.
 
     Args:
-      x: (..., D) embedded tokens, in the dtype of the layers' work.
+      x: (..., D) embedded tokens.
       positions: (...) int32.
       attend: mixes one layer's heads.
       layer_inputs: pytree with leading axis L; slice l goes to `attend`.
       hooks: inside every MLP.
+      dtype: of the layers' work; None for that of `x`.
       remat: keep only each layer's input for the backward pass, and compute
         the layer a second time there.
       unroll: layers laid out flat in one iteration of the scan. A scan copies
@@ -155,17 +157,15 @@ class Transformer(module.TokenModel):
         of as many as there are layers no scan is left, and they compile longer.
 
     Returns:
-      Hidden states (..., D) in the dtype of `x`, and `attend`'s outputs
-      stacked over L.
+      Hidden states (..., D) in `dtype`, and `attend`'s outputs stacked over L.
     """
-    hooks, dtype = hooks or layers.MlpHooks(), x.dtype
+    hooks, dtype = hooks or layers.MlpHooks(), dtype or x.dtype
 
     def layer(x, block_and_input):
       block, layer_input = block_and_input
       return block(x, positions, attend, layer_input, hooks, dtype)
 
-    if self.config.float32_stream:
-      x = x.astype(jnp.float32)
+    x = x.astype(jnp.float32 if self.config.float32_stream else dtype)
 
     if remat:
       layer = jax.checkpoint(layer, prevent_cse=False)
@@ -262,9 +262,8 @@ def hidden_states(
 
 def _read(config, params, tokens, attend, dtype, **options):
   model = bind(config, params)
-  x = model.embed(tokens)
-  x = x if dtype is None else x.astype(dtype)
-  return model(x, token_positions(tokens), attend, **options)
+  x, positions = model.embed(tokens), token_positions(tokens)
+  return model(x, positions, attend, dtype=dtype, **options)
 
 
 def _attention(implementations: Implementations | None) -> str | None:
@@ -363,8 +362,13 @@ def decode(
   del implementations
   model = bind(config, params)
   cache, places = state.cache, Places.after(state.length, tokens.shape[1])
-  x = model.embed(tokens).astype(cache.k.dtype)
-  hidden, new = model(x, places.slots, cache.attend(places), layer_inputs=cache)
+  hidden, new = model(
+    model.embed(tokens),
+    places.slots,
+    cache.attend(places),
+    layer_inputs=cache,
+    dtype=cache.k.dtype,
+  )
   return model.logits(hidden), TransformerState(
     cache=cache.append(new, places), length=places.length
   )

@@ -158,6 +158,7 @@ def test_an_evaluation_writes_what_it_found(home, undisturbed):
   unbroken = []
   for row in found["rows"]:
     assert keys | {"seeds"} <= row.keys()
+    assert row["data"] == "text.txt"
     if row["role"] == "distribution":
       assert row["value"] == sorted(row["value"])
       continue

@@ -194,7 +194,8 @@ def before_layers(
   config: TransformerConfig, params: Params, tokens: jax.Array
 ) -> jax.Array:
   """What the first layer reads of `tokens` (B, T): (B, T, D)."""
-  return bind(config, params).embed(tokens)
+  x = bind(config, params).embed(tokens)
+  return x.astype(jnp.float32) if config.float32_stream else x
 
 
 def layer(
@@ -210,17 +211,17 @@ def layer(
   """
   del kind
   block = module.module_over(Block, config, params)
-  attend = causal_attend(keep=False)
-  return block(x, token_positions(x[..., 0]), attend, None, layers.MlpHooks())[
-    0
-  ]
+  read = token_positions(x[..., 0]), causal_attend(keep=False)
+  dtype = params["attn_norm"]["scale"].dtype
+  return block(x, *read, None, layers.MlpHooks(), dtype)[0]
 
 
 def after_layers(
   config: TransformerConfig, params: Params, x: jax.Array
 ) -> jax.Array:
   """Hidden states (B, T, D) of what the last layer gives."""
-  return bind(config, params).final_norm(x)
+  norm = bind(config, params).final_norm
+  return norm(x, dtype=params["final_norm"]["scale"].dtype)
 
 
 def token_positions(tokens: jax.Array) -> jax.Array:

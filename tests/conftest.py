@@ -5,6 +5,7 @@ import shutil
 import tempfile
 
 import jax
+import pytest
 
 from tests import tpu_compile
 
@@ -14,6 +15,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Axes are added by hand: a silent broadcast hides a wrong shape.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# At these sizes the compiler is what tests wait for.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # `make test` fetches the compiler; where it was not run, the rest still runs.
 collect_ignore_glob = [] if tpu_compile.library() else ["*_tpu_test.py"]
@@ -41,3 +44,11 @@ def pytest_unconfigure(config):
   """Removes the folder, where this process is no worker."""
   if not hasattr(config, "workerinput") and _PREFIX in os.environ[_COMPILED]:
     shutil.rmtree(os.environ[_COMPILED], ignore_errors=True)
+
+
+@pytest.fixture
+def optimized():
+  """Compiles as for users: for tests of what the compiler makes."""
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)

@@ -11,7 +11,6 @@ import shlex
 import subprocess
 from pathlib import Path
 
-import jax
 import pytest
 from absl import flags
 
@@ -30,14 +29,6 @@ PAGES = {
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 SYSTEMS = re.findall(r"^define DEMO_(\w+)$", MAKEFILE, re.MULTILINE)
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def blocks(page, language):

@@ -2,20 +2,11 @@
 
 import json
 
-import jax
 import pytest
 
 from tests.experiments import processes, scripts
 
 STEM = "Once upon a time, there was a little girl named"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(*arguments):

@@ -13,14 +13,6 @@ from research.text import tokenizing
 from tests.experiments import processes, scripts
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run(*arguments):
   return scripts.run("generate", *arguments)
 

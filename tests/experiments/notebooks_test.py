@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-import jax
 import matplotlib
 import numpy as np
 import pytest
@@ -17,14 +16,6 @@ REDUCED = {
     "FEW, TASKS, TASK_EPOCHS = 8, 4, 1\n"
   )
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def cells(name):

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -26,14 +25,6 @@ MESSY = ["--data=csv", "--path=HOME/messy.csv", "--targets=loss"]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   return tmp_path_factory.mktemp("rlm_scripts")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def train(home, *arguments):

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 from tests.experiments import scripts
@@ -31,14 +30,6 @@ MODEL = [
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   return tmp_path_factory.mktemp("transfer")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(*arguments):

@@ -21,14 +21,6 @@ CONFIGS = {
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module", params=CONFIGS)
 def model(request):
   """A config, parameters at which every term tells, and (2, 12) tokens."""
@@ -96,7 +88,7 @@ def test_rows_of_different_length_are_read_as_they_are_alone(model):
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_decoding_writes_a_donated_cache_in_place(name, num_layers):
+def test_decoding_writes_a_donated_cache_in_place(name, num_layers, optimized):
   """Without another copy of it, also where no scan orders reads and writes."""
   if name == "transformer":
     config = TransformerConfig.tiny(num_layers=num_layers)
@@ -112,7 +104,6 @@ def test_decoding_writes_a_donated_cache_in_place(name, num_layers):
       config, 3, cache_size=37, dtype=jnp.float32
     )
   )
-  jax.config.update("jax_disable_most_optimizations", False)
   step = jax.jit(language_model.decode, static_argnums=0, donate_argnums=3)
   compiled = step.lower(
     config,
@@ -120,7 +111,6 @@ def test_decoding_writes_a_donated_cache_in_place(name, num_layers):
     jax.ShapeDtypeStruct((3, 1), jnp.int32),
     state,
   ).compile()
-  jax.config.update("jax_disable_most_optimizations", True)
   nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   assert compiled.memory_analysis().alias_size_in_bytes == nbytes
   text = compiled.as_text()

@@ -20,14 +20,6 @@ _FAMILIES = ("mamba1", "mamba2", "mamba2_groups")
 _TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _read(name, directory):
   with np.load(_GOLDEN / f"{name}.npz") as file:
     arrays = dict(file)

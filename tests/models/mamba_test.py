@@ -44,14 +44,6 @@ prefill = jax.jit(mamba.prefill, static_argnums=0)
 decode = jax.jit(mamba.decode, static_argnums=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def random_params(config):
   """Parameters at which every term tells, without a compilation."""
   rng = np.random.default_rng(0)
@@ -369,16 +361,14 @@ def test_depth_does_not_grow_the_program():
 
 
 @pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
-def test_decoding_writes_a_donated_state_in_place(kind):
+def test_decoding_writes_a_donated_state_in_place(kind, optimized):
   config = MambaConfig.tiny(kind, num_layers=5)
   state = jax.eval_shape(lambda: mamba.init_state(config, 3))
-  jax.config.update("jax_disable_most_optimizations", False)
   step = jax.jit(mamba.decode, static_argnums=0, donate_argnums=3)
   tokens = jax.ShapeDtypeStruct((3, 1), jnp.int32)
   compiled = step.lower(
     config, mamba.abstract_params(config), tokens, state
   ).compile()
-  jax.config.update("jax_disable_most_optimizations", True)
   nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   assert compiled.memory_analysis().alias_size_in_bytes == nbytes
   copied = re.findall(r"= (\w+\[[\d,]*\])\S* copy\(", compiled.as_text())

@@ -42,14 +42,6 @@ EVERYTHING = r".*\.(kernel|table)"
 LENGTH, CACHE = 6, 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def params_of(name):
   """Weights of a width and a scale at which every layer tells."""

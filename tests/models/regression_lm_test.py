@@ -19,14 +19,6 @@ LENGTHS = (7, 4, 1)
 ROUNDING = {"rtol": 2e-4, "atol": 2e-4}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def model(encoder, **changes):
   config = RegressionLMConfig.tiny(

@@ -19,14 +19,6 @@ _NAMES = ("t5gemma", "t5gemma2")
 _TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run(checkpoint, tokens, lengths, **options):
   encoder = t5gemma.Encoder.bind(checkpoint.config, checkpoint.params())
   mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]

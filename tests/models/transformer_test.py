@@ -44,14 +44,6 @@ def draw(config, shape=(2, 12), seed=0):
   return params, tokens
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def plain():
   config = TransformerConfig.tiny()

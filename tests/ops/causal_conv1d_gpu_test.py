@@ -14,8 +14,6 @@ from ops.causal_conv1d import api, causal_conv1d, mosaic_gpu, xla
 from ops.causal_conv1d.mosaic_gpu import Config, Walk, configure
 from tests.ops import causal_conv1d_test as contract
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 H200 = AbstractMesh(
   (1,),
   ("gpus",),

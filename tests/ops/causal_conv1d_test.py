@@ -16,8 +16,6 @@ from ops.causal_conv1d import (
   xla,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IMPLEMENTATIONS = ("xla", "mosaic_tpu")
 # Padding at both ends and between segments, an id that comes back, segments
 # shorter than the taps, a row of padding alone.

@@ -21,8 +21,6 @@ from ops.mamba2_step.mosaic_gpu import Config
 from tests.ops.mamba2_step_test import EPS, compare, int8, make
 from tests.ops.sequence_op import assert_close, tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = Config(in_stages=2, out_stages=3)
 # Model: layers, width, heads, groups, states.
 SHAPES = {

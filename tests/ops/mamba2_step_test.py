@@ -17,8 +17,6 @@ from ops.mamba2_step import (
 )
 from tests.ops.sequence_op import assert_close, tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EPS = 1e-5
 
 

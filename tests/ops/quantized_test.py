@@ -18,8 +18,6 @@ from ops.quantized import (
   quantize_reference,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # The group is odd, so that its packed codes straddle bytes.
 GROUP, SIZE = 5, 45
 ROWS = [f"{name}:{g}" for name in FORMATS for g in ("tensor", "row", GROUP)]

@@ -15,8 +15,6 @@ from ops.rms_norm import api, mosaic_gpu, rms_norm, xla
 from ops.rms_norm.mosaic_gpu import Config, configure
 from tests.ops import rms_norm_test as contract
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 H100 = AbstractMesh(
   (1,),
   ("gpus",),

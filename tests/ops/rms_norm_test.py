@@ -11,8 +11,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ops import dispatch
 from ops.rms_norm import api, rms_norm, rms_norm_reference
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EPS = 1e-5
 FORMS = "plain", "gated", "residual"
 # An odd number of rows, of which some are small.

@@ -21,8 +21,6 @@ from ops.selective_scan.mosaic_gpu import BackwardConfig, Config, ForwardConfig
 from tests.ops import sequence_op
 from tests.ops.sequence_op import ACTIVATIONS, assert_close, tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STATE = 16
 SMALL = Config(
   ForwardConfig(tile=16, unroll=4, polynomial=1),

@@ -17,8 +17,6 @@ from ops.selective_scan import (
 from tests.ops import sequence_op
 from tests.ops.sequence_op import ACTIVATIONS, SequenceOp, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CHANNELS, GROUPS, STATE = 256, 2, 5
 # More than one chunk of every implementation, and an unfinished one.
 LENGTH, CUTS = 133, (1, 67)

@@ -8,8 +8,6 @@ import pytest
 from ops import page_bounds, sparse_attention
 from ops.sparse_attention import sparse_attention_reference
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-8}
 PAGE = 4
 

@@ -16,8 +16,6 @@ from ops.ssd.mosaic_gpu import Config, configure
 from tests.ops import sequence_op
 from tests.ops.sequence_op import SequenceOp, assert_close, tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPES = {
   "mamba2-130m": (8, 2048, 24, 64, 1, 128),
   "mamba2-1.3b": (8, 4096, 64, 64, 1, 128),

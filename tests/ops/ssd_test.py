@@ -11,8 +11,6 @@ from ops.ssd import api, mosaic_tpu, ssd, ssd_reference, ssd_step, tuning, xla
 from tests.ops import sequence_op
 from tests.ops.sequence_op import SequenceOp, assert_close, tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HEADS, CHANNELS, GROUPS, STATE = 4, 3, 2, 5
 
 

@@ -16,8 +16,6 @@ from ops.token_logprob.mosaic_gpu import Config, configure
 from ops.token_logprob.mosaic_gpu_tiles import Walk
 from tests.ops.token_logprob_test import assert_close, reference_gradients
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Tokens, width and vocabulary.
 SHAPES = {
   "60m": (65536, 512, 32768),

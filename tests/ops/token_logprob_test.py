@@ -9,8 +9,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ops import dispatch
 from ops.token_logprob import token_logprob, token_logprob_reference
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VOCAB, WIDTH, SHAPE = 37, 16, (3, 5)
 
 

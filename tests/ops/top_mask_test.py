@@ -8,8 +8,6 @@ import pytest
 from ops import top_mask
 from ops.ceil_share import ceil_share
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 METHODS = {
   "chosen": top_mask.top_mask,
   "rank": top_mask._by_rank,

@@ -24,14 +24,6 @@ LENGTHS = (7, 3, 1)
 WIDTH, ADDED = 8, 7
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def init(config):
   module = transformer if config is CONFIGS["transformer"] else mamba

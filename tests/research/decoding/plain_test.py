@@ -16,14 +16,6 @@ LENGTH = 9
 forward = jax.jit(language_model.forward, static_argnums=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def params():
   init = jax.jit(transformer.init, static_argnums=0)

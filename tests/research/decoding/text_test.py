@@ -14,14 +14,6 @@ PROMPTS = ("Once upon a time", "Lily and Ben were", "One", "")
 ADDED = 24
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def tiny():
   return load("tiny")

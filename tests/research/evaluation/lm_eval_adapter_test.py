@@ -6,7 +6,6 @@ import sys
 import types
 from typing import Any
 
-import jax
 import pytest
 
 from models.convert import load
@@ -58,14 +57,6 @@ def lm_eval(monkeypatch):
   for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
   sys.modules["lm_eval.api.model"].LM = LM
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,6 @@ from research.text import tokenizing
 CONTEXT = "Once upon a time there was a little girl named"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def tiny():
   return load("tiny")

@@ -27,14 +27,6 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def batch_of(seed, rows=8):
   """Windows of two documents; the last one is padding."""
   generator = np.random.default_rng((7, seed))

@@ -35,14 +35,6 @@ OPTIONS = Options(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   home = tmp_path_factory.mktemp("starting")

@@ -11,14 +11,6 @@ from research.language_model import architectures, training
 from research.language_model.options import Options
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  """At these sizes compiling is all the time there is."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize(
   "options, says",
   [

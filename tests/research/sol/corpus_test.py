@@ -15,11 +15,6 @@ FIRST = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Left out: samples take longer to draw than to compile."""
-
-
 @pytest.fixture(scope="module")
 def tiny():
   """The shipped model, said to know short stories only."""

@@ -14,7 +14,7 @@ from research.cost.roofline import Ceilings
 
 
 @pytest.fixture(autouse=True)
-def given(monkeypatch, quickly_compiled):
+def given(monkeypatch):
   limits = Ceilings(flops=1e12, bytes=1e11), "measured"
   monkeypatch.setattr(ceilings, "find", lambda dtype: limits)
 

@@ -26,7 +26,7 @@ def known(monkeypatch):
   monkeypatch.setattr(ceilings, "find", lambda dtype: limits)
 
 
-def test_an_update_and_draws_are_timed(known, quickly_compiled):
+def test_an_update_and_draws_are_timed(known):
   rows, notes = run(train=[TRAIN], sample=[SAMPLE])
   assert ["regress-lm is left out" in line for line in notes] == [True]
   assert [(row["op"], row["pass"]) for row in rows] == [

@@ -12,7 +12,7 @@ TOKENS = WINDOWS * GROUP * HORIZON
 
 
 @pytest.fixture(scope="module")
-def ran(quickly_compiled):
+def ran():
   """Rows, notes and closing lines of options, each row timed once."""
 
   def run(**options):

@@ -2,3 +2,5 @@
 
 # Multiprocessors of an H100 or H200.
 PROCESSORS = 132
+# Bytes of shared memory that a thread block may have.
+SHARED_MEMORY = 226 * 1024

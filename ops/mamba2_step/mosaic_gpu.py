@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ops import dispatch
-from ops.hopper import PROCESSORS
+from ops import dispatch, hopper_tiles
+from ops.hopper import PROCESSORS, SHARED_MEMORY
 from ops.mamba2_step import (
   mosaic_gpu_in,
   mosaic_gpu_out,
@@ -34,8 +34,6 @@ from ops.quantized import is_quantized
 
 MAX_BATCH = 64
 STATE_SIZES = (64, 128)
-# Bytes of shared memory of each multiprocessor.
-SHARED = 226 * 1024
 # Bytes that memory could give while one kernel ends and the next begins, and
 # while that of the states, when these are few, stands between two others.
 IN_PREFETCH = 6 * 2**20
@@ -89,7 +87,7 @@ def configure(
     splits *= 2
 
   def stages(blocks, depth, beside):
-    free = SHARED // -(-blocks // PROCESSORS) - 4096 - 64 * rows * beside
+    free = SHARED_MEMORY // -(-blocks // PROCESSORS) - 4096 - 64 * rows * beside
     return max(2, min(free // (2 * chunk * (64 + rows)), depth // chunk, 24))
 
   def rows_of(budget, depth, columns):
@@ -142,7 +140,7 @@ def unfit(x, weights, conv_state, ssm_state) -> str | None:
     return f"needs a float32 state, ssm_state is {ssm_state.dtype}"
   if x.shape[0] > MAX_BATCH:
     return f"needs at most {MAX_BATCH} rows, x is {x.shape}"
-  if x.shape[1] % mosaic_gpu_product.TILE:
+  if x.shape[1] % hopper_tiles.TILE:
     return f"needs a width of a multiple of 64, x is {x.shape}"
   if p != mosaic_gpu_state.HEAD or n not in STATE_SIZES:
     return f"needs heads of 64 channels with 64 or 128 states, not {p} with {n}"

@@ -6,6 +6,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from ops import hopper_tiles
 from ops.mamba2_step import mosaic_gpu_product as product
 from ops.selective_scan.mosaic_gpu_tile import sigmoid
 
@@ -47,7 +48,7 @@ def project(
   shape = rows, columns
   parts = depth // config.out_columns
   spread = lambda vector, axis: product.repeat(
-    vector, axis, shape, product.ROWS
+    vector, axis, shape, hopper_tiles.ROWS
   )
 
   def kernel(
@@ -75,7 +76,7 @@ def project(
       per_column = [bias_ref.at[layer, here]]
       per_column += [taps_ref.at[layer, k, here] for k in range(taps + 1)]
       return factor, [
-        product.load(v, product.ROWS.reduce(0)) for v in per_column
+        hopper_tiles.load(v, hopper_tiles.ROWS.reduce(0)) for v in per_column
       ]
 
     (results,) = matmul.results(
@@ -91,23 +92,23 @@ def project(
     def _():
       plgpu.barrier_wait(conv_loaded)
       inputs = [
-        plgpu.load(conv_s.at[:, k], layout=product.ROWS, optimized=False)
+        plgpu.load(conv_s.at[:, k], layout=hopper_tiles.ROWS, optimized=False)
         for k in range(taps)
       ]
       inputs.append(value.astype(conv_s.dtype))
       mixed = spread(bias, 1)
       for tap, kept in zip(weight, inputs):
         mixed += spread(tap, 1) * kept.astype(jnp.float32)
-      product.store(target, mixed * sigmoid(mixed))
+      hopper_tiles.store(target, mixed * sigmoid(mixed))
       for k in range(taps):
-        product.store(conv_s.at[:, k], inputs[k + 1])
+        hopper_tiles.store(conv_s.at[:, k], inputs[k + 1])
       plgpu.commit_smem()
       plgpu.copy_smem_to_gmem(conv_s, own)
       plgpu.wait_smem_to_gmem(0)
 
     @pl.when(jnp.logical_not(convolves))
     def _():
-      product.store(target, value)
+      hopper_tiles.store(target, value)
 
   run = plgpu.kernel(
     kernel,
@@ -120,7 +121,7 @@ def project(
       "conv_loaded": plgpu.Barrier(),
     },
     kernel_name=NAME,
-    compiler_params=product.compiler_params(),
+    compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
   return run(

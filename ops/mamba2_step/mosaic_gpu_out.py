@@ -14,6 +14,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from ops import hopper_tiles
 from ops.mamba2_step import mosaic_gpu_product as product
 
 NAME = "mamba2_step_out"
@@ -80,8 +81,10 @@ def project(
         for k in range(groups)
       ]
       return (
-        product.load(residual_ref.at[:, own], product.ROWS),
-        product.load(norm_ref.at[following, own], product.ROWS.reduce(0)),
+        hopper_tiles.load(residual_ref.at[:, own], hopper_tiles.ROWS),
+        hopper_tiles.load(
+          norm_ref.at[following, own], hopper_tiles.ROWS.reduce(0)
+        ),
         [lax.rsqrt(total / (depth // groups) + eps) for total in sums],
       )
 
@@ -91,7 +94,7 @@ def project(
       split=split, parts=groups, prepare=prepare,
     )  # fmt: skip
     for k, (value, rest) in enumerate(results):
-      value *= product.repeat(rest[2][k], 0, shape, product.ROWS)
+      value *= product.repeat(rest[2][k], 0, shape, hopper_tiles.ROWS)
       added = value if added is None else added + value
     residual, norm, _ = rest
     if config.in_prefetch and not interpret:
@@ -105,10 +108,12 @@ def project(
 
     def finish(added):
       new = residual + added
-      product.store(new_ref.at[:, own], new)
-      scaled = new * product.repeat(norm, 1, shape, product.ROWS)
-      product.store(scaled_ref.at[:, own], scaled.astype(scaled_ref.dtype))
-      product.store(new_squares_ref.at[:, block], jnp.sum(new * new, axis=1))
+      hopper_tiles.store(new_ref.at[:, own], new)
+      scaled = new * product.repeat(norm, 1, shape, hopper_tiles.ROWS)
+      hopper_tiles.store(scaled_ref.at[:, own], scaled.astype(scaled_ref.dtype))
+      hopper_tiles.store(
+        new_squares_ref.at[:, block], jnp.sum(new * new, axis=1)
+      )
 
     if splits == 1:
       finish(added)
@@ -125,7 +130,8 @@ def project(
     def _():
       plgpu.barrier_wait(s["arrived"])
       others = [
-        product.load(s["others"].at[k], product.ROWS) for k in range(splits - 1)
+        hopper_tiles.load(s["others"].at[k], hopper_tiles.ROWS)
+        for k in range(splits - 1)
       ]
       finish(functools.reduce(operator.add, others, added))
 
@@ -151,7 +157,7 @@ def project(
     **cluster,
     scratch_types=scratch,
     kernel_name=NAME,
-    compiler_params=product.compiler_params(),
+    compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
   return run(

@@ -20,35 +20,14 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-# Columns of a tile of weights, and rows of a chunk of it.
-TILE = 64
+from ops.hopper_tiles import ROWS, SUMS, TILE, load, store
+
+# Rows of a chunk of weights.
 CHUNK = 64
 # Columns of what is prefetched at a time.
 BOX = 256
 # Arrays of partial sums, (N, .), are padded to a multiple of this.
 PARTIALS = 128
-# The layout of results, (N, columns): every fourth row to a warp, as whole
-# lines of memory.
-ROWS = plgpu.Layout.TILED(plgpu.Tiling(((4, TILE), (2,))), (-3,), (-2,), -1)
-# The layout of wgmma's sums, but that no thread holds two values side by side,
-# which would not lie side by side in the transposed memory.
-_SUMS = plgpu.Layout.TILED(
-  plgpu.Tiling(((64, 8), (16, 8), (8, 8), (2,), (1,))), (-8,), (-4, -3), -1
-)
-
-
-def load(ref, layout) -> jax.Array:
-  """Loads a reference in float32, in a layout."""
-  value = plgpu.load(ref, layout=layout, optimized=False)
-  return value.astype(jnp.float32)
-
-
-def store(ref, value):
-  """Stores to a reference, be it less than whole lines of memory."""
-  if hasattr(plgpu, "store"):
-    plgpu.store(ref, value, optimized=False)
-  else:  # jax 0.11, where every store may be of parts of lines
-    ref[...] = value
 
 
 def repeat(vector, axis: int, shape, layout) -> jax.Array:
@@ -201,7 +180,7 @@ class Product:
       )
       for j, value in enumerate(sums):
         columns = s["sums"].at[:, pl.ds(j * TILE, TILE)]
-        store(columns.T, plgpu.layout_cast(value, _SUMS))
+        store(columns.T, plgpu.layout_cast(value, SUMS))
       columns = s["sums"].at[:, pl.ds(0, self.columns)]
       yield load(columns, ROWS), prepared
 
@@ -234,10 +213,3 @@ def prefetch(w_ref, layer, rows: int, worker, workers: int) -> None:
       plgpu.async_prefetch(
         w_ref.at[layer, pl.ds(chunk, CHUNK // 8), :, columns]
       )
-
-
-def compiler_params() -> plgpu.CompilerParams:
-  """Returns what all kernels are compiled with: every layout is given."""
-  return plgpu.CompilerParams(
-    approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-  )

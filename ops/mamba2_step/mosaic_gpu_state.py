@@ -11,6 +11,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from ops import hopper_tiles
 from ops.mamba2_step import mosaic_gpu_product as product
 from ops.selective_scan.mosaic_gpu_tile import sigmoid, softplus
 
@@ -62,17 +63,17 @@ def advance(
     layer = layer_ref[0]
     head, row = lax.axis_index("head"), lax.axis_index("row")
     state_ref = state_ref.at[layer, row, head]
-    state = product.load(state_ref, STATE)
+    state = hopper_tiles.load(state_ref, STATE)
     projected = projected_ref.at[row]
     own = pl.ds(head * p, p)
     first = e + e + lax.div(head, jnp.int32(heads // groups)) * n
-    s = product.load(projected.at[pl.ds(e + head * p, p)], STATE.reduce(1))
-    B = product.load(projected.at[pl.ds(first, n)], STATE.reduce(0))
-    C = product.load(
+    s = hopper_tiles.load(projected.at[pl.ds(e + head * p, p)], STATE.reduce(1))
+    B = hopper_tiles.load(projected.at[pl.ds(first, n)], STATE.reduce(0))
+    C = hopper_tiles.load(
       projected.at[pl.ds(first + groups * n, n)], STATE.reduce(0)
     )
-    z = product.load(projected.at[own], CHANNELS)
-    scale = product.load(scale_ref.at[layer, own], CHANNELS)
+    z = hopper_tiles.load(projected.at[own], CHANNELS)
+    scale = hopper_tiles.load(scale_ref.at[layer, own], CHANNELS)
     of_head = lambda ref: ref[layer, head].astype(jnp.float32)
     dt = softplus(projected[e + channels + head] + of_head(dt_bias_ref))
     decay = jnp.exp(-dt * jnp.exp(of_head(A_log_ref)))
@@ -80,11 +81,13 @@ def advance(
     update = product.repeat(dt * s, 0, shape, STATE)
     state = decay * state + update * product.repeat(B, 1, shape, STATE)
     y = jnp.sum(state * product.repeat(C, 1, shape, STATE), axis=1)
-    product.store(state_ref, state)
-    product.store(y_s, y + of_head(D_ref) * s)
-    gated = product.load(y_s, CHANNELS) * z * sigmoid(z)
-    product.store(out_ref.at[row, own], (gated * scale).astype(out_ref.dtype))
-    product.store(squares_ref.at[row, head], jnp.sum(gated * gated))
+    hopper_tiles.store(state_ref, state)
+    hopper_tiles.store(y_s, y + of_head(D_ref) * s)
+    gated = hopper_tiles.load(y_s, CHANNELS) * z * sigmoid(z)
+    hopper_tiles.store(
+      out_ref.at[row, own], (gated * scale).astype(out_ref.dtype)
+    )
+    hopper_tiles.store(squares_ref.at[row, head], jnp.sum(gated * gated))
 
   padded = -(-heads // product.PARTIALS) * product.PARTIALS
   run = plgpu.kernel(
@@ -97,7 +100,7 @@ def advance(
     grid_names=("head", "row"),
     scratch_types={"y_s": plgpu.SMEM((p,), jnp.float32)},
     kernel_name=NAME,
-    compiler_params=product.compiler_params(),
+    compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
   return run(

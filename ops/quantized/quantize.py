@@ -99,28 +99,28 @@ def quantize(
   axis = axis - x.ndim if axis >= 0 else axis
   size = x.shape[axis]
   count = _count(form, size)
-  blocks = jax.lax.stop_gradient(x).astype(jnp.float32)
-  blocks = into_blocks(blocks, axis, count)
-  axes = tuple(range(x.ndim + 1)) if form.group == "tensor" else (axis,)
+  rows = jnp.moveaxis(jax.lax.stop_gradient(x), axis, -1)
+  blocks = into_blocks(rows.astype(jnp.float32), -1, count)
+  axes = tuple(range(x.ndim + 1)) if form.group == "tensor" else (-1,)
   if scales is None:
     scales, zeros = _observe(form, observer, blocks, axes)
-    scales = jnp.squeeze(scales, axis)
-    zeros = None if zeros is None else jnp.squeeze(zeros, axis)
+    scales = jnp.squeeze(scales, -1)
+    zeros = None if zeros is None else jnp.squeeze(zeros, -1)
   else:
     scales, zeros = _given(form, scales, x.shape, axis, count), None
   if form.scale_format:
-    scales = quantize(scales, form.scale_format, axis=axis)
+    scales = quantize(scales, form.scale_format)
   else:
     scales = scales.astype(form.scale_dtype)
-  shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), axis)
+  shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), -1)
   steps = shared(_plain(scales))
   # A scale of zero belongs to zeros, or to what is too small for its dtype.
   ratios = blocks / jnp.where(steps == 0, 1.0, steps)
   if zeros is not None:
     ratios = ratios + shared(zeros)
-  codes = _nearest(form, ratios).reshape(x.shape)
+  codes = _nearest(form, ratios).reshape(rows.shape)
   return QTensor(
-    values=pack(codes, form, axis),
+    values=pack(codes, form),
     scales=scales,
     zeros=zeros,
     format=form,
@@ -144,21 +144,22 @@ def dequantize(
     implementation: `"xla"`, or None for the best that runs here.
   """
   dispatch.resolve("dequantize", IMPLEMENTATIONS, implementation)
-  count = q.scales.shape[q.axis]
-  shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), q.axis)
-  blocks = into_blocks(levels(q).astype(jnp.float32), q.axis, count)
+  shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), -1)
+  rows = levels(q)
+  blocks = into_blocks(rows.astype(jnp.float32), -1, q.num_blocks)
   if q.zeros is not None:
     blocks = blocks - shared(q.zeros)
-  values = (blocks * shared(_plain(q.scales))).reshape(q.shape)
-  return values.astype(q.dtype if dtype is None else dtype)
+  values = (blocks * shared(_plain(q.scales))).reshape(rows.shape)
+  values = values.astype(q.dtype if dtype is None else dtype)
+  return jnp.moveaxis(values, -1, q.axis)
 
 
 def levels(q: QTensor) -> jax.Array:
-  """Returns the levels, of q's shape.
+  """Returns the levels as they lie in memory, (..., S).
 
   In the format's dtype where codes are their own levels, else in float32.
   """
-  codes = unpack(q.values, q.format, q.axis, q.length)
+  codes = unpack(q.values, q.format, q.length)
   if q.format.codebook is None:
     return codes
   return jnp.asarray(q.format.codebook, jnp.float32)[codes]
@@ -180,53 +181,44 @@ def into_blocks(x: jax.Array, axis: int, count: int) -> jax.Array:
   return x.reshape(*x.shape[:at], count, size, *x.shape[at + 1 :])
 
 
-def pack(codes: jax.Array, form: Format, axis: int) -> jax.Array:
-  """Packs neighbours along an axis into bytes, where the format asks for it.
+def pack(codes: jax.Array, form: Format) -> jax.Array:
+  """Packs neighbours into bytes, where the format asks for it.
 
   Args:
-    codes: (..., S, ...) in the format's dtype.
+    codes: (..., S) in the format's dtype.
     form: The format.
-    axis: That of S.
 
   Returns:
-    (..., ceil(S / codes a byte), ...) uint8, or the codes as they are.
+    (..., ceil(S / codes a byte)) uint8, or the codes as they are.
   """
   share = form.codes_a_byte
   if share == 1:
     return codes
-  axis = axis % codes.ndim
-  padding = [(0, 0)] * codes.ndim
-  padding[axis] = (0, -codes.shape[axis] % share)
+  padding = [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % share)]
   codes = jnp.pad(codes, padding).astype(jnp.uint8) & (2**form.bits - 1)
-  blocks = into_blocks(codes, axis - codes.ndim, codes.shape[axis] // share)
-  parts = [
-    jax.lax.index_in_dim(blocks, i, axis + 1, keepdims=False) << form.bits * i
-    for i in range(share)
-  ]
+  blocks = into_blocks(codes, -1, codes.shape[-1] // share)
+  parts = [blocks[..., i] << form.bits * i for i in range(share)]
   return sum(parts[1:], parts[0])
 
 
-def unpack(values: jax.Array, form: Format, axis: int, size: int) -> jax.Array:
+def unpack(values: jax.Array, form: Format, size: int) -> jax.Array:
   """The inverse of `pack`.
 
   Args:
-    values: (..., P, ...), P = ceil(S / codes a byte).
+    values: (..., ceil(S / codes a byte)).
     form: The format.
-    axis: That of S.
     size: S.
 
   Returns:
-    (..., S, ...) in the format's dtype.
+    (..., S) in the format's dtype.
   """
   share = form.codes_a_byte
   if share == 1:
     return values
-  axis = axis % values.ndim
   parts = [values >> (form.bits * i) for i in range(share)]
-  shape = list(values.shape)
-  shape[axis] *= share
-  codes = jnp.stack(parts, axis + 1).reshape(shape) & (2**form.bits - 1)
-  codes = jax.lax.slice_in_dim(codes, 0, size, axis=axis).astype(form.dtype)
+  shape = *values.shape[:-1], values.shape[-1] * share
+  codes = jnp.stack(parts, -1).reshape(shape) & (2**form.bits - 1)
+  codes = codes[..., :size].astype(form.dtype)
   if not jnp.issubdtype(form.dtype, jnp.signedinteger):
     return codes
   sign = 2 ** (form.bits - 1)
@@ -278,7 +270,7 @@ def _given(form, scales, shape, axis, count):
     )
   whole = list(scales.shape)
   whole[axis] = count
-  return jnp.broadcast_to(scales, whole)
+  return jnp.moveaxis(jnp.broadcast_to(scales, whole), axis, -1)
 
 
 def _nearest(form, ratios):

@@ -19,18 +19,21 @@ class QTensor:
 
     x ~ (level(values) - zeros) scales
 
-  where `scales` and `zeros` have as many axes as x, G blocks of S / G
-  neighbours along `axis`, and along every other axis one entry or x's size.
-  `axis` counts from the end, and nothing static depends on leading axes: so
-  `jax.vmap`, `jax.lax.scan` and indexing over stacked layers see an array a
-  leaf. Transformations that change dtypes leaf by leaf break a QTensor.
+  In memory `axis` is the last one, whichever of x it is, since products read
+  along it: a weight (D, F) of axis -2 is kept as (F, D), and `T` moves nothing.
+  So `values`, `scales` and `zeros` have the other axes of x in order, and then
+  the codes of S, or their G blocks of S / G neighbours; along the other axes
+  the last two have one entry or x's size. `axis` counts from the end, and
+  nothing static depends on leading axes: so `jax.vmap`, `jax.lax.scan` and
+  indexing over stacked layers see an array a leaf. Transformations that change
+  dtypes leaf by leaf break a QTensor.
 
   Attributes:
-    values: (..., ceil(S / codes a byte), ...), codes in the format's dtype, or
+    values: (..., ceil(S / codes a byte)), codes in the format's dtype, or
       packed in uint8, the first code in the lowest bits.
-    scales: (..., G, ...) in the format's scale_dtype, or a QTensor of that
-      shape where the format has a second level.
-    zeros: (..., G, ...), whole numbers in the format's dtype, or None.
+    scales: (..., G) in the format's scale_dtype, or a QTensor of that shape
+      and axis -1 where the format has a second level.
+    zeros: (..., G), whole numbers in the format's dtype, or None.
     format: Row of the table.
     axis: Negative: the axis that products sum over, and blocks lie along.
     length: S.
@@ -48,8 +51,8 @@ class QTensor:
   @property
   def shape(self) -> tuple[int, ...]:
     """Of the array that it stands for."""
-    shape = list(self.values.shape)
-    shape[self.axis] = self.length
+    shape = list(self.values.shape[:-1])
+    shape.insert(self.ndim + self.axis, self.length)
     return tuple(shape)
 
   @property
@@ -61,6 +64,11 @@ class QTensor:
   def size(self) -> int:
     """Number of values."""
     return math.prod(self.shape)
+
+  @property
+  def num_blocks(self) -> int:
+    """G."""
+    return self.scales.shape[-1]
 
   @property
   def nbytes(self) -> int:
@@ -76,14 +84,13 @@ class QTensor:
     Raises:
       ValueError: the invariant does not hold, in one line.
     """
-    form, shape = self.format, self.shape
+    form, others = self.format, self.values.shape[:-1]
     wanted = "uint8" if form.packed else form.dtype
     if self.values.dtype != wanted:
       raise ValueError(f"values are {self.values.dtype}, not {wanted}")
-    if self.values.shape[self.axis] != -(-self.length // form.codes_a_byte):
+    if self.values.shape[-1] != -(-self.length // form.codes_a_byte):
       raise ValueError(
-        f"values {self.values.shape} do not hold {self.length} codes along"
-        f" axis {self.axis}"
+        f"values {self.values.shape} do not hold {self.length} codes"
       )
     if isinstance(self.scales, QTensor):
       self.scales.check()
@@ -96,29 +103,17 @@ class QTensor:
     for part in (self.scales, self.zeros):
       if part is None:
         continue
-      fits = len(part.shape) == len(shape)
-      for axis, (own, size) in enumerate(zip(part.shape, shape)):
-        if axis - len(shape) == self.axis:
-          fits = fits and own > 0 and size % own == 0
-        else:
-          fits = fits and own in (1, size)
-      if not fits:
-        raise ValueError(f"scales {part.shape} do not fit {shape}")
+      *own, blocks = part.shape
+      fits = len(own) == len(others) and blocks and not self.length % blocks
+      if not fits or any(a not in (1, b) for a, b in zip(own, others)):
+        raise ValueError(f"scales {part.shape} do not fit {self.shape}")
 
   @property
   def T(self) -> Self:
     """Its last two axes exchanged, of which one is `axis`."""
     if self.axis not in (-1, -2):
       raise ValueError(f"QTensor.T: axis is {self.axis}, not -1 or -2")
-    flip = lambda a: None if a is None else a.swapaxes(-1, -2)
-    scales = self.scales
-    return dataclasses.replace(
-      self,
-      values=flip(self.values),
-      scales=scales.T if isinstance(scales, QTensor) else flip(scales),
-      zeros=flip(self.zeros),
-      axis=-3 - self.axis,
-    )
+    return dataclasses.replace(self, axis=-3 - self.axis)
 
   def __getitem__(self, index: Any) -> Self:
     """Indexes axes other than `axis`, which stays whole.
@@ -139,20 +134,22 @@ class QTensor:
         f"QTensor: {index} touches axis {self.axis} of {self.shape}"
       )
 
+    # In the order of memory, where `axis` is the last one.
+    index = list(index)
+    index.append(index.pop(self.axis))
+
     def part(leaf):
-      if leaf is None:
-        return None
       own = [
-        _of_one(one) if size == 1 and axis - self.ndim != self.axis else one
-        for axis, (one, size) in enumerate(zip(index, leaf.shape))
+        _of_one(one) if size == 1 else one
+        for one, size in zip(index[:-1], leaf.shape)
       ]
-      return leaf[tuple(own)]
+      return leaf[(*own, slice(None))]
 
     return dataclasses.replace(
       self,
-      values=self.values[index],
+      values=self.values[tuple(index)],
       scales=part(self.scales),
-      zeros=part(self.zeros),
+      zeros=None if self.zeros is None else part(self.zeros),
     )
 
 

@@ -1,6 +1,8 @@
 """`quantized_matmul`: checks and choice of the implementation."""
 
 import importlib
+import types
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,14 @@ from ops import dispatch
 from ops.hadamard_transform import hadamard_transform
 from ops.quantized import QTensor, QWeight, as_array
 
-IMPLEMENTATIONS = dispatch.XLA_ONLY
+IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
+  {
+    "mosaic_gpu": dispatch.kernel(
+      "ops.quantized_matmul.mosaic_gpu", dispatch.needs_wgmma
+    ),
+    "xla": dispatch.always,
+  }
+)
 
 
 def quantized_matmul(
@@ -35,7 +44,9 @@ def quantized_matmul(
       Stacked weights are scanned or vmapped over. A `QWeight` rotates and
       quantizes x, an array, first.
     dtype: Of y; by default x's.
-    implementation: `"xla"`, or None for the best that runs here.
+    implementation: `"xla"`, `"mosaic_gpu"` (Hopper; at most 64 rows of x, and
+      4-bit or 8-bit integers in groups of a multiple of 64, whose levels are
+      multiplied in bfloat16), or None for the best that runs here.
 
   Returns:
     (..., F). Two QTensors are multiplied in the narrowest of int8 (with int32
@@ -94,6 +105,6 @@ def _check(x, w):
   if isinstance(x, QTensor):
     if not isinstance(w, QTensor):
       raise ValueError(f"{op}: x is quantized, so w must be")
-    few, many = sorted((x.scales.shape[-1], w.scales.shape[0]))
+    few, many = sorted((x.num_blocks, w.num_blocks))
     if many % few:
       raise ValueError(f"{op}: {few} and {many} groups do not fit each other")

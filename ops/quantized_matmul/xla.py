@@ -26,22 +26,20 @@ def forward(
 ) -> jax.Array:
   """Implements `quantized_matmul`; arguments as in `ops.quantized_matmul`."""
   if isinstance(w, QTensor) and not isinstance(x, QTensor):
-    if math.prod(x.shape[:-1]) > FEW_ROWS and w.scales.shape[0] > 1:
+    if math.prod(x.shape[:-1]) > FEW_ROWS and w.num_blocks > 1:
       w = dequantize(w, dtype=x.dtype)
   if not isinstance(w, QTensor):
     preferred = None if dtype == x.dtype else dtype
     return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=preferred)
-  count = w.scales.shape[0]
+  count = w.num_blocks
   if isinstance(x, QTensor):
-    count = max(count, x.scales.shape[-1])
+    count = max(count, x.num_blocks)
     operand = _operand(x, w)
   else:
     operand = x.dtype
   rows = math.prod(x.shape[:-1])
-  # (N, M, K) and (N, K, F), scales and zero points (N, M, 1) and (N, 1, F).
-  left = _groups(x, -1, count, operand, lambda v: v.reshape(rows, v.shape[-1]))
-  right = _groups(w, -2, count, operand, lambda v: v)
-  left = jax.tree.map(lambda v: v.swapaxes(0, 1), left)
+  # (N, M, K) and (N, F, K), scales and zero points (N, M, 1) and (N, F, 1).
+  left, right = (_groups(a, count, operand) for a in (x, w))
   if count == 1 or rows <= FEW_ROWS:
     y = jnp.sum(jax.vmap(_product)(left, right), axis=0)
   else:
@@ -51,51 +49,57 @@ def forward(
   return y.astype(dtype).reshape(*x.shape[:-1], w.shape[1])
 
 
-def _groups(a, axis, count, operand, flat):
-  """Levels, scales and zero points of `count` groups, N in front of K.
+def _groups(a, count, operand):
+  """Levels, scales and zero points of `count` groups, N in front.
 
   Where there are fewer scales than groups, each serves neighbours.
   """
+
+  def flat(v):
+    return v.reshape(-1, v.shape[-1]).swapaxes(0, 1)
+
+  def blocks(v):
+    v = v.reshape(-1, v.shape[-1]).astype(operand)
+    return into_blocks(v, -1, count).swapaxes(0, 1)
+
   if not isinstance(a, QTensor):
-    return into_blocks(flat(a), axis, count), None, None
+    return blocks(a), None, None
 
   def shared(v):
     if v is None:
       return None
-    v = jnp.repeat(v, count // v.shape[axis], axis=axis)
     # An axis that shares a scale is spread here, so that rows can be counted.
-    shape = [*a.shape[:-1], count] if axis == -1 else [count, v.shape[-1]]
-    return jnp.expand_dims(flat(jnp.broadcast_to(v, shape)), axis)
+    v = jnp.broadcast_to(v, (*a.values.shape[:-1], v.shape[-1]))
+    return flat(jnp.repeat(v, count // v.shape[-1], axis=-1))[..., None]
 
-  blocks = into_blocks(flat(levels(a)).astype(operand), axis, count)
-  return blocks, shared(as_array(a.scales)), shared(a.zeros)
+  return blocks(levels(a)), shared(as_array(a.scales)), shared(a.zeros)
 
 
 def _product(left, right):
-  """The product of one group in float32: (M, K) by (K, F)."""
+  """The product of one group in float32: (M, K) by (F, K)."""
   (x, x_scales, x_zeros), (w, w_scales, w_zeros) = left, right
   whole = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
-  total = jnp.matmul(x, w, preferred_element_type=whole)
+  total = jnp.matmul(x, w.T, preferred_element_type=whole)
   wide = lambda v: v.astype(whole)
+  sums = lambda v: jnp.sum(wide(v), axis=1, keepdims=True)
   if w_zeros is not None:
-    sums = jnp.sum(wide(x), axis=1, keepdims=True)
+    beside = sums(x)
     if x_zeros is not None:
-      sums = sums - x.shape[1] * wide(x_zeros)
-    total = total - _outer(sums, wide(w_zeros))
+      beside = beside - x.shape[1] * wide(x_zeros)
+    total = total - _outer(beside, wide(w_zeros))
   if x_zeros is not None:
-    sums = jnp.sum(wide(w), axis=0, keepdims=True)
-    total = total - _outer(wide(x_zeros), sums)
+    total = total - _outer(wide(x_zeros), sums(w))
   total = total.astype(jnp.float32)
-  for scales in (x_scales, w_scales):
+  for scales in (x_scales, None if w_scales is None else w_scales.T):
     if scales is not None:
       total = total * jnp.broadcast_to(scales.astype(jnp.float32), total.shape)
   return total
 
 
 def _outer(rows, columns):
-  """(M, 1) times (1, F or 1)."""
-  shape = rows.shape[0], columns.shape[1]
-  return jnp.broadcast_to(rows, shape) * jnp.broadcast_to(columns, shape)
+  """(M, 1) and (F, 1): (M, F)."""
+  shape = rows.shape[0], columns.shape[0]
+  return jnp.broadcast_to(rows, shape) * jnp.broadcast_to(columns.T, shape)
 
 
 def _operand(x: QTensor, w: QTensor) -> jnp.dtype:

@@ -115,7 +115,9 @@ def test_any_length_and_axis_come_back(name, size):
   """Codes fill no whole bytes, and lie along the axis that is asked for."""
   x = jnp.swapaxes(numbers(size), 1, 2)
   q, back = there_and_back(x, formats.get(f"{name}:row"), -2)
-  assert q.shape == x.shape and q.scales.shape == (len(x), 1, 4)
+  assert q.shape == x.shape and q.scales.shape == (len(x), 4, 1)
+  # Products read along the codes.
+  assert q.values.shape[:2] == (len(x), 4)
   for values, found in zip(np.asarray(x), np.asarray(back)):
     expected, scales = quantize_reference(values, f"{name}:row", axis=-2)
     error, least = np.abs(found - values), np.abs(expected - values)
@@ -189,7 +191,9 @@ def test_percentile_clips_what_is_beyond(axis):
     q = quantize_jit(x, form, axis=axis, observer=Percentile(90.0))
     over = None if form == "int8:tensor" else axis
     largest = np.percentile(np.abs(x), 90.0, axis=over, keepdims=True)
-    np.testing.assert_allclose(q.scales, largest / 127, rtol=1e-5)
+    np.testing.assert_allclose(
+      np.moveaxis(q.scales, -1, axis), largest / 127, rtol=1e-5
+    )
     np.testing.assert_allclose(
       dequantize_jit(q), np.clip(x, -largest, largest), atol=largest.max() / 253
     )

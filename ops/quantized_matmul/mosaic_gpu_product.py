@@ -1,0 +1,345 @@
+"""The skinny product with weights of few bits, of which Hopper kernels consist.
+
+With few rows the time is that of reading the weights. So they are read in the
+bits that they are kept in, and many chunks ahead of their use. Hopper's matrix
+unit (wgmma) takes one operand from registers, where 4-bit and 8-bit levels
+become bfloat16, which holds them exactly. That operand has 64 rows, of which
+few tokens would waste most: the product is transposed, so that columns of the
+weights are its rows, and any multiple of 8 tokens its columns.
+
+Several warpgroups of a thread block take chunks of the summed axis in turn,
+each with a ring of its own in shared memory: one converts while others
+multiply. The sums of a chunk, float32, are multiplied by the scale of its
+group, so scales are never rounded. At last the warpgroups add up through shared
+memory, from where whole lines of memory are written.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from ops.hopper_tiles import ROWS, SUMS, TILE, load, store
+from ops.quantized import formats
+from ops.quantized.quantize import unpack
+
+# Of the summed axis, that a warpgroup takes at a time.
+CHUNK = 128
+_LAYOUT = plgpu.Layout
+
+
+def chunk_of(depth: int, groups: int) -> int:
+  """The chunk of D values in so many groups."""
+  return CHUNK if depth // groups % CHUNK == 0 else 64
+
+
+def unfit(depth: int, groups: int) -> str | None:
+  """Returns None if the product takes D in so many groups, else why not."""
+  if depth % groups or depth // groups % 64:
+    return f"needs groups of a multiple of 64, not {groups} of {depth} values"
+  return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product:
+  """x (N, D) @ W (F, D).T, of which a thread block gives some columns.
+
+  Attributes:
+    rows: N, a multiple of 8.
+    depth: D.
+    groups: Scales of a column of the weights. The scales of a single group are
+      left to the caller, since they follow the sum.
+    packed: Whether weights come as bytes of two levels.
+    warpgroups: Of a thread block, which take chunks in turn.
+    stages: Chunks in the ring of each.
+    splits: Thread blocks that share D.
+    tiles: Of TILE columns, of a thread block.
+    parts: Of D, each with a factor of its own for every row.
+    overlap: Whether the kernel may start before the one in front of it ends.
+    interpret: Whether the kernel is interpreted. The interpreter knows no
+      operand in registers: a plain product stands in for it.
+  """
+
+  rows: int
+  depth: int
+  groups: int
+  packed: bool
+  warpgroups: int
+  stages: int
+  splits: int = 1
+  tiles: int = 1
+  parts: int = 1
+  overlap: bool = False
+  interpret: bool = False
+
+  def __post_init__(self):
+    """Checks what would else wait forever, or leave out some of D."""
+    if unfit(self.depth, self.groups) or self.stages < 2:
+      raise ValueError(
+        f"{self.groups} groups of {self.depth} values, or {self.stages} stages,"
+        " do not fit"
+      )
+    if self.parts > 1 and (
+      self.splits > 1 or self.chunks % (self.parts * self.warpgroups)
+    ):
+      raise ValueError(
+        f"{self.parts} parts of {self.chunks} chunks do not fit"
+        f" {self.splits} splits and {self.warpgroups} warpgroups"
+      )
+
+  @property
+  def columns(self) -> int:
+    """Of a thread block."""
+    return TILE * self.tiles
+
+  @property
+  def chunk(self) -> int:
+    """Of D, that a warpgroup takes at a time."""
+    return chunk_of(self.depth, self.groups)
+
+  @property
+  def chunks(self) -> int:
+    """Of D."""
+    return self.depth // self.chunk
+
+  @property
+  def scales(self) -> int:
+    """Scales of a column in a split, or 0: TMA takes whole 16 bytes of them."""
+    if self.groups == 1:
+      return 0
+    return 4 * -(-self.groups // (4 * self.splits))
+
+  @property
+  def share(self) -> int:
+    """Chunks of a split; the last one has the rest."""
+    if self.groups == 1:
+      return -(-self.chunks // self.splits)
+    return self.scales * (self.chunks // self.groups)
+
+  def operands(
+    self, w: jax.Array, scales: jax.Array, columns: int
+  ) -> list[jax.Array]:
+    """The weights and, where there are several groups, scales for `results`.
+
+    Args:
+      w: (..., F, D) int8, or (..., F, D / 2) uint8.
+      scales: (..., F, G) float32.
+      columns: Of all thread blocks, at least F.
+    """
+
+    def padded(a, columns, width):
+      beyond = (0, columns - a.shape[-2]), (0, width - a.shape[-1])
+      return jnp.pad(a, ((0, 0),) * (a.ndim - 2) + beyond)
+
+    rows = w.shape[-2]
+    width = -(-self.groups // 4) * 4
+    if self.interpret:
+      # Where TMA would fill up with zeros, the interpreter has no memory, and
+      # it does not see one memory as numbers of two kinds.
+      rows, width = columns, self.scales * self.splits
+      if self.packed:
+        w = unpack(w, formats.get("int4"), self.depth).astype(jnp.int4)
+      w = padded(w, rows, w.shape[-1])
+    return [w] + ([padded(scales, rows, width)] if self.scales else [])
+
+  def scratch(self) -> dict[str, Any]:
+    """Shared memory and barriers for `results`."""
+    ring = self.warpgroups, self.stages
+
+    def tiles(height, width, dtype, bits):
+      swizzle = min(width * bits // 8, 128)
+      transforms = (
+        plgpu.TilingTransform((8, swizzle * 8 // bits)),
+        plgpu.SwizzleTransform(swizzle),
+      )
+      return plgpu.SMEM((*ring, height, width), dtype, transforms=transforms)
+
+    weights = tiles(self.columns, self.chunk, jnp.int8, 8)
+    if self.packed:
+      weights = tiles(self.columns, self.chunk, jnp.int4, 4)
+      if not self.interpret:
+        # TMA copies bytes, which are then read as pairs of levels.
+        stored = tiles(self.columns, self.chunk // 2, jnp.uint8, 8)
+        weights = plgpu.RefUnion(stored, weights)
+    scratch = {
+      "w": weights,
+      "x": tiles(self.rows, self.chunk, jnp.bfloat16, 16),
+      # Four more than needed let the threads of a warp store to all banks.
+      "sums": plgpu.SMEM(
+        (self.warpgroups, self.rows, self.columns + 4), jnp.float32
+      ),
+      "loaded": plgpu.Barrier(
+        num_arrivals=2, num_barriers=self.warpgroups * self.stages
+      ),
+      "done": plgpu.Barrier(num_arrivals=self.warpgroups),
+    }
+    if self.scales:
+      scratch["scales"] = plgpu.SMEM((self.columns, self.scales), jnp.float32)
+      scratch["scales_loaded"] = plgpu.Barrier()
+    if self.parts > 1:
+      scratch["factors"] = plgpu.SMEM(
+        (self.warpgroups, self.parts, self.rows), jnp.float32
+      )
+    return scratch
+
+  def run(
+    self,
+    x_ref: Any,
+    refs: Sequence[Any],
+    column: jax.Array,
+    s: dict[str, Any],
+    *,
+    prefix: tuple[jax.Array, ...] = (),
+    split: int | jax.Array = 0,
+    prepare: Callable[[jax.Array], tuple[Any, Sequence[jax.Array]]],
+    finish: Callable[[jax.Array, Any], None],
+  ) -> None:
+    """Multiplies; one warpgroup takes the result.
+
+    Args:
+      x_ref: (N, D) bfloat16.
+      refs: What `operands` gave.
+      column: The first of the thread block.
+      s: The kernel's shared memory by name, with that of `scratch`.
+      prefix: Index of the axes in front of (F, D).
+      split: Which of the thread blocks that share D this is.
+      prepare: Called with the warpgroup's index when the weights are on their
+        way and what other kernels wrote can be read. Returns what `finish`
+        takes, and for several parts the factor of each, (N,).
+      finish: Called in the first warpgroup with the product (N, columns)
+        float32 in the layout ROWS, and what `prepare` returned.
+    """
+    me = lax.axis_index("warpgroup")
+    w_ref, *scales_ref = [ref.at[prefix] if prefix else ref for ref in refs]
+    if self.scales:
+
+      @pl.when(me == 0)
+      def _():
+        own = (
+          pl.ds(column, self.columns),
+          pl.ds(split * self.scales, self.scales),
+        )
+        plgpu.copy_gmem_to_smem(
+          scales_ref[0].at[own], s["scales"], s["scales_loaded"]
+        )
+
+    # What TMA writes, and how it is read.
+    aliased = self.packed and not self.interpret
+    bytes_s, codes_s = s["w"] if aliased else (s["w"], s["w"])
+    width = bytes_s.shape[-1]
+    first = split * self.share
+    end = jnp.minimum(first + self.share, self.chunks)
+    # Of this warpgroup, which takes every so manyth chunk.
+    steps = lax.div(end - first - me + self.warpgroups - 1, self.warpgroups)
+
+    def chunk_at(i):
+      return first + i * self.warpgroups + me
+
+    def barrier(slot):
+      return s["loaded"].at[me * self.stages + slot]
+
+    def fetch_weights(i, slot):
+      own = pl.ds(column, self.columns), pl.ds(chunk_at(i) * width, width)
+      plgpu.copy_gmem_to_smem(
+        w_ref.at[own], bytes_s.at[me, slot], barrier(slot)
+      )
+
+    def fetch_rows(i, slot):
+      own = x_ref.at[:, pl.ds(chunk_at(i) * self.chunk, self.chunk)]
+      plgpu.copy_gmem_to_smem(own, s["x"].at[me, slot], barrier(slot))
+
+    def begin(fetch):
+      for i in range(self.stages):
+        pl.when(i < steps)(lambda i=i: fetch(jnp.int32(i), i))
+
+    begin(fetch_weights)
+    if self.overlap and not self.interpret:
+      plgpu.griddepcontrol_launch_dependents()
+      plgpu.griddepcontrol_wait()
+    begin(fetch_rows)
+    prepared, factors = prepare(me)
+    if self.parts > 1:
+      for k, factor in enumerate(factors):
+        store(s["factors"].at[me, k], factor)
+      plgpu.commit_smem()
+    if self.scales:
+      plgpu.barrier_wait(s["scales_loaded"])
+
+    def step(i, totals):
+      slot = lax.rem(i, jnp.int32(self.stages))
+      plgpu.barrier_wait(barrier(slot))
+      scale = lax.div(
+        chunk_at(i) - first, jnp.int32(self.chunks // self.groups)
+      )
+      found = []
+      for t, total in enumerate(totals):
+        own = pl.ds(t * TILE, TILE)
+        part = self._product(codes_s.at[me, slot, own], s["x"].at[me, slot])
+        if self.scales:
+          part *= self._spread(s["scales"].at[own, scale], 0)
+        found.append(total + part)
+
+      @pl.when(i + self.stages < steps)
+      def _():
+        fetch_weights(i + self.stages, slot)
+        fetch_rows(i + self.stages, slot)
+
+      return tuple(found)
+
+    zero = plgpu.layout_cast(
+      jnp.zeros((TILE, self.rows), jnp.float32), _LAYOUT.WGMMA
+    )
+    zeros = (zero,) * self.tiles
+    if self.parts == 1:
+      totals = lax.fori_loop(jnp.int32(0), steps, step, zeros)
+    else:
+      totals, each = zeros, self.chunks // self.parts // self.warpgroups
+      for k in range(self.parts):
+        sums = lax.fori_loop(
+          jnp.int32(k * each), jnp.int32((k + 1) * each), step, zeros
+        )
+        factor = self._spread(s["factors"].at[me, k], 1)
+        totals = [a + factor * b for a, b in zip(totals, sums)]
+    for t, total in enumerate(totals):
+      own = s["sums"].at[me, :, pl.ds(t * TILE, TILE)]
+      store(own.T, plgpu.layout_cast(total, SUMS))
+    plgpu.barrier_arrive(s["done"])
+    plgpu.barrier_wait(s["done"])
+
+    @pl.when(me == 0)
+    def _():
+      own = pl.ds(0, self.columns)
+      values = [
+        load(s["sums"].at[g, :, own], ROWS) for g in range(self.warpgroups)
+      ]
+      finish(sum(values[1:], values[0]), prepared)
+
+  def _product(self, codes, x) -> jax.Array:
+    """Multiplies a tile (TILE, chunk) of weights by x.T: (TILE, N) float32."""
+    # A thread loads 32 bits at a time, and gets others' levels as wgmma wants.
+    layout = _LAYOUT.WGMMA_UPCAST_2X
+    if self.packed:
+      layout = _LAYOUT.WGMMA_UPCAST_4X
+    values = plgpu.load(codes, layout=layout, optimized=False)
+    values = plgpu.layout_cast(values, _LAYOUT.WGMMA).astype(jnp.bfloat16)
+    if self.interpret:
+      return jnp.dot(values, x[...].T, preferred_element_type=jnp.float32)
+
+    def multiply(sums):
+      plgpu.wgmma(sums, values, x.T)
+      plgpu.wgmma_wait(0)
+      return sums[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC((TILE, self.rows), jnp.float32))
+
+  def _spread(self, ref, axis: int) -> jax.Array:
+    """Numbers along an axis of a tile, (TILE, N)."""
+    layout = _LAYOUT.WGMMA.reduce(1 - axis)
+    value = plgpu.load(ref, layout=layout, optimized=False)
+    value = lax.broadcast_in_dim(value, (TILE, self.rows), (axis,))
+    return plgpu.layout_cast(value, _LAYOUT.WGMMA)

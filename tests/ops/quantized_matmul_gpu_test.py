@@ -1,0 +1,184 @@
+"""The GPU kernel of `quantized_matmul`, interpreted and lowered on a CPU."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from ops import hopper, quantize, quantized_matmul
+from ops.quantized_matmul import (
+  mosaic_gpu,
+  mosaic_gpu_product,
+  quantized_matmul_reference,
+  xla,
+)
+from ops.quantized_matmul.mosaic_gpu import Config, configure
+from tests.ops.quantized_test import TWO_LEVELS
+from tests.ops.sequence_op import assert_close, tolerance
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+HOPPER = AbstractMesh(
+  (1,),
+  ("device",),
+  axis_types=(AxisType.Auto,),
+  abstract_device=AbstractDevice(
+    device_kind="NVIDIA H200", num_cores=132, platform="gpu"
+  ),
+)
+interpreted = functools.partial(
+  mosaic_gpu.forward,
+  dtype=jnp.float32,
+  interpret=plgpu.InterpretGPUParams(),
+)
+
+
+def operands(form, rows, depth, width, activations=None, seed=0):
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.normal(size=(rows, depth)), jnp.bfloat16)
+  w = jnp.asarray(rng.normal(size=(width, depth)), jnp.float32)
+  x = x if activations is None else quantize(x, activations)
+  return x, quantize(w, form).T
+
+
+@pytest.mark.parametrize(
+  "form, activations, shape, config",
+  [
+    # Several columns of blocks with a rest, rows that fill no tile.
+    (
+      "int4:128",
+      None,
+      (3, 512, 136),
+      Config(warpgroups=2, stages=2, tiles=2),
+    ),
+    # Splits that are no multiple of each other, and warpgroups without work.
+    (
+      "int8:row",
+      "int8:row",
+      (8, 320, 72),
+      Config(warpgroups=2, stages=2, splits=2),
+    ),
+    # Scales that fill no 16 bytes, a split with fewer of them, more stages
+    # than chunks.
+    (
+      "int4:64",
+      "int8:tensor",
+      (9, 384, 64),
+      Config(warpgroups=1, stages=9, splits=2),
+    ),
+    # A scale of several chunks.
+    ("int8:256", None, (16, 1024, 64), None),
+    ("int4:tensor", None, (1, 128, 64), Config(warpgroups=1)),
+  ],
+)
+def test_values(form, activations, shape, config):
+  x, w = operands(form, *shape, activations)
+  y = interpreted(x, w, config=config)
+  expected = quantized_matmul_reference(x, w)
+  # Levels are exact in bfloat16, and sums float32.
+  assert_close(y, expected, tolerance("float32", shape[1]))
+
+
+def test_leading_axes_gradients_and_stacks():
+  x, w = operands("int8:64", 4, 128, 64)
+  config = Config(warpgroups=1, stages=2)
+  run = functools.partial(interpreted, config=config)
+  y, pull = jax.vjp(lambda x: run(x.reshape(2, 2, 128), w), x)
+  plain, pull_plain = jax.vjp(lambda x: xla.forward(x, w, dtype=jnp.float32), x)
+  bound = tolerance("float32", 128)
+  assert_close(y.reshape(4, 64), plain, bound)
+  cotangent = jnp.sin(jnp.arange(256.0)).reshape(4, 64)
+  np.testing.assert_array_equal(
+    pull(cotangent.reshape(2, 2, 64))[0], pull_plain(cotangent)[0]
+  )
+  stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), w, w[:, ::-1])
+  both = jax.vmap(run, (None, 0))(x, stack)
+  assert_close(both[0], plain, bound)
+  assert_close(both[1], plain[:, ::-1], bound)
+
+
+def lowered(rows, depth, width, form, activations=None) -> str:
+  """The kernel lowered for a Hopper GPU, as text."""
+  x, w = jax.eval_shape(lambda: operands(form, rows, depth, width, activations))
+  with jax.sharding.use_abstract_mesh(HOPPER):
+    check = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
+    run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
+    exported = jax.export.export(
+      jax.jit(run), platforms=["cuda"], disabled_checks=[check]
+    )(x, w)
+  return exported.mlir_module()
+
+
+@pytest.mark.parametrize(
+  "rows, depth, width, form, activations",
+  [
+    (1, 2560, 10576, "int4:128", None),
+    (64, 5120, 2560, "int4:64", "int8:row"),
+    (64, 768, 3352, "int8:row", None),
+  ],
+)
+def test_lowers_for_hopper_and_moves_no_weight(
+  rows, depth, width, form, activations
+):
+  text = lowered(rows, depth, width, form, activations)
+  assert text.count("custom_call @mosaic_gpu_v2") == 1
+  assert "quantized_matmul" in text
+  moved = [line for line in text.splitlines() if "stablehlo.transpose" in line]
+  assert not any(f"x{width}x" in line.split("->")[0] for line in moved)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_launches_fit_the_machine(rows, bits):
+  for depth, width in ((768, 3352), (2560, 10576), (5120, 2560), (8192, 8192)):
+    for groups in (1, depth // 128):
+      config = configure(rows, depth, width, bits, groups)
+      product = mosaic_gpu_product.Product(
+        rows=mosaic_gpu.padded(rows),
+        depth=depth,
+        groups=groups,
+        packed=bits == 4,
+        **{name: getattr(config, name) for name in Config.__annotations__},
+      )
+      assert product.share * (config.splits - 1) < product.chunks
+      ring = product.columns * product.chunk * bits // 8
+      ring += 2 * product.rows * product.chunk
+      shared = config.warpgroups * (
+        config.stages * ring + 4 * product.rows * (product.columns + 4)
+      )
+      shared += 4 * product.columns * product.scales
+      assert shared <= hopper.SHARED_MEMORY
+
+
+@pytest.mark.parametrize(
+  "form, activations, shape, message",
+  [
+    (
+      dataclasses.replace(TWO_LEVELS, group=64),
+      None,
+      (4, 256, 64),
+      "symmetric integer grid",
+    ),
+    ("fp8_e4m3:row", None, (4, 256, 64), "symmetric integer grid"),
+    ("int8:row", "int8:64", (4, 256, 64), "one scale a row"),
+    ("int8:32", None, (4, 256, 64), "groups of a multiple of 64"),
+    ("int8:row", None, (4, 256, 60), "columns of a multiple of 8"),
+    ("int8:row", None, (65, 256, 64), "at most 64 rows"),
+  ],
+)
+def test_what_it_does_not_take(form, activations, shape, message):
+  x, w = jax.eval_shape(lambda: operands(form, *shape, activations))
+  assert message in mosaic_gpu.unfit(x, w)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(lambda: interpreted(*operands(form, *shape, activations)))
+
+
+def test_it_is_named_where_it_does_not_run():
+  x, w = operands("int8:row", 4, 128, 64)
+  with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+    quantized_matmul(x, w, implementation="mosaic_gpu")

@@ -9,7 +9,7 @@ from ops.hadamard_transform.matrices import factors
 
 
 def forward(x: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
-  """Implements `hadamard_transform`; arguments as there."""
+  """Implements `hadamard_transform`; arguments as in `ops`."""
   parts = factors(x.shape[axis])
   axis %= x.ndim
   before, size = math.prod(x.shape[:axis]), x.shape[axis]

@@ -205,7 +205,7 @@ def unpack(values: jax.Array, form: Format, size: int) -> jax.Array:
   """The inverse of `pack`.
 
   Args:
-    values: (..., ceil(S / codes a byte)).
+    values: (..., P), P = ceil(S / codes a byte).
     form: The format.
     size: S.
 

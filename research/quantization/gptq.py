@@ -77,7 +77,7 @@ def gptq(
   upper = _factor(gram, damp)
   whole = None
   if isinstance(form.group, str):
-    whole = quantize(kernel, form, axis=-2, observer=observer).scales
+    whole = quantize(kernel, form, axis=-2, observer=observer).scales.T
   w = kernel.astype(jnp.float32)
 
   def next_block(w, start):
@@ -85,7 +85,7 @@ def gptq(
     rows = jax.lax.dynamic_slice_in_dim(upper, start, block)
     own = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
     if whole is None:
-      scales = quantize(part, form, axis=-2, observer=observer).scales
+      scales = quantize(part, form, axis=-2, observer=observer).scales.T
     else:
       scales = whole
     rounded, errors = _round_block(part, own, scales, form)

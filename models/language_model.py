@@ -19,8 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from models import mamba, module, transformer
+from models.errors import InputError
 from models.implementations import Implementations
 from models.mamba_config import MambaConfig
+from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
 
 FAMILIES = types.MappingProxyType(
@@ -97,6 +99,7 @@ def prefill(
   lengths: jax.Array,
   *,
   cache_size: int,
+  state_format: StateFormat | None = None,
 ) -> tuple[jax.Array, State]:
   """Reads rows of different length from an empty state.
 
@@ -110,18 +113,32 @@ def prefill(
     tokens: (B, T) int32; what stands behind a row's length does not matter.
     lengths: (B,) int32, 1 to T.
     cache_size: tokens that a key/value cache has room for, at least T.
+    state_format: of recurrent states; None for the model's own.
 
   Returns:
     Hidden states (B, T, D) after the final norm, arbitrary where there is
     padding, and the state.
+
+  Raises:
+    InputError: the format does not fit the model.
   """
   return module_of(config).prefill(
-    config, params, tokens, lengths=lengths, cache_size=cache_size
+    config,
+    params,
+    tokens,
+    lengths=lengths,
+    cache_size=cache_size,
+    **_state_options(config, state_format),
   )
 
 
 def init_state(
-  config: Config, batch: int, *, cache_size: int, dtype: jnp.dtype
+  config: Config,
+  batch: int,
+  *,
+  cache_size: int,
+  dtype: jnp.dtype,
+  state_format: StateFormat | None = None,
 ) -> State:
   """The state of `batch` rows that have read nothing.
 
@@ -130,10 +147,30 @@ def init_state(
     batch: rows.
     cache_size: tokens that a key/value cache has room for.
     dtype: of the passes to come.
+    state_format: of recurrent states; None for float32.
+
+  Raises:
+    InputError: the format does not fit the model.
   """
   return module_of(config).init_state(
-    config, batch, cache_size=cache_size, dtype=dtype
+    config,
+    batch,
+    cache_size=cache_size,
+    dtype=dtype,
+    **_state_options(config, state_format),
   )
+
+
+def _state_options(config, state_format) -> dict[str, StateFormat]:
+  """The option for models that have recurrent states."""
+  if state_format is None:
+    return {}
+  if config.family == "transformer":
+    raise InputError(
+      f"state_format={state_format}: a Transformer has no recurrent state: "
+      "leave it out"
+    )
+  return {"state_format": state_format}
 
 
 def decode(

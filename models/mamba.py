@@ -32,6 +32,9 @@ from models.mamba_blocks import (
   step_run,
 )
 from models.mamba_config import MambaConfig, Run
+from models.state_format import StateFormat
+from models.state_format import own as own_state
+from ops.quantized import Taps
 
 Params = module.Params
 
@@ -220,6 +223,8 @@ def init_state(
   *,
   cache_size: int | None = None,
   dtype: jnp.dtype = jnp.float32,
+  state_format: StateFormat | None = None,
+  params: Params | None = None,
 ) -> MambaState:
   """The state of `batch` rows that have read nothing.
 
@@ -228,27 +233,33 @@ def init_state(
     batch: rows.
     cache_size: slots of the key/value caches of a hybrid.
     dtype: of the passes to come.
+    state_format: of the recurrent states; None for what the `Taps` of `params`
+      say, which is float32 where there are none.
+    params: of the model, where its state has scales or a format of its own.
 
   Raises:
     ValueError: a hybrid is given no `cache_size`.
+    InputError: the format does not fit the model's shapes.
   """
   c = config
   if c.attention and cache_size is None:
     raise ValueError("a model with attention layers needs a cache_size")
   found = []
-  for run in c.runs:
+  empty = state_format.empty if state_format else own_state
+  for index, run in enumerate(c.runs):
     rows = (run.num_layers, batch)
     if run.kind == "attention":
       heads = (c.attention.num_kv_heads, c.attention.head_dim)
       found.append(DenseCache.empty((*rows, cache_size, *heads), dtype))
       continue
     channels = (c.num_heads, c.head_dim) if c.kind == "mamba2" else (c.d_inner,)
-    found.append(
-      RecurrentState(
-        conv=jnp.zeros((*rows, c.d_conv - 1, c.conv_channels), dtype),
-        ssm=jnp.zeros((*rows, *channels, c.d_state), jnp.float32),
-      )
+    mixer = params["layers"][index]["mixer"] if params else {}
+    shapes = (
+      (*rows, c.d_conv - 1, c.conv_channels),
+      (*rows, *channels, c.d_state),
     )
+    conv, ssm = empty(shapes, dtype, mixer.get("taps", Taps()))
+    found.append(RecurrentState(conv=conv, ssm=ssm))
   # The two states are arrays of their own, because a donated buffer must not be
   # given twice.
   length, start = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
@@ -314,6 +325,7 @@ def prefill(
   lengths: jax.Array | None = None,
   dtype: jnp.dtype | None = None,
   state: MambaState | None = None,
+  state_format: StateFormat | None = None,
   segment_ids: jax.Array | None = None,
   implementations: Implementations | None = None,
 ) -> tuple[jax.Array, MambaState]:
@@ -328,7 +340,8 @@ def prefill(
     lengths: (B,) int32, 1 to T: tokens of each row, the rest of which may be
       anything in range; None for T, or for what `segment_ids` say.
     dtype: as for `hidden_states`, for a new state.
-    state: what was read before, or None; its `dtype` is kept.
+    state: what was read before, or None; its `dtype` and formats are kept.
+    state_format: as for `init_state`, for a new state.
     segment_ids: (B, T) int32, such as `left_padded`. A row's first text goes on
       from `state`; what follows goes on from the row's last text.
     implementations: of the ops.
@@ -349,7 +362,12 @@ def prefill(
   if state is None:
     dtype = jnp.dtype(dtype or model.embed.dense().dtype)
     state = init_state(
-      config, tokens.shape[0], cache_size=cache_size, dtype=dtype
+      config,
+      tokens.shape[0],
+      cache_size=cache_size,
+      dtype=dtype,
+      state_format=state_format,
+      params=params,
     )
     # An empty cache is not read.
     attend = causal_attend(

@@ -25,6 +25,7 @@ from models.mamba_config import MambaConfig
 from ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ops.mamba2_step import Mamba2Weights, mamba2_step
 from ops.mamba2_step import api as mamba2_step_api
+from ops.quantized import QState, Taps, as_array, like, rounded
 from ops.rms_norm import rms_norm
 from ops.selective_scan import selective_scan, selective_scan_step
 from ops.ssd import ssd, ssd_step
@@ -47,11 +48,11 @@ class RecurrentState:
     ssm: (L, B, E, N) for Mamba-1, (L, B, H, P, N) for Mamba-2; float32, or the
       dtype of the state before it.
 
-  Both are None in a pass without state.
+  Each may be a `QState`. Both are None in a pass without state.
   """
 
-  conv: jax.Array | None = None
-  ssm: jax.Array | None = None
+  conv: jax.Array | QState | None = None
+  ssm: jax.Array | QState | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,23 +103,24 @@ class Pass:
   def convolve(self, parts, conv, state):
     """Convolves the `parts` of the channels with SiLU; outputs and new state.
 
-    For a few tokens in one call, else each by itself.
+    For a few tokens in one call, else each by itself. Parts and weight may be
+    QTensors.
     """
     options = {
       "activation": "silu",
       "implementation": self.implementations.conv,
     }
     ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
-    cast = lambda v: v[...].astype(parts[0].dtype)
+    cast = lambda v: as_array(v[...]).astype(parts[0].dtype)
     weight, bias = cast(conv.weight), cast(conv.bias)
     if self.is_step:
-      x = jnp.concatenate(parts, axis=-1)
+      x = jnp.concatenate([as_array(part) for part in parts], axis=-1)
       y, state = causal_conv1d_step(x, weight, bias, state, **options)
       return jnp.split(y, ends, axis=-1), state
     weights = zip(jnp.split(weight, ends), jnp.split(bias, ends))
     states = [None] * len(parts)
     if state is not None:
-      states = jnp.split(state, ends, axis=-1)
+      states = jnp.split(as_array(state), ends, axis=-1)
     ys, states = zip(
       *(
         self._whole(causal_conv1d, own, part, *both, **options)
@@ -126,7 +128,7 @@ class Pass:
       )
     )
     if state is not None:
-      state = jnp.concatenate(states, axis=-1)
+      state = like(jnp.concatenate(states, axis=-1), state)
     return ys, state
 
   def scan(self, whole, step, state, *arrays, **options):
@@ -134,8 +136,10 @@ class Pass:
     options["implementation"] = self.implementations.scan
     options["dt_softplus"] = True
     if self.is_step:
-      return step(*arrays, state, **options)
-    return self._whole(whole, state, *arrays, **options)
+      y, new = step(*arrays, state, **options)
+      return y, new if isinstance(new, QState) else like(new, state)
+    y, new = self._whole(whole, state, *arrays, **options)
+    return y, like(new, state)
 
   def _whole(self, op, state, *arrays, **options):
     options["segment_ids"] = self.segment_ids
@@ -173,11 +177,6 @@ def _initial_dt_bias(rngs, size):
   log_dt = _uniform(rngs, (size,), math.log(_DT_MIN), math.log(_DT_MAX))
   dt = jnp.maximum(jnp.exp(log_dt), _DT_FLOOR)
   return dt + jnp.log(-jnp.expm1(-dt))
-
-
-def _like(state: jax.Array, before: jax.Array | None) -> jax.Array:
-  """A recurrent state in the dtype of the one before it, else in float32."""
-  return state if before is None else state.astype(before.dtype)
 
 
 def _decay(A_log):
@@ -224,31 +223,31 @@ class Mamba1Mixer(nnx.Module):
     self.D = nnx.Param(jnp.ones((c.d_inner,)))
     scale = c.num_layers**-0.5
     self.out_proj = _Linear(c.d_inner, c.d_model, rngs=rngs, scale=scale)
+    self.taps = nnx.Param(Taps())
 
   def __call__(
     self, x: jax.Array, state: RecurrentState, run: Pass
   ) -> tuple[jax.Array, RecurrentState]:
     """Maps (B, T, D) to (B, T, D) and the state to the next."""
     c = self.config
+    taps = self.taps.get_value()
     x, z = run.project(self.in_proj, x, (c.d_inner, c.d_inner))
-    (x,), conv = run.convolve((x,), self.conv, state.conv)
+    (x,), conv = run.convolve((rounded(x, taps.conv_x),), self.conv, state.conv)
     dt, B, C = jnp.split(self.x_proj(x), [c.rank, c.rank + c.d_state], axis=-1)
     y, ssm = run.scan(
       selective_scan,
       selective_scan_step,
       state.ssm,
-      x,
-      self.dt_proj(dt),
+      rounded(x, taps.x),
+      rounded(self.dt_proj(dt), taps.dt),
       _decay(self.A_log),
-      B[:, :, None],
-      C[:, :, None],
+      rounded(B[:, :, None], taps.B),
+      rounded(C[:, :, None], taps.C),
       D=self.D[...].astype(jnp.float32),
-      z=z,
+      z=rounded(z, taps.z),
       dt_bias=self.dt_bias[...].astype(jnp.float32),
     )
-    return self.out_proj(y), RecurrentState(
-      conv=conv, ssm=_like(ssm, state.ssm)
-    )
+    return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
 
 
 class Mamba2Mixer(nnx.Module):
@@ -266,35 +265,35 @@ class Mamba2Mixer(nnx.Module):
     self.norm = GatedRMSNorm(c.d_inner, c.num_groups, eps=c.norm_eps)
     scale = c.num_layers**-0.5
     self.out_proj = _Linear(c.d_inner, c.d_model, rngs=rngs, scale=scale)
+    self.taps = nnx.Param(Taps())
 
   def __call__(
     self, x: jax.Array, state: RecurrentState, run: Pass
   ) -> tuple[jax.Array, RecurrentState]:
     """Maps (B, T, D) to (B, T, D) and the state to the next."""
-    c, shape = self.config, x.shape[:2]
+    c, shape, taps = self.config, x.shape[:2], self.taps.get_value()
     state_size = c.num_groups * c.d_state
     z, x, BC, dt = run.project(
       self.in_proj, x, (c.d_inner, c.d_inner, 2 * state_size, c.num_heads)
     )
+    x, BC = rounded(x, taps.conv_x), rounded(BC, taps.conv_BC)
     (x, BC), conv = run.convolve((x, BC), self.conv, state.conv)
     B, C = jnp.split(BC, 2, axis=-1)
     y, ssm = run.scan(
       ssd,
       ssd_step,
       state.ssm,
-      x.reshape(*shape, c.num_heads, c.head_dim),
-      dt,
+      rounded(x.reshape(*shape, c.num_heads, c.head_dim), taps.x),
+      rounded(dt, taps.dt),
       _decay(self.A_log),
-      B.reshape(*shape, c.num_groups, c.d_state),
-      C.reshape(*shape, c.num_groups, c.d_state),
+      rounded(B.reshape(*shape, c.num_groups, c.d_state), taps.B),
+      rounded(C.reshape(*shape, c.num_groups, c.d_state), taps.C),
       D=self.D[...].astype(jnp.float32),
       dt_bias=self.dt_bias[...].astype(jnp.float32),
     )
-    y = y.reshape(*shape, c.d_inner)
-    y = self.norm(y, z, implementation=run.norm)
-    return self.out_proj(y), RecurrentState(
-      conv=conv, ssm=_like(ssm, state.ssm)
-    )
+    y = rounded(y.reshape(*shape, c.d_inner), taps.y)
+    y = self.norm(y, rounded(z, taps.z), implementation=run.norm)
+    return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
 
 
 class MambaBlock(nnx.Module):
@@ -351,6 +350,7 @@ def step_run(
     D=mixer.D[...],
     gated_norm=mixer.norm.scale[...],
     out_proj=mixer.out_proj.kernel[...],
+    taps=mixer.taps.get_value(),
   )
   x = x + y.astype(x.dtype)
   arrays = x[:, 0], weights, states.conv, states.ssm

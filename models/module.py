@@ -34,7 +34,7 @@ class Model(nnx.Module):
       param_dtype: of all parameters; None for float32.
     """
     model = cls(config, rngs=nnx.Rngs(params=key))
-    params = nnx.to_pure_dict(nnx.split(model)[1])
+    params = _without_absent(nnx.to_pure_dict(nnx.split(model)[1]))
     if param_dtype is None:
       return params
     return jax.tree.map(lambda x: x.astype(param_dtype), params)
@@ -42,7 +42,7 @@ class Model(nnx.Module):
   @classmethod
   def abstract_params(cls, config: Any) -> Params:
     """The shapes and dtypes of `init`, without its arrays."""
-    return nnx.to_pure_dict(_abstract(cls, config)[1])
+    return _without_absent(nnx.to_pure_dict(_abstract(cls, config)[1]))
 
   @classmethod
   def num_params(cls, config: Any) -> int:
@@ -72,7 +72,8 @@ class Layer:
 
 def module_over(cls: type, config: Any, params: Params) -> Any:
   """The module `cls(config, rngs=...)` over parameters of its own."""
-  return nnx.merge(_abstract(cls, config)[0], params)
+  graphdef, abstract = _abstract(cls, config)
+  return nnx.merge(graphdef, _with_absent(params, nnx.to_pure_dict(abstract)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,6 +81,29 @@ def _abstract(cls, config) -> tuple[nnx.GraphDef, nnx.State]:
   """Structure and shapes of a model; allocates nothing."""
   make = lambda: cls(config, rngs=nnx.Rngs(params=jax.random.key(0)))
   return nnx.split(nnx.eval_shape(make))
+
+
+def _without_absent(params: Params) -> Params:
+  """Parameters without those that may be absent, whose values hold no arrays.
+
+  Such a one is there in quantized models alone.
+  """
+  return {
+    key: _without_absent(value) if isinstance(value, dict) else value
+    for key, value in params.items()
+    if jax.tree.leaves(value)
+  }
+
+
+def _with_absent(params: Params, abstract: Params) -> Params:
+  """The inverse, with what `abstract` has in the place of what is absent."""
+  found = dict(params)
+  for key, value in abstract.items():
+    if isinstance(value, dict) and isinstance(params.get(key), dict):
+      found[key] = _with_absent(params[key], value)
+    elif key not in params and not jax.tree.leaves(value):
+      found[key] = value
+  return found
 
 
 def num_params(params: Any) -> int:

@@ -89,7 +89,18 @@ _RENAMES = (
 
 
 def leaves(config: MambaConfig) -> Iterator[Leaf]:
-  """Yields every parameter array that `config` calls for."""
+  """Yields every parameter array that `config` calls for, and `Taps`."""
+  for index, run in enumerate(config.runs):
+    if run.kind == "mamba":
+      template = _LAYER + "mixer.taps"
+      yield Leaf(
+        path=("layers", index, "mixer", "taps"),
+        shape=(),
+        names=tuple(template.format(i) for i in range(run.start, run.stop)),
+        stacked=True,
+        transposed=False,
+        optional=True,
+      )
   tree = mamba.abstract_params(config)
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
     path = tuple(key.key for key in keys)

@@ -87,6 +87,7 @@ class Leaf:
       depthwise convolutions do.
     keeps_dtype: whether a wider dtype of the tensors is kept, whatever is
       asked for.
+    optional: whether it may be absent, as `Taps` are, which have no shape.
   """
 
   path: tuple[str | int, ...]
@@ -96,6 +97,7 @@ class Leaf:
   transposed: bool
   channelwise: bool = False
   keeps_dtype: bool = False
+  optional: bool = False
 
   @property
   def tensor_shape(self) -> tuple[int, ...]:
@@ -151,7 +153,11 @@ def build(
   Raises:
     InputError: a tensor is missing, unknown or of a wrong shape.
   """
-  wanted = list(wanted)
+  wanted = [
+    leaf
+    for leaf in wanted
+    if not leaf.optional or source.names.intersection(leaf.names)
+  ]
   expected = {name for leaf in wanted for name in leaf.names}
   for name in sorted(expected - source.names):
     raise InputError(
@@ -186,7 +192,7 @@ def _stack(
   out, rows = None, []
   for i, name in enumerate(leaf.names):
     tensor = source.read(name)
-    if tensor.shape != leaf.tensor_shape:
+    if not leaf.optional and tensor.shape != leaf.tensor_shape:
       raise InputError(
         f"{source.label(name)} has shape {tensor.shape} where the config "
         f"asks for {leaf.tensor_shape}: correct the config or get the file "
@@ -248,8 +254,11 @@ def take_apart(
   tensors = {}
   for leaf in wanted:
     node = params
-    for key in leaf.path:
+    for key in leaf.path[:-1]:
       node = node[key]
+    if leaf.optional and leaf.path[-1] not in node:
+      continue
+    node = node[leaf.path[-1]]
     whole = jax.tree.map(np.asarray, node)
     for i, name in enumerate(leaf.names):
       tensor = whole[i] if leaf.stacked else whole

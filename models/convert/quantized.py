@@ -1,11 +1,12 @@
 """Weights of few bits in files that hold plain arrays, exactly.
 
-What is no plain array is a node: a QTensor, a QWeight or a Quantizer. The parts
-of one named N lie there by names of their own,
+What is no plain array is a node: a QTensor, a QWeight, a Quantizer or the Taps
+of a layer. The parts of one named N lie there by names of their own,
 
   QTensor    "N.values", "N.scales" and, where the format has them, "N.zeros"
   QWeight    "N.weight", and "N.input" where activations are quantized
   Quantizer  "N.scales" where they are static
+  Taps       "N.x" and so on, of what is quantized
 
 and a part that is a node by the parts of its own. What is no array, such as the
 format's name, is text: JSON by the node's name.
@@ -21,17 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import InputError
-from ops.quantized import QTensor, Quantizer, QWeight, formats
+from ops.quantized import QTensor, Quantizer, QWeight, Taps, formats
 
 # The entry of a file's header that holds the text.
 KEY = "frugax.quantized"
 # For config.json: other programs would take the weights for missing.
 CONFIG = {"quantization_config": {"quant_method": "frugax"}}
-NODES = QTensor | QWeight | Quantizer
+NODES = QTensor | QWeight | Quantizer | Taps
 _PARTS = {
   QTensor: ("values", "scales", "zeros"),
   QWeight: ("weight", "input"),
   Quantizer: ("scales",),
+  Taps: tuple(field.name for field in dataclasses.fields(Taps)),
 }
 _KINDS = {kind.__name__: kind for kind in _PARTS}
 
@@ -71,6 +73,8 @@ def to_arrays(
 
 def _static(node: NODES) -> dict[str, Any]:
   """What of a node is no array, as JSON has it."""
+  if isinstance(node, Taps):
+    return {}
   if isinstance(node, QWeight):
     return {"hadamard": node.hadamard}
   if isinstance(node, Quantizer):
@@ -217,4 +221,4 @@ def _standing_for(node, dtype):
     return dataclasses.replace(node, dtype=dtype)
   if isinstance(node, QWeight):
     return dataclasses.replace(node, weight=_standing_for(node.weight, dtype))
-  return node if isinstance(node, Quantizer) else node.astype(dtype)
+  return node if isinstance(node, Quantizer | Taps) else node.astype(dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops import dispatch, segments
+from ops.quantized import QState, QTensor, as_array
 
 # The kernel that was measured to be faster (experiments/results) is in front of
 # "xla", the other stands behind it.
@@ -26,12 +27,12 @@ IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
 
 
 def causal_conv1d(
-  x: jax.Array,
-  weight: jax.Array,
-  bias: jax.Array | None = None,
+  x: jax.Array | QTensor,
+  weight: jax.Array | QTensor,
+  bias: jax.Array | QTensor | None = None,
   *,
   activation: str | None = None,
-  initial_state: jax.Array | None = None,
+  initial_state: jax.Array | QState | None = None,
   return_final_state: bool = False,
   segment_ids: jax.Array | None = None,
   implementation: str | None = None,
@@ -51,7 +52,8 @@ def causal_conv1d(
   then `jax.nn.silu`.
 
   Args:
-    x: (B, L, D), bfloat16 or float32; sums and SiLU are float32.
+    x: (B, L, D), bfloat16 or float32; sums and SiLU are float32. A QTensor, as
+      of weight and bias, is first dequantized to the dtype that it stands for.
     weight: (D, K), the tap of the current token last.
     bias: (D,), or None.
     activation: "silu", or None.
@@ -72,6 +74,8 @@ def causal_conv1d(
   Raises:
     ValueError: shapes, activation or ids do not fit.
   """
+  x, weight, bias = (as_array(v) for v in (x, weight, bias))
+  initial_state = as_array(initial_state)
   check("causal_conv1d", x, weight, bias, initial_state, activation)
   segments.check("causal_conv1d", segment_ids, *x.shape[:2])
   name = dispatch.resolve(

@@ -5,20 +5,21 @@ import jax.numpy as jnp
 
 from ops import dispatch
 from ops.causal_conv1d import api, xla
+from ops.quantized import QState, QTensor, as_array, like
 
 IMPLEMENTATIONS = dispatch.XLA_ONLY
 
 
 def causal_conv1d_step(
-  x: jax.Array,
-  weight: jax.Array,
-  bias: jax.Array | None,
-  state: jax.Array,
+  x: jax.Array | QTensor,
+  weight: jax.Array | QTensor,
+  bias: jax.Array | QTensor | None,
+  state: jax.Array | QState,
   *,
   activation: str | None = None,
   return_all_states: bool = False,
   implementation: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | QState]:
   """Takes T more tokens; T calls with one token equal one call with T.
 
   The equation is that of `causal_conv1d`, of which this is
@@ -27,29 +28,33 @@ def causal_conv1d_step(
 
   Args:
     x: (B, T, D), T of at least 1 and small, bfloat16 or float32; sums and SiLU
-      are float32.
+      are float32. A QTensor, as of weight and bias, is first dequantized.
     weight: (D, K), the tap of the current token last.
     bias: (D,), or None.
-    state: The last K-1 inputs, oldest first, (B, K-1, D).
+    state: The last K-1 inputs, oldest first, (B, K-1, D); of a `QState` all are
+      rounded again, which changes those that are on its levels by no more than
+      the rounding of their scale.
     activation: "silu", or None.
     return_all_states: Return the state after each token, so that a caller can
       go back to any of them.
     implementation: `"xla"`, or None for the best that runs here.
 
   Returns:
-    y, (B, T, D) in x's dtype, and the new state in the old one's dtype:
+    y, (B, T, D) in x's dtype, and the new state, kept as the old one:
     (B, K-1, D), or (B, T, K-1, D) with `return_all_states`.
 
   Raises:
     ValueError: shapes or activation do not fit.
   """
+  x, weight, bias = (as_array(v) for v in (x, weight, bias))
   api.check("causal_conv1d_step", x, weight, bias, state, activation)
   dispatch.resolve("causal_conv1d_step", IMPLEMENTATIONS, implementation, x)
+  kept, state = state, as_array(state)
   before = state.astype(x.dtype)
   y = xla.convolve(x, weight, bias, before, None, activation == "silu")
   taps, tokens = state.shape[1], x.shape[1]
   inputs = jnp.concatenate([state, x.astype(state.dtype)], axis=1)
   if not return_all_states:
-    return y, inputs[:, tokens:]
-  windows = [inputs[:, t + 1 : t + 1 + taps] for t in range(tokens)]
-  return y, jnp.stack(windows, axis=1)
+    return y, like(inputs[:, tokens:], kept)
+  windows = [like(inputs[:, t + 1 : t + 1 + taps], kept) for t in range(tokens)]
+  return y, jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *windows)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch
-from ops.quantized import QTensor
+from ops.quantized import QState, QTensor, QWeight, Taps
 
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
@@ -28,37 +28,39 @@ class Mamba2Weights:
 
   Attributes:
     norm: (L, D), scale of the norm in front of the layer.
-    in_proj: (L, D, F), an array or a `QTensor` of axis -2: to z, the input of
-      the convolution (x, B, C) and dt.
+    in_proj: (L, D, F), an array, a `QTensor` of axis -2 or a `QWeight`: to z,
+      the input of the convolution (x, B, C) and dt.
     conv_weight: (L, C, K), the tap of the current token last.
     conv_bias: (L, C).
     dt_bias: (L, H).
     A_log: (L, H), the logarithm of -A.
     D: (L, H), skip.
     gated_norm: (L, E), scale of the norm in front of `out_proj`.
-    out_proj: (L, E, D), an array or a `QTensor` of axis -2.
+    out_proj: (L, E, D), as in_proj.
+    taps: Quantizers of what no product reads.
   """
 
   norm: jax.Array
-  in_proj: jax.Array | QTensor
-  conv_weight: jax.Array
+  in_proj: jax.Array | QTensor | QWeight
+  conv_weight: jax.Array | QTensor
   conv_bias: jax.Array
   dt_bias: jax.Array
   A_log: jax.Array
   D: jax.Array
   gated_norm: jax.Array
-  out_proj: jax.Array | QTensor
+  out_proj: jax.Array | QTensor | QWeight
+  taps: Taps = Taps()
 
 
 def mamba2_step(
   x: jax.Array,
   weights: Mamba2Weights,
-  conv_state: jax.Array,
-  ssm_state: jax.Array,
+  conv_state: jax.Array | QState,
+  ssm_state: jax.Array | QState,
   *,
   eps: float,
   implementation: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | QState, jax.Array | QState]:
   """Takes one token of each row through a stack of Mamba-2 layers.
 
   Mamba-2 (https://arxiv.org/abs/2405.21060, section 7), for each layer:
@@ -76,8 +78,8 @@ def mamba2_step(
       the dtype of `conv_state` and sum in float32; norms, decays and the state
       are float32.
     conv_state: The last K-1 inputs of the convolution, oldest first,
-      (L, B, K-1, C), bfloat16 or float32.
-    ssm_state: (L, B, H, P, N) float32.
+      (L, B, K-1, C), bfloat16 or float32, or a `QState` that stands for such.
+    ssm_state: (L, B, H, P, N) float32, or a `QState` that stands for it.
     eps: Of both norms.
     implementation: `"xla"`, `"mosaic_gpu"`, or None for the best that runs
       here.

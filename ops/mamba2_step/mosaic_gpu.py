@@ -30,7 +30,7 @@ from ops.mamba2_step import (
   mosaic_gpu_product,
   mosaic_gpu_state,
 )
-from ops.quantized import is_quantized
+from ops.quantized import QState, is_quantized
 
 MAX_BATCH = 64
 STATE_SIZES = (64, 128)
@@ -134,6 +134,11 @@ def unfit(x, weights, conv_state, ssm_state) -> str | None:
       return f"needs bfloat16, {name} is quantized"
     if weight.dtype != jnp.bfloat16:
       return f"needs bfloat16, {name} is {weight.dtype}"
+  if weights.taps or is_quantized(weights.conv_weight):
+    return "needs activations and a convolution that are not quantized"
+  for name, state in (("conv_state", conv_state), ("ssm_state", ssm_state)):
+    if isinstance(state, QState):
+      return f"needs states in floats, {name} is in {state.tensor.format}"
   if conv_state.dtype != jnp.bfloat16:
     return f"needs bfloat16, conv_state is {conv_state.dtype}"
   if ssm_state.dtype != jnp.float32:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops.causal_conv1d import causal_conv1d_step
+from ops.quantized import as_array, rounded
 from ops.quantized_matmul import quantized_matmul
 from ops.ssd import ssd_step
 
@@ -15,7 +16,9 @@ def forward(x, weights, conv_state, ssm_state, *, eps):
   def layer(carry, weights_and_index):
     x, states = carry
     w, index = weights_and_index
-    state = [lax.dynamic_index_in_dim(s, index, keepdims=False) for s in states]
+    state = jax.tree.map(
+      lambda s: lax.dynamic_index_in_dim(s, index, keepdims=False), states
+    )
     y, state = mixer(w, x, *state, eps=eps)
     # All is read before anything is written: XLA would else keep the old
     # states by copying those of all layers, in every layer.
@@ -45,26 +48,31 @@ def mixer(w, x, conv_state, ssm_state, *, eps):
   f32 = lambda v: v.astype(jnp.float32)
   normed = low(_rmsnorm(x, eps) * f32(w.norm)[None])
   projected = quantized_matmul(normed, w.in_proj)
-  z, new, dt = jnp.split(projected, [e, e + channels], axis=-1)
+  ends = [e, 2 * e, e + channels]
+  z, s, BC, dt = jnp.split(projected, ends, axis=-1)
+  parts = rounded(s, w.taps.conv_x), rounded(BC, w.taps.conv_BC)
+  new = jnp.concatenate([as_array(part) for part in parts], axis=-1)
   new, conv_state = causal_conv1d_step(
     new[:, None],
-    low(w.conv_weight),
+    low(as_array(w.conv_weight)),
     low(w.conv_bias),
     conv_state,
     activation="silu",
   )
   s, B, C = jnp.split(new, [e, e + groups * n], axis=-1)
   y, ssm_state = ssd_step(
-    s.reshape(b, 1, h, p),
-    dt[:, None],
+    rounded(s.reshape(b, 1, h, p), w.taps.x),
+    rounded(dt[:, None], w.taps.dt),
     -jnp.exp(f32(w.A_log)),
-    B.reshape(b, 1, groups, n),
-    C.reshape(b, 1, groups, n),
+    rounded(B.reshape(b, 1, groups, n), w.taps.B),
+    rounded(C.reshape(b, 1, groups, n), w.taps.C),
     ssm_state,
     D=f32(w.D),
     dt_bias=f32(w.dt_bias),
     dt_softplus=True,
   )
+  y = as_array(rounded(y.reshape(b, e), w.taps.y))
+  z = as_array(rounded(z, w.taps.z))
   gated = f32(y.reshape(b, groups, -1)) * jax.nn.silu(
     f32(z.reshape(b, groups, -1))
   )

@@ -8,6 +8,10 @@ from ops.quantized.quantize import dequantize as dequantize
 from ops.quantized.quantize import quantize as quantize
 from ops.quantized.quantizer import Quantizer as Quantizer
 from ops.quantized.reference import quantize_reference as quantize_reference
+from ops.quantized.state import QState as QState
+from ops.quantized.state import like as like
+from ops.quantized.taps import Taps as Taps
+from ops.quantized.taps import rounded as rounded
 from ops.quantized.tensor import QTensor as QTensor
 from ops.quantized.weight import QWeight as QWeight
 from ops.quantized.weight import as_array as as_array

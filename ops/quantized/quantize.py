@@ -58,6 +58,7 @@ def quantize(
   axis: int = -1,
   observer: Observer = absmax,
   scales: jax.Array | None = None,
+  noise: jax.Array | None = None,
   implementation: str | None = None,
 ) -> QTensor:
   """Keeps an array in few bits: each value as its nearest level.
@@ -79,6 +80,9 @@ def quantize(
     observer: `absmax`, `Percentile(99.9)`, or a function alike.
     scales: Given in place of the observer's, for a symmetric format, such as
       from calibration: positive, (..., G, ...) or broadcasting to it.
+    noise: Of x's shape, uniform in [0, 1): rounds stochastically, to one of the
+      two levels around a value, each as likely as the value is near to it, so
+      that rounding is unbiased. None rounds to nearest.
     implementation: `"xla"`, or None for the best that runs here.
 
   Returns:
@@ -118,7 +122,11 @@ def quantize(
   ratios = blocks / jnp.where(steps == 0, 1.0, steps)
   if zeros is not None:
     ratios = ratios + shared(zeros)
-  codes = _nearest(form, ratios).reshape(rows.shape)
+  if noise is None:
+    codes = _nearest(form, ratios).reshape(rows.shape)
+  else:
+    noise = jnp.moveaxis(noise, axis, -1)
+    codes = _stochastic(form, ratios.reshape(rows.shape), noise)
   return QTensor(
     values=pack(codes, form),
     scales=scales,
@@ -283,3 +291,25 @@ def _nearest(form, ratios):
   if form.is_integer:
     ratios = jnp.round(ratios)
   return jnp.clip(ratios, points[0], points[-1]).astype(form.dtype)
+
+
+def _stochastic(form, ratios, noise):
+  """Codes of one of the two levels around each ratio, by chance."""
+  points = form.levels
+  ratios = jnp.clip(ratios, points[0], points[-1])
+  if form.is_integer:
+    return jnp.floor(ratios + noise).clip(max=points[-1]).astype(form.dtype)
+  if form.codebook is not None:
+    levels = jnp.asarray(points, jnp.float32)
+    low = jnp.searchsorted(levels[1:-1], ratios, side="right")
+    share = (ratios - levels[low]) / (levels[low + 1] - levels[low])
+    return (low + (noise < share)).astype(form.dtype)
+  # The codes of a float type rise with the magnitude.
+  near = ratios.astype(form.dtype)
+  bits = jax.lax.bitcast_convert_type(near, jnp.uint8)
+  size = lambda v: jnp.abs(v.astype(jnp.float32))
+  step = jnp.where(size(near) <= jnp.abs(ratios), 1, -1).astype(jnp.uint8)
+  other = jax.lax.bitcast_convert_type(bits + step, near.dtype)
+  gap = size(other) - size(near)
+  share = (jnp.abs(ratios) - size(near)) / jnp.where(gap == 0, 1.0, gap)
+  return jnp.where(noise < share, other, near)

@@ -8,6 +8,7 @@ import jax
 from ops.hadamard_transform import hadamard_transform
 from ops.quantized.quantize import dequantize
 from ops.quantized.quantizer import Quantizer
+from ops.quantized.state import QState
 from ops.quantized.tensor import QTensor, expand_index
 
 
@@ -69,10 +70,14 @@ def is_quantized(leaf: Any) -> bool:
   return isinstance(leaf, QTensor | QWeight)
 
 
-def as_array(x: jax.Array | QTensor | QWeight) -> jax.Array:
-  """Returns an array as it is, a QTensor dequantized, of a QWeight its W."""
+def as_array(
+  x: jax.Array | QTensor | QWeight | QState | None,
+) -> jax.Array | None:
+  """Returns the array that x stands for; arrays and None as they are."""
   if isinstance(x, QTensor):
     return dequantize(x)
+  if isinstance(x, QState):
+    return x.read()
   if not isinstance(x, QWeight):
     return x
   weight = as_array(x.weight)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch
+from ops.quantized import QTensor, as_array
 
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
@@ -20,10 +21,10 @@ IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
 
 
 def rms_norm(
-  x: jax.Array,
+  x: jax.Array | QTensor,
   scale: jax.Array,
   *,
-  gate: jax.Array | None = None,
+  gate: jax.Array | QTensor | None = None,
   residual: jax.Array | None = None,
   num_groups: int = 1,
   eps: float,
@@ -46,7 +47,8 @@ def rms_norm(
     v * jax.lax.rsqrt(jnp.mean(v * v, -1, keepdims=True) + eps) * scale
 
   Args:
-    x: (..., C), bfloat16 or float32.
+    x: (..., C), bfloat16 or float32. A QTensor, as of gate, is first
+      dequantized to the dtype that it stands for.
     scale: (C,), of any float dtype. A plain norm is rounded to x's dtype before
       scale is, and after; the others are rounded once.
     gate: (..., C), bfloat16 or float32, or None.
@@ -65,6 +67,7 @@ def rms_norm(
   Raises:
     ValueError: shapes, dtypes or groups do not fit.
   """
+  x, gate = as_array(x), as_array(gate)
   _check(x, scale, gate, residual, num_groups)
   options = {
     "num_groups": num_groups,

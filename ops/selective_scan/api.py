@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch, segments
+from ops.quantized import QState, QTensor, as_array
 
 # The kernel that was measured to be faster (experiments/results) is in front of
 # "xla", the others stand behind it.
@@ -25,17 +26,17 @@ IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
 
 
 def selective_scan(
-  x: jax.Array,
-  dt: jax.Array,
+  x: jax.Array | QTensor,
+  dt: jax.Array | QTensor,
   A: jax.Array,
-  B: jax.Array,
-  C: jax.Array,
+  B: jax.Array | QTensor,
+  C: jax.Array | QTensor,
   *,
   D: jax.Array | None = None,
-  z: jax.Array | None = None,
+  z: jax.Array | QTensor | None = None,
   dt_bias: jax.Array | None = None,
   dt_softplus: bool = False,
-  initial_state: jax.Array | None = None,
+  initial_state: jax.Array | QState | None = None,
   return_final_state: bool = False,
   segment_ids: jax.Array | None = None,
   implementation: str | None = None,
@@ -51,7 +52,8 @@ def selective_scan(
   The equivalent plain JAX is a `lax.scan` of the two lines over tokens.
 
   Args:
-    x: (B, L, D), bfloat16 or float32, any L >= 1.
+    x: (B, L, D), bfloat16 or float32, any L >= 1. A QTensor, as of dt, B, C and
+      z, is first dequantized to the dtype that it stands for.
     dt: Step sizes, (B, L, D), >= 0 after bias and softplus.
     A: (D, N), real, <= 0.
     B: (B, L, G, N); channel d reads group d // (D // G).
@@ -78,6 +80,8 @@ def selective_scan(
   Raises:
     ValueError: Shapes do not fit each other, or `implementation` does not run.
   """
+  x, dt, B, C, z = (as_array(v) for v in (x, dt, B, C, z))
+  initial_state = as_array(initial_state)
   check("selective_scan", x, dt, A, B, C, D, z, dt_bias, initial_state)
   segments.check("selective_scan", segment_ids, *x.shape[:2])
   arrays = (x, dt, A, B, C, D, z, dt_bias, initial_state)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch, segments
+from ops.quantized import QState, QTensor, as_array
 
 # exp(-128) is exactly 0 in float32: as a log decay it forgets the state, so a
 # lower one changes nothing, and sums within a chunk stay bounded.
@@ -26,18 +27,18 @@ IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
 
 
 def ssd(
-  x: jax.Array,
-  dt: jax.Array,
+  x: jax.Array | QTensor,
+  dt: jax.Array | QTensor,
   A: jax.Array,
-  B: jax.Array,
-  C: jax.Array,
+  B: jax.Array | QTensor,
+  C: jax.Array | QTensor,
   *,
   D: jax.Array | None = None,
-  z: jax.Array | None = None,
+  z: jax.Array | QTensor | None = None,
   dt_bias: jax.Array | None = None,
   dt_softplus: bool = False,
   chunk_size: int | None = None,
-  initial_state: jax.Array | None = None,
+  initial_state: jax.Array | QState | None = None,
   return_final_state: bool = False,
   segment_ids: jax.Array | None = None,
   implementation: str | None = None,
@@ -54,7 +55,8 @@ def ssd(
   The equivalent plain JAX is a `lax.scan` of the two lines over tokens.
 
   Args:
-    x: (B, L, H, P), bfloat16 or float32, any L >= 1.
+    x: (B, L, H, P), bfloat16 or float32, any L >= 1. A QTensor, as of dt, B, C
+      and z, is first dequantized to the dtype that it stands for.
     dt: Step sizes, (B, L, H), >= 0 after bias and softplus.
     A: (H,), real, <= 0.
     B: (B, L, G, N); head h reads group h // (H // G).
@@ -83,6 +85,8 @@ def ssd(
   Raises:
     ValueError: Shapes do not fit each other, or `implementation` does not run.
   """
+  x, dt, B, C, z = (as_array(v) for v in (x, dt, B, C, z))
+  initial_state = as_array(initial_state)
   _check(x, dt, A, B, C, D, z, dt_bias, initial_state, chunk_size)
   segments.check("ssd", segment_ids, *x.shape[:2])
   name = dispatch.resolve(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from models import language_model
+from models.state_format import StateFormat
 from research.decoding import loop
 from research.decoding.sampling import Sampling, draw
 
@@ -40,6 +41,7 @@ class Plain:
     sampling: how tokens are drawn.
     vocab_size: ids at or above it are never drawn; None allows all. Token
       tables may have more rows than the tokenizer has ids.
+    state_format: of recurrent states, as `language_model.prefill` takes it.
   """
 
   width: ClassVar[int] = 1
@@ -47,6 +49,7 @@ class Plain:
   config: language_model.Config
   sampling: Sampling
   vocab_size: int | None = None
+  state_format: StateFormat | None = None
 
   def begin(
     self,
@@ -59,7 +62,12 @@ class Plain:
   ) -> tuple[jax.Array, jax.Array, State]:
     """Reads prompts (B, T) of `lengths` (B,) and draws one token of each."""
     hidden, state = language_model.prefill(
-      self.config, params, tokens, lengths, cache_size=cache_size
+      self.config,
+      params,
+      tokens,
+      lengths,
+      cache_size=cache_size,
+      state_format=self.state_format,
     )
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
     scores = language_model.logits(self.config, params, last)

@@ -42,10 +42,13 @@ EVERYTHING = r".*\.(kernel|table)"
 LENGTH, CACHE = 6, 12
 
 
-@functools.cache
 def params_of(name):
+  return random_params(CONFIGS[name])
+
+
+@functools.cache
+def random_params(config):
   """Weights of a width and a scale at which every layer tells."""
-  config = CONFIGS[name]
   rng = np.random.default_rng(0)
 
   def leaf(path, abstract):

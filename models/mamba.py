@@ -258,7 +258,7 @@ def init_state(
       (*rows, c.d_conv - 1, c.conv_channels),
       (*rows, *channels, c.d_state),
     )
-    conv, ssm = empty(shapes, dtype, mixer.get("taps", Taps()))
+    conv, ssm = empty(shapes, dtype, mixer.get("taps", Taps()), run.start)
     found.append(RecurrentState(conv=conv, ssm=ssm))
   # The two states are arrays of their own, because a donated buffer must not be
   # given twice.

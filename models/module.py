@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import layers
-from ops.quantized import is_quantized
+from ops.quantized import Taps, is_quantized
 
 Params = dict[str, Any]
 
@@ -108,8 +108,9 @@ def _with_absent(params: Params, abstract: Params) -> Params:
 
 def num_params(params: Any) -> int:
   """Numbers in a tree of weights in any format, or of their shapes."""
-  leaves = jax.tree.leaves(params, is_leaf=is_quantized)
-  return sum(leaf.size for leaf in leaves)
+  is_leaf = lambda node: is_quantized(node) or isinstance(node, Taps)
+  leaves = jax.tree.leaves(params, is_leaf=is_leaf)
+  return sum(leaf.size for leaf in leaves if not isinstance(leaf, Taps))
 
 
 class TokenModel(Model):

@@ -74,11 +74,11 @@ def quantize_params(
 
   def one(keys, leaf):
     nonlocal matches
-    path = ".".join(str(key.key) for key in keys)
+    path = jax.tree_util.keystr(keys, simple=True, separator=".")
     if is_quantized(leaf) or not pattern.fullmatch(path):
       return leaf
     matches += 1
-    axis = _AXES.get(keys[-1].key)
+    axis = _AXES.get(path.rpartition(".")[2])
     if axis is None:
       raise InputError(f"{path}: is neither a kernel nor a table")
     if rich and axis != -2:

@@ -13,6 +13,8 @@ FLOATS = ("float32", "bfloat16")
 # Scales of a state are read and written with it; they are its maxima, which
 # lose nothing that a level could show by three digits.
 _SCALES = "bfloat16"
+# More than a model has; each layer of each seed has a generator of its own.
+_LAYERS = 4096
 _HELP = (
   "write float32, bfloat16 or a number format, such as int8, int8:32 or "
   "fp8_e4m3, and behind it by choice +static, +stochastic, +residual=FORMAT, "
@@ -81,7 +83,11 @@ class StateFormat:
     return cls(ssm=ssm, **found)
 
   def empty(
-    self, shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype, taps: Taps
+    self,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    dtype: jnp.dtype,
+    taps: Taps,
+    first: int,
   ) -> tuple[jax.Array | QState, jax.Array | QState]:
     """States of zeros of stacked layers: of the convolution and the scan.
 
@@ -89,6 +95,7 @@ class StateFormat:
       shapes: (L, B, K-1, C) and (L, B, *S).
       dtype: of the pass.
       taps: of these layers.
+      first: number of the first one, which draws apart from others.
 
     Raises:
       InputError: a format does not fit the shapes, or scales are missing.
@@ -109,7 +116,7 @@ class StateFormat:
         None if isinstance(self.ssm, str) else self.ssm,
         scales=scales,
         residual=self.residual,
-        seed=self.seed if self.stochastic else None,
+        seed=_LAYERS * self.seed + first if self.stochastic else None,
       )
     except ValueError as error:
       raise InputError(f"state_format={self}: {error}") from None
@@ -121,9 +128,13 @@ def _get(name: str) -> Format:
 
 
 def own(
-  shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype, taps: Taps
+  shapes: tuple[tuple[int, ...], tuple[int, ...]],
+  dtype: jnp.dtype,
+  taps: Taps,
+  first: int,
 ) -> tuple[jax.Array | QState, jax.Array | QState]:
   """The same as `StateFormat.empty`, in the formats that the taps name."""
+  del first
   of = lambda tap: (None, None) if tap is None else (tap.format, tap.scales)
   conv, ssm = shapes
   (conv_format, conv_scales), (ssm_format, ssm_scales) = (

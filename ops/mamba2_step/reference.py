@@ -4,15 +4,19 @@ import numpy as np
 
 
 def mamba2_step_reference(x, weights, conv_state, ssm_state, *, eps):
-  """The equations of `mamba2_step` in float64 NumPy, layer by layer."""
+  """The equations of `mamba2_step` in float64 NumPy, layer by layer.
+
+  Nothing is quantized here.
+  """
   exact = lambda v: np.asarray(v, np.float64)
   x, conv_state, ssm_state = map(exact, (x, conv_state, ssm_state))
   conv_state, ssm_state = conv_state.copy(), ssm_state.copy()
   num_layers, batch, _, channels = conv_state.shape
   h, p, n = ssm_state.shape[2:]
   groups = (channels - h * p) // (2 * n)
+  arrays = {n: stack for n, stack in vars(weights).items() if n != "taps"}
   for i in range(num_layers):
-    w = {name: exact(stack[i]) for name, stack in vars(weights).items()}
+    w = {name: exact(stack[i]) for name, stack in arrays.items()}
     projected = _rmsnorm(x, eps) * w["norm"] @ w["in_proj"]
     z, new, dt = np.split(projected, [h * p, h * p + channels], axis=1)
     inputs = np.concatenate([conv_state[i], new[:, None]], axis=1)

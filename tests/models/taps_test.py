@@ -13,7 +13,9 @@ from models import language_model, mamba
 from models.convert import load, save_safetensors
 from models.implementations import Implementations
 from models.mamba_config import MambaConfig
-from ops.quantized import Quantizer, Taps, formats
+from models.quantized import quantize_params
+from ops.mamba2_step import Mamba2Weights, mamba2_step
+from ops.quantized import QState, Quantizer, Taps, formats
 from tests.models.quantized_test import (
   quick_compilation,
   random_params,
@@ -154,3 +156,41 @@ def test_a_layer_is_taken_out_of_a_stack():
   one = taps[1]
   assert one.x.scales.shape == (1,) and one.B.scales.shape == (1, 1)
   assert float(one.x.scales[0]) == pytest.approx(0.04)
+
+
+def test_mamba2_step_rounds_what_the_layers_round():
+  config, tokens = CONFIGS["mamba2"], tokens_of("mamba2")
+  params = with_taps("mamba2", static)
+  kernels = quantize_params(params, "int8", input="int8", hadamard=True)
+  _, state = jax.jit(functools.partial(mamba.prefill, config))(kernels, tokens)
+  next_token = tokens[:, :1]
+  logits, after = jax.jit(functools.partial(mamba.decode, config))(
+    kernels, next_token, state
+  )
+  block = kernels["layers"][0]
+  mixer = block["mixer"]
+  weights = Mamba2Weights(
+    norm=block["norm"]["scale"],
+    in_proj=mixer["in_proj"]["kernel"],
+    conv_weight=mixer["conv"]["weight"],
+    conv_bias=mixer["conv"]["bias"],
+    gated_norm=mixer["norm"]["scale"],
+    out_proj=mixer["out_proj"]["kernel"],
+    **{name: mixer[name] for name in ("dt_bias", "A_log", "D", "taps")},
+  )
+  model = mamba.bind(config, kernels)
+  run = state.layers[0]
+  x, conv, ssm = jax.jit(functools.partial(mamba2_step, eps=config.norm_eps))(
+    model.embed(next_token)[:, 0], weights, run.conv, run.ssm
+  )
+  found = model.logits(model.final_norm(x))
+  assert relative(found, logits[:, 0]) < 0.01
+  for own, expected in (
+    (conv, after.layers[0].conv),
+    (ssm, after.layers[0].ssm),
+  ):
+    assert jax.tree.structure(own) == jax.tree.structure(expected)
+    assert (
+      relative(jax.vmap(QState.read)(own), jax.vmap(QState.read)(expected))
+      < 0.01
+    )

@@ -18,9 +18,7 @@ from ops.quantized import QState, Quantizer, Taps, formats
 from research.decoding import loop
 from research.decoding.plain import Plain
 from research.decoding.sampling import Sampling
-from tests.models.quantized_test import quick_compilation, random_params
-
-__all__ = ["quick_compilation"]
+from tests.models.quantized_test import random_params
 
 CONFIGS = {
   "mamba1": MambaConfig.tiny("mamba1"),

@@ -17,12 +17,9 @@ from models.quantized import quantize_params
 from ops.mamba2_step import Mamba2Weights, mamba2_step
 from ops.quantized import QState, Quantizer, Taps, formats
 from tests.models.quantized_test import (
-  quick_compilation,
   random_params,
   relative,
 )
-
-__all__ = ["quick_compilation"]
 
 CONFIGS = {
   "mamba1": MambaConfig.tiny("mamba1", vocab_multiple=1),

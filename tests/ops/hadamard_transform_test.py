@@ -13,8 +13,6 @@ from ops.hadamard_transform import (
 )
 from tests.ops.sequence_op import assert_close, tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Powers of two; Paley's first (12, 20, 44), his second (28, 36), doubled ones.
 SIZES = [1, 2, 8, 128, 256, 12, 20, 28, 36, 40, 44, 56, 80, 192, 320]
 rotate = jax.jit(hadamard_transform, static_argnames=("axis", "inverse"))

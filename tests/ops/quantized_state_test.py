@@ -22,8 +22,6 @@ from ops.quantized import FORMATS, as_array, formats, like, state
 from tests.ops.quantized_test import E2M1
 from tests.ops.sequence_op import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 B, H, P, N = 3, 4, 2, 8
 CODEBOOK = formats.Format(
   name="e2m1", bits=4, dtype="uint8", codebook=E2M1, packed=True

@@ -9,8 +9,6 @@ from ops import dequantize, hadamard_transform, quantize, quantized_matmul
 from ops.quantized import Quantizer, QWeight, as_array, formats
 from tests.ops.sequence_op import assert_close, tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROWS, DEPTH, COLUMNS = 6, 24, 8
 multiply = jax.jit(quantized_matmul, static_argnames="dtype")
 

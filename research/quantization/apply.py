@@ -4,21 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from models import language_model
 from models.errors import InputError
 from models.module import Params
-from ops.quantized import Format, Quantizer, QWeight, formats, is_quantized
+from ops.quantized import QWeight, formats, is_quantized
 from research.quantization import (
   gptq,
   reordering,
   rotation,
   smoothing,
   structure,
+  taps,
 )
-from research.quantization.calibration import Notes, calibrate, walk
+from research.quantization.calibration import HEAD, Notes, calibrate, walk
 from research.quantization.recipes import Recipe
 from research.quantization.statistics import Statistics
 
@@ -61,7 +61,7 @@ def quantize(
   config, params = prepare(config, params, recipe, batches, advance)
   if not recipe.is_static:
     batches = np.zeros((0, 1, 1), np.int32)
-  change = lambda layer, own, notes: _layer(recipe, own, notes)
+  change = lambda layer, own, notes: _layer(config, recipe, own, notes)
   params, head = walk(
     config, params, batches, change, gram=recipe.gptq, advance=advance
   )
@@ -118,16 +118,26 @@ def _stream_gram(notes: list[Notes]) -> jax.Array:
   )
 
 
-def _layer(recipe: Recipe, own: dict[str, Any], notes: Notes):
+def _layer(config, recipe: Recipe, own: dict[str, Any], notes: Notes):
   """The quantized parameters of one layer."""
   for path in structure.kernels(own):
     name = ".".join(path)
     form = recipe.small_kernels if path in _SMALL else recipe.kernels
     seen = notes.get(name)
     quantized = _kernel(
-      recipe, structure.at(own, path)["kernel"], form, seen, path not in _SMALL
+      recipe, structure.at(own, path)["kernel"], form, seen, path
     )
     own = structure.put(own, (*path, "kernel"), quantized)
+  if structure.has(own, ("mixer",)) and (recipe.taps or recipe.states):
+    prefix = "mixer."
+    seen = {
+      name.removeprefix(prefix): one
+      for name, one in notes.items()
+      if name.startswith(prefix)
+    }
+    own = structure.put(
+      own, ("mixer", "taps"), taps.fixed(config, recipe, seen)
+    )
   return own
 
 
@@ -136,36 +146,31 @@ def _kernel(
   kernel: jax.Array | QWeight,
   form: str | None,
   seen: Statistics | None,
-  by_gptq: bool,
+  path: structure.Path,
 ) -> Any:
   """One kernel in its format, and a quantizer of what it multiplies."""
   weight = rotation.plain_kernel(kernel)
   if form is not None:
-    if recipe.gptq and by_gptq:
+    if recipe.gptq and path not in _SMALL:
       weight = gptq.gptq(weight, seen.gram, formats.get(form))
     else:
       weight = gptq.round_to_nearest(weight, formats.get(form))
   turned = isinstance(kernel, QWeight) and kernel.hadamard
   inputs = None
   if recipe.inputs is not None:
-    inputs = static_quantizer(seen.absmax.max(), formats.get(recipe.inputs))
+    form = formats.get(recipe.inputs)
+    clip = recipe.clip if path == _SMALL[0] else 100.0
+    inputs = taps.static_quantizer(seen.percentile(clip), form, form.group)
   if inputs is None and not turned:
     return weight
   return QWeight(weight=weight, input=inputs, hadamard=turned)
-
-
-def static_quantizer(largest: jax.Array, form: Format) -> Quantizer:
-  """A quantizer whose largest level is a magnitude, () or (..., G)."""
-  top = float(np.abs(form.levels).max())
-  scales = jnp.maximum(jnp.atleast_1d(largest), 1e-12) / top
-  return Quantizer(scales=scales.astype(jnp.float32), format=form)
 
 
 def _ends(config, params: Params, recipe: Recipe, head: Statistics) -> Params:
   """Quantizes the head and the token table."""
   if not config.tie_embeddings:
     kernel = _kernel(
-      recipe, params["lm_head"]["kernel"], recipe.head, head, True
+      recipe, params["lm_head"]["kernel"], recipe.head, head, (HEAD,)
     )
     params = params | {"lm_head": {"kernel": kernel}}
   if recipe.table is not None:

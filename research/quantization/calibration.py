@@ -18,9 +18,9 @@ from models import language_model
 from models.errors import InputError
 from models.module import Layer
 from models.tokenizer import Tokenizer
-from ops.quantized import QWeight
-from research.quantization.statistics import Observer, Statistics
-from research.quantization.structure import at, kernels, put
+from ops.quantized import QWeight, Taps
+from research.quantization.statistics import PLACES, Observer, Statistics
+from research.quantization.structure import at, has, kernels, put
 
 # By the name of a place, such as "mixer.in_proj".
 Notes = dict[str, Statistics]
@@ -181,6 +181,9 @@ def _observe(config, kind, gram, params, stream) -> Notes:
     else:
       kernel = QWeight(weight=kernel, input=seen)
     params = put(params, (*path, "kernel"), kernel)
+  if has(params, ("mixer",)):
+    seen = {p: Observer(notes, f"mixer.{p}", False) for p in PLACES}
+    params = put(params, ("mixer", "taps"), Taps(**seen))
   language_model.layer(config, params, kind, stream)
   return notes
 

@@ -14,7 +14,8 @@ class Recipe:
   """How a model is quantized. Formats are those of `ops.quantized.FORMATS`.
 
   Attributes:
-    text: what it is, for tables and --help.
+    method: whose idea it is, for pictures.
+    text: what it is, for tables.
     kernels: format of the kernels of layers; None leaves them.
     small_kernels: of those of Mamba-1 that make its step sizes, B and C, which
       are few.
@@ -29,11 +30,16 @@ class Recipe:
       rotated while the model runs.
     smoothing: share of outliers that goes into the weights, as SmoothQuant's
       alpha; of rotated streams only that of outputs.
+    taps: format of what a state space is given: inputs of its convolution, x,
+      B, C, step sizes, the gate; None leaves all in floats.
     clip: percentile of x, the input of the state space, that has a level.
     clusters: of heads in a state group, and of channels in each of those, for
-      scales of x after sorting; None for one scale.
+      scales of x after sorting; B and C then have a scale a state group, step
+      sizes one a head. None for one scale a place.
+    states: format of recurrent states, with a scale a channel.
   """
 
+  method: str
   text: str
   kernels: str | None = None
   small_kernels: str | None = None
@@ -44,17 +50,25 @@ class Recipe:
   rotation: str | None = None
   rotates_outputs: bool = False
   smoothing: float | None = None
+  taps: str | None = None
   clip: float = 100.0
   clusters: tuple[int, int] | None = None
+  states: str | None = None
 
   @property
   def is_static(self) -> bool:
     """Whether it needs calibration."""
     return bool(
-      self.gptq or self.inputs or self.smoothing or self.rotation == "klt"
+      self.gptq
+      or self.inputs
+      or self.taps
+      or self.states
+      or self.smoothing
+      or self.rotation == "klt"
     )
 
 
+_INT8 = {"inputs": "int8:tensor", "taps": "int8", "states": "int8"}
 _W4 = {"kernels": "int4", "small_kernels": "int8", "table": "int8"}
 _W8 = {"kernels": "int8", "small_kernels": "int8", "table": "int8"}
 _NAIVE = {
@@ -62,59 +76,86 @@ _NAIVE = {
   "small_kernels": "int8:tensor",
   "table": "int8",
   "head": "int8:tensor",
-  "inputs": "int8:tensor",
+  **_INT8,
 }
-_A8 = {**_W8, "head": "int8", "inputs": "int8:tensor"}
+_A8 = {**_W8, "head": "int8", **_INT8}
 _ROTATED = {"rotation": "hadamard", "rotates_outputs": True}
 _SORTED = {"clusters": (4, 4)}
 
 RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
   {
     "rtn_w8a16": Recipe(
-      text="8-bit weights, nearest, a scale a column", **_W8, head="int8"
+      method="nearest",
+      text="8-bit weights, nearest, a scale a column",
+      **_W8,
+      head="int8",
     ),
     "rtn_w4a16": Recipe(
-      text="4-bit weights, nearest, groups of 128", **_W4, head="int4"
+      method="nearest",
+      text="4-bit weights, nearest, groups of 128",
+      **_W4,
+      head="int4",
     ),
     "gptq_w4a16": Recipe(
-      text="4-bit weights by GPTQ", **_W4, head="int4", gptq=True
+      method="GPTQ", text="4-bit weights by GPTQ", **_W4, head="int4", gptq=True
     ),
     "w4a16": Recipe(
-      text="Quamba2: 4-bit weights by GPTQ, Hadamard rotations",
+      method="Quamba2",
+      text="4-bit weights by GPTQ, Hadamard rotations",
       **_W4,
       head="int4",
       gptq=True,
       **_ROTATED,
     ),
-    "w8a8_naive": Recipe(text="8 bits, one scale a tensor", **_NAIVE),
-    "w8a8_smoothquant": Recipe(
-      text="8 bits, SmoothQuant", **_A8, smoothing=0.5
+    "w4a16_s8": Recipe(
+      method="Quamba2",
+      text="the same with 8-bit states",
+      **_W4,
+      head="int4",
+      gptq=True,
+      **_ROTATED,
+      states="int8",
     ),
-    "w8a8_quarot": Recipe(text="8 bits, Hadamard rotations", **_A8, **_ROTATED),
+    "w8a8_naive": Recipe(
+      method="naive", text="8 bits, one scale a tensor", **_NAIVE
+    ),
+    "w8a8_smoothquant": Recipe(
+      method="SmoothQuant",
+      text="8 bits, outliers moved into weights",
+      **_A8,
+      smoothing=0.5,
+    ),
+    "w8a8_quarot": Recipe(
+      method="QuaRot", text="8 bits, Hadamard rotations", **_A8, **_ROTATED
+    ),
     "quamba_w8a8": Recipe(
-      text="Quamba: 8 bits, x clipped, outputs rotated",
+      method="Quamba",
+      text="8 bits, x clipped, outputs rotated",
       **_A8,
       rotates_outputs=True,
       clip=99.999,
     ),
     "mambaquant_w8a8": Recipe(
-      text="MambaQuant: 8 bits, KLT and Hadamard rotations, smoothed outputs",
+      method="MambaQuant",
+      text="8 bits, KLT and Hadamard rotations, smoothed outputs",
       **_A8,
       rotation="klt",
       rotates_outputs=True,
       smoothing=0.5,
     ),
     "quamba2_w8a8": Recipe(
-      text="Quamba2: 8 bits, Hadamard rotations, sorted and clustered",
+      method="Quamba2",
+      text="8 bits, Hadamard rotations, sorted and clustered",
       **_A8,
       **_ROTATED,
       **_SORTED,
     ),
     "quamba2_w4a8": Recipe(
-      text="Quamba2: 4-bit weights by GPTQ, 8-bit activations",
+      method="Quamba2",
+      text="4-bit weights by GPTQ, 8-bit activations",
       **_W4,
       head="int4",
-      inputs="int8:tensor",
+      **_INT8,
       gptq=True,
       **_ROTATED,
       **_SORTED,

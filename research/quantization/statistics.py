@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Of `Taps`, those that calibration looks at.
+PLACES = ("conv_x", "conv_BC", "x", "B", "C", "dt", "z")
+
 # Bins of log2 |x|: a percentile is known to within 2^(1/32), that is 2%.
 _BINS_AN_OCTAVE = 32
 _LOWEST, _HIGHEST = -24, 24

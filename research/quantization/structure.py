@@ -42,7 +42,7 @@ def put(tree: Any, path: Sequence[str | int], value: Any) -> Any:
   if not path:
     return value
   first, *rest = path
-  return {**tree, first: put(tree[first], rest, value)}
+  return {**tree, first: put(tree.get(first, {}), rest, value)}
 
 
 def kernels(params: dict[str, Any], path: tuple = ()) -> list[tuple]:

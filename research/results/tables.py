@@ -16,6 +16,7 @@ from research.results import (
   predictions,
   program_metrics,
   quality,
+  quantization,
   speed,
   training,
 )
@@ -28,6 +29,7 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "densities": predictions.densities,
   "errors": predictions.errors,
   "program_metrics": program_metrics.table,
+  "quantization": quantization.table,
 }
 
 _OPEN = "<!-- table:"

@@ -19,7 +19,7 @@ from absl import flags
 
 import cli
 from models.errors import InputError
-from research.quantization.recipes import RECIPES
+from research.quantization.recipes import LLAMA_CPP, RECIPES
 
 _MODEL = flags.DEFINE_string(
   "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
@@ -53,11 +53,14 @@ _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 _PLANTED = 4
 
 
+_ALL = (*RECIPES, *LLAMA_CPP)
+
+
 def _check() -> list[int]:
-  unknown = [name for name in _RECIPES.value if name not in RECIPES]
+  unknown = [name for name in _RECIPES.value if name not in _ALL]
   if unknown:
     raise InputError(
-      f"--recipes={unknown[0]}: no such recipe; there are {', '.join(RECIPES)}"
+      f"--recipes={unknown[0]}: no such recipe; there are {', '.join(_ALL)}"
     )
   if not all(str(at).isdigit() and int(at) > 0 for at in _AT.value):
     raise InputError(f"--at={','.join(_AT.value)}: give positive integers")
@@ -108,7 +111,7 @@ def main(_) -> None:
   name = _NAME.value or checkpoint.name
   model = config, params
   found = comparison.Comparison(name, model, tokenizer, plan, record.say)
-  rows = record.rows(found.rows(_RECIPES.value or list(RECIPES)))
+  rows = record.rows(found.rows(_RECIPES.value or list(_ALL)))
   print(quantization.table(rows), end="")
   if _PLOT.value:
     quantization.plot(_PLOT.value, rows, "Recipes by bytes and perplexity")

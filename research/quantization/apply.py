@@ -20,7 +20,7 @@ from research.quantization import (
 )
 from research.quantization.calibration import HEAD, Notes, calibrate, walk
 from research.quantization.recipes import Recipe
-from research.quantization.statistics import Statistics
+from research.quantization.statistics import Statistics, Wanted
 
 # Kernels of Mamba-1 that make step sizes, B and C.
 _SMALL = (("mixer", "x_proj"), ("mixer", "dt_proj"))
@@ -62,8 +62,9 @@ def quantize(
   if not recipe.is_static:
     batches = np.zeros((0, 1, 1), np.int32)
   change = lambda layer, own, notes: _layer(config, recipe, own, notes)
+  wanted = Wanted(gram=recipe.gptq, percentiles=recipe.clip < 100)
   params, head = walk(
-    config, params, batches, change, gram=recipe.gptq, advance=advance
+    config, params, batches, change, wanted=wanted, advance=advance
   )
   return config, _ends(config, params, recipe, head)
 
@@ -93,7 +94,9 @@ def prepare(
     config, params = rotation.fold_norms(config, params)
     turn = rotation.hadamard(config.d_model)
     if recipe.rotation == "klt":
-      notes, _ = calibrate(config, params, batches, gram=True, advance=advance)
+      notes, _ = calibrate(
+        config, params, batches, wanted=Wanted(gram=True), advance=advance
+      )
       turn = rotation.principal(_stream_gram(notes)) @ turn
     params = rotation.rotate_stream(config, params, turn)
   if _transforms(recipe):

@@ -6,6 +6,7 @@ the changed ones before it give it (as GPTQ asks). Shapes by axis letter: N
 batches, B rows, T tokens.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,13 @@ from models.errors import InputError
 from models.module import Layer
 from models.tokenizer import Tokenizer
 from ops.quantized import QWeight, Taps
-from research.quantization.statistics import PLACES, Observer, Statistics
+from research.quantization.statistics import (
+  MAXIMA,
+  PLACES,
+  Observer,
+  Statistics,
+  Wanted,
+)
 from research.quantization.structure import at, has, kernels, put
 
 # By the name of a place, such as "mixer.in_proj".
@@ -77,7 +84,7 @@ def calibrate(
   params: language_model.Params,
   batches: np.ndarray,
   *,
-  gram: bool = False,
+  wanted: Wanted = MAXIMA,
   advance: Callable[[int], None] | None = None,
 ) -> tuple[list[Notes], Statistics]:
   """Statistics of a model over a stream of token batches.
@@ -86,7 +93,7 @@ def calibrate(
     config: of the model.
     params: of the model.
     batches: (N, B, T) int32.
-    gram: whether products of channels are wanted.
+    wanted: what is noted besides the largest magnitudes.
     advance: told how many more layers are done.
 
   Returns:
@@ -103,7 +110,7 @@ def calibrate(
     found.append(notes)
     return params
 
-  _, head = walk(config, params, batches, note, gram=gram, advance=advance)
+  _, head = walk(config, params, batches, note, wanted=wanted, advance=advance)
   return found, head
 
 
@@ -113,7 +120,7 @@ def walk(
   batches: np.ndarray,
   change: Change,
   *,
-  gram: bool = False,
+  wanted: Wanted = MAXIMA,
   advance: Callable[[int], None] | None = None,
 ) -> tuple[language_model.Params, Statistics | None]:
   """Changes a model layer by layer; each reads what the changed ones give.
@@ -123,7 +130,7 @@ def walk(
     params: of the model.
     batches: (N, B, T) int32; of none there are no statistics.
     change: gives the new parameters of a layer, those of a stack all alike.
-    gram: whether products of channels are wanted.
+    wanted: what is noted besides the largest magnitudes.
     advance: told how many more layers are done.
 
   Returns:
@@ -138,7 +145,7 @@ def walk(
     own = jax.tree.map(lambda a, i=layer.index: a[i], at(params, layer.stack))
     notes: Notes = {}
     for stream in streams:
-      more = _observe(config, layer.kind, gram, own, stream)
+      more = _observe(config, layer.kind, wanted, own, stream)
       notes = {n: notes[n].merge(m) if notes else m for n, m in more.items()}
     _check(notes, f"layer {number}")
     new = change(layer, own, notes)
@@ -149,7 +156,7 @@ def walk(
   for stack, layers in stacks.items():
     whole = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
     params = put(params, stack, whole)
-  seen = [_finish(config, params, gram, stream) for stream in streams]
+  seen = [_finish(config, params, wanted, stream) for stream in streams]
   if not seen:
     return params, None
   head = functools.reduce(Statistics.merge, seen)
@@ -168,12 +175,12 @@ def _run(config, kind, params, stream):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _observe(config, kind, gram, params, stream) -> Notes:
+def _observe(config, kind, wanted, params, stream) -> Notes:
   """Statistics of one layer on one batch."""
   notes: Notes = {}
   for path in kernels(params):
     kernel = at(params, path)["kernel"]
-    seen = Observer(notes, ".".join(path), gram)
+    seen = Observer(notes, ".".join(path), wanted)
     if isinstance(kernel, QWeight):
       kernel = QWeight(
         weight=kernel.weight, input=seen, hadamard=kernel.hadamard
@@ -182,16 +189,18 @@ def _observe(config, kind, gram, params, stream) -> Notes:
       kernel = QWeight(weight=kernel, input=seen)
     params = put(params, (*path, "kernel"), kernel)
   if has(params, ("mixer",)):
-    seen = {p: Observer(notes, f"mixer.{p}", False) for p in PLACES}
+    # No kernel multiplies what taps see, so that nobody asks for its gram.
+    less = dataclasses.replace(wanted, gram=False)
+    seen = {p: Observer(notes, f"mixer.{p}", less) for p in PLACES}
     params = put(params, ("mixer", "taps"), Taps(**seen))
   language_model.layer(config, params, kind, stream)
   return notes
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _finish(config, params, gram, stream) -> Statistics:
+def _finish(config, params, wanted, stream) -> Statistics:
   hidden = language_model.after_layers(config, params, stream)
-  return Statistics.of(hidden, gram=gram)
+  return Statistics.of(hidden, wanted)
 
 
 def _check(notes: Notes, where: str) -> None:

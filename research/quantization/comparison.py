@@ -18,8 +18,8 @@ from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.core import intervals
 from research.evaluation import judging, scoring
-from research.quantization import apply, artefact, quality
-from research.quantization.recipes import RECIPES
+from research.quantization import apply, artefact, llama_cpp, quality
+from research.quantization.recipes import LLAMA_CPP, RECIPES
 
 FLOAT = "float"
 
@@ -72,25 +72,30 @@ class Comparison:
     self._tokenizer, self._say = tokenizer, say
     self._bytes = artefact.num_bytes(*model)
     self._held_out = self._decoded_rows()
-    prompts = self._held_out[:, : plan.prompt]
-    self._drawn = quality.continuation(
-      model, prompts, tokens=max(plan.at), seed=plan.seed
-    )
+    self._drawn = self._draw(model)
     self._windows = self._judge(model)
 
   def rows(self, names: list[str]) -> Iterator[dict[str, Any]]:
     """Rows of a result file: the float model's, and each recipe's in turn."""
-    yield from self._rows(FLOAT, "no rounding", self._model, 0.0)
+    yield from self._rows(FLOAT, "no rounding", self._model, self._bytes, 0.0)
     for name in names:
-      recipe, began = RECIPES[name], time.perf_counter()
-      batches = self._plan.batches if recipe.is_static else None
-      model = apply.quantize(*self._model, recipe, batches)
+      began = time.perf_counter()
+      if name in LLAMA_CPP:
+        config, params = self._model
+        params, size = llama_cpp.round_trip(config, params, name)
+        model, text = (config, params), "weights as llama.cpp keeps them"
+      else:
+        recipe = RECIPES[name]
+        batches = self._plan.batches if recipe.is_static else None
+        model = apply.quantize(*self._model, recipe, batches)
+        text, size = recipe.text, artefact.num_bytes(*model)
       jax.block_until_ready(model[1])
       seconds = time.perf_counter() - began
-      yield from self._rows(name, recipe.text, model, seconds)
+      yield from self._rows(name, text, model, size, seconds)
 
-  def _rows(self, method, text, model, seconds) -> Iterator[dict[str, Any]]:
-    size = artefact.num_bytes(*model)
+  def _rows(
+    self, method, text, model, size, seconds
+  ) -> Iterator[dict[str, Any]]:
     common = {
       "system": self._model[0].family,
       "model": self._name,
@@ -131,14 +136,17 @@ class Comparison:
     for token in self._plan.at:
       kl = quality.near(drawn, self._plan.prompt + token - 1)
       found[f"kl_{token}"] = intervals.paired_mean(kl)
-    own = quality.continuation(
-      model,
-      self._drawn[:, : self._plan.prompt],
-      tokens=max(self._plan.at),
-      seed=self._plan.seed,
-    )
-    found["repetition"] = intervals.paired_mean(quality.repetition(own))
+    own = quality.repetition(self._draw(model))
+    found["repetition"] = intervals.paired_mean(own)
     return found
+
+  def _draw(self, model) -> np.ndarray:
+    """What a model goes on with behind the beginnings of the rows."""
+    prompts = self._held_out[:, : self._plan.prompt]
+    count = self._held_out.shape[1] - self._plan.prompt
+    return quality.continuation(
+      model, prompts, tokens=count, seed=self._plan.seed
+    )
 
   def _judge(self, model) -> dict[str, Any]:
     """Negative log-likelihood and tokens of each window."""
@@ -154,11 +162,15 @@ class Comparison:
     return judging.judge_text(scorer, self._plan.text, advance=silent)[1]
 
   def _decoded_rows(self) -> np.ndarray:
-    """Rows of the held-out text, (rows, tokens + 1), spread evenly over it."""
+    """Rows of the held-out text, spread evenly over it.
+
+    As long as the drawn ones, so that one program does for both.
+    """
     plan, tokenizer = self._plan, self._tokenizer
     tokens = tokenizer.encode(plan.text.text)
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    body = plan.tokens + 1 - len(begin)
+    size = max(plan.tokens + 1, plan.prompt + max(plan.at))
+    body = size - len(begin)
     fit = len(tokens) // body
     if fit < plan.rows:
       raise InputError(

@@ -162,3 +162,6 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     ),
   }
 )
+
+# Baselines of comparisons, which are no models that can be kept.
+LLAMA_CPP = ("llama_cpp_q8_0", "llama_cpp_q4_k")

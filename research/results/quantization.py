@@ -6,7 +6,7 @@ from typing import Any
 
 from research.core import plots
 from research.core.report import markdown_table
-from research.quantization.recipes import RECIPES
+from research.quantization.recipes import LLAMA_CPP, RECIPES
 
 Rows = Sequence[Mapping[str, Any]]
 _OURS = "Quamba2"
@@ -58,8 +58,11 @@ def plot(path: str | pathlib.Path, rows: Rows, title: str) -> None:
   points = [row for row in rows if row["metric"] == "decoding_perplexity"]
   groups: dict[str, list] = {}
   for row in points:
-    recipe = RECIPES.get(row["method"])
-    name = recipe.method if recipe else row["method"]
+    name = row["method"]
+    if name in RECIPES:
+      name = RECIPES[name].method
+    elif name in LLAMA_CPP:
+      name = "llama.cpp"
     groups.setdefault(name, []).append(row)
   series = [
     plots.Series(

@@ -49,8 +49,15 @@ def test_every_recipe_stays_near_the_float_model(name, mamba2, batches, wanted):
   assert not isinstance(params["embed"]["table"], QTensor)
 
 
-@pytest.mark.parametrize("family", ["mamba1", "hybrid", "transformer"])
-@pytest.mark.parametrize("name", ["quamba2_w4a8", "mambaquant_w8a8"])
+@pytest.mark.parametrize(
+  "family, name",
+  [
+    ("mamba1", "quamba2_w4a8"),
+    ("hybrid", "quamba2_w4a8"),
+    ("transformer", "w4a16"),
+    ("transformer", "mambaquant_w8a8"),
+  ],
+)
 def test_other_families(family, name, batches):
   config, params = random_model(family)
   recipe = RECIPES[name]

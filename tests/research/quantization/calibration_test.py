@@ -3,6 +3,7 @@ import pytest
 
 from models.errors import InputError
 from research.quantization import calibration
+from research.quantization.statistics import Wanted
 from research.text.tokenizing import of_bytes
 
 TEXT = "".join(chr(ord("a") + i % 26) * 10 for i in range(2000))
@@ -30,7 +31,7 @@ def test_statistics_of_a_model_name_every_place(model, batches):
   config, params = model
   done = []
   found, head = calibration.calibrate(
-    config, params, batches, gram=True, advance=done.append
+    config, params, batches, wanted=Wanted(gram=True), advance=done.append
   )
   assert len(found) == len(done) == config.num_layers
   assert head.count == batches.size

@@ -2,17 +2,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.quantization.statistics import Statistics
+from research.quantization.statistics import Statistics, Wanted
 
 X = np.random.default_rng(0).standard_t(3, (2, 50, 3, 4)).astype(np.float32)
 
 
-def of(x, **options):
-  return Statistics.of(jnp.asarray(x), **options)
+def of(x):
+  wanted = Wanted(gram=True, percentiles=True)
+  return Statistics.of(jnp.asarray(x), wanted)
+
+
+def test_what_nobody_asked_for_is_left_out():
+  found = Statistics.of(jnp.asarray(X), Wanted())
+  assert found.histogram is None and found.gram is None
+  assert found.merge(found).gram is None
+  assert found.percentile(100.0) == np.abs(X).max()
 
 
 def test_channels_are_all_axes_behind_the_tokens():
-  found = of(X, gram=True)
+  found = of(X)
   rows = X.reshape(100, 12)
   assert found.count == 100
   np.testing.assert_array_equal(found.absmax, np.abs(rows).max(axis=0))
@@ -20,8 +28,8 @@ def test_channels_are_all_axes_behind_the_tokens():
 
 
 def test_batches_add_up_to_the_whole():
-  whole = of(X, gram=True)
-  parts = of(X[:1], gram=True).merge(of(X[1:], gram=True))
+  whole = of(X)
+  parts = of(X[:1]).merge(of(X[1:]))
   assert parts.count == whole.count
   np.testing.assert_array_equal(parts.absmax, whole.absmax)
   np.testing.assert_array_equal(parts.histogram, whole.histogram)

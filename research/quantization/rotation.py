@@ -105,7 +105,10 @@ def principal(gram: jax.Array) -> jax.Array:
 
 
 def rotate_inputs(config: language_model.Config, params: Params) -> Params:
-  """Lets kernels that write to the stream rotate what they are given."""
+  """Lets kernels that write to the stream rotate what they are given.
+
+  One whose input has a size without a Hadamard matrix is left as it is.
+  """
 
   def rotate(layer):
     for path in structure.writers(layer):
@@ -115,11 +118,11 @@ def rotate_inputs(config: language_model.Config, params: Params) -> Params:
   return structure.map_stacks(config, params, rotate)
 
 
-def _rotated(kernel: jax.Array) -> QWeight:
+def _rotated(kernel: jax.Array) -> QWeight | jax.Array:
   try:
     turned = hadamard_transform(kernel.astype(jnp.float32), axis=-2)
-  except ValueError as error:
-    raise InputError(f"{error}: take a recipe without rotations") from error
+  except ValueError:
+    return kernel
   return QWeight(weight=turned.astype(kernel.dtype), input=None, hadamard=True)
 
 

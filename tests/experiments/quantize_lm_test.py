@@ -57,7 +57,7 @@ def test_recipes_beside_each_other(tmp_path):
   plot, result = tmp_path / "plot.png", tmp_path / "result.json"
   code, out, err = scripts.run(
     "eval_quantized", *COMMON, "--text=wikitext2:valid", "--scored_windows=4",
-    "--rows=2", "--tokens=32", "--at=4,16", "--plant=20", "--name=stories",
+    "--rows=2", "--tokens=32", "--at=4,16", "--plant=2", "--name=stories",
     "--recipes=rtn_w8a16,llama_cpp_q8_0", f"--plot={plot}",
     f"--result={result}",
   )  # fmt: skip
@@ -73,7 +73,7 @@ def test_recipes_beside_each_other(tmp_path):
   for method in ("rtn_w8a16", "llama_cpp_q8_0"):
     one = rows[method, "decoding_ratio"]
     assert one["low"] <= one["value"] <= one["high"]
-    assert abs(one["value"] - 1) < 0.02
+    assert abs(one["value"] - 1) < 0.05
     assert 0 <= rows[method, "kl_16"]["value"] < 0.01
     assert one["bytes"] < 0.6 * rows["float", "ratio"]["bytes"]
     assert one["model"] == "stories"

@@ -75,7 +75,7 @@ def test_recipes_beside_each_other(tmp_path):
     assert one["low"] <= one["value"] <= one["high"]
     assert abs(one["value"] - 1) < 0.05
     assert 0 <= rows[method, "kl_16"]["value"] < 0.01
-    assert one["bytes"] < 0.6 * rows["float", "ratio"]["bytes"]
+    assert one["bytes"] < 0.7 * rows["float", "ratio"]["bytes"]
     assert one["model"] == "stories"
 
 
@@ -86,7 +86,7 @@ def test_recipes_beside_each_other(tmp_path):
     ("quantize_lm", (), ("--out",)),
     ("quantize_lm", ("--out=docs",), ("--out=docs", "exists")),
     ("quantize_lm", ("--out=x", "--model=none.gguf"), ("none.gguf",)),
-    ("quantize_lm", ("--out=x", "--windows=90000"), ("longer text",)),
+    ("quantize_lm", ("--out=x", "--windows=4000"), ("longer text",)),
     ("eval_quantized", ("--recipes=w3a3",), ("w3a3", "quamba2_w8a8")),
     ("eval_quantized", ("--at=0",), ("--at=0",)),
   ],

@@ -75,7 +75,12 @@ def main(_) -> None:
   from models.convert import load
   from models.text import load_text
   from research.evaluation.judging import Text
-  from research.quantization import calibration, comparison, smoothing
+  from research.quantization import (
+    calibration,
+    comparison,
+    picture,
+    smoothing,
+  )
   from research.results import quantization, recording
   from research.text.tokenizing import of_checkpoint
 
@@ -114,7 +119,7 @@ def main(_) -> None:
   rows = record.rows(found.rows(_RECIPES.value or list(_ALL)))
   print(quantization.table(rows), end="")
   if _PLOT.value:
-    quantization.plot(_PLOT.value, rows, "Recipes by bytes and perplexity")
+    picture.plot(_PLOT.value, rows, "Recipes by bytes and perplexity")
     print(f"plot: {_PLOT.value}")
 
 

@@ -83,24 +83,27 @@ class Comparison:
       if name in LLAMA_CPP:
         config, params = self._model
         params, size = llama_cpp.round_trip(config, params, name)
-        model, text = (config, params), "weights as llama.cpp keeps them"
+        model = config, params
+        idea, text = "llama.cpp", "weights as llama.cpp keeps them"
       else:
         recipe = RECIPES[name]
         batches = self._plan.batches if recipe.is_static else None
         model = apply.quantize(*self._model, recipe, batches)
-        text, size = recipe.text, artefact.num_bytes(*model)
+        idea, text = recipe.method, recipe.text
+        size = artefact.num_bytes(*model)
       jax.block_until_ready(model[1])
       seconds = time.perf_counter() - began
-      yield from self._rows(name, text, model, size, seconds)
+      yield from self._rows(name, idea, text, model, size, seconds)
 
   def _rows(
-    self, method, text, model, size, seconds
+    self, method, idea, text, model, size, seconds
   ) -> Iterator[dict[str, Any]]:
     common = {
       "system": self._model[0].family,
       "model": self._name,
       "data": self._plan.text.data,
       "method": method,
+      "idea": idea,
       "what": text,
       "budget": size / self._bytes,
       "bytes": size,

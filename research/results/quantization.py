@@ -1,15 +1,11 @@
-"""Quantized models beside each other, as Markdown and as a picture."""
+"""Quantized models beside each other, as Markdown."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.core import plots
 from research.core.report import markdown_table
-from research.quantization.recipes import LLAMA_CPP, RECIPES
 
 Rows = Sequence[Mapping[str, Any]]
-_OURS = "Quamba2"
 
 
 def table(rows: Rows) -> str:
@@ -51,35 +47,3 @@ def _line(rows: Rows) -> dict[str, str]:
     **kl,
     "repetition": f"{by['repetition']['value']:.3f}",
   }
-
-
-def plot(path: str | pathlib.Path, rows: Rows, title: str) -> None:
-  """Draws perplexity of decoding against bytes of weights."""
-  points = [row for row in rows if row["metric"] == "decoding_perplexity"]
-  groups: dict[str, list] = {}
-  for row in points:
-    name = row["method"]
-    if name in RECIPES:
-      name = RECIPES[name].method
-    elif name in LLAMA_CPP:
-      name = "llama.cpp"
-    groups.setdefault(name, []).append(row)
-  series = [
-    plots.Series(
-      name,
-      [row["bytes"] / 1e6 for row in own],
-      *([row[key] for row in own] for key in ("value", "low", "high")),
-      role={_OURS: "ours", "float": "oracle"}.get(name, "baseline"),
-    )
-    for name, own in groups.items()
-  ]
-  values = [row["value"] for row in points]
-  plots.pareto_plot(
-    path,
-    series,
-    "weights (MB)",
-    "perplexity, token by token (less is better)",
-    title,
-    subtitle=f"{points[0]['model']} on {points[0]['data']}, 95% intervals",
-    log_y=max(values) > 1.5 * min(values),
-  )

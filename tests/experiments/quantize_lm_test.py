@@ -2,20 +2,11 @@
 
 import json
 
-import jax
 import pytest
 
 from tests.experiments import processes, scripts
 
 COMMON = ("--windows=8", "--length=128", "--calibration_text=wikitext2:valid")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """At these sizes it is what the tests wait for."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,6 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="package", autouse=True)
-def quickly_compiled():
-  """Nearly all of the time would go to optimizations of the compiler."""
-  name = "jax_disable_most_optimizations"
-  before = jax.config.values[name]
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, before)
-
-
 def random_model(name):
   """A config and parameters whose norms are not one, and which say much."""
   config = CONFIGS[name]

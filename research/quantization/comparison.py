@@ -77,7 +77,9 @@ class Comparison:
 
   def rows(self, names: list[str]) -> Iterator[dict[str, Any]]:
     """Rows of a result file: the float model's, and each recipe's in turn."""
-    yield from self._rows(FLOAT, "no rounding", self._model, self._bytes, 0.0)
+    yield from self._rows(
+      FLOAT, FLOAT, "no rounding", self._model, self._bytes, 0.0
+    )
     for name in names:
       began = time.perf_counter()
       if name in LLAMA_CPP:

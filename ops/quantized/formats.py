@@ -12,6 +12,7 @@ changed, since files name it; a better one gets a name of its own.
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Mapping
 
@@ -38,7 +39,8 @@ class Format:
     scale_dtype: Of the scales.
     scale_format: Name of the format that scales are kept in, where there is a
       second level; its blocks lie along the same axis.
-    packed: Whether as many codes as fit share a byte.
+    packed: Whether codes lie bit by bit, the first in the lowest bits, in as
+      few bytes as their bits fill: two of 4 bits in one, four of 6 in three.
   """
 
   name: str
@@ -61,9 +63,17 @@ class Format:
     return self.codebook is None and jnp.issubdtype(self.dtype, jnp.integer)
 
   @property
-  def codes_a_byte(self) -> int:
-    """How many codes share an element of the values."""
-    return 8 // self.bits if self.packed else 1
+  def pack(self) -> tuple[int, int]:
+    """How many codes fill how many elements of the values."""
+    if not self.packed:
+      return 1, 1
+    whole = math.lcm(self.bits, 8)
+    return whole // self.bits, whole // 8
+
+  def packed_size(self, length: int) -> int:
+    """Elements of the values that hold `length` codes."""
+    codes, elements = self.pack
+    return -(-length // codes) * elements
 
   @property
   def levels(self) -> np.ndarray:
@@ -88,6 +98,7 @@ FORMATS: Mapping[str, Format] = types.MappingProxyType(
     row.name: row
     for row in (
       Format(name="int8", bits=8, dtype="int8"),
+      Format(name="int6", bits=6, dtype="int8", packed=True),
       Format(name="int4", bits=4, dtype="int8", group=128, packed=True),
       Format(name="fp8_e4m3", bits=8, dtype="float8_e4m3fn"),
     )

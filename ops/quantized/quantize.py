@@ -1,7 +1,9 @@
 """`quantize` and `dequantize`, the same code for every row of the table."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -197,40 +199,54 @@ def pack(codes: jax.Array, form: Format) -> jax.Array:
     form: The format.
 
   Returns:
-    (..., ceil(S / codes a byte)) uint8, or the codes as they are.
+    (..., form.packed_size(S)) uint8, or the codes as they are.
   """
-  share = form.codes_a_byte
-  if share == 1:
+  count, size = form.pack
+  if count == 1:
     return codes
-  padding = [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % share)]
+  padding = [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % count)]
   codes = jnp.pad(codes, padding).astype(jnp.uint8) & (2**form.bits - 1)
-  blocks = into_blocks(codes, -1, codes.shape[-1] // share)
-  parts = [blocks[..., i] << form.bits * i for i in range(share)]
-  return sum(parts[1:], parts[0])
+  blocks = into_blocks(codes, -1, codes.shape[-1] // count)
+  found = [
+    _joined((blocks[..., i], form.bits * i - 8 * j) for i in range(count))
+    for j in range(size)
+  ]
+  return jnp.stack(found, -1).reshape(*codes.shape[:-1], -1)
 
 
 def unpack(values: jax.Array, form: Format, size: int) -> jax.Array:
   """The inverse of `pack`.
 
   Args:
-    values: (..., P), P = ceil(S / codes a byte).
+    values: (..., P), P = form.packed_size(S).
     form: The format.
     size: S.
 
   Returns:
     (..., S) in the format's dtype.
   """
-  share = form.codes_a_byte
-  if share == 1:
+  count, elements = form.pack
+  if count == 1:
     return values
-  parts = [values >> (form.bits * i) for i in range(share)]
-  shape = *values.shape[:-1], values.shape[-1] * share
-  codes = jnp.stack(parts, -1).reshape(shape) & (2**form.bits - 1)
-  codes = codes[..., :size].astype(form.dtype)
+  blocks = into_blocks(values, -1, values.shape[-1] // elements)
+  codes = [
+    _joined((blocks[..., j], 8 * j - form.bits * i) for j in range(elements))
+    for i in range(count)
+  ]
+  codes = jnp.stack(codes, -1) & (2**form.bits - 1)
+  codes = codes.reshape(*values.shape[:-1], -1)[..., :size].astype(form.dtype)
   if not jnp.issubdtype(form.dtype, jnp.signedinteger):
     return codes
   sign = 2 ** (form.bits - 1)
   return (codes ^ sign) - sign
+
+
+def _joined(parts: Iterable[tuple[jax.Array, int]]) -> jax.Array:
+  """The bits of bytes that are shifted to the left, each by its number."""
+  shifted = [
+    part << by if by >= 0 else part >> -by for part, by in parts if abs(by) < 8
+  ]
+  return functools.reduce(operator.or_, shifted)
 
 
 def _plain(scales: jax.Array | QTensor) -> jax.Array:

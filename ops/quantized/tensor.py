@@ -29,7 +29,7 @@ class QTensor:
   dtypes leaf by leaf break a QTensor.
 
   Attributes:
-    values: (..., ceil(S / codes a byte)), codes in the format's dtype, or
+    values: (..., packed_size(S)), codes in the format's dtype, or
       packed in uint8, the first code in the lowest bits.
     scales: (..., G) in the format's scale_dtype, or a QTensor of that shape
       and axis -1 where the format has a second level.
@@ -88,7 +88,7 @@ class QTensor:
     wanted = "uint8" if form.packed else form.dtype
     if self.values.dtype != wanted:
       raise ValueError(f"values are {self.values.dtype}, not {wanted}")
-    if self.values.shape[-1] != -(-self.length // form.codes_a_byte):
+    if self.values.shape[-1] != form.packed_size(self.length):
       raise ValueError(
         f"values {self.values.shape} do not hold {self.length} codes"
       )

@@ -31,6 +31,7 @@ FORMATS = (
   "bfloat16",
   "int8",
   "fp8_e4m3",
+  "int6",
   "int4",
   "int8:4+stochastic",
   "int4+residual=int4",
@@ -178,7 +179,14 @@ def test_bytes_of_a_state():
   """At 2.7B: int8 takes a quarter of float32, and two bytes a row more."""
   config = MambaConfig.mamba2_2_7b()
   sizes = {}
-  for text in ("float32", "bfloat16", "int8", "int4", "int4+residual=int4"):
+  for text in (
+    "float32",
+    "bfloat16",
+    "int8",
+    "int6",
+    "int4",
+    "int4+residual=int4",
+  ):
     state = jax.eval_shape(
       lambda text=text: mamba.init_state(
         config, 1, dtype=jnp.bfloat16, state_format=parse(text)
@@ -190,6 +198,7 @@ def test_bytes_of_a_state():
   assert sizes["float32"] == 4 * 128 * rows
   assert sizes["bfloat16"] == 2 * 128 * rows
   assert sizes["int8"] == (128 + 2) * rows
+  assert sizes["int6"] == (96 + 2) * rows
   assert sizes["int4"] == (64 + 2) * rows
   assert sizes["int4+residual=int4"] == sizes["int8"]
 

@@ -194,6 +194,7 @@ def test_what_does_not_go_together():
 
 OPTIONS = {
   "int8": {},
+  "int6": {},
   "int4:4": {},
   "fp8_e4m3": {},
   "int8 stochastic": {"seed": 5},

@@ -175,6 +175,7 @@ def test_bytes_are_counted():
   sizes = {
     "int8:row": 4 * 45 + 4 * 4,
     "int8:tensor": 4 * 45 + 4,
+    "int6:row": 4 * 3 * 12 + 4 * 4,
     "int4:5": 4 * 23 + 4 * 4 * 9,
     "fp8_e4m3:row": 4 * 45 + 4 * 4,
     TWO_LEVELS: 4 * 23 + 4 * 9 + 4,
@@ -261,7 +262,7 @@ def test_columns_of_a_kernel_and_its_transpose(form):
 
 
 WRONG = {
-  "int5": "there is no number format 'int5'; there are int8, int4, fp8_e4m3",
+  "int5": "no number format 'int5'; there are int8, int6, int4, fp8_e4m3",
   "int4:": "'' is no granularity; it is tensor, row or the size of a group",
   "int4:0": "'0' is no granularity",
   "int4:-8": "'-8' is no granularity",

@@ -21,8 +21,6 @@ from ops.quantized_matmul.mosaic_gpu import Config, configure
 from tests.ops.quantized_test import TWO_LEVELS
 from tests.ops.sequence_op import assert_close, tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HOPPER = AbstractMesh(
   (1,),
   ("device",),

@@ -9,6 +9,7 @@ file) run as one batch and are printed whole. Speeds go to stderr. On 2 CPU
 cores "tiny" draws some hundred tokens a second, smollm2 about ten.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -46,25 +47,17 @@ _STEPS = cli.integer("steps", 1, "tokens drawn by one call of the device", 1)
 _DTYPE = cli.choice(
   "dtype", "float32", "of the weights", ("float32", "bfloat16")
 )
+_STATE = flags.DEFINE_string(
+  "state_format", None, "of Mamba's state, such as int8; the model's own if not"
+)
 _OUTPUT = flags.DEFINE_string("output", None, ".jsonl file of texts to write")
 
 
 def _prompts() -> list[str]:
   """All prompts that the flags name."""
-  from models.text import load_text
-  from research.core import metrics
+  from research.text.prompts import read
 
-  prompts = list(_PROMPT.value)
-  if _FILE.value and _FILE.value.endswith(".jsonl"):
-    path = pathlib.Path(_FILE.value).expanduser()
-    if not path.is_file():
-      raise InputError(f"--prompt_file={path}: there is no such file")
-    for number, row in enumerate(metrics.read_jsonl(path), 1):
-      if not isinstance(row.get("prompt"), str):
-        raise InputError(f'{path} line {number} has no text under "prompt"')
-      prompts.append(row["prompt"])
-  elif _FILE.value:
-    prompts.append(load_text(_FILE.value))
+  prompts = _PROMPT.value + (read(_FILE.value) if _FILE.value else [])
   if not prompts:
     raise InputError("there is no prompt: give --prompt or --prompt_file")
   return prompts
@@ -91,13 +84,21 @@ def main(_) -> None:
 
   from models import control_tokens
   from models.convert import load
+  from models.state_format import StateFormat
+  from research.decoding.plain import Plain
   from research.decoding.sampling import Sampling
   from research.decoding.text import Generator, TextOptions
   from research.text.tokenizing import of_checkpoint
 
+  state_format = _STATE.value and StateFormat.parse(_STATE.value)
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
-  generator = Generator(checkpoint.config, checkpoint.params, tokenizer)
+  generator = Generator(
+    checkpoint.config,
+    checkpoint.params,
+    tokenizer,
+    method=functools.partial(Plain, state_format=state_format),
+  )
   texts = prompts
   if _CHAT.value:
     system = [{"role": "system", "content": _SYSTEM.value}]

@@ -6,8 +6,9 @@ import shutil
 import jax
 import pytest
 
-from models import transformer
+from models import mamba, transformer
 from models.convert import save_safetensors
+from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 from research.text import tokenizing
 from tests.experiments import processes, scripts
@@ -76,6 +77,19 @@ def test_a_model_without_a_tokenizer_is_given_one(bare):
   assert out == run(*flags, "--tokenizer=bytes")[1]
 
 
+def test_a_state_of_few_bits_is_asked_for(tmp_path):
+  config = MambaConfig.tiny(vocab_size=257, vocab_multiple=1)
+  save_safetensors(tmp_path, config, mamba.init(config, jax.random.key(0)))
+  flags = (f"--model={tmp_path}", "--tokenizer=bytes", "--max_tokens=4")
+  texts = {
+    run(*flags, "--prompt=ab", *state)
+    for state in ((), ("--state_format=int8+stochastic+conv=int8",))
+  }
+  assert all(code == 0 and out.startswith("ab") for code, out, _ in texts)
+  code, _, err = run(*flags, "--prompt=ab", "--state_format=int8:5")
+  assert code == 2 and "state_format=int8:5: quantize: groups of 5" in err
+
+
 def test_a_chat_has_the_models_own_form(bare, tmp_path):
   model = shutil.copytree(bare, tmp_path / "model")
   tokenizing.of_bytes().backend.save(str(model / "tokenizer.json"))
@@ -100,6 +114,8 @@ def test_a_long_prompt_is_told_on_a_line_of_its_own():
   [
     ((), ("--prompt", "--prompt_file")),
     (("--prompt=a", "--max_tokens=600"), ("512", "max_tokens")),
+    (("--prompt=a", "--state_format=int7"), ("state_format=int7", "int8:32")),
+    (("--prompt=a", "--state_format=int8"), ("no recurrent state",)),
     (("--prompt=a", "--chat"), ("--chat", "im_start")),
   ],
 )

@@ -39,6 +39,7 @@ _TOKENS = cli.integer("tokens", 1024, "tokens of a row", 32)
 _AT = flags.DEFINE_list(
   "at", [16, 256, 1024], "tokens of drawn texts at which KL is told"
 )
+_WORKERS = cli.integer("workers", 4, "recipes at a time", 1, 64)
 _PLANT = cli.number("plant", 0, "factor of planted outliers; 0 plants none", 0)
 _SEED = cli.integer("seed", 0, "of draws and planted channels", 0)
 _PRECISION = cli.choice(
@@ -116,7 +117,8 @@ def main(_) -> None:
   name = _NAME.value or checkpoint.name
   model = config, params
   found = comparison.Comparison(name, model, tokenizer, plan, record.say)
-  rows = record.rows(found.rows(_RECIPES.value or list(_ALL)))
+  names = _RECIPES.value or list(_ALL)
+  rows = record.rows(found.rows(names, _WORKERS.value))
   print(quantization.table(rows), end="")
   if _PLOT.value:
     picture.plot(_PLOT.value, rows, "Recipes by bytes and perplexity")

@@ -7,11 +7,10 @@ that the float model draws. Intervals are paired with the float model.
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
-import jax
 import numpy as np
 
 from models.errors import InputError
@@ -75,31 +74,33 @@ class Comparison:
     self._drawn = self._draw(model)
     self._windows = self._judge(model)
 
-  def rows(self, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a result file: the float model's, and each recipe's in turn."""
-    yield from self._rows(
-      FLOAT, FLOAT, "no rounding", self._model, self._bytes, 0.0
-    )
-    for name in names:
-      began = time.perf_counter()
-      if name in LLAMA_CPP:
-        config, params = self._model
-        params, size = llama_cpp.round_trip(config, params, name)
-        model = config, params
-        idea, text = "llama.cpp", "weights as llama.cpp keeps them"
-      else:
-        recipe = RECIPES[name]
-        batches = self._plan.batches if recipe.is_static else None
-        model = apply.quantize(*self._model, recipe, batches)
-        idea, text = recipe.method, recipe.text
-        size = artefact.num_bytes(*model)
-      jax.block_until_ready(model[1])
-      seconds = time.perf_counter() - began
-      yield from self._rows(name, idea, text, model, size, seconds)
+  def rows(self, names: list[str], workers: int) -> Iterator[dict[str, Any]]:
+    """Rows of a result file: the float model's, and each recipe's in turn.
 
-  def _rows(
-    self, method, idea, text, model, size, seconds
-  ) -> Iterator[dict[str, Any]]:
+    Args:
+      names: of recipes, and of `LLAMA_CPP`.
+      workers: recipes at a time, each in a thread with a model of its own: most
+        of the time goes to compiling.
+    """
+    yield from self._rows(FLOAT, FLOAT, "no rounding", self._model, self._bytes)
+    with futures.ThreadPoolExecutor(workers) as pool:
+      for rows in pool.map(self._recipe, names):
+        yield from rows
+
+  def _recipe(self, name: str) -> list[dict[str, Any]]:
+    config, params = self._model
+    if name in LLAMA_CPP:
+      params, size = llama_cpp.round_trip(config, params, name)
+      idea, text = "llama.cpp", "weights as llama.cpp keeps them"
+    else:
+      recipe = RECIPES[name]
+      batches = self._plan.batches if recipe.is_static else None
+      config, params = apply.quantize(config, params, recipe, batches)
+      idea, text = recipe.method, recipe.text
+      size = artefact.num_bytes(config, params)
+    return list(self._rows(name, idea, text, (config, params), size))
+
+  def _rows(self, method, idea, text, model, size) -> Iterator[dict[str, Any]]:
     common = {
       "system": self._model[0].family,
       "model": self._name,
@@ -109,7 +110,6 @@ class Comparison:
       "what": text,
       "budget": size / self._bytes,
       "bytes": size,
-      "quantized_in": seconds,
       "seeds": 1,
     }
     found = self._measures(method, model)
@@ -127,8 +127,11 @@ class Comparison:
     tokens = np.asarray(windows["tokens"], np.float64)
     nll, before = np.asarray(windows["nll"]), np.asarray(self._windows["nll"])
     exp = lambda found: intervals.Interval(*map(math.exp, found))
-    along = quality.along(self._model, model, self._held_out)
-    drawn = quality.along(self._model, model, self._drawn)
+    both = np.concatenate([self._held_out, self._drawn])
+    both = quality.along(self._model, model, both)
+    rows = len(self._held_out)
+    along = {name: values[:rows] for name, values in both.items()}
+    drawn = {name: values[rows:] for name, values in both.items()}
     change = along["second"] - along["first"]
     found = {
       "perplexity": exp(intervals.ratio(nll, tokens)),

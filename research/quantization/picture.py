@@ -13,8 +13,8 @@ _OURS = "Quamba2"
 def plot(
   path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]], title: str
 ) -> None:
-  """Draws perplexity of decoding against bytes of weights."""
-  points = [row for row in rows if row["metric"] == "decoding_perplexity"]
+  """Draws what decoding loses, as paired ratios, against bytes of weights."""
+  points = [row for row in rows if row["metric"] == "decoding_ratio"]
   groups: dict[str, list] = {}
   for row in points:
     groups.setdefault(row["idea"], []).append(row)
@@ -32,8 +32,9 @@ def plot(
     path,
     series,
     "weights (MB)",
-    "perplexity, token by token (less is better)",
+    "perplexity, times that of the float model (less is better)",
     title,
-    subtitle=f"{points[0]['model']} on {points[0]['data']}, 95% intervals",
-    log_y=max(values) > 1.5 * min(values),
+    subtitle=f"{points[0]['model']} on {points[0]['data']}, decoded token by"
+    " token with the recipe's state; paired 95% intervals",
+    log_y=max(values) > 1.5,
   )

@@ -49,6 +49,7 @@ def test_recipes_beside_each_other(tmp_path):
   code, out, err = scripts.run(
     "eval_quantized", *COMMON, "--text=wikitext2:valid", "--scored_windows=4",
     "--rows=2", "--tokens=32", "--at=4,16", "--plant=2", "--name=stories",
+    "--workers=2",
     "--recipes=rtn_w8a16,llama_cpp_q8_0", f"--plot={plot}",
     f"--result={result}",
   )  # fmt: skip

@@ -62,7 +62,14 @@ _lm(
 )
 _lm(_LIST, "steps", ["xla", "mosaic_gpu"], "implementations of a decoding step")
 _lm(cli.integer, "tokens", 64, "decoded in a call", 1, 4096)
-_lm(_TEXT, "state_dtype", "float32", "of Mamba's state: float32 or bfloat16")
+_lm(_TEXT, "state_format", "float32", "of Mamba's state, such as int8")
+_lm(
+  _TEXT,
+  "weights_format",
+  None,
+  "of weights in decoding, and of what they multiply: int8, int4:128/int8; "
+  "bfloat16 if not given",
+)
 _lm(cli.integer, "unroll", 1, "layers in a scan's iteration; 0 for all", 0)
 _lm(_BOOL, "remat", False, "compute every layer again in the backward pass")
 

@@ -74,7 +74,7 @@ def quantize_params(
 
   def one(keys, leaf):
     nonlocal matches
-    path = jax.tree_util.keystr(keys, simple=True, separator=".")
+    path = _dotted(keys)
     if is_quantized(leaf) or not pattern.fullmatch(path):
       return leaf
     matches += 1
@@ -95,6 +95,20 @@ def quantize_params(
   if not matches:
     raise InputError(f"no weight matches {where!r}")
   return found
+
+
+def has_weights(params: Params, where: str) -> bool:
+  """Whether some weight that is not quantized matches `where`, as above."""
+  paths = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantized)
+  return any(
+    re.fullmatch(where, _dotted(keys))
+    for keys, leaf in paths
+    if not is_quantized(leaf)
+  )
+
+
+def _dotted(keys) -> str:
+  return jax.tree_util.keystr(keys, simple=True, separator=".")
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))

@@ -78,8 +78,10 @@ def _line(row: Row) -> dict[str, str]:
   ):
     if row.get(key) is not None:
       line[name] = form.format(row[key], **line)
-  if row.get("state_dtype", row.get("dtype")) != row.get("dtype"):
-    line["dtype"] += f", state {row['state_dtype']}"
+  for part in ("weights", "state"):
+    kept = row.get(f"{part}_format", row.get("dtype"))
+    if kept != row.get("dtype"):
+      line["dtype"] += f", {part} {kept}"
   if row.get("bound") == "bytes":
     del line["floor of bytes, ms"]  # It is the floor.
   if row.get("ms") and row.get("peer_ms"):
@@ -139,7 +141,9 @@ def _joined(rows: Rows) -> Iterator[Row]:
 
 
 def _row_of_today(row: Row) -> Row:
-  """A row of a benchmark of regression LMs as others are."""
+  """A row of a benchmark of regression LMs, or of an older one, as others."""
+  if "state_dtype" in row:
+    row = {**row, "state_format": row["state_dtype"]}
   if "work" not in row:
     return row
   named = {"op": row["work"], "ms": None}

@@ -1,8 +1,9 @@
 """Cases of decoding: a model with random weights, one token after the other.
 
 The least work of a step is to read the weights and the keys and values of the
-context once, and to read and write a recurrent state once. The token table
-counts only where it is the head too. Speed does not depend on the weights.
+context once, and to read and write a recurrent state once, in the bits that
+they are kept in. The token table counts only where it is the head too. Speed
+does not depend on the weights.
 """
 
 import dataclasses
@@ -17,17 +18,21 @@ from models import language_model
 from models.errors import InputError
 from models.implementations import Implementations
 from models.mamba_config import MambaConfig
+from models.quantized import KERNELS, has_weights, quantize_params
+from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
 from ops import dispatch
 from research.bench.case import Call, Case, Peer
 from research.bench.peers import mamba_ssm_decode, transformers_decode
-from research.cost import decode_step
+from research.cost import decode_step, recurrent_step
 from research.cost.roofline import Phase
 
 STEPS = ("xla", "mosaic_gpu")
-STATE_DTYPES = ("float32", "bfloat16")
 Config = language_model.Config
 
+# Weights whose format is asked for; that of other kernels is int8, since their
+# depth is small or no multiple of a group.
+_WIDE = r".*\.(in|out|q|k|v|o|gate|up|down)_proj\.kernel|lm_head\.kernel"
 # Tokens of the comparison with float32.
 _PROMPT = 4
 
@@ -42,7 +47,9 @@ class Decoding:
     batch: rows.
     context: tokens that a Transformer's cache holds; 0 of a recurrent model.
     tokens: of one call, which begins at the same context every time.
-    state_dtype: of recurrent states, of `STATE_DTYPES`.
+    state_format: of recurrent states.
+    weights_format: "WEIGHTS" or "WEIGHTS/INPUTS", formats of what products
+      read, such as int4:128/int8; None for bfloat16.
   """
 
   name: str
@@ -50,7 +57,8 @@ class Decoding:
   batch: int
   context: int
   tokens: int = 64
-  state_dtype: str = STATE_DTYPES[0]
+  state_format: StateFormat = StateFormat(ssm="float32")
+  weights_format: str | None = None
 
 
 def parse(spec: str, **options: Any) -> Decoding:
@@ -102,7 +110,7 @@ def _models() -> Mapping[str, Callable[[], Config]]:
 def case(what: Decoding, steps: Sequence[str]) -> Case:
   """The case of one model, by implementations of `STEPS`."""
   runner, phase = _Runner(what), _phase(what)
-  dtype = "bfloat16" if what.context else what.state_dtype
+  state = "bfloat16" if what.context else str(what.state_format)
   return Case(
     op="decode",
     model=what.name,
@@ -113,7 +121,11 @@ def case(what: Decoding, steps: Sequence[str]) -> Case:
     ours={step: functools.partial(runner.call, step) for step in steps},
     peers=[_peer(what)],
     amounts={"tokens": what.batch},
-    columns={"bytes_moved": phase.bytes, "state_dtype": dtype},
+    columns={
+      "bytes_moved": phase.bytes,
+      "state_format": state,
+      "weights_format": what.weights_format or "bfloat16",
+    },
   )
 
 
@@ -125,12 +137,15 @@ class _Runner:
 
   @functools.cached_property
   def _params(self) -> language_model.Params:
-    return initial(self._what.config)
+    return initial(self._what.config, self._what.weights_format)
 
   @functools.cached_property
   def _exact(self) -> jax.Array:
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), self._params)
-    exact = dataclasses.replace(self._what, state_dtype="float32")
+    floats = initial(self._what.config)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), floats)
+    exact = dataclasses.replace(
+      self._what, state_format=StateFormat(ssm="float32")
+    )
     with jax.default_matmul_precision("highest"):
       return logits(exact, wide, "xla")
 
@@ -162,6 +177,7 @@ class _Runner:
 def _phase(what: Decoding) -> Phase:
   """The least work of a step of all rows, mean over a call."""
   c, rows = what.config, what.batch
+  params = jax.eval_shape(lambda: initial(c, what.weights_format))
   if what.context:
     seen = what.context + (what.tokens + 1) / 2
     flops = decode_step.flops_per_token(c, 1, 1, seen, page_size=1)
@@ -169,14 +185,12 @@ def _phase(what: Decoding) -> Phase:
       float(decode_step.bytes_per_token(c, 1, 1, context, page_size=1))
       for context in (0, seen)
     )
-    return Phase(rows * float(flops), weights + rows * (whole - weights))
-  size = lambda tree: sum(
-    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-  )
-  weights = jax.eval_shape(lambda: initial(c))
+    cache = rows * (whole - weights)
+    if what.weights_format:
+      weights = recurrent_step.least_work(params, (), rows).bytes
+    return Phase(rows * float(flops), weights + cache)
   state = jax.eval_shape(lambda: begin(what, 0, 1))
-  # Weights have two bytes, and are multiplied and added once.
-  return Phase(rows * float(size(weights)), size(weights) + 2 * size(state))
+  return recurrent_step.least_work(params, state, rows)
 
 
 def _peer(what: Decoding) -> Peer:
@@ -196,13 +210,25 @@ def _peer(what: Decoding) -> Peer:
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def initial(config: Config) -> language_model.Params:
-  """Parameters as training begins with, in bfloat16.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def initial(
+  config: Config, weights_format: str | None = None
+) -> language_model.Params:
+  """Parameters as training begins with, in bfloat16 or the format of weights.
 
   So every layer counts in the error: small random norms would silence them.
+
+  Raises:
+    InputError: there is no such format, or its groups do not fit the weights.
   """
-  return language_model.init(config, jax.random.key(0), "bfloat16")
+  params = language_model.init(config, jax.random.key(0), "bfloat16")
+  if weights_format is None:
+    return params
+  weights, _, inputs = weights_format.partition("/")
+  for form, where in ((weights, _WIDE), ("int8", KERNELS)):
+    if has_weights(params, where):
+      params = quantize_params(params, form, where, input=inputs or None)
+  return quantize_params(params, weights, r"embed\.table")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -218,13 +244,15 @@ def begin(
     dtype: of activations.
   """
   state = language_model.init_state(
-    what.config, what.batch, cache_size=size, dtype=jnp.dtype(dtype)
+    what.config,
+    what.batch,
+    cache_size=size,
+    dtype=jnp.dtype(dtype),
+    state_format=None if what.context else what.state_format,
   )
   key = jax.random.key(0)
 
   def filled(leaf):
-    if leaf.dtype == jnp.float32 and dtype != "float32":  # Recurrent.
-      leaf = leaf.astype(what.state_dtype)
     if not context:
       return leaf
     if jnp.issubdtype(leaf.dtype, jnp.integer):
@@ -281,8 +309,8 @@ def logits(
   what: Decoding, params: language_model.Params, step: str
 ) -> jax.Array:
   """Logits after a few tokens that do not depend on those before."""
-  dtype = jax.tree.leaves(params)[0].dtype
-  state = begin(what, 0, _PROMPT, str(dtype))
+  dtype = jnp.dtype(params["final_norm"]["scale"].dtype)
+  state = begin(what, 0, _PROMPT, dtype.name)
   append = functools.partial(_append, what, step=step)
   on_gpu = jax.default_backend() == "gpu"
   decode = jax.jit(

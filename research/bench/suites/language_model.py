@@ -16,6 +16,7 @@ import numpy as np
 from models.errors import InputError
 from models.implementations import Implementations
 from models.module import num_params
+from models.state_format import StateFormat
 from research.bench.case import Call, Case, Say, SuiteOfCases, check_names
 from research.bench.plan import Plan
 from research.bench.suites import decoding
@@ -42,7 +43,8 @@ class Suite(SuiteOfCases):
     train: "ARCH/PRESET:BxL" each, of `research.language_model.options`.
     steps: implementations of a decoding step, of `decoding.STEPS`.
     tokens: decoded in one call.
-    state_dtype: of recurrent states in decoding, of `decoding.STATE_DTYPES`.
+    state_format: of recurrent states in decoding, see `StateFormat.parse`.
+    weights_format: of weights in decoding, see `decoding.Decoding`.
     unroll: layers in one iteration of the scan in training; 0 for all.
     remat: compute layers again in the backward pass.
   """
@@ -51,7 +53,8 @@ class Suite(SuiteOfCases):
   train: Sequence[str] = ()
   steps: Sequence[str] = decoding.STEPS
   tokens: int = 64
-  state_dtype: str = decoding.STATE_DTYPES[0]
+  state_format: str = "float32"
+  weights_format: str | None = None
   unroll: int = 1
   remat: bool = False
 
@@ -64,8 +67,11 @@ class Suite(SuiteOfCases):
     del note
     check_names("steps", self.steps, decoding.STEPS)
     check_names("peers", plan.peers, PEERS)
-    check_names("state_dtype", [self.state_dtype], decoding.STATE_DTYPES)
-    options = {"tokens": self.tokens, "state_dtype": self.state_dtype}
+    options = {
+      "tokens": self.tokens,
+      "state_format": StateFormat.parse(self.state_format),
+      "weights_format": self.weights_format,
+    }
     decoded = [decoding.parse(spec, **options) for spec in self.decode]
     trained = [(spec, _trained(spec)) for spec in self.train]
     return self._cases(decoded, trained)

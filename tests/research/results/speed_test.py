@@ -37,7 +37,7 @@ def test_what_binds_and_the_dtype_of_a_state_are_named():
   found = dict(zip(cells(head), cells(second), strict=True))
   assert found["floor of"] == "bytes" and found["floor of bytes, ms"] == "–"
   assert found["dtype"] == "bfloat16, state float32"
-  text = speed.table([step, step | {"state_dtype": "bfloat16"}])
+  text = speed.table([step, step | {"state_format": "bfloat16"}])
   assert "floor of bytes." in text and "floor of bytes, ms" not in text
 
 

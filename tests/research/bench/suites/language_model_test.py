@@ -6,6 +6,7 @@ import pytest
 
 from models.errors import InputError
 from models.mamba_config import MambaConfig
+from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
 from research.bench import ceilings, plan
 from research.bench.suites import decoding
@@ -50,8 +51,9 @@ def test_the_error_of_decoding_sees_the_layers(spec, part, least):
 
 def test_a_smaller_state_stays_small_and_close():
   found = {}
-  for dtype in decoding.STATE_DTYPES:
-    what = decoding.parse("tiny_mamba2:2", state_dtype=dtype)
+  for dtype in ("float32", "bfloat16"):
+    form = StateFormat.parse(dtype)
+    what = decoding.parse("tiny_mamba2:2", state_format=form)
     params, state = decoding.initial(what.config), decoding.begin(what, 0, 1)
     step = jax.jit(functools.partial(decoding._append, what, step="xla"))
     for token in range(3):
@@ -67,14 +69,33 @@ def test_a_smaller_state_stays_small_and_close():
 
 def test_a_smaller_state_has_a_lower_floor():
   wide, narrow = (
-    decoding.case(decoding.parse("tiny_mamba2:64", state_dtype=dtype), ["xla"])
-    for dtype in decoding.STATE_DTYPES
+    decoding.case(decoding.parse("tiny_mamba2:64", state_format=form), ["xla"])
+    for form in map(StateFormat.parse, ("float32", "bfloat16"))
   )
-  assert narrow.columns["state_dtype"] == "bfloat16"
+  assert narrow.columns["state_format"] == "bfloat16"
   c = MambaConfig.tiny()
   ssm = 64 * c.num_layers * c.num_heads * c.head_dim * c.d_state
   # Read and written, by two bytes less.
   assert wide.phases[0].bytes - narrow.phases[0].bytes == 2 * 2 * ssm
+
+
+def test_few_bits_have_a_lower_floor_and_are_timed():
+  rows, _ = run(
+    decode=["tiny_mamba1:2", "tiny_mamba2:2", "tiny_transformer:2x16"],
+    steps=["xla"],
+    tokens=2,
+    state_format="int8+conv=int8",
+    weights_format="int4:16/int8",
+  )
+  for row in rows:
+    assert row["weights_format"] == "int4:16/int8"
+    if "mamba" in row["model"]:
+      assert row["state_format"] == "int8:row+conv=int8:row"
+    assert 0.001 < row["error"] < 0.5
+    shape = row["shape"].replace(" C", "x").removeprefix("B")
+    floats = decoding.parse(f"{row['model']}:{shape}", tokens=2)
+    (phase,) = decoding.case(floats, ["xla"]).phases
+    assert row["bytes_moved"] < 0.65 * phase.bytes
 
 
 def test_decoding_and_training_are_timed():
@@ -94,8 +115,8 @@ def test_decoding_and_training_are_timed():
     assert row["ms"] > row["floor_ms"] > 0 and row["peer_ms"] is None
   # bfloat16 has 8 bits; the logits are sums of some layers' roundings.
   assert 0 < recurrent["error"] < 0.05 and 0 < cached["error"] < 0.05
-  assert recurrent["state_dtype"] == "float32"
-  assert cached["state_dtype"] == "bfloat16"
+  assert recurrent["state_format"] == "float32"
+  assert cached["state_format"] == "bfloat16"
   assert update["params"] > 1e5 and update["implementation"] == "default"
   assert len(notes) == 4
   for part in (
@@ -145,7 +166,7 @@ def test_a_call_begins_at_the_same_context_every_time():
     ({"train": ["mamba2/70b:1x8"]}, "preset"),
     ({"train": ["rnn/60m:1x8"]}, "unknown"),
     ({"steps": ["cuda"]}, "take from xla"),
-    ({"state_dtype": "int8"}, "take from float32"),
+    ({"state_format": "int5"}, "there is no number format 'int5'"),
   ],
 )
 def test_bad_input_names_the_flag(options, part):

@@ -1,4 +1,4 @@
-# make demo [SYSTEM=sol|lm|rlm] [MODEL=smollm2|tiny] | test | tpu-check | lint
+# make demo [SYSTEM=sol|lm|rlm|quantize] [MODEL=smollm2|tiny] | test | tpu-check | lint
 #   | doctor | clean
 SYSTEM ?= sol
 MODEL ?= smollm2
@@ -37,11 +37,19 @@ define DEMO_rlm
   --path=data/kernel_tuner/convolution.csv.xz --plot=runs/rlm_demo.png
 endef
 
+define DEMO_quantize
+@$(SCRIPT)/train_lm.py $(FLAGFILE)/mamba2_tiny.flags --steps=60 \
+  --workdir=runs/quantize_demo
+@$(SCRIPT)/eval_quantized.py $(FLAGFILE)/quantized_tiny.flags \
+  --model=runs/quantize_demo/model --plot=runs/quantize_demo.png
+endef
+
 .PHONY: help demo known model test tpu-check lint doctor clean venv
 help:
 	@echo "make demo [MODEL=smollm2|tiny]  train a SOL policy, evaluate, plot"
 	@echo "make demo SYSTEM=lm             train a Transformer and a Mamba-2, plot"
 	@echo "make demo SYSTEM=rlm            predict times of a GPU kernel, plot"
+	@echo "make demo SYSTEM=quantize       a Mamba-2 in 8 and 4 bits, plot"
 	@echo "make test                       run all tests"
 	@echo "make tpu-check                  compile the TPU kernels for real"
 	@echo "make lint                       check format and lint"
@@ -55,7 +63,7 @@ known:
 	@test -n "$(FLAGS)" || { \
 	  echo "error: no MODEL=$(MODEL): it is smollm2 or tiny" >&2; exit 2; }
 	@$(if $(DEMO_$(SYSTEM)),true,false) || { \
-	  echo "error: no SYSTEM=$(SYSTEM): it is sol, lm or rlm" >&2; exit 2; }
+	  echo "error: no SYSTEM=$(SYSTEM): it is sol, lm, rlm or quantize" >&2; exit 2; }
 
 # Without its dependencies: the package serves as the carrier of one file.
 model: venv

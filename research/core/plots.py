@@ -24,8 +24,9 @@ BASELINES = (
   "#e69f00",
   "#6b4c9a",
   "#8c6d31",
+  "#56564b",
 )
-_MARKERS = ("s", "^", "D", "v", "P", "X", "p")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "p", "h")
 
 ROLES = ("ours", "baseline", "oracle", "reference")
 

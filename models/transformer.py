@@ -207,7 +207,10 @@ def layer(
     config: of the model.
     params: of the layer.
     kind: of the layer; there is one.
-    x: what it reads.
+    x: what it reads, (B, T, D).
+
+  Returns:
+    What the next one reads, alike.
   """
   del kind
   block = module.module_over(Block, config, params)

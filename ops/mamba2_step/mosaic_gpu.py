@@ -9,6 +9,9 @@ compiled once, serve all layers, and nothing is copied.
 - `mosaic_gpu_state`: the step of the state, and the gate;
 - `mosaic_gpu_out`: out_proj, onto the residual stream.
 
+Weights may be in few bits, and are read so; so may states be, as int8 with a
+scale a (head, channel), which is found anew by every step.
+
 A norm is a factor a row, which commutes with the product behind it. So each
 kernel gives the sum of the squares of what it wrote, in parts, and the next one
 applies the factor to its result. Sums are float32; the operands of products,
@@ -17,6 +20,7 @@ which are normed only then, are rounded to bfloat16.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +34,9 @@ from ops.mamba2_step import (
   mosaic_gpu_product,
   mosaic_gpu_state,
 )
-from ops.quantized import QState, is_quantized
+from ops.quantized import QState, QTensor, QWeight, is_quantized
+from ops.quantized_matmul import mosaic_gpu as few_rows
+from ops.quantized_matmul import mosaic_gpu_product as few_bits
 
 MAX_BATCH = 64
 STATE_SIZES = (64, 128)
@@ -46,11 +52,14 @@ class Config:
 
   Attributes:
     in_columns: Columns of `in_proj` of a thread block, 64 or 128.
-    in_stages: Chunks of 64 rows of these in shared memory.
+    in_stages: Chunks of 64 rows of these in shared memory; of weights of few
+      bits, chunks of each warpgroup.
+    in_warpgroups: That share these; 1 but for weights of few bits.
     in_prefetch: Rows of the next layer's `in_proj` that the last kernel of a
       layer brings to the L2 cache, a multiple of 64.
     out_columns: Columns of `out_proj` of a thread block, 64 or 128.
-    out_stages: Chunks of 64 rows of these in shared memory.
+    out_stages: As in_stages.
+    out_warpgroups: As in_warpgroups.
     out_prefetch: Rows of `out_proj` that the first kernel of a layer brings to
       the L2 cache, a multiple of 64.
     out_splits: Thread blocks of a cluster that share the rows of `out_proj`: 1,
@@ -61,9 +70,11 @@ class Config:
 
   in_columns: int = 64
   in_stages: int = 8
+  in_warpgroups: int = 1
   in_prefetch: int = 0
   out_columns: int = 64
   out_stages: int = 8
+  out_warpgroups: int = 1
   out_prefetch: int = 0
   out_splits: int = 1
   overlap: bool = False
@@ -105,6 +116,57 @@ def configure(
   )
 
 
+def configure_few_bits(
+  config: Config, batch: int, groups: int, weights: Any
+) -> Config:
+  """Returns the Config where weights may be in few bits.
+
+  Args:
+    config: Of `configure`.
+    batch: B.
+    groups: G.
+    weights: `Mamba2Weights`, of which shapes and formats are read.
+  """
+  rows, changes = padded(batch), {}
+  for name, columns, splits, parts in (
+    ("in", config.in_columns, 1, 1),
+    ("out", config.out_columns, config.out_splits, groups),
+  ):
+    w = of_weight(getattr(weights, f"{name}_proj"))
+    if not isinstance(w, QTensor):
+      continue
+    depth, width = w.shape[-2:]
+    chunk = few_bits.chunk_of(depth, w.num_blocks)
+    while w.num_blocks > 1 and w.num_blocks % splits:
+      splits //= 2
+    blocks = -(-width // columns) * splits
+    free = SHARED_MEMORY // min(2, -(-blocks // PROCESSORS)) - 4096
+    # Beside the rings lie scales, and inputs of the convolution.
+    free -= 4 * columns * (w.num_blocks // splits + 4) + 6 * rows * columns
+    ring = columns * chunk * w.format.bits // 8 + 2 * rows * chunk
+    for warpgroups in (4, 2, 1):
+      stages = (free // warpgroups - 4 * rows * (columns + 4)) // ring
+      whole = parts == 1 or depth // chunk % (parts * warpgroups) == 0
+      if whole and (stages >= 2 or warpgroups == 1):
+        break
+    most = -(-depth // (chunk * splits * warpgroups))
+    changes |= {
+      f"{name}_warpgroups": warpgroups,
+      f"{name}_stages": max(2, min(stages, 4, most)),
+      # The boxes of a prefetch are those of bfloat16 weights.
+      f"{name}_prefetch": 0,
+    }
+    if name == "out":
+      changes["out_splits"] = splits
+  return dataclasses.replace(config, **changes)
+
+
+def of_weight(w):
+  """The weight of a QWeight that does nothing to its input."""
+  plain = isinstance(w, QWeight) and w.input is None and not w.hadamard
+  return w.weight if plain else w
+
+
 def padded(batch: int) -> int:
   """N, the rows that the matrix unit sees for a batch."""
   return -(-batch // 8) * 8
@@ -129,19 +191,28 @@ def unfit(x, weights, conv_state, ssm_state) -> str | None:
   """Returns None if the kernels take these shapes and dtypes, else why not."""
   h, p, n = ssm_state.shape[2:]
   for name in ("in_proj", "out_proj"):
-    weight = getattr(weights, name)
-    if is_quantized(weight):
-      return f"needs bfloat16, {name} is quantized"
-    if weight.dtype != jnp.bfloat16:
+    weight = of_weight(getattr(weights, name))
+    if isinstance(weight, QWeight):
+      return f"needs activations that are not quantized, {name} does it"
+    if isinstance(weight, QTensor):
+      if reason := few_rows.unfit_weight(weight):
+        return reason
+      groups = num_groups(conv_state, ssm_state) if name == "out_proj" else 1
+      chunk = few_bits.chunk_of(weight.shape[-2], weight.num_blocks)
+      if weight.shape[-2] % (groups * chunk):
+        return f"needs groups of a norm of a multiple of {chunk} channels"
+    elif weight.dtype != jnp.bfloat16:
       return f"needs bfloat16, {name} is {weight.dtype}"
   if weights.taps or is_quantized(weights.conv_weight):
     return "needs activations and a convolution that are not quantized"
-  for name, state in (("conv_state", conv_state), ("ssm_state", ssm_state)):
-    if isinstance(state, QState):
-      return f"needs states in floats, {name} is in {state.tensor.format}"
+  if isinstance(conv_state, QState):
+    return f"needs bfloat16, conv_state is in {conv_state.tensor.format}"
   if conv_state.dtype != jnp.bfloat16:
     return f"needs bfloat16, conv_state is {conv_state.dtype}"
-  if ssm_state.dtype != jnp.float32:
+  if isinstance(ssm_state, QState):
+    if reason := mosaic_gpu_state.unfit(ssm_state):
+      return reason
+  elif ssm_state.dtype != jnp.float32:
     return f"needs a float32 state, ssm_state is {ssm_state.dtype}"
   if x.shape[0] > MAX_BATCH:
     return f"needs at most {MAX_BATCH} rows, x is {x.shape}"
@@ -170,23 +241,76 @@ def forward(
   batch, width = x.shape
   features, inner = weights.in_proj.shape[-1], weights.gated_norm.shape[-1]
   groups, size = num_groups(conv_state, ssm_state), ssm_state.shape[-1]
-  config = config or configure(batch, width, features, inner, groups, size)
+  if config is None:
+    config = configure(batch, width, features, inner, groups, size)
+    config = configure_few_bits(config, batch, groups, weights)
   if interpret:
     # The interpreter knows no stores to the memory of another block.
     config = dataclasses.replace(config, out_splits=1)
   x = jnp.pad(x.astype(jnp.float32), ((0, padded(batch) - batch), (0, 0)))
   residual = Residual.of(x, weights.norm[0], config)
-  # A thread reads the same tap of neighbouring channels.
-  weights = dataclasses.replace(
-    weights, conv_weight=jnp.swapaxes(weights.conv_weight, 1, 2)
-  )
+  kernels, weights = prepare(config, weights, x.shape[0], groups, interpret)
   for i in range(conv_state.shape[0]):
     # A constant: to fill an array would be one more kernel a layer.
     index = np.array([i], np.int32)
     residual, conv_state, ssm_state = layer(
-      config, eps, interpret, index, residual, weights, conv_state, ssm_state
-    )
+      config, eps, interpret, kernels,
+      index, residual, weights, conv_state, ssm_state,
+    )  # fmt: skip
   return residual.value[:batch], conv_state, ssm_state
+
+
+def prepare(config, weights, rows, groups, interpret):
+  """Returns the products of both kernels, and weights as `layer` takes them.
+
+  Args:
+    config: A Config.
+    weights: `Mamba2Weights`.
+    rows: N.
+    groups: G.
+    interpret: False, or the parameters of the interpreter.
+  """
+
+  def product(name, splits, parts):
+    w = of_weight(getattr(weights, f"{name}_proj"))
+    columns, stages, warpgroups = (
+      getattr(config, f"{name}_{one}")
+      for one in ("columns", "stages", "warpgroups")
+    )
+    depth, width = w.shape[-2:]
+    options = {
+      "rows": rows,
+      "depth": depth,
+      "stages": stages,
+      "splits": splits,
+      "parts": parts,
+      "overlap": config.overlap,
+      "interpret": bool(interpret),
+    }
+    if not isinstance(w, QTensor):
+      found = mosaic_gpu_product.Product(columns=columns, **options)
+      return found, found.operands(w)
+    found = few_bits.Product(
+      groups=w.num_blocks,
+      packed=w.format.packed,
+      warpgroups=warpgroups,
+      tiles=columns // hopper_tiles.TILE,
+      **options,
+    )
+    scales = jnp.broadcast_to(w.scales, (*w.values.shape[:-1], w.num_blocks))
+    whole = -(-width // columns) * columns
+    return found, found.operands(w.values, scales, whole)
+
+  kernels, operands = zip(
+    product("in", 1, 1), product("out", config.out_splits, groups)
+  )
+  return kernels, dataclasses.replace(
+    weights,
+    in_proj=operands[0],
+    out_proj=operands[1],
+    # A thread reads the same tap of neighbouring channels.
+    conv_weight=jnp.swapaxes(weights.conv_weight, 1, 2),
+  )
 
 
 @jax.tree_util.register_dataclass
@@ -221,41 +345,39 @@ class Residual:
 
 
 # A function of its own, since it is lowered once for all layers.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def layer(
-  config, eps, interpret, index, residual, weights, conv_state, ssm_state
-) -> tuple[Residual, jax.Array, jax.Array]:
+  config, eps, interpret, kernels,
+  index, residual, weights, conv_state, ssm_state,
+) -> tuple[Residual, jax.Array, jax.Array | QState]:  # fmt: skip
   """Takes the residual stream through a layer.
 
   Args:
     config: A Config.
     eps: Of both norms.
     interpret: False, or the parameters of the interpreter.
+    kernels: The products, of `prepare`, as weights.
     index: Of the layer, (1,) int32.
     residual: In front of it.
-    weights: `Mamba2Weights`, but for the taps, (L, K, C).
+    weights: Of all layers.
     conv_state: As in `mamba2_step`.
     ssm_state: As in `mamba2_step`.
 
   Returns:
     The residual stream in front of the next layer, and the states.
   """
-  weights = dataclasses.replace(
-    weights,
-    in_proj=mosaic_gpu_product.by_eights(weights.in_proj),
-    out_proj=mosaic_gpu_product.by_eights(weights.out_proj),
-  )
   options = {"config": config, "interpret": interpret}
-  states = jax.new_ref(conv_state), jax.new_ref(ssm_state)
+  states = jax.tree.map(jax.new_ref, (conv_state, ssm_state))
   rows, groups = residual.value.shape[0], num_groups(conv_state, ssm_state)
   projected = mosaic_gpu_in.project(
-    index, residual.scaled, residual.squares, weights, states[0],
+    kernels[0], index, residual.scaled, residual.squares, weights, states[0],
     eps=eps, **options,
   )  # fmt: skip
   gated, squares = mosaic_gpu_state.advance(
     index, projected, weights, states[1], rows, **options
   )
   following = mosaic_gpu_out.project(
-    index, gated, squares, weights, residual.value, groups, eps=eps, **options
-  )
-  return Residual(*following), *map(jax.freeze, states)
+    kernels[1], index, gated, squares, weights, residual.value, groups,
+    eps=eps, **options,
+  )  # fmt: skip
+  return Residual(*following), *jax.tree.map(jax.freeze, states)

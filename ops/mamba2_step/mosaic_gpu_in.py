@@ -14,7 +14,7 @@ NAME = "mamba2_step_in"
 
 
 def project(
-  layer, scaled, squares, weights, conv_state, *, eps, config, interpret
+  matmul, layer, scaled, squares, weights, conv_state, *, eps, config, interpret
 ) -> jax.Array:
   """Returns z, silu(conv(x, B, C)) and dt, (N, F filled up) float32.
 
@@ -23,6 +23,7 @@ def project(
   the product, from the sum of the squares of the row.
 
   Args:
+    matmul: The product, see `mosaic_gpu.prepare`.
     layer: (1,) int32.
     scaled: The residual stream times the scale of the norm, (N, D) bfloat16.
     squares: Parts of the sum of its squares, see `mosaic_gpu.Residual`.
@@ -34,17 +35,9 @@ def project(
   """
   rows, depth = scaled.shape
   taps, channels = conv_state.shape[2:]
-  e, width = weights.gated_norm.shape[1], weights.in_proj.shape[-1]
-  columns = config.in_columns
+  e, heads = weights.gated_norm.shape[1], weights.D.shape[1]
+  width, columns = e + channels + heads, matmul.columns
   blocks = -(-width // columns)
-  matmul = product.Product(
-    rows,
-    depth,
-    columns,
-    config.in_stages,
-    overlap=config.overlap,
-    interpret=bool(interpret),
-  )
   shape = rows, columns
   parts = depth // config.out_columns
   spread = lambda vector, axis: product.repeat(
@@ -52,9 +45,10 @@ def project(
   )
 
   def kernel(
-    layer_ref, scaled_ref, squares_ref, w_ref, taps_ref, bias_ref, next_ref,
-    conv_ref, out_ref, *, conv_s, conv_loaded, **s,
+    layer_ref, scaled_ref, squares_ref, taps_ref, bias_ref, next_ref, conv_ref,
+    *refs, conv_s, conv_loaded, **s,
   ):  # fmt: skip
+    *w_refs, out_ref = refs
     layer = layer_ref[0]
     block = lax.axis_index("columns")
     column = block * columns
@@ -64,8 +58,8 @@ def project(
     convolves = (channel >= 0) & (channel < channels)
     own = conv_ref.at[layer, some_rows, :, pl.ds(channel, columns)]
 
-    def prepare():
-      @pl.when(convolves)
+    def prepare(me):
+      @pl.when(convolves & (me == 0))
       def _():
         plgpu.copy_gmem_to_smem(own, conv_s, conv_loaded)
 
@@ -75,46 +69,51 @@ def project(
       here = pl.ds(jnp.clip(channel, 0, channels - columns), columns)
       per_column = [bias_ref.at[layer, here]]
       per_column += [taps_ref.at[layer, k, here] for k in range(taps + 1)]
-      return factor, [
+      vectors = [
         hopper_tiles.load(v, hopper_tiles.ROWS.reduce(0)) for v in per_column
       ]
+      return (factor, vectors), ()
 
-    (results,) = matmul.results(
-      w_ref, scaled_ref, layer, column, s, prepare=prepare
-    )
-    value, (factor, (bias, *weight)) = results
-    if config.out_prefetch and not interpret:
-      product.prefetch(next_ref, layer, config.out_prefetch, block, blocks)
-    value *= spread(factor, 0)
-    target = out_ref.at[:, pl.ds(column, columns)]
+    def finish(value, prepared):
+      factor, (bias, *weight) = prepared
+      if config.out_prefetch and not interpret:
+        product.prefetch(next_ref, layer, config.out_prefetch, block, blocks)
+      value *= spread(factor, 0)
+      target = out_ref.at[:, pl.ds(column, columns)]
 
-    @pl.when(convolves)
-    def _():
-      plgpu.barrier_wait(conv_loaded)
-      inputs = [
-        plgpu.load(conv_s.at[:, k], layout=hopper_tiles.ROWS, optimized=False)
-        for k in range(taps)
-      ]
-      inputs.append(value.astype(conv_s.dtype))
-      mixed = spread(bias, 1)
-      for tap, kept in zip(weight, inputs):
-        mixed += spread(tap, 1) * kept.astype(jnp.float32)
-      hopper_tiles.store(target, mixed * sigmoid(mixed))
-      for k in range(taps):
-        hopper_tiles.store(conv_s.at[:, k], inputs[k + 1])
-      plgpu.commit_smem()
-      plgpu.copy_smem_to_gmem(conv_s, own)
-      plgpu.wait_smem_to_gmem(0)
+      @pl.when(convolves)
+      def _():
+        plgpu.barrier_wait(conv_loaded)
+        inputs = [
+          plgpu.load(conv_s.at[:, k], layout=hopper_tiles.ROWS, optimized=False)
+          for k in range(taps)
+        ]
+        inputs.append(value.astype(conv_s.dtype))
+        mixed = spread(bias, 1)
+        for tap, kept in zip(weight, inputs):
+          mixed += spread(tap, 1) * kept.astype(jnp.float32)
+        hopper_tiles.store(target, mixed * sigmoid(mixed))
+        for k in range(taps):
+          hopper_tiles.store(conv_s.at[:, k], inputs[k + 1])
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(conv_s, own)
+        plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(jnp.logical_not(convolves))
-    def _():
-      hopper_tiles.store(target, value)
+      @pl.when(jnp.logical_not(convolves))
+      def _():
+        hopper_tiles.store(target, value)
+
+    matmul.run(
+      scaled_ref, w_refs, column, s,
+      prefix=(layer,), prepare=prepare, finish=finish,
+    )  # fmt: skip
 
   run = plgpu.kernel(
     kernel,
     out_type=jax.ShapeDtypeStruct((rows, blocks * columns), jnp.float32),
     grid=(blocks, 1),
     grid_names=("columns", "rows"),
+    **matmul.launch(),
     scratch_types={
       **matmul.scratch(),
       "conv_s": plgpu.SMEM((rows, taps, columns), conv_state.dtype),
@@ -125,6 +124,6 @@ def project(
     interpret=interpret,
   )
   return run(
-    layer, scaled, squares, weights.in_proj, weights.conv_weight,
-    weights.conv_bias, weights.out_proj, conv_state,
+    layer, scaled, squares, weights.conv_weight, weights.conv_bias,
+    weights.out_proj[0], conv_state, *weights.in_proj,
   )  # fmt: skip

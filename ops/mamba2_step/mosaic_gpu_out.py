@@ -21,7 +21,17 @@ NAME = "mamba2_step_out"
 
 
 def project(
-  layer, gated, squares, weights, residual, groups, *, eps, config, interpret
+  matmul,
+  layer,
+  gated,
+  squares,
+  weights,
+  residual,
+  groups,
+  *,
+  eps,
+  config,
+  interpret,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Adds the layer's output to the residual stream.
 
@@ -29,6 +39,7 @@ def project(
   product over the channels of the group.
 
   Args:
+    matmul: The product, see `mosaic_gpu.prepare`.
     layer: (1,) int32.
     gated: Of `mosaic_gpu_state.advance`, as `squares`.
     squares: See there.
@@ -46,67 +57,41 @@ def project(
   rows, depth = gated.shape
   num_layers, width = weights.norm.shape
   heads = weights.D.shape[1] // groups
-  columns = config.out_columns
+  columns = matmul.columns
   blocks = width // columns
-  splits = config.out_splits
+  splits = matmul.splits
   if width % columns or (splits > 1 and groups > 1):
     raise ValueError(
       f"mamba2_step: {columns} out_columns must divide the width {width}, and"
       f" {splits} out_splits need a norm of one group, not {groups}"
     )
-  matmul = product.Product(
-    rows,
-    depth,
-    columns,
-    config.out_stages,
-    splits,
-    overlap=config.overlap,
-    interpret=bool(interpret),
-  )
   shape = rows, columns
 
   def kernel(
-    layer_ref, gated_ref, squares_ref, w_ref, norm_ref, residual_ref, next_ref,
-    new_ref, scaled_ref, new_squares_ref, **s,
+    layer_ref, gated_ref, squares_ref, norm_ref, residual_ref, next_ref, *refs,
+    **s,
   ):  # fmt: skip
+    *w_refs, new_ref, scaled_ref, new_squares_ref = refs
     layer = layer_ref[0]
     block = lax.axis_index("columns")
     split = lax.axis_index("split") if splits > 1 else 0
     own = pl.ds(block * columns, columns)
     following = jnp.minimum(layer + 1, num_layers - 1)
 
-    def prepare():
-      sums = [
-        product.sum_of_rows(squares_ref, k * heads, (k + 1) * heads)
-        for k in range(groups)
-      ]
+    def prepare(me):
+      del me
+      factors = []
+      for k in range(groups):
+        total = product.sum_of_rows(squares_ref, k * heads, (k + 1) * heads)
+        factors.append(lax.rsqrt(total / (depth // groups) + eps))
+      norm = norm_ref.at[following, own]
       return (
         hopper_tiles.load(residual_ref.at[:, own], hopper_tiles.ROWS),
-        hopper_tiles.load(
-          norm_ref.at[following, own], hopper_tiles.ROWS.reduce(0)
-        ),
-        [lax.rsqrt(total / (depth // groups) + eps) for total in sums],
-      )
+        hopper_tiles.load(norm, hopper_tiles.ROWS.reduce(0)),
+        factors[0],
+      ), factors
 
-    added, rest = None, None
-    results = matmul.results(
-      w_ref, gated_ref, layer, block * columns, s,
-      split=split, parts=groups, prepare=prepare,
-    )  # fmt: skip
-    for k, (value, rest) in enumerate(results):
-      value *= product.repeat(rest[2][k], 0, shape, hopper_tiles.ROWS)
-      added = value if added is None else added + value
-    residual, norm, _ = rest
-    if config.in_prefetch and not interpret:
-
-      @pl.when(layer + 1 < num_layers)
-      def _():
-        worker, workers = block * splits + split, blocks * splits
-        product.prefetch(
-          next_ref, following, config.in_prefetch, worker, workers
-        )
-
-    def finish(added):
+    def finish(added, residual, norm):
       new = residual + added
       hopper_tiles.store(new_ref.at[:, own], new)
       scaled = new * product.repeat(norm, 1, shape, hopper_tiles.ROWS)
@@ -115,25 +100,43 @@ def project(
         new_squares_ref.at[:, block], jnp.sum(new * new, axis=1)
       )
 
-    if splits == 1:
-      finish(added)
-      return
+    def add(added, prepared):
+      residual, norm, factor = prepared
+      if groups == 1:
+        added *= product.repeat(factor, 0, shape, hopper_tiles.ROWS)
+      if config.in_prefetch and not interpret:
 
-    @pl.when(split > 0)
-    def _():
-      plgpu.async_store_smem(
-        added, s["others"].at[split - 1], s["arrived"],
-        cluster_idx=jnp.int32(0), cluster_dim="split", optimized=False,
-      )  # fmt: skip
+        @pl.when(layer + 1 < num_layers)
+        def _():
+          worker, workers = block * splits + split, blocks * splits
+          product.prefetch(
+            next_ref, following, config.in_prefetch, worker, workers
+          )
 
-    @pl.when(split == 0)
-    def _():
-      plgpu.barrier_wait(s["arrived"])
-      others = [
-        hopper_tiles.load(s["others"].at[k], hopper_tiles.ROWS)
-        for k in range(splits - 1)
-      ]
-      finish(functools.reduce(operator.add, others, added))
+      if splits == 1:
+        finish(added, residual, norm)
+        return
+
+      @pl.when(split > 0)
+      def _():
+        plgpu.async_store_smem(
+          added, s["others"].at[split - 1], s["arrived"],
+          cluster_idx=jnp.int32(0), cluster_dim="split", optimized=False,
+        )  # fmt: skip
+
+      @pl.when(split == 0)
+      def _():
+        plgpu.barrier_wait(s["arrived"])
+        others = [
+          hopper_tiles.load(s["others"].at[k], hopper_tiles.ROWS)
+          for k in range(splits - 1)
+        ]
+        finish(functools.reduce(operator.add, others, added), residual, norm)
+
+    matmul.run(
+      gated_ref, w_refs, block * columns, s,
+      prefix=(layer,), split=split, prepare=prepare, finish=add,
+    )  # fmt: skip
 
   scratch, cluster = matmul.scratch(), {}
   if splits > 1:
@@ -155,12 +158,13 @@ def project(
     grid=(blocks,),
     grid_names=("columns",),
     **cluster,
+    **matmul.launch(),
     scratch_types=scratch,
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
   return run(
-    layer, gated, squares, weights.out_proj, weights.norm, residual,
-    weights.in_proj,
+    layer, gated, squares, weights.norm, residual, weights.in_proj[0],
+    *weights.out_proj,
   )  # fmt: skip

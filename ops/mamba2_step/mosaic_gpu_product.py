@@ -54,6 +54,7 @@ class Product:
     columns: Columns of a block, TILE or twice that.
     stages: Chunks of weights in shared memory; all but one are being fetched.
     splits: Thread blocks that share K.
+    parts: Of K, each with a factor of its own for every row.
     overlap: Whether the kernel may start before the one in front of it ends.
     interpret: Whether the kernel is interpreted. The interpreter knows shared
       memory as matrices, not as the tiles that these consist of.
@@ -64,6 +65,7 @@ class Product:
   columns: int
   stages: int
   splits: int = 1
+  parts: int = 1
   overlap: bool = False
   interpret: bool = False
 
@@ -74,6 +76,15 @@ class Product:
         f"mamba2_step: {self.stages} stages and {self.splits} splits do not fit"
         f" the {self.depth} rows of the weights"
       )
+
+  def operands(self, w: jax.Array) -> list[jax.Array]:
+    """Weights (..., K, F) as `run` takes them, (..., K / 8, 8, F)."""
+    *layers, depth, width = w.shape
+    return [w.reshape(*layers, depth // 8, 8, width)]
+
+  def launch(self) -> dict:
+    """What `plgpu.kernel` is to be told."""
+    return {}
 
   def scratch(self) -> dict:
     """Shared memory and barriers for `results`."""
@@ -91,25 +102,39 @@ class Product:
       ),
     }
 
-  def results(
-    self, w_ref, x_ref, layer, column, s, *, split=0, parts=1, prepare
-  ) -> Iterator[tuple[jax.Array, object]]:  # fmt: skip
-    """Yields the product over each part of K, (N, columns) float32.
+  def run(
+    self, x_ref, refs, column, s, *, prefix, split=0, prepare, finish
+  ) -> None:  # fmt: skip
+    """Multiplies, as the `run` of weights of few bits does.
 
     Args:
-      w_ref: The weights, see `by_eights`.
       x_ref: (N, K) bfloat16.
-      layer: Of the weights.
+      refs: What `operands` gave.
       column: The first of the block.
       s: The kernel's shared memory by name, with that of `scratch`.
+      prefix: The layer of the weights.
       split: Which of the thread blocks that share K this is.
-      parts: How many parts the block's share of K is cut into.
-      prepare: Called when the weights are on their way and what other kernels
-        wrote can be read.
-
-    Yields:
-      The product, and what `prepare` returned.
+      prepare: Called with the index of the warpgroup, 0, when the weights are
+        on their way and what other kernels wrote can be read. Returns what
+        `finish` takes, and for several parts the factor of each, (N,).
+      finish: Called with the product (N, columns) float32 in the layout ROWS,
+        and what `prepare` returned.
     """
+    total, rest = None, None
+    results = self._results(
+      refs[0], x_ref, prefix[0], column, s,
+      split=split, prepare=lambda: prepare(0),
+    )  # fmt: skip
+    for k, (value, rest) in enumerate(results):
+      if self.parts > 1:
+        value *= repeat(rest[1][k], 0, value.shape, ROWS)
+      total = value if total is None else total + value
+    finish(total, rest[0])
+
+  def _results(
+    self, w_ref, x_ref, layer, column, s, *, split, prepare
+  ) -> Iterator[tuple[jax.Array, object]]:  # fmt: skip
+    """Yields the product over each part of K, and what `prepare` returned."""
     steps = self.depth // CHUNK // self.splits
     tiles, stages = self.columns // TILE, min(self.stages, steps)
 
@@ -169,12 +194,12 @@ class Product:
     for i in range(stages):
       fetch_rows(i, i)
     prepared = prepare()
-    for k in range(parts):
+    for k in range(self.parts):
       sums = pl.run_scoped(
         functools.partial(
           part,
-          jnp.int32(k * steps // parts),
-          jnp.int32((k + 1) * steps // parts),
+          jnp.int32(k * steps // self.parts),
+          jnp.int32((k + 1) * steps // self.parts),
         ),
         *[plgpu.ACC((TILE, self.rows), jnp.float32)] * tiles,
       )
@@ -183,12 +208,6 @@ class Product:
         store(columns.T, plgpu.layout_cast(value, SUMS))
       columns = s["sums"].at[:, pl.ds(0, self.columns)]
       yield load(columns, ROWS), prepared
-
-
-def by_eights(stack: jax.Array) -> jax.Array:
-  """Weights (L, K, F) as the kernels take them, (L, K / 8, 8, F)."""
-  layers, depth, width = stack.shape
-  return stack.reshape(layers, depth // 8, 8, width)
 
 
 def prefetch(w_ref, layer, rows: int, worker, workers: int) -> None:

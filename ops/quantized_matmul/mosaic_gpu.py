@@ -74,7 +74,7 @@ def configure(
     for tiles in (1, 2)
     for splits in (1, 2, 4, 8)
     if splits * warpgroups <= chunks
-    and (groups == 1 or splits == 1 or groups % (4 * splits) == 0)
+    and (groups == 1 or groups % splits == 0)
     and stages((tiles, splits)) >= 2
   ]
   best = min(choices, key=cost)
@@ -161,9 +161,6 @@ def _forward(x, w, dtype, config, interpret):
     jnp.broadcast_to(w.scales, (width, w.num_blocks)),
   )
   y = jnp.sum(y, axis=0)[:rows, :width]
-  # One scale for all of the summed axis follows the sum.
-  if w.num_blocks == 1:
-    y = y * jnp.broadcast_to(w.scales.T, y.shape)
   if isinstance(x, QTensor):
     scales = jnp.broadcast_to(x.scales, (*x.shape[:-1], 1))
     y = y * jnp.broadcast_to(scales.reshape(rows, 1), y.shape)
@@ -194,7 +191,7 @@ def _products(x, w, scales, *, config, interpret):
   Args:
     x: (N, D) bfloat16, N a multiple of 8.
     w: (F, D) int8, or (F, D / 2) uint8 with two levels of 4 bits a byte.
-    scales: (F, G) float32, applied where G > 1.
+    scales: (F, G) float32.
     config: A Config.
     interpret: False, or the parameters of the interpreter.
 
@@ -233,8 +230,7 @@ def _products(x, w, scales, *, config, interpret):
     ),
     grid=(blocks, config.splits),
     grid_names=("columns", "splits"),
-    num_threads=config.warpgroups,
-    thread_name="warpgroup",
+    **product.launch(),
     scratch_types=product.scratch(),
     kernel_name="quantized_matmul",
     compiler_params=compiler_params(),

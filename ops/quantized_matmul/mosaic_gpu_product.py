@@ -52,8 +52,7 @@ class Product:
   Attributes:
     rows: N, a multiple of 8.
     depth: D.
-    groups: Scales of a column of the weights. The scales of a single group are
-      left to the caller, since they follow the sum.
+    groups: Scales of a column of the weights.
     packed: Whether weights come as bytes of two levels.
     warpgroups: Of a thread block, which take chunks in turn.
     stages: Chunks in the ring of each.
@@ -108,23 +107,26 @@ class Product:
     return self.depth // self.chunk
 
   @property
+  def groups_of_split(self) -> int:
+    """Of a column; the last split has the rest."""
+    return -(-self.groups // self.splits)
+
+  @property
   def scales(self) -> int:
-    """Scales of a column in a split, or 0: TMA takes whole 16 bytes of them."""
-    if self.groups == 1:
-      return 0
-    return 4 * -(-self.groups // (4 * self.splits))
+    """Scales of a column that a split loads: TMA takes whole 16 bytes."""
+    return 0 if self.groups == 1 else 4 * -(-self.groups_of_split // 4)
 
   @property
   def share(self) -> int:
     """Chunks of a split; the last one has the rest."""
     if self.groups == 1:
       return -(-self.chunks // self.splits)
-    return self.scales * (self.chunks // self.groups)
+    return self.groups_of_split * (self.chunks // self.groups)
 
   def operands(
     self, w: jax.Array, scales: jax.Array, columns: int
   ) -> list[jax.Array]:
-    """The weights and, where there are several groups, scales for `results`.
+    """The weights and their scales, as `run` takes them.
 
     Args:
       w: (..., F, D) int8, or (..., F, D / 2) uint8.
@@ -141,14 +143,22 @@ class Product:
     if self.interpret:
       # Where TMA would fill up with zeros, the interpreter has no memory, and
       # it does not see one memory as numbers of two kinds.
-      rows, width = columns, self.scales * self.splits
+      rows = columns
+      width = self.groups_of_split * (self.splits - 1) + self.scales
       if self.packed:
         w = unpack(w, formats.get("int4"), self.depth).astype(jnp.int4)
       w = padded(w, rows, w.shape[-1])
-    return [w] + ([padded(scales, rows, width)] if self.scales else [])
+    if self.groups == 1:
+      # These follow the sum, and are read by threads.
+      return [w, padded(scales, columns, 1)[..., 0]]
+    return [w, padded(scales, rows, width)]
+
+  def launch(self) -> dict[str, Any]:
+    """What `plgpu.kernel` is to be told."""
+    return {"num_threads": self.warpgroups, "thread_name": "warpgroup"}
 
   def scratch(self) -> dict[str, Any]:
-    """Shared memory and barriers for `results`."""
+    """Shared memory and barriers for `run`."""
     ring = self.warpgroups, self.stages
 
     def tiles(height, width, dtype, bits):
@@ -215,17 +225,17 @@ class Product:
         float32 in the layout ROWS, and what `prepare` returned.
     """
     me = lax.axis_index("warpgroup")
-    w_ref, *scales_ref = [ref.at[prefix] if prefix else ref for ref in refs]
+    w_ref, scales_ref = [ref.at[prefix] if prefix else ref for ref in refs]
     if self.scales:
 
       @pl.when(me == 0)
       def _():
         own = (
           pl.ds(column, self.columns),
-          pl.ds(split * self.scales, self.scales),
+          pl.ds(split * self.groups_of_split, self.scales),
         )
         plgpu.copy_gmem_to_smem(
-          scales_ref[0].at[own], s["scales"], s["scales_loaded"]
+          scales_ref.at[own], s["scales"], s["scales_loaded"]
         )
 
     # What TMA writes, and how it is read.
@@ -262,6 +272,10 @@ class Product:
       plgpu.griddepcontrol_launch_dependents()
       plgpu.griddepcontrol_wait()
     begin(fetch_rows)
+    of_columns = None
+    if not self.scales:
+      own = scales_ref.at[pl.ds(column, self.columns)]
+      of_columns = load(own, ROWS.reduce(0))
     prepared, factors = prepare(me)
     if self.parts > 1:
       for k, factor in enumerate(factors):
@@ -317,7 +331,11 @@ class Product:
       values = [
         load(s["sums"].at[g, :, own], ROWS) for g in range(self.warpgroups)
       ]
-      finish(sum(values[1:], values[0]), prepared)
+      value = sum(values[1:], values[0])
+      if of_columns is not None:
+        spread = lax.broadcast_in_dim(of_columns, value.shape, (1,))
+        value *= plgpu.layout_cast(spread, ROWS)
+      finish(value, prepared)
 
   def _product(self, codes, x) -> jax.Array:
     """Multiplies a tile (TILE, chunk) of weights by x.T: (TILE, N) float32."""

@@ -15,9 +15,15 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from models import mamba
 from models.implementations import Implementations
 from models.mamba_config import AttentionLayers, MambaConfig
-from ops import dispatch
-from ops.mamba2_step import api, mosaic_gpu, mosaic_gpu_product
+from ops import dequantize, dispatch, quantize
+from ops.mamba2_step import (
+  api,
+  mamba2_step_reference,
+  mosaic_gpu,
+  mosaic_gpu_product,
+)
 from ops.mamba2_step.mosaic_gpu import Config
+from ops.quantized import QWeight, formats, is_quantized, state
 from tests.ops.mamba2_step_test import EPS, compare, int8, make
 from tests.ops.sequence_op import assert_close, tolerance
 
@@ -65,14 +71,11 @@ def test_other_layers_are_left_alone():
   x, weights, conv, ssm = arrays(1, layers=3, batch=2)
   padded = jnp.pad(x, ((0, 6), (0, 0)))
   residual = mosaic_gpu.Residual.of(padded, weights.norm[1], SMALL)
-  swapped = dataclasses.replace(
-    weights, conv_weight=jnp.swapaxes(weights.conv_weight, 1, 2)
-  )
-  run = functools.partial(
-    mosaic_gpu.layer, SMALL, EPS, plgpu.InterpretGPUParams()
-  )
+  params = plgpu.InterpretGPUParams()
+  kernels, weights = mosaic_gpu.prepare(SMALL, weights, 8, 1, params)
+  run = functools.partial(mosaic_gpu.layer, SMALL, EPS, params, kernels)
   _, new_conv, new_ssm = run(
-    jnp.ones((1,), jnp.int32), residual, swapped, conv, ssm
+    jnp.ones((1,), jnp.int32), residual, weights, conv, ssm
   )
   for old, new in ((conv, new_conv), (ssm, new_ssm)):
     old, new = np.asarray(old), np.asarray(new)
@@ -89,55 +92,144 @@ def test_shares_of_the_rows_add_up():
     jnp.asarray(rng.integers(-4, 5, shape), "bfloat16")
     for shape in ((rows, depth), (2, depth, width))
   )
-  matmul = mosaic_gpu_product.Product(rows, depth, 64, 2, 2, interpret=True)
+  matmul = mosaic_gpu_product.Product(
+    rows, depth, 64, stages=2, splits=2, parts=2, interpret=True
+  )
 
   def kernel(x_ref, w_ref, out_ref, **s):
     column = jax.lax.axis_index("columns") * 64
     split = jax.lax.axis_index("split")
-    results = matmul.results(
-      w_ref, x_ref, 1, column, s, split=split, parts=2, prepare=lambda: None
-    )
-    for part, (value, _) in enumerate(results):
-      out_ref[split, part, :, pl.ds(column, 64)] = value
+    # The second part counts twice.
+    factors = [jnp.full((rows,), factor, jnp.float32) for factor in (1.0, 2.0)]
+
+    def finish(value, _):
+      out_ref[split, :, pl.ds(column, 64)] = value
+
+    matmul.run(
+      x_ref, [w_ref], column, s,
+      prefix=(1,), split=split, prepare=lambda _: (None, factors),
+      finish=finish,
+    )  # fmt: skip
 
   run = plgpu.kernel(
     kernel,
-    out_type=jax.ShapeDtypeStruct((2, 2, rows, 128), jnp.float32),
+    out_type=jax.ShapeDtypeStruct((2, rows, 128), jnp.float32),
     grid=(2, 2),
     grid_names=("columns", "split"),
     scratch_types=matmul.scratch(),
     interpret=plgpu.InterpretGPUParams(),
   )
-  found = run(x, mosaic_gpu_product.by_eights(w))[..., :width].reshape(
-    4, rows, -1
-  )
+  found = run(x, *matmul.operands(w))[..., :width]
   x, w = np.asarray(x, np.float32), np.asarray(w, np.float32)
-  for quarter in range(4):
-    own = slice(quarter * 64, (quarter + 1) * 64)
-    np.testing.assert_array_equal(found[quarter], x[:, own] @ w[1, own])
+  for half in range(2):
+    first, second = (
+      x[:, own] @ w[1, own]
+      for own in (slice(k * 64, (k + 1) * 64) for k in (2 * half, 2 * half + 1))
+    )
+    np.testing.assert_array_equal(found[half], first + 2 * second)
 
 
-def lowered(name, batch, **changes) -> str:
-  layers, width, heads, groups, state = SHAPES[name]
-  shapes = jax.eval_shape(
-    lambda: arrays(
+def in_format(weights, form_in, form_out):
+  """Weights of which the projections are in number formats."""
+
+  def packed(w, form):
+    if form is None:
+      return w
+    run = functools.partial(quantize, format=form, axis=-2)
+    return jax.vmap(run)(w)
+
+  return dataclasses.replace(
+    weights,
+    in_proj=packed(weights.in_proj, form_in),
+    out_proj=packed(weights.out_proj, form_out),
+  )
+
+
+@pytest.mark.parametrize(
+  "forms, config, changes",
+  [
+    (("int4:64", "int4:128"), None, {"batch": 3}),
+    # A scale a column; two warpgroups without and one with the other weights.
+    (
+      ("int8:row", None),
+      Config(in_stages=2, in_warpgroups=2, out_stages=3),
+      {"batch": 1, "state": 128},
+    ),
+    # The groups of a norm, each with a factor.
+    (
+      ("int8:64", "int4:64"),
+      Config(
+        in_columns=128,
+        out_columns=128,
+        in_stages=2,
+        out_stages=2,
+        out_warpgroups=2,
+      ),
+      {"batch": 9, "groups": 2},
+    ),
+  ],
+)
+def test_weights_of_few_bits(forms, config, changes):
+  x, weights, *states = arrays(layers=1, **changes)
+  weights = in_format(weights, *forms)
+  plain = lambda w: dequantize(w, dtype="float32") if is_quantized(w) else w
+  exact = dataclasses.replace(
+    weights, in_proj=plain(weights.in_proj), out_proj=plain(weights.out_proj)
+  )
+  step = jax.jit(functools.partial(interpreted, eps=EPS, config=config))
+  expected = mamba2_step_reference(x, exact, *states, eps=EPS)
+  bound = tolerance("bfloat16", weights.out_proj.shape[1])
+  assert_close(step(x, weights, *states), expected, bound)
+
+
+@pytest.mark.parametrize("scale_dtype", ["float32", "bfloat16"])
+def test_state_in_int8(scale_dtype):
+  """It is stepped as the state that it stands for, and rounded once."""
+  x, weights, conv, ssm = arrays(3, layers=1, batch=2)
+  form = dataclasses.replace(formats.get("int8:row"), scale_dtype=scale_dtype)
+  empty = state.zeros(ssm.shape, form, jnp.float32)
+  write = lambda x: jax.vmap(lambda old, x: old.write(x))(empty, x)
+  kept = write(ssm.at[0, 0, 0, 0].set(0.0))
+  found = interpreted(x, weights, conv, kept, eps=EPS)
+  floats = interpreted(x, weights, conv, kept.read(), eps=EPS)
+  np.testing.assert_array_equal(found[0], floats[0])
+  np.testing.assert_array_equal(found[1], floats[1])
+  expected = write(floats[2]).tensor
+  np.testing.assert_array_equal(found[2].tensor.scales, expected.scales)
+  levels = [np.asarray(t.values, int) for t in (found[2].tensor, expected)]
+  # What lies between two levels may fall to either.
+  assert np.abs(levels[0] - levels[1]).max() <= 1
+  assert np.mean(levels[0] != levels[1]) < 1e-3
+
+
+def lowered(name, batch, forms=(), state_form=None, **changes) -> str:
+  layers, width, heads, groups, size = SHAPES[name]
+
+  def make_one():
+    x, weights, conv, ssm = arrays(
       layers=1,
       batch=batch,
       width=width,
       heads=heads,
       groups=groups,
-      state=state,
+      state=size,
       shapes_only=True,
-    )  # fmt: skip
-  )
-  x, *stacks = shapes
+    )
+    if forms:
+      weights = in_format(weights, *forms)
+    if state_form:
+      ssm = state.zeros(ssm.shape, formats.get(state_form), jnp.float32)
+    return x, weights, conv, ssm
+
+  x, *stacks = jax.eval_shape(make_one)
   stacks = jax.tree.map(
     lambda v: jax.ShapeDtypeStruct((layers, *v.shape[1:]), v.dtype), stacks
   )
   config = mosaic_gpu.configure(
-    batch, width, 4 * width + 2 * groups * state + heads, 2 * width, groups,
-    state,
+    batch, width, 4 * width + 2 * groups * size + heads, 2 * width, groups,
+    size,
   )  # fmt: skip
+  config = mosaic_gpu.configure_few_bits(config, batch, groups, stacks[0])
   forward = functools.partial(
     mosaic_gpu.forward, eps=EPS, config=dataclasses.replace(config, **changes)
   )
@@ -168,6 +260,14 @@ def lowered(name, batch, **changes) -> str:
       },
     ),
     ("mamba2-8b", 3, {}),
+    ("mamba2-130m", 1, {"forms": ("int4:128", "int4:128")}),
+    ("mamba2-2.7b", 1, {"forms": ("int4:128", "int4:128")}),
+    (
+      "mamba2-2.7b",
+      64,
+      {"forms": ("int4:128", "int8:row"), "state_form": "int8:row"},
+    ),
+    ("mamba2-8b", 16, {"forms": ("int8:row", "int4:128")}),
   ],
 )
 def test_lowers_for_hopper(name, batch, changes):
@@ -206,7 +306,13 @@ def test_reasons():
   wide = dataclasses.replace(weights, in_proj=weights.in_proj.astype("float32"))
   assert "in_proj" in mosaic_gpu.unfit(x, wide, conv, ssm)
   q = dataclasses.replace(weights, out_proj=int8(weights.out_proj))
-  assert "out_proj is quantized" in mosaic_gpu.unfit(x, q, conv, ssm)
+  assert mosaic_gpu.unfit(x, q, conv, ssm) is None
+  rotated = QWeight(weight=q.out_proj, input=None, hadamard=True)
+  q = dataclasses.replace(weights, out_proj=rotated)
+  assert "out_proj does it" in mosaic_gpu.unfit(x, q, conv, ssm)
+  fp8 = in_format(weights, "fp8_e4m3", None).in_proj
+  q = dataclasses.replace(weights, in_proj=fp8)
+  assert "w is fp8_e4m3" in mosaic_gpu.unfit(x, q, conv, ssm)
   assert "conv_state" in mosaic_gpu.unfit(
     x, weights, conv.astype("float32"), ssm
   )

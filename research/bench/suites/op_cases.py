@@ -9,9 +9,11 @@ each counted with the recurrence itself, not with what a parallel form adds:
   selective_scan   N exponentials a channel and token, forward and backward
   ssd              4 N P FLOPs a head and token, backward 10 N P
   token_logprob    2 E V FLOPs and V exponentials a token, backward 6 E V
+  quantized_matmul 2 C D FLOPs a token, C channels and D features
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +27,8 @@ from ops.causal_conv1d import (
   causal_conv1d_reference,
   causal_conv1d_step,
 )
+from ops.quantized import QTensor, dequantize, quantize
+from ops.quantized_matmul import quantized_matmul, quantized_matmul_reference
 from ops.rms_norm import rms_norm, rms_norm_reference
 from ops.selective_scan import (
   selective_scan,
@@ -72,6 +76,8 @@ SIZES = {
   "370m": _published(1024),
   "1.3b": _published(2048),
   "2.8b": _published(2560),
+  # The square that products of few bits are compared at.
+  "8192": dataclasses.replace(_published(8192), channels=8192),
 }
 
 
@@ -137,7 +143,8 @@ def floating(arrays: Arrays) -> Arrays:
   return {
     name: value
     for name, value in arrays.items()
-    if jnp.issubdtype(value.dtype, jnp.floating)
+    if not isinstance(value, QTensor)
+    and jnp.issubdtype(value.dtype, jnp.floating)
   }
 
 
@@ -326,6 +333,50 @@ def _token_logprob(size, batch, length, draw):
   )
 
 
+# Formats of weights and activations by their usual names.
+_PRODUCTS = {
+  "bf16": (None, None),
+  "w8a16": ("int8:128", None),
+  "w4a16": ("int4:128", None),
+  "w8a8": ("int8:row", "int8:row"),
+  "w4a8": ("int4:128", "int8:row"),
+}
+
+
+def _quantized_matmul(name, size, batch, length, draw):
+  """Mamba-2's `out_proj`."""
+  depth, width = size.channels, size.width
+  weights, activations = _PRODUCTS[name]
+  x = draw(batch, length, depth)
+  w = draw(width, depth, scale=depth**-0.5)
+  if weights is not None:
+    kind, _, group = weights.partition(":")
+    w = quantize(w, f"{kind}:{min(128, depth) if group == '128' else group}")
+  if activations is not None:
+    x = quantize(x, activations)
+
+  def dense(v):
+    return dequantize(v, dtype=draw.dtype) if isinstance(v, QTensor) else v
+
+  return OpCase(
+    op="quantized_matmul",
+    function=quantized_matmul,
+    shape=f"B{batch} L{length} C{depth} D{width} {name}",
+    arrays={"x": x, "w": w},
+    sequences=frozenset({"x"}),
+    call=lambda arrays, implementation: quantized_matmul(
+      arrays["x"],
+      arrays["w"].T,
+      dtype=jnp.dtype(draw.dtype),
+      implementation=implementation,
+    ),
+    reference=lambda a: quantized_matmul_reference(a["x"], a["w"].T),
+    plain=lambda a: jnp.matmul(dense(a["x"]), dense(a["w"].T)),
+    flops=(2.0 * batch * length * depth * width, 0.0),
+    differentiable=False,
+  )
+
+
 def _step(op, function, reference, arrays, state, sequences, call, **more):
   def in_float64(arrays):
     rest = {name: v for name, v in arrays.items() if name != "state"}
@@ -404,6 +455,10 @@ BUILDERS = {
   "causal_conv1d": _causal_conv1d,
   "rms_norm": _rms_norm,
   "token_logprob": _token_logprob,
+  **{
+    f"quantized_matmul_{name}": functools.partial(_quantized_matmul, name)
+    for name in _PRODUCTS
+  },
   "selective_scan_step": _selective_scan_step,
   "ssd_step": _ssd_step,
   "causal_conv1d_step": _causal_conv1d_step,

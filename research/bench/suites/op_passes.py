@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ops.quantized import QTensor
 from research.bench.suites.op_cases import Arrays, OpCase, floating
 
 # Tokens of the first row that errors are taken from: the reference is a loop.
@@ -110,10 +111,14 @@ def _cotangent(function, arrays) -> jax.Array:
 
 def _float64(arrays: Arrays) -> dict[str, np.ndarray]:
   moved = floating(arrays)
-  return {
-    name: np.asarray(v).astype(np.float64) if name in moved else np.asarray(v)
-    for name, v in arrays.items()
-  }
+
+  def one(name, value):
+    if isinstance(value, QTensor):
+      return value
+    value = np.asarray(value)
+    return value.astype(np.float64) if name in moved else value
+
+  return {name: one(name, value) for name, value in arrays.items()}
 
 
 def forward_error(case: OpCase, y: np.ndarray) -> float:

@@ -26,7 +26,7 @@ from ops.quantized import (
 from ops.quantized.quantize import Observer
 
 # The axis that products with a weight sum over, by the last part of its path.
-_AXES = {"kernel": -2, "table": -1}
+_AXES = {"kernel": -2, "table": -1, "weight": -1}
 KERNELS = r".*\.kernel"
 
 
@@ -58,9 +58,10 @@ def quantize_params(
     own.
 
   Raises:
-    InputError: there is no such format, nothing matches, a match is neither a
-      kernel nor a table (or a table where kernels alone may be), or a weight,
-      which is named, has no such groups or no Hadamard matrix of its size.
+    InputError: there is no such format, nothing matches, a match is no kernel,
+      table or weight of a convolution (or no kernel where `input` or `hadamard`
+      is given), or a weight, which is named, has no such groups or no Hadamard
+      matrix of its size.
   """
   try:
     form, pattern = formats.get(format), re.compile(where)
@@ -80,9 +81,9 @@ def quantize_params(
     matches += 1
     axis = _AXES.get(path.rpartition(".")[2])
     if axis is None:
-      raise InputError(f"{path}: is neither a kernel nor a table")
+      raise InputError(f"{path}: is no kernel, table or convolution")
     if rich and axis != -2:
-      raise InputError(f"{path}: a table multiplies no input of its own")
+      raise InputError(f"{path}: kernels alone multiply an input of their own")
     try:
       weight = _weight(leaf, form, axis, observer, hadamard)
     except ValueError as error:

@@ -102,9 +102,13 @@ class Leaf:
   @property
   def tensor_shape(self) -> tuple[int, ...]:
     """Shape of each tensor in the Hugging Face layout."""
+    shape = self.quantized_shape
+    return (shape[0], 1, *shape[1:]) if self.channelwise else shape
+
+  @property
+  def quantized_shape(self) -> tuple[int, ...]:
+    """The same of a tensor in few bits, which has no axis of one."""
     shape = self.shape[1:] if self.stacked else self.shape
-    if self.channelwise:
-      return (shape[0], 1, *shape[1:])
     return shape[::-1] if self.transposed else shape
 
 
@@ -192,18 +196,19 @@ def _stack(
   out, rows = None, []
   for i, name in enumerate(leaf.names):
     tensor = source.read(name)
-    if not leaf.optional and tensor.shape != leaf.tensor_shape:
+    few = isinstance(tensor, quantized.NODES)
+    shape = leaf.quantized_shape if few else leaf.tensor_shape
+    if not leaf.optional and tensor.shape != shape:
       raise InputError(
         f"{source.label(name)} has shape {tensor.shape} where the config "
-        f"asks for {leaf.tensor_shape}: correct the config or get the file "
-        "again"
+        f"asks for {shape}: correct the config or get the file again"
       )
     if not _is_finite(tensor):
       raise InputError(
         f"{source.label(name)} has numbers that are NaN or infinite: get the "
         "file again"
       )
-    if isinstance(tensor, quantized.NODES):
+    if few:
       rows.append(tensor.T if leaf.transposed else tensor)
       continue
     if out is None:

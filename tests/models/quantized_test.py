@@ -107,7 +107,7 @@ def relative(found, expected):
     ("transformer", "int8", EVERYTHING),
     ("transformer", "int4:8", r".*\.kernel"),
     ("transformer", "fp8_e4m3", r".*\.kernel"),
-    ("mamba1", "int8", r".*\.kernel"),
+    ("mamba1", "int8", r".*\.(kernel|weight)"),
     ("hybrid", "int4:8", EVERYTHING),
   ],
 )
@@ -195,9 +195,9 @@ def test_formats_add_up_and_say_what_they_are_for():
 
 WRONG = {
   "matches": ("int8", r"layers\.mpl.*", "no weight matches 'layers"),
-  "table": ("int8", r".*table", "embed.table: a table multiplies", "int8"),
+  "table": ("int8", r".*table", "embed.table: kernels alone multiply", "int8"),
   "input": ("int8", r".*kernel", "there is no number format 'int5'", "int5"),
-  "vector": ("int8", r".*scale", "final_norm.scale: is neither a kernel nor"),
+  "vector": ("int8", r".*scale", "final_norm.scale: is no kernel, table or"),
   "group": (
     "int4:7",
     r".*up_proj.*",
@@ -228,7 +228,7 @@ def write(directory, name, form, where=EVERYTHING, dtype="float32"):
   [
     ("transformer", "int4:8", EVERYTHING, "float32"),
     ("transformer", "fp8_e4m3", r".*(up|down)_proj\.kernel", "bfloat16"),
-    ("hybrid", "int8", r".*\.kernel", "float32"),
+    ("hybrid", "int8", r".*\.(kernel|weight)", "float32"),
     ("mamba1", "int4:row", r".*(in|dt)_proj\.kernel", "bfloat16"),
   ],
 )

@@ -55,5 +55,5 @@ class Taps:
 
 
 def rounded(x: jax.Array, by: Quantizer | None) -> jax.Array | QTensor:
-  """Returns x quantized, or as it is where `by` is None."""
+  """Returns x (..., S) quantized, or as it is where `by` is None."""
   return x if by is None else by(x)

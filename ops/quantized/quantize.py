@@ -82,9 +82,9 @@ def quantize(
     observer: `absmax`, `Percentile(99.9)`, or a function alike.
     scales: Given in place of the observer's, for a symmetric format, such as
       from calibration: positive, (..., G, ...) or broadcasting to it.
-    noise: (..., S) as x, uniform in [0, 1): rounds stochastically, to one of the
-      two levels around a value, each as likely as the value is near to it, so
-      that rounding is unbiased. None rounds to nearest.
+    noise: (..., S, ...) as x, uniform in [0, 1): rounds stochastically, to one
+      of the two levels around a value, each as likely as the value is near to
+      it, so that rounding is unbiased. None rounds to nearest.
     implementation: `"xla"`, or None for the best that runs here.
 
   Returns:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 from research.core import files
 
 _ROOT = Path(__file__).resolve().parents[2]
+_NUMBERS = re.compile(r"\[\n\s+([-+.,\snule\d]+?)\n\s+\]")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -108,7 +110,8 @@ def write_result(
 
   Args:
     path: The file; its folder is made.
-    rows: One flat mapping a row; arrays become lists, NaN and inf null.
+    rows: One flat mapping a row; arrays become lists, NaN and inf null. A list
+      of numbers takes one line.
     command: The command line, see `command()`.
     seconds: Wall-clock seconds of the run.
     **more: Further top-level keys.
@@ -123,4 +126,5 @@ def write_result(
     "rows": list(rows),
   }
   text = json.dumps(_plain(result), indent=1, allow_nan=False) + "\n"
+  text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
   files.write_text(path, text)

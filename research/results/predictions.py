@@ -1,5 +1,6 @@
 """What regression LMs and their peers predict, as Markdown."""
 
+import collections
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,18 @@ _DENSITY = {
   "CRPS 2": "crps_2",
   "CRPS 2 given 1": "crps_2_given_1",
 }
-_COLUMNS = ("kendall", "spearman", "mse", "crps")
+_COLUMNS = (
+  "kendall",
+  "kendall, without twins",
+  "spearman",
+  "mse",
+  "mae",
+  "mae, without twins",
+  "crps",
+  "coverage of 0.9",
+)
+# Paired differences that a page shows, and whether more is better.
+_PAIRED = {"kendall": True, "spearman": True, "mae": False}
 _SPREAD = "± is the standard deviation between seeds."
 
 
@@ -44,7 +56,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         spread = f" ± {_digits(line[f'{name} sd'])}"
         cells[name] = _digits(line[name]) + spread * (line["seeds"] > 1)
     shown.append(cells | {"seeds": line["seeds"]})
-  names = ["target", "training rows", "method", *_COLUMNS, "seeds"]
+  columns = [name for name in _COLUMNS if any(name in line for line in shown)]
+  names = ["target", "training rows", "method", *columns, "seeds"]
   note = f"\n{_SPREAD}\n" if any(line["seeds"] > 1 for line in shown) else ""
   return markdown_table(shown, names) + note
 
@@ -71,6 +84,46 @@ def means_over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     line[f"{metric} sd"] = statistics.stdev(values) if values[1:] else 0.0
     line["seeds"] = len(values)
   return list(lines.values())
+
+
+def paired(rows: Sequence[Mapping[str, Any]]) -> str:
+  """One line a difference "METRIC, minus PEER", the best peer of each seed.
+
+  Better and worse count the seeds whose 95% interval excludes zero.
+  """
+  groups: dict[tuple, list[Mapping[str, Any]]] = {}
+  for row in rows:
+    metric, minus, peer = row["metric"].partition(", minus ")
+    peer, twins, _ = peer.partition(", without twins")
+    if minus and metric in _PAIRED and row["value"] is not None:
+      key = (row["target"], row["train"], row["method"], metric, twins[2:])
+      groups.setdefault(key, []).append(row | {"peer": peer})
+  lines = []
+  for (target, train, method, metric, twins), found in groups.items():
+    sign = 1 if _PAIRED[metric] else -1
+    bounds = [sorted((sign * row["low"], sign * row["high"])) for row in found]
+    peers = collections.Counter(row["peer"] for row in found)
+    mean = statistics.fmean(row["value"] for row in found)
+    one = found[0] if len(found) == 1 else None
+    cell = f"{mean:+.4f}"
+    lines.append(
+      {
+        "target": target,
+        "training rows": train,
+        "method": method,
+        "metric": f"{metric}, {twins}" if twins else metric,
+        "minus": ", ".join(f"{peer} ({n})" for peer, n in peers.items())
+        if one is None
+        else one["peer"],
+        "difference": cell
+        if one is None
+        else f"{cell} [{one['low']:+.4f}, {one['high']:+.4f}]",
+        "better": sum(low > 0 for low, _ in bounds),
+        "worse": sum(high < 0 for _, high in bounds),
+        "seeds": len(found),
+      }
+    )
+  return markdown_table(lines, list(lines[0]))
 
 
 # Parts of a target that a table of errors shows.

@@ -24,8 +24,10 @@ from research.results import (
 KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "speed": speed.table,
   "quality": quality.table,
+  "without_refresh": quality.without_refresh,
   "training": training.table,
   "predictions": predictions.table,
+  "paired": predictions.paired,
   "densities": predictions.densities,
   "errors": predictions.errors,
   "program_metrics": program_metrics.table,

@@ -183,6 +183,7 @@ def test_write_result(tmp_path):
   assert found["rows"] == [
     {"metric": "ppl", "value": 1.5, "low": None, "seeds": [0, 1]}
   ]
+  assert '"seeds": [0, 1]' in path.read_text()
   assert [item.name for item in path.parent.iterdir()] == ["result.json"]
 
 

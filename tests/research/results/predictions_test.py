@@ -15,6 +15,35 @@ def test_methods_show_means_and_spread_over_seeds():
   assert text.endswith("± is the standard deviation between seeds.\n")
 
 
+def test_columns_are_those_that_rows_have():
+  row = {"target": "t", "train": 9, "method": "m", "seed": 0, "value": 0.5}
+  rows = [row | {"metric": name} for name in ("mae", "kendall, without twins")]
+  head = predictions.table(rows).splitlines()[0]
+  names = [cell.strip() for cell in head.strip("| ").split("|")]
+  assert names[3:] == ["kendall, without twins", "mae", "seeds"]
+
+
+def test_paired_differences_count_seeds_beyond_their_intervals():
+  shared = {"target": "t", "train": 9, "method": "m"}
+  rows = [
+    shared | {"metric": metric, "value": low + 0.1, "low": low, "high": high}
+    for metric, low, high in (
+      ("kendall, minus x", 0.1, 0.2),
+      ("kendall, minus y", -0.1, 0.3),
+      ("mae, minus x, without twins", 0.2, 0.4),
+      ("mse, minus x", 0.2, 0.4),
+    )
+  ]
+  lines = predictions.paired(rows).splitlines()
+  kendall, mae = (
+    [cell.strip() for cell in line.strip("| ").split("|")][3:]
+    for line in lines[2:]
+  )
+  assert kendall == ["kendall", "x (1), y (1)", "+0.1000", "1", "0", "2"]
+  between = "+0.3000 [+0.2000, +0.4000]"
+  assert mae == ["mae, without twins", "x", between, "0", "1", "1"]
+
+
 def test_large_errors_do_not_fill_the_page():
   row = {"target": "t", "train": 9, "method": "m", "metric": "mse"}
   text = predictions.table([row | {"value": 1.234e15}])

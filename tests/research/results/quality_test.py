@@ -7,10 +7,15 @@ from tests.research.sol.result_rows_test import ASKED, comparison, rows_of
 
 
 @pytest.fixture(scope="module")
-def text():
+def rows():
   again = comparison(oracles={}, static={}, trials=[])
   rows = rows_of(comparison(without_refresh=again))
-  return quality.table([row | {"data": "text", "preset": "x"} for row in rows])
+  return [row | {"data": "text", "preset": "x"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def text(rows):
+  return quality.table(rows)
 
 
 def lines_of(text, first):
@@ -49,7 +54,16 @@ def test_seeds_have_a_line_a_baseline(text):
   assert second == "-0.2500 (-0.3000 to -0.2000)"
 
 
-def test_without_a_refresh_there_is_a_table_of_its_own(text):
-  _, after = text.split("Without a refresh, 64 tokens")
+def test_seeds_leave_out_what_does_not_reach_every_net_keep(rows):
+  seeds = [row for row in rows if row["role"] == "seeds"]
+  far = seeds[-1] | {"method": "SOL policy minus a far one"}
+  text = quality.table([*rows, far])
+  assert "SOL policy minus fixed" in text and "a far one" not in text
+
+
+def test_without_a_refresh_there_is_a_table_of_its_own(rows, text):
+  assert "without a refresh" not in text
+  after = quality.without_refresh(rows)
+  assert after.startswith("toy on text, 64 tokens, dense perplexity")
   (cells,) = lines_of(after, "fixed")
   assert cells[0].endswith("(net keep 0.500, FLOPs 0.500, bytes 0.500)")

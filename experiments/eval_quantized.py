@@ -117,7 +117,7 @@ def main(_) -> None:
   name = _NAME.value or checkpoint.name
   model = config, params
   found = comparison.Comparison(name, model, tokenizer, plan, record.say)
-  names = _RECIPES.value or list(_ALL)
+  names = _RECIPES.value or comparison.names_for(config)
   rows = record.rows(found.rows(names, _WORKERS.value))
   print(quantization.table(rows), end="")
   if _PLOT.value:

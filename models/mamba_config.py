@@ -81,6 +81,8 @@ class MambaConfig:
     norm_eps: of every norm.
     tie_embeddings: the head is the transposed token table.
     attention: the attention layers of a hybrid, or None.
+    splits: layers that begin a stack though their kind goes on, in rising
+      order: layers of one stack have the same number formats.
   """
 
   kind: Kind
@@ -97,6 +99,7 @@ class MambaConfig:
   norm_eps: float = 1e-5
   tie_embeddings: bool = True
   attention: AttentionLayers | None = None
+  splits: tuple[int, ...] = ()
 
   def __post_init__(self):
     """Checks what no array shape would."""
@@ -115,11 +118,15 @@ class MambaConfig:
         f"{self.num_heads} heads are no multiple of "
         f"num_groups={self.num_groups}"
       )
-    indices = self.attention_indices
-    if list(indices) != sorted(set(indices) & set(range(self.num_layers))):
+    indices, layers = self.attention_indices, range(self.num_layers)
+    if list(indices) != sorted(set(indices) & set(layers)):
       raise ValueError(
         f"attention indices {indices} do not rise within "
         f"{self.num_layers} layers"
+      )
+    if list(self.splits) != sorted(set(self.splits) & set(layers)):
+      raise ValueError(
+        f"splits {self.splits} do not rise within {self.num_layers} layers"
       )
 
   @property
@@ -166,13 +173,16 @@ class MambaConfig:
 
   @property
   def runs(self) -> tuple[Run, ...]:
-    """The layers as runs of one kind."""
+    """The layers as runs of one kind, cut at the splits."""
     kinds = [
-      "attention" if i in self.attention_indices else "mamba"
+      (
+        "attention" if i in self.attention_indices else "mamba",
+        sum(split <= i for split in self.splits),
+      )
       for i in range(self.num_layers)
     ]
     found, start = [], 0
-    for kind, group in itertools.groupby(kinds):
+    for (kind, _), group in itertools.groupby(kinds):
       stop = start + len(list(group))
       found.append(Run(kind=kind, start=start, stop=stop))
       start = stop

@@ -123,6 +123,7 @@ def _from_hf(hf: dict[str, Any], path: str) -> MambaConfig:
     d_conv=hf.get("conv_kernel", 4),
     norm_eps=hf.get("layer_norm_epsilon", 1e-5),
     attention=_attention(hf.get("attention_layers")),
+    splits=tuple(hf.get("stack_splits", ())),
     **sizes,
   )
   config = _with_rank(config, hf.get("time_step_rank"))
@@ -255,6 +256,8 @@ def to_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:
       "head_dim": c.head_dim,
       "n_groups": c.num_groups,
     }
+  if c.splits:
+    hf["stack_splits"] = list(c.splits)
   if c.attention:
     # The architecture is left without a class name, because no class of
     # transformers computes this model.

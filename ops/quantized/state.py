@@ -148,7 +148,8 @@ def zeros(
     )
   if residual is not None and not (_plain(residual) and residual.is_integer):
     raise ValueError(f"a residual cannot be kept in {residual}")
-  empty = jnp.zeros(shape, dtype)
+  # XLA would else round all these zeros while it compiles, for a minute.
+  empty = jax.lax.optimization_barrier(jnp.zeros(shape, dtype))
   if scales is None:
     tensor = jax.vmap(lambda x: _by_rows(x, format, None))(empty)
   else:

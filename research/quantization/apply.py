@@ -12,6 +12,7 @@ from models.module import Params
 from ops.quantized import QWeight, formats, is_quantized
 from research.quantization import (
   gptq,
+  mixed,
   reordering,
   rotation,
   smoothing,
@@ -51,13 +52,16 @@ def quantize(
 
   Raises:
     InputError: the model is quantized already, there is no text to calibrate
-      on, numbers are not finite, or a rotation or format does not fit.
+      on, numbers are not finite, a rotation or format does not fit, or layers
+      of such a model cannot differ.
   """
   leaves = jax.tree.leaves(params, is_leaf=is_quantized)
   if any(is_quantized(leaf) for leaf in leaves):
     raise InputError("the model is quantized already: give the one before")
   if recipe.is_static and batches is None:
     raise InputError("this recipe needs a text to calibrate on: give one")
+  if recipe.float_share:
+    mixed.check(config)
   config, params = prepare(config, params, recipe, batches, advance)
   if not recipe.is_static:
     batches = np.zeros((0, 1, 1), np.int32)
@@ -66,13 +70,20 @@ def quantize(
   params, head = walk(
     config, params, batches, change, wanted=wanted, advance=advance
   )
-  return config, _ends(config, params, recipe, head)
+  params = _ends(config, params, recipe, head)
+  if recipe.float_share:
+    found = mixed.search(
+      config, params, batches, recipe.float_share, advance=advance
+    )
+    config, params = mixed.loosened(config, params, found)
+  return config, params
 
 
 def work(config: language_model.Config, recipe: Recipe) -> int:
-  """Layers that `quantize` goes through, passes counted."""
+  """Layers that `quantize` goes through at most, in passes and a search."""
   passes = 1 + (recipe.rotation == "klt") + _transforms(recipe)
-  return passes * len(language_model.layers_of(config))
+  searched = mixed.EVALUATIONS if recipe.float_share else 0
+  return passes * len(language_model.layers_of(config)) + searched
 
 
 def _transforms(recipe: Recipe) -> bool:

@@ -17,7 +17,6 @@ import numpy as np
 
 from models import language_model
 from models.errors import InputError
-from models.module import Layer
 from models.tokenizer import Tokenizer
 from ops.quantized import QWeight, Taps
 from research.quantization.statistics import (
@@ -27,12 +26,12 @@ from research.quantization.statistics import (
   Statistics,
   Wanted,
 )
-from research.quantization.structure import at, has, kernels, put
+from research.quantization.structure import at, has, kernels, put, stacked
 
 # By the name of a place, such as "mixer.in_proj".
 Notes = dict[str, Statistics]
-# Gives the new parameters of a layer.
-Change = Callable[[Layer, dict[str, Any], Notes], dict[str, Any]]
+# Gives the new parameters of a layer, of which it is told the number.
+Change = Callable[[int, dict[str, Any], Notes], dict[str, Any]]
 HEAD = "lm_head"
 # Fewer tokens leave percentiles and products of channels to chance.
 LEAST_TOKENS = 1024
@@ -105,8 +104,7 @@ def calibrate(
   """
   found: list[Notes] = []
 
-  def note(layer, params, notes):
-    del layer
+  def note(_, params, notes):
     found.append(notes)
     return params
 
@@ -139,7 +137,7 @@ def walk(
   Raises:
     InputError: what a layer gives is not finite.
   """
-  streams = [_begin(config, params, jnp.asarray(batch)) for batch in batches]
+  streams = [begin(config, params, jnp.asarray(batch)) for batch in batches]
   stacks: dict[tuple, list[Any]] = {}
   for number, layer in enumerate(language_model.layers_of(config)):
     own = jax.tree.map(lambda a, i=layer.index: a[i], at(params, layer.stack))
@@ -148,14 +146,12 @@ def walk(
       more = _observe(config, layer.kind, wanted, own, stream)
       notes = {n: notes[n].merge(m) if notes else m for n, m in more.items()}
     _check(notes, f"layer {number}")
-    new = change(layer, own, notes)
+    new = change(number, own, notes)
     stacks.setdefault(layer.stack, []).append(new)
-    streams = [_run(config, layer.kind, new, stream) for stream in streams]
+    streams = [run_layer(config, layer.kind, new, stream) for stream in streams]
     if advance is not None:
       advance(1)
-  for stack, layers in stacks.items():
-    whole = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
-    params = put(params, stack, whole)
+  params = stacked(params, stacks)
   seen = [_finish(config, params, wanted, stream) for stream in streams]
   if not seen:
     return params, None
@@ -165,12 +161,18 @@ def walk(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _begin(config, params, tokens):
+def begin(
+  config: language_model.Config, params: language_model.Params, tokens: Any
+) -> Any:
+  """What the first layer reads of tokens (B, T), compiled."""
   return language_model.before_layers(config, params, tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(config, kind, params, stream):
+def run_layer(
+  config: language_model.Config, kind: str, params: dict[str, Any], stream: Any
+) -> Any:
+  """What a layer gives to the next one, compiled for all that are alike."""
   return language_model.layer(config, params, kind, stream)
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from models import language_model
 from models.errors import InputError
+from models.mamba_config import MambaConfig
 from models.tokenizer import Tokenizer
 from research.core import intervals
 from research.evaluation import judging, scoring
@@ -46,6 +48,13 @@ class Plan:
   prompt: int = 16
   seed: int = 0
   batch_tokens: int = 16384
+
+
+def names_for(config: language_model.Config) -> list[str]:
+  """All recipes and baselines that a model can take."""
+  mixes = isinstance(config, MambaConfig)
+  names = [n for n, one in RECIPES.items() if mixes or not one.float_share]
+  return [*names, *LLAMA_CPP]
 
 
 class Comparison:

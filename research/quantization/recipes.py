@@ -37,6 +37,8 @@ class Recipe:
       scales of x after sorting; B and C then have a scale a state group, step
       sizes one a head. None for one scale a place.
     states: format of recurrent states, with a scale a channel.
+    float_share: of the layers, whose activations stay in floats; a search by
+      evolution finds which.
   """
 
   method: str
@@ -54,6 +56,7 @@ class Recipe:
   clip: float = 100.0
   clusters: tuple[int, int] | None = None
   states: str | None = None
+  float_share: float = 0.0
 
   @property
   def is_static(self) -> bool:
@@ -159,6 +162,17 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
       gptq=True,
       **_ROTATED,
       **_SORTED,
+    ),
+    "quamba2_w4ax": Recipe(
+      method="Quamba2",
+      text="the same with float activations in a quarter of the layers",
+      **_W4,
+      head="int4",
+      **_INT8,
+      gptq=True,
+      **_ROTATED,
+      **_SORTED,
+      float_share=0.25,
     ),
   }
 )

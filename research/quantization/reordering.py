@@ -19,7 +19,6 @@ from models.mamba_config import MambaConfig
 from models.module import Params
 from research.quantization import structure
 from research.quantization.calibration import Notes
-from research.quantization.smoothing import each_layer
 
 
 def clusters(
@@ -144,7 +143,7 @@ def reorder(
     channels = (heads[:, None] * config.head_dim + ranks).reshape(-1)
     return rearranged(config, own, heads, channels)
 
-  return each_layer(config, params, change)
+  return structure.each_layer(config, params, change)
 
 
 def rearranged(

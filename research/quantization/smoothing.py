@@ -3,14 +3,12 @@
 Both leave the function of the model as it is: x diag(1/s) diag(s) W = x W.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from models import language_model
-from models.module import Layer, Params
+from models.module import Params
 from research.quantization import structure
 from research.quantization.calibration import Notes
 from research.quantization.structure import at
@@ -54,7 +52,7 @@ def smooth(
       own = _move(own, norm, kernels, jnp.maximum(scales, 1e-5))
     return own
 
-  return each_layer(config, params, change)
+  return structure.each_layer(config, params, change)
 
 
 def plant_outliers(
@@ -87,7 +85,7 @@ def plant_outliers(
       own = _move(own, norm, kernels, jnp.asarray(scales))
     return own
 
-  return each_layer(config, params, change)
+  return structure.each_layer(config, params, change)
 
 
 def _pairs(layer, stream: bool):
@@ -108,17 +106,3 @@ def _move(own, norm, kernels, scales: jax.Array):
       lambda w: (w * scales[:, None]).astype(w.dtype),
     )
   return own
-
-
-def each_layer(config, params: Params, change) -> Params:
-  """Calls `change(number, parameters)` of every layer."""
-  layers: tuple[Layer, ...] = language_model.layers_of(config)
-  stacks: dict[Any, list[Any]] = {}
-  for number, layer in enumerate(layers):
-    stack = at(params, layer.stack)
-    own = jax.tree.map(lambda a, i=layer.index: a[i], stack)
-    stacks.setdefault(layer.stack, []).append(change(number, own))
-  for path, own in stacks.items():
-    whole = jax.tree.map(lambda *parts: jnp.stack(parts), *own)
-    params = structure.put(params, path, whole)
-  return params

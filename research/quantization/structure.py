@@ -7,6 +7,9 @@ norm, read something inside of the layer, or write to the residual stream.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from models import language_model
 from models.module import Params
 
@@ -98,3 +101,44 @@ def map_stacks(
   ):
     params = update(params, stack, change)
   return params
+
+
+def unstacked(
+  config: language_model.Config, params: Params
+) -> list[dict[str, Any]]:
+  """The parameters of every layer."""
+  return [
+    jax.tree.map(lambda a, i=layer.index: a[i], at(params, layer.stack))
+    for layer in language_model.layers_of(config)
+  ]
+
+
+def stacked(
+  params: Params, stacks: dict[tuple, list[dict[str, Any]]]
+) -> Params:
+  """The same model with the layers of stacks, by path, as listed."""
+  for path, own in stacks.items():
+    whole = jax.tree.map(lambda *parts: jnp.stack(parts), *own)
+    params = put(params, path, whole)
+  return params
+
+
+def with_layers(
+  config: language_model.Config, params: Params, layers: list[dict[str, Any]]
+) -> Params:
+  """The same model with other layers, in stacks as its config has them."""
+  stacks: dict[tuple, list] = {}
+  for layer, own in zip(language_model.layers_of(config), layers, strict=True):
+    stacks.setdefault(layer.stack, []).append(own)
+  return stacked(params | {"layers": {}}, stacks)
+
+
+def each_layer(
+  config: language_model.Config,
+  params: Params,
+  change: Callable[[int, dict[str, Any]], dict[str, Any]],
+) -> Params:
+  """Calls `change(number, parameters)` of every layer."""
+  layers = unstacked(config, params)
+  layers = [change(number, own) for number, own in enumerate(layers)]
+  return with_layers(config, params, layers)

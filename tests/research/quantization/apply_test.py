@@ -37,7 +37,8 @@ def test_every_recipe_stays_near_the_float_model(name, mamba2, batches, wanted):
   config, params = mamba2
   recipe, done = RECIPES[name], []
   found = apply.quantize(config, params, recipe, batches, done.append)
-  assert sum(done) == apply.work(config, recipe)
+  most = apply.work(config, recipe)
+  assert sum(done) == most or (recipe.float_share and sum(done) < most)
   error = difference(logits(*found, batches[0]), wanted)
   assert 1e-4 < error < within(recipe)
   assert artefact.num_bytes(*found) < artefact.num_bytes(config, params)

@@ -108,7 +108,7 @@ def test_any_order_of_heads_and_channels_is_the_same_model(mamba2, batches):
     [h * config.head_dim + generator.permutation(config.head_dim)
      for h in heads]
   )  # fmt: skip
-  other = smoothing.each_layer(
+  other = structure.each_layer(
     config,
     params,
     lambda _, own: reordering.rearranged(config, own, heads, channels),

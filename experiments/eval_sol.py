@@ -110,8 +110,8 @@ def main(_) -> None:
   method, cover, calibration = reporting.prepare(
     ours,
     checkpoint,
-    corpus.load_tokens([_TEXT.value], checkpoint),
-    corpus.load_tokens(_TRAIN_TEXT.value, checkpoint),
+    corpus.load_tokens([_TEXT.value], checkpoint, folder=workdir),
+    corpus.load_tokens(_TRAIN_TEXT.value, checkpoint, folder=workdir),
     context=_CONTEXT.value,
     episodes=_EPISODES.value,
     max_windows=_WINDOWS.value,

@@ -90,13 +90,14 @@ def main(_) -> None:
   print(f"reading {_MODEL.value}", flush=True)
   checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
   options.method(checkpoint.config, _ATTENTION.value)  # or one line, at once
-  tokens = corpus.load_tokens(_TEXT.value, checkpoint)
+  workdir = pathlib.Path(_WORKDIR.value)
+  tokens = corpus.load_tokens(_TEXT.value, checkpoint, folder=workdir)
   print(f"{len(tokens):,} tokens of training text", flush=True)
   run = training.Run(
     options=options,
     mode=_MODE.value,
     checkpoint=checkpoint,
-    workdir=pathlib.Path(_WORKDIR.value),
+    workdir=workdir,
     flags=vars(options)
     | {
       "model": _MODEL.value,

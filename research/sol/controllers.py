@@ -9,7 +9,6 @@ kappa, rho and bits, in this order.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,23 +122,30 @@ class ThresholdGoal:
   lookup: jax.Array
 
 
-Score = Callable[[Any, Observation], jax.Array]
+# What thresholds are compared with, (W, R): how surprising the token just read
+# was, the entropy of the logits that predicted it, and 1 - cosine of the two
+# last hidden states.
+SCORES: dict[str, Callable[[Observation], jax.Array]] = {
+  "surprise": lambda seen: seen.scalars[..., 0],
+  "entropy": lambda seen: seen.scalars[..., 1],
+  "hidden drift": lambda seen: seen.drift,
+}
 
 
-@functools.lru_cache(maxsize=64)
-def threshold_controller(score: Score) -> Controller:
-  """Upper level on an axis where its score reaches its threshold.
-
-  Args:
-    score: (params, observation (W, R, ...)) -> (W, R, 3).
+@functools.cache
+def threshold_controller() -> Controller:
+  """Upper level on an axis where a score reaches its threshold.
 
   Returns:
-    A controller with a `ThresholdGoal`; it records the scores.
+    A controller with a `ThresholdGoal`. Its parameter is the place of the score
+    in `SCORES`, so that all scores share a compiled program; it records the
+    scores (W, R, 3).
   """
 
   def act(params, goal, carry, seen, key):
     del key
-    scores = score(params, seen)
+    score = jnp.stack([score(seen) for score in SCORES.values()])[params]
+    scores = jnp.broadcast_to(score[..., None], (*score.shape, 3))
     upper = (scores >= goal.thresholds).astype(jnp.int32)
     corner = 4 * upper[..., 0] + 2 * upper[..., 1] + upper[..., 2]
     action = jnp.take_along_axis(goal.lookup, corner[..., None], axis=-1)
@@ -155,29 +161,3 @@ def replay_controller(actions: jax.Array) -> Controller:
     return actions[:, :, seen.step[0, 0]], carry, ()
 
   return Controller(start=lambda params, goal: (), act=act)
-
-
-def _same_on_all_axes(value: jax.Array) -> jax.Array:
-  return jnp.broadcast_to(value[..., None], (*value.shape, 3))
-
-
-def surprise_score(params: Any, seen: Observation) -> jax.Array:
-  """-log p of the token just read, on all axes: (W, R, 3)."""
-  return _same_on_all_axes(seen.scalars[..., 0])
-
-
-def entropy_score(params: Any, seen: Observation) -> jax.Array:
-  """Entropy of the logits that predicted the token just read."""
-  return _same_on_all_axes(seen.scalars[..., 1])
-
-
-def drift_score(params: Any, seen: Observation) -> jax.Array:
-  """1 - cosine of the two last hidden states."""
-  return _same_on_all_axes(seen.drift)
-
-
-SCORES: dict[str, Score] = {
-  "surprise": surprise_score,
-  "entropy": entropy_score,
-  "hidden drift": drift_score,
-}

@@ -1,6 +1,8 @@
 """Token streams to train, calibrate and evaluate on."""
 
+import pathlib
 from collections.abc import Sequence
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from models import text as text_lib
 from models import tokenizer as tokenizer_lib
 from models.convert import Checkpoint
 from models.errors import InputError
+from research.core import files
 from research.decoding import loop
 from research.decoding.plain import Plain
 from research.decoding.sampling import Sampling
@@ -19,7 +22,11 @@ _BATCH = 64
 
 
 def load_tokens(
-  names: Sequence[str], checkpoint: Checkpoint, *, max_tokens: int | None = None
+  names: Sequence[str],
+  checkpoint: Checkpoint,
+  *,
+  max_tokens: int | None = None,
+  folder: pathlib.Path | None = None,
 ) -> np.ndarray:
   """Encodes texts one after the other: int32 (n,).
 
@@ -29,6 +36,7 @@ def load_tokens(
       SEED; different seeds share no story.
     checkpoint: the model, which names the tokenizer.
     max_tokens: cut the stream after so many.
+    folder: keeps what is sampled; None samples anew.
 
   Raises:
     InputError: a text is unknown or unreadable.
@@ -39,7 +47,7 @@ def load_tokens(
   tokenizer = None
   for name in names:
     if name.startswith(_SAMPLES):
-      pieces.append(_sampled(name, checkpoint))
+      pieces.append(_sampled(name, checkpoint, folder))
       continue
     tokenizer = tokenizer or tokenizer_lib.load_tokenizer(checkpoint)
     pieces.append(tokenizer.encode(text_lib.load_text(name)))
@@ -47,7 +55,9 @@ def load_tokens(
   return tokens if max_tokens is None else tokens[:max_tokens]
 
 
-def _sampled(name: str, checkpoint: Checkpoint) -> np.ndarray:
+def _sampled(
+  name: str, checkpoint: Checkpoint, folder: pathlib.Path | None
+) -> np.ndarray:
   try:
     seed, count = (int(x) for x in name.removeprefix(_SAMPLES).split(":"))
     if count < 1:
@@ -56,14 +66,27 @@ def _sampled(name: str, checkpoint: Checkpoint) -> np.ndarray:
     raise InputError(
       f"{name!r} is no text: write samples:SEED:N with two integers, N > 0"
     ) from error
+  if folder is None:
+    return _drawn(checkpoint, seed, count)
+  precision = jax.config.jax_default_matmul_precision
+  owner = [checkpoint.name, seed, count, precision, checkpoint.params]
+  path = folder / f"samples_{files.digest(owner)[:16]}.npz"
+  made = files.kept(
+    path, owner, lambda: {"tokens": _drawn(checkpoint, seed, count)}
+  )
+  return made["tokens"]
+
+
+def _drawn(checkpoint: Checkpoint, seed: int, count: int) -> np.ndarray:
   length = min(256, checkpoint.config.max_position)
   rounds = -(-count // (_BATCH * length))
   key = jax.random.key(seed)
-  stories = [
-    _stories(checkpoint, length, jax.random.fold_in(key, i))
-    for i in range(rounds)
-  ]
-  return np.concatenate(stories)[:count]
+  one = lambda i: _stories(checkpoint, length, jax.random.fold_in(key, i))
+  # The first round compiles; steps are so small that one core is busy a round.
+  first = one(0)
+  with futures.ThreadPoolExecutor(2) as pool:
+    rest = pool.map(one, range(1, rounds))
+    return np.concatenate([first, *rest])[:count]
 
 
 def _stories(checkpoint: Checkpoint, length: int, key: jax.Array) -> np.ndarray:

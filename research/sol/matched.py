@@ -61,18 +61,19 @@ def threshold(
     name: of `controllers.SCORES`.
     levels: P pairs of levels, with the share of upper levels of each budget.
   """
-  controller = controllers.threshold_controller(controllers.SCORES[name])
+  controller = controllers.threshold_controller()
+  score = np.int32(list(controllers.SCORES).index(name))
   doubled, shares = calibrate.bracket(levels, BRACKET)
 
   def play(goal):
-    played = calibration.play(controller, None, goal)
+    played = calibration.play(controller, score, goal)
     return played.extras.reshape(len(doubled), -1, 3)
 
   everything = np.zeros((len(doubled), 3), np.float32)
   lookup = np.stack([one.lookup for one in doubled])
   first = play(controllers.ThresholdGoal(everything, lookup))
   goal = calibrate.thresholds_for(play, doubled, shares, first[0])
-  return ScanSeries(name=name, controller=controller, params=None, goals=goal)
+  return ScanSeries(name=name, controller=controller, params=score, goals=goal)
 
 
 def regression(

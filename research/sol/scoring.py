@@ -186,18 +186,30 @@ def _scan(
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
-def _block(setup, params, prefix, tokens, starts, actions, divergence):
-  count = actions.shape[1] // starts.shape[1]
-  dense = None
-  if divergence:
-    # The dense model reads every episode once, whatever the number of points.
-    dense = rollout_lib.dense_hidden(setup, params, prefix, tokens, starts)
-    dense = jnp.tile(dense, (1, count, 1, 1))
-  starts = jnp.tile(starts, (1, count))
-  return rollout_lib.score_block(
-    setup, params, prefix, tokens, starts, actions, dense=dense
+_dense = jax.jit(rollout_lib.dense_hidden, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _block(setup, params, prefix, tokens, starts, actions, dense):
+  """Points lie one after the other, (W, P E, T); `dense` is (W, E, T, D)."""
+  episodes = starts.shape[1]
+  count = actions.shape[1] // episodes
+
+  def turned(x, outer):
+    x = x.reshape(x.shape[0], outer, -1, *x.shape[2:])
+    return x.swapaxes(1, 2).reshape(x.shape[0], -1, *x.shape[3:])
+
+  # Side by side, the points of an episode share the dense model's logits.
+  result = rollout_lib.score_block(
+    setup,
+    params,
+    prefix,
+    tokens,
+    jnp.repeat(starts, count, axis=1),
+    turned(actions, count),
+    dense=dense,
   )
+  return jax.tree.map(lambda x: turned(x, episodes), result)
 
 
 def evaluate(
@@ -256,12 +268,16 @@ def evaluate(
     prefix = _build_prefix(
       setup, params, tokens[:, : prefix_length + 1], first_start
     )
+    dense = None
+    if divergence:
+      # The dense model reads every episode once, whatever the number of points.
+      dense = _dense(setup, params, prefix, tokens, jnp.asarray(part.starts))
     for one in series:
       step = max(max_rows // (window_batch * episodes), 1)
       for first in range(0, one.points, step):
         points = range(first, min(first + step, one.points))
         result = _run(
-          setup, params, prefix, tokens, part, one, points, rows, divergence
+          setup, params, prefix, tokens, part, one, points, rows, dense
         )
         for i, point in enumerate(points):
           own = slice(i * episodes, (i + 1) * episodes)
@@ -280,7 +296,7 @@ def evaluate(
   }
 
 
-def _run(setup, params, prefix, tokens, part, one, points, rows, divergence):
+def _run(setup, params, prefix, tokens, part, one, points, rows, dense):
   """One series at some of its points: rollouts (W, len(points) E, T)."""
   if isinstance(one, BlockSeries):
     actions = one.actions[points.start : points.stop, rows]
@@ -292,7 +308,7 @@ def _run(setup, params, prefix, tokens, part, one, points, rows, divergence):
       tokens,
       jnp.asarray(part.starts),
       jnp.asarray(actions),
-      divergence,
+      dense,
     )
   windows, episodes = part.starts.shape
   starts = jnp.asarray(np.tile(part.starts, (1, len(points))))

@@ -132,9 +132,12 @@ def test_a_threshold_raises_its_axis_where_the_score_reaches_it(name):
     jnp.broadcast_to(thresholds, (3, 4, 3)),
     jnp.broadcast_to(levels.lookup, (3, 4, 8)),
   )
-  controller = controllers.threshold_controller(controllers.SCORES[name])
-  carry = controller.start(None, goal)
-  action, _, scores = controller.act(None, goal, carry, seen, jax.random.key(0))
+  controller = controllers.threshold_controller()
+  place = list(controllers.SCORES).index(name)
+  carry = controller.start(place, goal)
+  action, _, scores = controller.act(
+    place, goal, carry, seen, jax.random.key(0)
+  )
   source = {
     "surprise": seen.scalars[..., SCALARS.index("surprise")],
     "entropy": seen.scalars[..., SCALARS.index("entropy")],

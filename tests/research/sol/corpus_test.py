@@ -45,6 +45,23 @@ def test_results_rest_on_these_stories(samples):
   assert first.tolist() == FIRST
 
 
+def test_samples_are_drawn_once_for_a_folder(
+  tiny, samples, tmp_path, monkeypatch
+):
+  name = ["samples:3:1024"]
+  kept = corpus.load_tokens(name, tiny, folder=tmp_path)
+  np.testing.assert_array_equal(kept, samples)
+  monkeypatch.setattr(corpus, "_drawn", None)
+  again = corpus.load_tokens(name, tiny, folder=tmp_path)
+  np.testing.assert_array_equal(again, samples)
+  # Other weights draw other stories.
+  params = dict(tiny.params, final_norm=None)
+  with pytest.raises(TypeError):
+    corpus.load_tokens(
+      name, dataclasses.replace(tiny, params=params), folder=tmp_path
+    )
+
+
 def test_seeds_share_no_story(tiny, samples):
   other = corpus.load_tokens(["samples:4:1024"], tiny)
   assert len(stories(samples)) == len(stories(other)) == 16

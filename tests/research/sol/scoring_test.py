@@ -126,6 +126,21 @@ def test_a_schedule_is_scored_as_it_stands(cover, schedules, scores):
   assert score.net_keep == pytest.approx(score.means.mean())
 
 
+def test_a_divergence_is_that_of_the_point_and_the_episode(cover, schedules):
+  def divergences(schedules):
+    series = [BlockSeries(name="block", actions=schedules.astype(np.int16))]
+    found = scoring.evaluate(
+      toy.setup(), toy.lm(), cover, series, window_batch=3, divergence=True
+    )
+    return [score.nll for score in found["block"]]
+
+  full, middle, cheap = divergences(schedules)
+  np.testing.assert_allclose(full, 0, atol=1e-3)
+  (alone,) = divergences(schedules[1:2])
+  np.testing.assert_allclose(middle, alone, rtol=1e-4, atol=1e-3)
+  assert 0.1 < middle.sum() < cheap.sum()
+
+
 def test_pieces_change_nothing_and_a_controller_is_compiled_once(
   cover, schedules, scores
 ):

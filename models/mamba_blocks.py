@@ -350,7 +350,7 @@ def step_run(
     D=mixer.D[...],
     gated_norm=mixer.norm.scale[...],
     out_proj=mixer.out_proj.kernel[...],
-    taps=mixer.taps.get_value(),
+    taps=mixer.taps.get_value().of_activations,
   )
   x = x + y.astype(x.dtype)
   arrays = x[:, 0], weights, states.conv, states.ssm

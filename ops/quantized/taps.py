@@ -48,6 +48,11 @@ class Taps:
     """Those of one layer, or of some, of stacked layers."""
     return jax.tree.map(lambda scales: scales[index], self)
 
+  @property
+  def of_activations(self) -> Self:
+    """Without those of the states, which know themselves how they are kept."""
+    return dataclasses.replace(self, ssm_state=None, conv_state=None)
+
   def __bool__(self) -> bool:
     """Whether anything is quantized."""
     values = (getattr(self, one.name) for one in dataclasses.fields(self))

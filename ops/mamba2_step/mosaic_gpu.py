@@ -184,7 +184,16 @@ def supports(
   """Returns None where `forward` runs on these arguments, else why not."""
   if reason := dispatch.needs_wgmma():
     return reason
-  return None if x is None else unfit(x, weights, conv_state, ssm_state)
+  if x is None:
+    return None
+  if reason := unfit(x, weights, conv_state, ssm_state):
+    return reason
+  for name in ("in_proj", "out_proj"):
+    weight = of_weight(getattr(weights, name))
+    if isinstance(weight, QTensor) and weight.num_blocks > 1:
+      # With 20 and 40 groups a GPU has ended at an illegal instruction.
+      return f"needs one scale a column, {name} is in {weight.format}"
+  return None
 
 
 def unfit(x, weights, conv_state, ssm_state) -> str | None:

@@ -299,7 +299,7 @@ def test_configurations():
   assert choose(1, 128, 1160, 512, 1, 64).out_stages >= 2
 
 
-def test_reasons():
+def test_reasons(monkeypatch):
   x, weights, conv, ssm = arrays()
   assert mosaic_gpu.unfit(x, weights, conv, ssm) is None
   assert "GPU" in mosaic_gpu.supports()
@@ -307,6 +307,10 @@ def test_reasons():
   assert "in_proj" in mosaic_gpu.unfit(x, wide, conv, ssm)
   q = dataclasses.replace(weights, out_proj=int8(weights.out_proj))
   assert mosaic_gpu.unfit(x, q, conv, ssm) is None
+  grouped = in_format(weights, "int4:64", None)
+  monkeypatch.setattr(mosaic_gpu.dispatch, "needs_wgmma", lambda: None)
+  assert mosaic_gpu.supports(x, q, conv, ssm) is None
+  assert "one scale" in mosaic_gpu.supports(x, grouped, conv, ssm)
   rotated = QWeight(weight=q.out_proj, input=None, hadamard=True)
   q = dataclasses.replace(weights, out_proj=rotated)
   assert "out_proj does it" in mosaic_gpu.unfit(x, q, conv, ssm)

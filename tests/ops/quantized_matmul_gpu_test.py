@@ -133,7 +133,8 @@ def test_lowers_for_hopper_and_moves_no_weight(
 @pytest.mark.parametrize("rows", [1, 16, 64])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_launches_fit_the_machine(rows, bits):
-  for depth, width in ((768, 3352), (2560, 10576), (5120, 2560), (8192, 8192)):
+  sizes = (768, 3352), (2560, 10576), (5120, 2560), (8192, 8192), (2560, 50280)
+  for depth, width in sizes:
     for groups in (1, depth // 128):
       config = configure(rows, depth, width, bits, groups)
       product = mosaic_gpu_product.Product(
@@ -174,6 +175,15 @@ def test_what_it_does_not_take(form, activations, shape, message):
   assert message in mosaic_gpu.unfit(x, w)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(lambda: interpreted(*operands(form, *shape, activations)))
+
+
+def test_numbers_of_scales_that_no_gpu_has_run(monkeypatch):
+  monkeypatch.setattr(mosaic_gpu.dispatch, "needs_wgmma", lambda: None)
+  for depth, works in ((2048, True), (2560, False), (8192, True)):
+    x, w = jax.eval_shape(lambda d=depth: operands("int4:128", 1, d, 64))
+    reason = mosaic_gpu.supports(x, w)
+    assert reason is None if works else "multiple of 16" in reason
+  assert mosaic_gpu.supports(*operands("int8:row", 1, 320, 64)) is None
 
 
 def test_it_is_named_where_it_does_not_run():

@@ -114,7 +114,11 @@ class Product:
   @property
   def scales(self) -> int:
     """Scales of a column that a split loads: TMA takes whole 16 bytes."""
-    return 0 if self.groups == 1 else 4 * -(-self.groups_of_split // 4)
+    if self.groups == 1:
+      return 0
+    # The first of a split may be the last one of its 16 bytes.
+    before = 3 if self.splits > 1 and self.groups_of_split % 4 else 0
+    return 4 * -(-(self.groups_of_split + before) // 4)
 
   @property
   def share(self) -> int:
@@ -144,7 +148,7 @@ class Product:
       # Where TMA would fill up with zeros, the interpreter has no memory, and
       # it does not see one memory as numbers of two kinds.
       rows = columns
-      width = self.groups_of_split * (self.splits - 1) + self.scales
+      width = self.groups_of_split * (self.splits - 1) // 4 * 4 + self.scales
       if self.packed:
         w = unpack(w, formats.get("int4"), self.depth).astype(jnp.int4)
       w = padded(w, rows, w.shape[-1])
@@ -225,6 +229,8 @@ class Product:
         float32 in the layout ROWS, and what `prepare` returned.
     """
     me = lax.axis_index("warpgroup")
+    # The group of the first scale that is loaded.
+    first_scale = split * self.groups_of_split // 4 * 4
     w_ref, scales_ref = [ref.at[prefix] if prefix else ref for ref in refs]
     if self.scales:
 
@@ -232,7 +238,7 @@ class Product:
       def _():
         own = (
           pl.ds(column, self.columns),
-          pl.ds(split * self.groups_of_split, self.scales),
+          pl.ds(first_scale, self.scales),
         )
         plgpu.copy_gmem_to_smem(
           scales_ref.at[own], s["scales"], s["scales_loaded"]
@@ -287,9 +293,8 @@ class Product:
     def step(i, totals):
       slot = lax.rem(i, jnp.int32(self.stages))
       plgpu.barrier_wait(barrier(slot))
-      scale = lax.div(
-        chunk_at(i) - first, jnp.int32(self.chunks // self.groups)
-      )
+      scale = lax.div(chunk_at(i), jnp.int32(self.chunks // self.groups))
+      scale -= first_scale
       found = []
       for t, total in enumerate(totals):
         own = pl.ds(t * TILE, TILE)

@@ -112,7 +112,7 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     ),
     "w4a16_s8": Recipe(
       method="Quamba2",
-      text="the same with 8-bit states",
+      text="4-bit weights by GPTQ, Hadamard rotations, 8-bit states",
       **_W4,
       head="int4",
       gptq=True,
@@ -165,7 +165,7 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     ),
     "quamba2_w4ax": Recipe(
       method="Quamba2",
-      text="the same with float activations in a quarter of the layers",
+      text="4-bit weights, 8-bit activations but in a quarter of the layers",
       **_W4,
       head="int4",
       **_INT8,

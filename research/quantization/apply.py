@@ -166,7 +166,13 @@ def _kernel(
   weight = rotation.plain_kernel(kernel)
   if form is not None:
     if recipe.gptq and path not in _SMALL:
-      weight = gptq.gptq(weight, seen.gram, formats.get(form))
+      upper = gptq.factor(seen.gram)
+      if not np.isfinite(upper).all():
+        raise InputError(
+          f"GPTQ of {'.'.join(path)}: the activations it saw depend on each "
+          "other too much: calibrate on more windows, or take another recipe"
+        )
+      weight = gptq.gptq(weight, upper, formats.get(form))
     else:
       weight = gptq.round_to_nearest(weight, formats.get(form))
   turned = isinstance(kernel, QWeight) and kernel.hadamard

@@ -37,13 +37,12 @@ def round_to_nearest(
   return quantize(kernel, form, axis=axis, observer=observer)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "damp", "observer"))
+@functools.partial(jax.jit, static_argnames=("form", "observer"))
 def gptq(
   kernel: jax.Array,
-  gram: jax.Array,
+  upper: jax.Array,
   form: Format,
   *,
-  damp: float = 0.01,
   observer: Observer = absmax,
 ) -> QTensor:
   """Rounds row after row, and corrects the rows to come for the error.
@@ -58,9 +57,8 @@ def gptq(
 
   Args:
     kernel: (D, F).
-    gram: (D, D) float32, sum of x x^T of what the kernel multiplies.
+    upper: (D, D) float32, U: `factor` of what the kernel multiplies.
     form: symmetric, without a second level; groups are made to fit D.
-    damp: share of the mean of the diagonal.
     observer: of magnitudes, for the scales.
 
   Returns:
@@ -74,7 +72,6 @@ def gptq(
     raise ValueError(f"GPTQ of {form}: only symmetric formats of one level")
   size = kernel.shape[0]
   block = form.group if isinstance(form.group, int) else math.gcd(128, size)
-  upper = _factor(gram, damp)
   whole = None
   if isinstance(form.group, str):
     whole = quantize(kernel, form, axis=-2, observer=observer).scales.T
@@ -127,8 +124,17 @@ def _row_of(form: Format) -> Format:
   return dataclasses.replace(form, group="row", packed=False)
 
 
-def _factor(gram: jax.Array, damp: float) -> jax.Array:
-  """Upper Cholesky factor of the inverse of the damped gram, float32."""
+@functools.partial(jax.jit, static_argnames="damp")
+def factor(gram: jax.Array, *, damp: float = 0.01) -> jax.Array:
+  """Upper Cholesky factor of the inverse of the damped products, float32.
+
+  Args:
+    gram: (D, D) float32, sum of x x^T.
+    damp: share of the mean of its diagonal.
+
+  Returns:
+    (D, D), NaN where float32 does not reach.
+  """
   diagonal = jnp.diagonal(gram)
   # A channel that is always zero decides nothing.
   dead = jnp.where(diagonal == 0, jnp.maximum(jnp.mean(diagonal), 1e-30), 0.0)

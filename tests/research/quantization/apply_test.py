@@ -13,6 +13,7 @@ from models.errors import InputError
 from ops.quantized import QTensor, QWeight
 from research.quantization import apply, artefact, calibration, smoothing
 from research.quantization.recipes import RECIPES
+from research.quantization.statistics import Statistics
 from tests.research.quantization.conftest import (
   difference,
   logits,
@@ -142,3 +143,13 @@ def test_bytes_are_those_that_are_kept(mamba2):
   rows = config.padded_vocab_size - config.vocab_size
   count = language_model.num_params(config) - rows * config.d_model
   assert artefact.num_bytes(config, params) == 2 * count
+
+
+def test_products_of_channels_that_gptq_cannot_use_are_one_line():
+  kernel = jnp.ones((4, 4))
+  gram = jnp.diag(jnp.asarray([1.0, 1.0, 1.0, -1.0]))
+  seen = Statistics(
+    count=jnp.ones(()), absmax=jnp.ones(4), histogram=None, gram=gram
+  )
+  with pytest.raises(InputError, match="GPTQ of mixer.in_proj"):
+    apply._kernel(RECIPES["w4a16"], kernel, "int4", seen, ("mixer", "in_proj"))

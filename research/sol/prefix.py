@@ -13,6 +13,7 @@ this.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -114,6 +115,10 @@ def token_stats(
   )
 
 
+@functools.partial(
+  jax.jit,
+  static_argnames=("config", "first_start", "page_size", "chunk", "attention"),
+)
 def build(
   config: TransformerConfig,
   params: transformer.Params,
@@ -124,7 +129,7 @@ def build(
   chunk: int = 64,
   attention: str | None = None,
 ) -> Prefix:
-  """Reads the windows densely.
+  """Reads the windows densely; compiled once for set-ups of any actions.
 
   Args:
     config: of the frozen LLM.

@@ -163,11 +163,6 @@ def _resamples(windows: int, seed: int) -> np.ndarray:
   return counts.reshape(shape).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _build_prefix(setup, params, tokens, first_start):
-  return setup.build_prefix(params, tokens, first_start)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 5, 8))
 def _scan(
   setup, params, prefix, tokens, starts, controller, inner, goals, episodes
@@ -265,8 +260,8 @@ def evaluate(
     part = cover.take(rows)
     weights = part.weights * real[:, None, None]
     tokens = jnp.asarray(part.tokens)
-    prefix = _build_prefix(
-      setup, params, tokens[:, : prefix_length + 1], first_start
+    prefix = setup.build_prefix(
+      params, tokens[:, : prefix_length + 1], first_start
     )
     dense = None
     if divergence:

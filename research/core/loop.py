@@ -26,7 +26,7 @@ from research.core import workdir as workdir_lib
 from research.core.checkpoint import Checkpointer
 from research.core.options import RunOptions
 from research.core.progress import Progress
-from research.core.state import TrainState
+from research.core.state import TrainState, all_finite
 
 Tree = Any
 
@@ -152,7 +152,7 @@ def run(
         fetch.flush()
         with fetch.untimed():
           # A finite loss does not say that the update after it was finite too.
-          if not _all_finite(state.params):
+          if not all_finite(state.params):
             raise _diverged("a parameter is not finite", step, checkpointer)
           checkpointer.save(done, state)
       if signals:
@@ -226,12 +226,6 @@ def _diverged(what: str, step: int, checkpointer: Checkpointer) -> Diverged:
     f"{what} at step {step}: lower the learning rate and give another"
     f" --workdir ({kept})"
   )
-
-
-@jax.jit
-def _all_finite(tree: Tree) -> jax.Array:
-  leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-  return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
 
 
 def _run_hooks(hooks: Sequence[Hook], state: TrainState) -> dict[str, Any]:

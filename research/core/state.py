@@ -108,3 +108,10 @@ def jit_step(
     )
 
   return step
+
+
+@jax.jit
+def all_finite(tree: Tree) -> jax.Array:
+  """Whether no number of a tree is infinite or NaN: a boolean scalar."""
+  leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)

@@ -188,8 +188,7 @@ def fine_tune(
     elif epoch - best_epoch >= o.patience:
       break
   # A finite loss does not say that the update after it was finite too.
-  finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(best))
-  _check(finite, "a weight is not finite", o)
+  _check(bool(state_lib.all_finite(best)), "a weight is not finite", o)
   history = History(tuple(train_loss), tuple(valid_loss), best_epoch)
   return jax.jit(combine)(best, frozen["params"]), history
 

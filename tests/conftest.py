@@ -1,5 +1,6 @@
 """What all tests run under: eight CPU devices, and full float32 products."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -38,6 +39,12 @@ def pytest_configure(config):
     place = os.path.join(os.environ[_COMPILED], worker)
     jax.config.update("jax_compilation_cache_dir", place)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_collection_finish():
+  """Lets the collector look less often at what imports and traces keep."""
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_unconfigure(config):

@@ -121,7 +121,7 @@ def test_a_learning_curve_keeps_what_is_done(home):
     "--targets=time_ms_A100",
     *SMALL,
     f"--workdir={home / 'curve'}",
-    "--sizes=12,20",
+    "--sizes=12,16",
     "--seeds=1",
     "--tests=30",
     "--epochs=2",
@@ -133,11 +133,11 @@ def test_a_learning_curve_keeps_what_is_done(home):
   code, out, err = scripts.run("learning_curve_rlm", *arguments)
   assert code == 0, err
   first = json.loads((home / "curve.json").read_text())
-  assert {row["train"] for row in first["rows"]} == {12, 20}
+  assert {row["train"] for row in first["rows"]} == {12, 16}
   # The place of the data on this machine is nobody's business.
   assert "--path=convolution.csv.xz " in first["command"]
   assert "12 examples, seed 0: Kendall's tau regression LM" in out
-  (home / "curve/20-0.json").unlink()
+  (home / "curve/16-0.json").unlink()
   code, _, err = scripts.run("learning_curve_rlm", *arguments)
   assert code == 0, err
   assert json.loads((home / "curve.json").read_text())["rows"] == first["rows"]

@@ -87,13 +87,14 @@ def scores(config, params, tokens):
   hidden, state = language_model.prefill(
     config, params, tokens[:, :half], lengths, cache_size=CACHE
   )
-  pieces = [language_model.logits(config, params, hidden)]
-  for step in range(half, LENGTH):
-    logits, state = language_model.decode(
-      config, params, tokens[:, step : step + 1], state
-    )
-    pieces.append(logits)
-  return whole, jnp.concatenate(pieces, axis=1)
+  read = language_model.logits(config, params, hidden)
+
+  def step(state, token):
+    logits, state = language_model.decode(config, params, token[:, None], state)
+    return state, logits[:, 0]
+
+  _, appended = jax.lax.scan(step, state, tokens[:, half:].T)
+  return whole, jnp.concatenate([read, appended.swapaxes(0, 1)], axis=1)
 
 
 def relative(found, expected):

@@ -31,13 +31,9 @@ def model(encoder, **changes):
   init = jax.jit(lambda key: regression_lm.init(config, key))
   params = init(jax.random.key(3))
   # Norms that do nothing would hide one that is left out.
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(4), len(leaves))
-  leaves = [
-    leaf + 0.1 * jax.random.normal(key, leaf.shape)
-    for leaf, key in zip(leaves, keys)
-  ]
-  return config, jax.tree.unflatten(tree, leaves)
+  generator = np.random.default_rng(4)
+  noise = lambda leaf: generator.normal(size=leaf.shape).astype(np.float32)
+  return config, jax.tree.map(lambda leaf: leaf + 0.1 * noise(leaf), params)
 
 
 def data(seed=0):

@@ -150,6 +150,7 @@ def test_a_decoder_of_another_width_reads_the_encoder(dtype, tmp_path):
   params["encoder"] = checkpoint.params()
   compute = Compute(dtype=dtype)
 
+  @jax.jit
   def logits(tokens, lengths, targets):
     memory = regression_lm.encode(
       config, params, tokens, lengths, compute=compute
@@ -181,6 +182,7 @@ def test_every_weight_of_the_encoder_has_a_gradient(tmp_path):
   params = regression_lm.init(config, jax.random.key(0))
   params["encoder"] = checkpoint.params()
 
+  @jax.jit
   def loss(params, key=None):
     memory = regression_lm.encode(
       config, params, tokens, lengths, key=key, dropout=0.2
@@ -188,7 +190,7 @@ def test_every_weight_of_the_encoder_has_a_gradient(tmp_path):
     keys_and_values = jax.tree.leaves((memory.k, memory.v))
     return sum(jnp.square(leaf).sum() for leaf in keys_and_values)
 
-  grads = jax.grad(loss)(params)["encoder"]
+  grads = jax.jit(jax.grad(loss))(params)["encoder"]
   for leaf in jax.tree.leaves(grads):
     assert np.isfinite(leaf).all() and (np.asarray(leaf) != 0).any()
   assert loss(params, jax.random.key(1)) != loss(params)

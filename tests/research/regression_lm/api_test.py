@@ -9,6 +9,8 @@ from models.errors import InputError
 from models.numbers import P10, Ieee
 from research.regression_lm import Example, RegressionLM
 
+# Draws a text: another number would be another program to compile.
+DRAWS = 50
 TEXTS = [f"{name} width={n}" for name in ("conv", "dense") for n in range(1, 9)]
 EXAMPLES = [
   Example(x=text, y=[float(i % 8 + 1), None if i % 5 == 0 else -0.5])
@@ -55,10 +57,10 @@ def test_fine_tuning_learns_and_keeps_the_best_epoch(tuned):
 
 def test_predictions_are_of_the_draws(tuned):
   lm, *_ = tuned
-  found = lm.predict(TEXTS[:3], 50, level=0.8, seed=3)
-  draws = lm.sample(TEXTS[:3], 50, seed=3)
+  found = lm.predict(TEXTS[:3], DRAWS, level=0.8, seed=3)
+  draws = lm.sample(TEXTS[:3], DRAWS, seed=3)
   np.testing.assert_array_equal(found.samples, draws)
-  assert draws.shape == (3, 50, 2) and draws.dtype == np.float64
+  assert draws.shape == (3, DRAWS, 2) and draws.dtype == np.float64
   assert (found.low <= found.median).all() and (
     found.median <= found.high
   ).all()
@@ -68,14 +70,12 @@ def test_predictions_are_of_the_draws(tuned):
 
 def test_draws_depend_on_place_and_seed_not_on_the_batch(tuned):
   lm, *_ = tuned
-  whole = lm.sample(TEXTS[:5], 20)
-  np.testing.assert_array_equal(whole[:2], lm.sample(TEXTS[:2], 20))
-  longer = [*TEXTS[:4], "a much longer text than others"]
-  np.testing.assert_array_equal(whole[:4], lm.sample(longer, 20)[:4])
-  assert (whole != lm.sample(TEXTS[:5], 20, seed=1)).any()
-  np.testing.assert_array_equal(
-    lm.sample(EXAMPLES[:2], 20), lm.sample(TEXTS[:2], 20)
-  )
+  whole = lm.sample(TEXTS[:5], DRAWS)
+  np.testing.assert_array_equal(whole[:3], lm.sample(TEXTS[:3], DRAWS))
+  longer = [*TEXTS[:3], "a much longer text than others"]
+  np.testing.assert_array_equal(whole[:3], lm.sample(longer, DRAWS)[:3])
+  assert (whole != lm.sample(TEXTS[:5], DRAWS, seed=1)).any()
+  np.testing.assert_array_equal(lm.sample(EXAMPLES[:3], DRAWS), whole[:3])
 
 
 def test_probabilities_and_densities(tuned):
@@ -114,7 +114,9 @@ def test_a_saved_model_is_the_model(tuned, tmp_path):
   found = RegressionLM.from_pretrained(tmp_path / "model")
   assert found.model == lm.model and found.info == lm.info
   assert found.max_length == 32 and found.num_params == lm.num_params
-  np.testing.assert_array_equal(found.sample(TEXTS, 8), lm.sample(TEXTS, 8))
+  np.testing.assert_array_equal(
+    found.sample(TEXTS, DRAWS), lm.sample(TEXTS, DRAWS)
+  )
   np.testing.assert_array_equal(found.log_prob(EXAMPLES), lm.log_prob(EXAMPLES))
   with pytest.raises(InputError, match="not overwritten"):
     lm.save(tmp_path / "model")
@@ -283,14 +285,14 @@ def test_the_description_is_json(tuned, tmp_path):
 
 def test_arguments_may_be_generators_and_numbers_of_numpy(tuned):
   lm, *_ = tuned
-  wanted = lm.sample(TEXTS[:2], 3, seed=4)
-  found = lm.sample((t for t in TEXTS[:2]), np.int64(3), seed=np.int32(4))
+  wanted = lm.sample(TEXTS[:3], DRAWS, seed=4)
+  found = lm.sample((t for t in TEXTS[:3]), np.int64(DRAWS), seed=np.int32(4))
   np.testing.assert_array_equal(found, wanted)
-  known = lm.expected(iter(TEXTS[:2]), iter(EXAMPLES), grid=np.int64(4))
-  assert known.shape == (2, 2)
-  assert lm.log_prob(e for e in EXAMPLES[:2]).shape == (2, 2)
+  known = lm.expected(iter(TEXTS[:6]), iter(EXAMPLES), grid=np.int64(8))
+  assert known.shape == (6, 2)
+  assert lm.log_prob(e for e in EXAMPLES[:6]).shape == (6, 2)
   # No seed is another one every time.
-  several = [lm.sample(TEXTS, 4, seed=None) for _ in range(2)]
+  several = [lm.sample(TEXTS, DRAWS, seed=None) for _ in range(2)]
   assert (several[0] != several[1]).any()
 
 
@@ -347,16 +349,16 @@ def test_draws_stay_within_what_is_plausible(tuned, tmp_path):
 def test_calibrated_intervals_are_kept(tuned, tmp_path):
   lm, *_ = tuned
   lm = RegressionLM(lm.model, lm.params, lm.tokenizer, 32, lm.info)
-  plain = lm.predict(TEXTS, 40, level=0.8)
+  plain = lm.predict(TEXTS, DRAWS, level=0.8)
   held_out = [Example(t, [100.0, -0.5]) for t in TEXTS]
-  lm.calibrate(held_out, 40, level=0.8)
-  found = lm.predict(TEXTS, 40, level=0.8)
+  lm.calibrate(held_out, DRAWS, level=0.8)
+  found = lm.predict(TEXTS, DRAWS, level=0.8)
   # The draws stay; the interval of the first reaches what it missed.
   np.testing.assert_array_equal(found.samples, plain.samples)
   assert found.high[:, 0].max() > 50 > plain.high[:, 0].max()
-  np.testing.assert_array_equal(lm.predict(TEXTS, 40).margins, None)
+  np.testing.assert_array_equal(lm.predict(TEXTS, DRAWS).margins, None)
   lm.save(tmp_path / "calibrated")
   again = RegressionLM.from_pretrained(tmp_path / "calibrated")
   np.testing.assert_array_equal(
-    again.predict(TEXTS, 40, level=0.8).high, found.high
+    again.predict(TEXTS, DRAWS, level=0.8).high, found.high
   )

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from models import mamba, module, transformer
-from models.errors import InputError
 from models.implementations import Implementations
 from models.mamba_config import MambaConfig
 from models.state_format import StateFormat
@@ -63,6 +62,11 @@ def hidden_states(
   Takes the options of `transformer.hidden_states`.
   """
   return module_of(config).hidden_states(config, params, tokens, **options)
+
+
+def layers_may_differ(config: Config) -> bool:
+  """Whether layers of one kind can lie in several stacks: `config.splits`."""
+  return hasattr(config, "splits")
 
 
 def layers_of(config: Config) -> tuple[module.Layer, ...]:
@@ -128,7 +132,7 @@ def prefill(
     tokens,
     lengths=lengths,
     cache_size=cache_size,
-    **_state_options(config, state_format),
+    state_format=state_format,
   )
 
 
@@ -139,6 +143,7 @@ def init_state(
   cache_size: int,
   dtype: jnp.dtype,
   state_format: StateFormat | None = None,
+  params: Params | None = None,
 ) -> State:
   """The state of `batch` rows that have read nothing.
 
@@ -147,7 +152,9 @@ def init_state(
     batch: rows.
     cache_size: tokens that a key/value cache has room for.
     dtype: of the passes to come.
-    state_format: of recurrent states; None for float32.
+    state_format: of recurrent states; None for what `params` say, which is
+      float32 where they are not given or say nothing.
+    params: of the model.
 
   Raises:
     InputError: the format does not fit the model.
@@ -157,20 +164,9 @@ def init_state(
     batch,
     cache_size=cache_size,
     dtype=dtype,
-    **_state_options(config, state_format),
+    state_format=state_format,
+    params=params,
   )
-
-
-def _state_options(config, state_format) -> dict[str, StateFormat]:
-  """The option for models that have recurrent states."""
-  if state_format is None:
-    return {}
-  if config.family == "transformer":
-    raise InputError(
-      f"state_format={state_format}: a Transformer has no recurrent state: "
-      "leave it out"
-    )
-  return {"state_format": state_format}
 
 
 def decode(

@@ -10,10 +10,10 @@ from models.errors import InputError
 from ops.quantized import Format, QState, Taps, formats, state
 
 FLOATS = ("float32", "bfloat16")
-# Scales of a state are read and written with it; they are its maxima, which
-# lose nothing that a level could show by three digits.
+# The scales of a state are read and written with it, so they have two bytes.
+# Rounding them changes a value by less than a tenth of a level of 8 bits.
 _SCALES = "bfloat16"
-# More than a model has; each layer of each seed has a generator of its own.
+# Each layer of each seed has a generator of its own, and no model has so many.
 _LAYERS = 4096
 _HELP = (
   "write float32, bfloat16 or a number format, such as int8, int8:32 or "

@@ -22,7 +22,9 @@ from models import layers, module
 from models.attention import Attend, causal_attend
 from models.caches.dense import DenseCache
 from models.caches.places import Places
+from models.errors import InputError
 from models.implementations import Implementations
+from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
 
 Params = module.Params
@@ -280,6 +282,8 @@ def init_state(
   *,
   cache_size: int,
   dtype: jnp.dtype = jnp.float32,
+  state_format: StateFormat | None = None,
+  params: Params | None = None,
 ) -> TransformerState:
   """The state of `batch` rows that have read nothing.
 
@@ -288,13 +292,28 @@ def init_state(
     batch: rows.
     cache_size: slots for tokens.
     dtype: of the passes to come.
+    state_format: of recurrent states, which there are none of: None.
+    params: of the model, which say nothing of its state.
+
+  Raises:
+    InputError: a format is given.
   """
+  del params
+  _check_state_format(state_format)
   c = config
   shape = (c.num_layers, batch, cache_size, c.num_kv_heads, c.head_dim)
   return TransformerState(
     cache=DenseCache.empty(shape, dtype),
     length=jnp.zeros((batch,), jnp.int32),
   )
+
+
+def _check_state_format(state_format: StateFormat | None) -> None:
+  if state_format is not None:
+    raise InputError(
+      f"state_format={state_format}: a Transformer has no recurrent state: "
+      "leave it out"
+    )
 
 
 def prefill(
@@ -305,6 +324,7 @@ def prefill(
   cache_size: int,
   lengths: jax.Array | None = None,
   dtype: jnp.dtype | None = None,
+  state_format: StateFormat | None = None,
   implementations: Implementations | None = None,
 ) -> tuple[jax.Array, TransformerState]:
   """Reads `tokens` (B, T) into a new cache of `cache_size` slots.
@@ -318,6 +338,7 @@ def prefill(
       anything in range; None for T. Nothing causal sees what comes later, and
       its slots are written over before a mask lets them be seen.
     dtype: of activations and cache; None for that of the token table.
+    state_format: of recurrent states, which there are none of: None.
     implementations: of the ops.
 
   Returns:
@@ -326,7 +347,9 @@ def prefill(
 
   Raises:
     ValueError: the tokens do not fit into the cache.
+    InputError: a format of states is given.
   """
+  _check_state_format(state_format)
   batch, length = tokens.shape
   if length > cache_size:
     raise ValueError(f"{length} tokens do not fit into {cache_size} slots")

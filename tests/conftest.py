@@ -24,6 +24,8 @@ collect_ignore_glob = [] if tpu_compile.library() else ["*_tpu_test.py"]
 
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
 _PREFIX = "frugax_tests_"
+# The files with the most programs take less than the rest of what there is.
+_MOST_MAPPINGS = 25_000
 
 
 def pytest_configure(config):
@@ -45,6 +47,27 @@ def pytest_collection_finish():
   """Lets the collector look less often at what imports and traces keep."""
   gc.freeze()
   gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Drops compiled programs between two files, where there are many.
+
+  Each of them takes some mappings of memory, of which Linux gives a process
+  65,530: the next one would end it.
+  """
+  if nextitem is not None and nextitem.path != item.path:
+    if _mappings() > _MOST_MAPPINGS:
+      jax.clear_caches()
+      gc.collect()
+
+
+def _mappings() -> int:
+  """Of this process's memory; 0 where the system does not say."""
+  try:
+    with open("/proc/self/maps", "rb") as file:
+      return sum(1 for _ in file)
+  except OSError:
+    return 0
 
 
 def pytest_unconfigure(config):

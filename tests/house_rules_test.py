@@ -22,7 +22,14 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("ops", "models", "research", "experiments")
 PACKAGES = FLOORS[:3]
-METHODS = {"sol", "language_model", "regression_lm", "program_metrics", "lra"}
+METHODS = {
+  "sol",
+  "language_model",
+  "regression_lm",
+  "program_metrics",
+  "quantization",
+  "lra",
+}
 ABOVE_METHODS = {"bench", "results"}
 TEXT = {".py", ".sh", ".md", ".toml", ".lock", ".flags", ".json", ".ipynb", ""}
 MAX_BYTES, MOST_BYTES = 30_000, 20_000
@@ -143,6 +150,16 @@ def methods_stand_alone(root: Path) -> list[str]:
     if room not in ABOVE_METHODS
     and name.split(".")[0] == "research"
     and name.split(".")[1] in METHODS - {room}
+  ]
+
+
+def configs_are_told_apart_at_one_door(root: Path) -> list[str]:
+  return [
+    f"{path.relative_to(root)}:{number}: asks which model a config is: let "
+    "models/language_model.py or the config answer"
+    for path in files(root, "research", "experiments")
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    if re.search(r"isinstance\([^()]*, (Mamba|Transformer)Config\)", line)
   ]
 
 
@@ -465,6 +482,7 @@ RULES = {
     import_direction,
     ops_need_jax_and_numpy_only,
     methods_stand_alone,
+    configs_are_told_apart_at_one_door,
     flags_in_experiments_only,
     chex_in_tests_only,
     no_triton,
@@ -515,6 +533,9 @@ PLANTED = {
     ("models/a.py", DOC + "from flax import nnx\nf = nnx.jit(len)\n"),
     ("models/b.py", DOC + "import flax\nf = flax.nnx.scan(len)\n"),
     ("models/c.py", DOC + "from flax.nnx import Optimizer\n"),
+  ],
+  "configs_are_told_apart_at_one_door": [
+    ("research/a.py", DOC + "x = isinstance(c, MambaConfig)\n")
   ],
   "new_style_keys": [("ops/a.py", DOC + "k = lambda: jax.random.PRNGKey(0)\n")],
   "file_sizes": [

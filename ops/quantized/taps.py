@@ -14,10 +14,10 @@ from ops.quantized.tensor import QTensor
 class Taps:
   """Quantizers of the places of a Mamba layer that no product reads.
 
-  What a product reads is rounded by its `QWeight`. Each is of its axes in front
-  of which stand batch and tokens; None leaves a place as it is. E channels, H
-  heads of P, G groups, N states. Stacked layers have an axis in front of the
-  scales, over which a scan goes.
+  What a product reads is rounded by its `QWeight`. The shapes below are those
+  of one token of one row, and None leaves a place as it is: E channels, H heads
+  of P, G groups, N states. The scales of stacked layers have one more axis in
+  front, over which a scan goes.
 
   Attributes:
     conv_x: (E,), input of the convolution.

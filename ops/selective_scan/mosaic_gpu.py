@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch
+from ops.hopper import PROCESSORS
 from ops.selective_scan import mosaic_gpu_tile as tiles
 from ops.selective_scan.mosaic_gpu_backward import BackwardConfig, backward
 from ops.selective_scan.mosaic_gpu_forward import ForwardConfig, forward
@@ -59,7 +60,11 @@ def unsupported_shapes(x, dt, A, B, C, *rest) -> str | None:
 
 
 def choose_config(
-  batch: int, channels: int, groups: int, size: int, processors: int = 132
+  batch: int,
+  channels: int,
+  groups: int,
+  size: int,
+  processors: int = PROCESSORS,
 ) -> Config:
   """Returns the config for a shape on a GPU of so many multiprocessors.
 

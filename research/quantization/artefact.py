@@ -15,7 +15,7 @@ from research.core import files
 
 # The entry of config.json that says how the model came to be.
 KEY = "frugax_recipe"
-# Of a number that is in no format: models are kept in bfloat16.
+# The bytes of a number that is in no format, since models keep bfloat16.
 _FLOAT_BYTES = 2
 
 

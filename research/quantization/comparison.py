@@ -15,7 +15,6 @@ import numpy as np
 
 from models import language_model
 from models.errors import InputError
-from models.mamba_config import MambaConfig
 from models.tokenizer import Tokenizer
 from research.core import intervals
 from research.evaluation import judging, scoring
@@ -52,7 +51,7 @@ class Plan:
 
 def names_for(config: language_model.Config) -> list[str]:
   """All recipes and baselines that a model can take."""
-  mixes = isinstance(config, MambaConfig)
+  mixes = language_model.layers_may_differ(config)
   names = [n for n, one in RECIPES.items() if mixes or not one.float_share]
   return [*names, *LLAMA_CPP]
 

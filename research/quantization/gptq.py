@@ -136,7 +136,7 @@ def factor(gram: jax.Array, *, damp: float = 0.01) -> jax.Array:
     (D, D), NaN where float32 does not reach.
   """
   diagonal = jnp.diagonal(gram)
-  # A channel that is always zero decides nothing.
+  # A channel that is always zero has no weight in the error, so any will do.
   dead = jnp.where(diagonal == 0, jnp.maximum(jnp.mean(diagonal), 1e-30), 0.0)
   shift = dead + damp * jnp.mean(diagonal)
   lower = jnp.linalg.cholesky(gram + jnp.diag(shift))

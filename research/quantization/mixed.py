@@ -93,7 +93,7 @@ def search(
 
 def check(config: language_model.Config) -> None:
   """Raises InputError where layers cannot differ."""
-  if not isinstance(config, MambaConfig):
+  if not language_model.layers_may_differ(config):
     raise InputError(
       f"a {config.family}'s layers have the same formats throughout: take a "
       "recipe that is not mixed"

@@ -127,11 +127,10 @@ def reorder(
     head_groups: clusters of heads within a state group.
     channel_groups: clusters of channels within each of those.
   """
-  if not isinstance(config, MambaConfig) or config.kind != "mamba2":
-    return params
 
   def change(number, own):
-    if not structure.has(own, ("mixer", "A_log")):
+    # Mamba-2 alone has a norm within its mixer, behind the scan.
+    if not structure.has(own, ("mixer", "norm")):
       return own
     absmax = np.asarray(notes[number][place].absmax)
     absmax = absmax.reshape(config.num_heads, config.head_dim)

@@ -13,7 +13,8 @@ from research.quantization import structure
 from research.quantization.calibration import Notes
 from research.quantization.structure import at
 
-# What scales of its own channels, and the kernels that read it, beside norms.
+# A place other than a norm whose scale can take up the factors, and the
+# kernels that read it.
 _GATED = (("mixer", "norm"), [("mixer", "out_proj")])
 
 

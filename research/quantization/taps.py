@@ -89,7 +89,7 @@ def static_quantizer(
 
 
 def _conv_state(states: str, seen, taps: Taps) -> Quantizer:
-  """Of the last inputs of the convolution, which lose nothing a second time."""
+  """Of the last inputs of the convolution, in the steps of these inputs."""
   scales = []
   for name in ("conv_x", "conv_BC"):
     if name not in seen:

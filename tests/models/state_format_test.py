@@ -163,8 +163,13 @@ def test_the_model_says_how_its_state_is_kept():
   block = params["layers"][0]
   mixer = block["mixer"] | {"taps": taps}
   params = params | {"layers": {0: block | {"mixer": mixer}}}
-  ssm_of = lambda text: mamba.init_state(
-    config, 2, state_format=parse(text), params=params
+  ssm_of = lambda text: language_model.init_state(
+    config,
+    2,
+    cache_size=4,
+    dtype=jnp.float32,
+    state_format=parse(text),
+    params=params,
   ).layers[0].ssm  # fmt: skip
   for text in (None, "int8+static", "int8+static+stochastic"):
     ssm = ssm_of(text)

@@ -22,6 +22,7 @@ from models.quantized import KERNELS, has_weights, quantize_params
 from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
 from ops import dispatch
+from ops.quantized import formats
 from research.bench.case import Call, Case, Peer
 from research.bench.peers import mamba_ssm_decode, transformers_decode
 from research.cost import decode_step, recurrent_step
@@ -86,6 +87,19 @@ def parse(spec: str, **options: Any) -> Decoding:
   return Decoding(
     name=name, config=config, batch=batch, context=context, **options
   )
+
+
+def check_formats(weights_format: str | None) -> None:
+  """Checks what `Decoding.weights_format` may be.
+
+  Raises:
+    InputError: it names no format.
+  """
+  for form in (weights_format or "int8").split("/"):
+    try:
+      formats.get(form)
+    except ValueError as error:
+      raise InputError(f"weights_format={weights_format}: {error}") from None
 
 
 def _numbers(config: Config) -> int:

@@ -72,6 +72,7 @@ class Suite(SuiteOfCases):
       "state_format": StateFormat.parse(self.state_format),
       "weights_format": self.weights_format,
     }
+    decoding.check_formats(self.weights_format)
     decoded = [decoding.parse(spec, **options) for spec in self.decode]
     trained = [(spec, _trained(spec)) for spec in self.train]
     return self._cases(decoded, trained)

@@ -167,6 +167,7 @@ def test_a_call_begins_at_the_same_context_every_time():
     ({"train": ["rnn/60m:1x8"]}, "unknown"),
     ({"steps": ["cuda"]}, "take from xla"),
     ({"state_format": "int5"}, "there is no number format 'int5'"),
+    ({"weights_format": "int4:128/int5"}, "^weights_format=.*'int5'"),
   ],
 )
 def test_bad_input_names_the_flag(options, part):

@@ -10,7 +10,6 @@ import functools
 import math
 
 import jax
-import jax.custom_batching
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -161,14 +160,12 @@ def _forward(x, w, dtype, config, interpret):
   values = levels(x).astype(jnp.bfloat16) if isinstance(x, QTensor) else x
   values = values.reshape(rows, depth)
   config = config or configure(rows, *w.shape, w.format.bits, w.num_blocks)
-  # The kernel has no rule of its own for axes that are mapped over.
-  products = jax.custom_batching.sequential_vmap(
-    functools.partial(_products, config=config, interpret=interpret)
-  )
-  y = products(
+  y = _products(
     jnp.pad(values, ((0, padded(rows) - rows), (0, 0))),
     w.values,
     jnp.broadcast_to(w.scales, (width, w.num_blocks)),
+    config=config,
+    interpret=interpret,
   )
   y = jnp.sum(y, axis=0)[:rows, :width]
   if isinstance(x, QTensor):

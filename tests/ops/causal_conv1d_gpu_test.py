@@ -7,19 +7,12 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ops import dispatch
 from ops.causal_conv1d import api, causal_conv1d, mosaic_gpu, xla
 from ops.causal_conv1d.mosaic_gpu import Config, Walk, configure
+from tests.hopper_lowering import lowered
 from tests.ops import causal_conv1d_test as contract
-
-H200 = AbstractMesh(
-  (1,),
-  ("gpus",),
-  axis_types=(AxisType.Auto,),
-  abstract_device=AbstractDevice("NVIDIA H200", num_cores=132, platform="gpu"),
-)
 
 
 def interpreted(walk: Walk):
@@ -126,16 +119,6 @@ def test_default_config_of_a_short_row():
   )
   expected = xla.convolve(x, weight, None, None, None, True)
   contract.assert_close(run(x), expected, "float32", 4)
-
-
-def lowered(function, *arguments) -> str:
-  """Returns a function lowered for a Hopper GPU, as text."""
-  with jax.sharding.use_abstract_mesh(H200):
-    check = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
-    exported = jax.export.export(
-      jax.jit(function), platforms=["cuda"], disabled_checks=[check]
-    )(*arguments)
-  return exported.mlir_module()
 
 
 def shapes(batch, length, channels, taps=4, dtype="bfloat16", packed=False):

@@ -9,8 +9,6 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from models import mamba
 from models.implementations import Implementations
@@ -24,6 +22,7 @@ from ops.mamba2_step import (
 )
 from ops.mamba2_step.mosaic_gpu import Config
 from ops.quantized import QWeight, formats, is_quantized, state
+from tests.hopper_lowering import lowered
 from tests.ops.mamba2_step_test import EPS, compare, int8, make
 from tests.ops.sequence_op import assert_close, tolerance
 
@@ -34,14 +33,6 @@ SHAPES = {
   "mamba2-2.7b": (64, 2560, 80, 1, 128),
   "mamba2-8b": (4, 4096, 128, 8, 128),
 }
-HOPPER = AbstractMesh(
-  (1,),
-  ("device",),
-  axis_types=(AxisType.Auto,),
-  abstract_device=AbstractDevice(
-    device_kind="NVIDIA H200", num_cores=132, platform="gpu"
-  ),
-)
 interpreted = functools.partial(
   mosaic_gpu.forward, interpret=plgpu.InterpretGPUParams()
 )
@@ -202,7 +193,7 @@ def test_state_in_int8(scale_dtype):
   assert np.mean(levels[0] != levels[1]) < 1e-3
 
 
-def lowered(name, batch, forms=(), state_form=None, **changes) -> str:
+def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
   layers, width, heads, groups, size = SHAPES[name]
 
   def make_one():
@@ -233,13 +224,7 @@ def lowered(name, batch, forms=(), state_form=None, **changes) -> str:
   forward = functools.partial(
     mosaic_gpu.forward, eps=EPS, config=dataclasses.replace(config, **changes)
   )
-  with jax.sharding.use_abstract_mesh(HOPPER):
-    exported = export.export(
-      jax.jit(forward),
-      platforms=["cuda"],
-      disabled_checks=[export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
-    )(x, *stacks)
-  return str(exported.mlir_module())
+  return lowered(forward, x, *stacks)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +256,7 @@ def lowered(name, batch, forms=(), state_form=None, **changes) -> str:
   ],
 )
 def test_lowers_for_hopper(name, batch, changes):
-  module = lowered(name, batch, **changes)
+  module = lowered_model(name, batch, **changes)
   # Lowered once for all layers but the last, which may differ in donation.
   assert module.count("custom_call @mosaic_gpu_v2") <= 6
   assert module.count("call @layer") == SHAPES[name][0]

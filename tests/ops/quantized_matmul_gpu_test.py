@@ -8,7 +8,6 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ops import hopper, quantize, quantized_matmul
 from ops.quantized_matmul import (
@@ -18,17 +17,10 @@ from ops.quantized_matmul import (
   xla,
 )
 from ops.quantized_matmul.mosaic_gpu import Config, configure
+from tests.hopper_lowering import lowered
 from tests.ops.quantized_test import TWO_LEVELS
 from tests.ops.sequence_op import assert_close, tolerance
 
-HOPPER = AbstractMesh(
-  (1,),
-  ("device",),
-  axis_types=(AxisType.Auto,),
-  abstract_device=AbstractDevice(
-    device_kind="NVIDIA H200", num_cores=132, platform="gpu"
-  ),
-)
 interpreted = functools.partial(
   mosaic_gpu.forward,
   dtype=jnp.float32,
@@ -100,18 +92,6 @@ def test_leading_axes_gradients_and_stacks():
   assert_close(both[1], plain[:, ::-1], bound)
 
 
-def lowered(rows, depth, width, form, activations=None) -> str:
-  """The kernel lowered for a Hopper GPU, as text."""
-  x, w = jax.eval_shape(lambda: operands(form, rows, depth, width, activations))
-  with jax.sharding.use_abstract_mesh(HOPPER):
-    check = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
-    run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
-    exported = jax.export.export(
-      jax.jit(run), platforms=["cuda"], disabled_checks=[check]
-    )(x, w)
-  return exported.mlir_module()
-
-
 @pytest.mark.parametrize(
   "rows, depth, width, form, activations",
   [
@@ -123,11 +103,23 @@ def lowered(rows, depth, width, form, activations=None) -> str:
 def test_lowers_for_hopper_and_moves_no_weight(
   rows, depth, width, form, activations
 ):
-  text = lowered(rows, depth, width, form, activations)
+  x, w = jax.eval_shape(lambda: operands(form, rows, depth, width, activations))
+  run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
+  text = lowered(run, x, w)
   assert text.count("custom_call @mosaic_gpu_v2") == 1
   assert "quantized_matmul" in text
   moved = [line for line in text.splitlines() if "stablehlo.transpose" in line]
   assert not any(f"x{width}x" in line.split("->")[0] for line in moved)
+
+
+def test_stacked_weights_lower_as_one_kernel():
+  x, w = jax.eval_shape(lambda: operands("int4:128", 4, 256, 64))
+  stack = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), w
+  )
+  run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
+  text = lowered(jax.vmap(run, (None, 0)), x, stack)
+  assert text.count("custom_call @mosaic_gpu_v2") == 1
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64])

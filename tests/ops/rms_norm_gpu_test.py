@@ -8,19 +8,12 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ops import dispatch
 from ops.rms_norm import api, mosaic_gpu, rms_norm, xla
 from ops.rms_norm.mosaic_gpu import Config, configure
+from tests.hopper_lowering import lowered
 from tests.ops import rms_norm_test as contract
-
-H100 = AbstractMesh(
-  (1,),
-  ("gpus",),
-  axis_types=(AxisType.Auto,),
-  abstract_device=AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu"),
-)
 
 
 def interpreted(config=None):
@@ -77,16 +70,6 @@ def test_is_rounded_as_by_xla():
   ]
   # A root that is another in its last bit can turn a rounding.
   assert np.mean(np.asarray(both[0] != both[1])) < 0.02
-
-
-def lowered(function, *arguments) -> str:
-  """Returns a function lowered for a Hopper GPU, as text."""
-  with jax.sharding.use_abstract_mesh(H100):
-    check = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
-    exported = jax.export.export(
-      jax.jit(function), platforms=["cuda"], disabled_checks=[check]
-    )(*arguments)
-  return exported.mlir_module()
 
 
 def shapes(form, rows, channels, dtype="bfloat16"):

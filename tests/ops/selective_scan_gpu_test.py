@@ -8,7 +8,6 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ops.selective_scan import (
   api,
@@ -18,6 +17,7 @@ from ops.selective_scan import (
   selective_scan_reference,
 )
 from ops.selective_scan.mosaic_gpu import BackwardConfig, Config, ForwardConfig
+from tests.hopper_lowering import lowered
 from tests.ops import sequence_op
 from tests.ops.sequence_op import ACTIVATIONS, assert_close, tolerance
 
@@ -28,12 +28,6 @@ SMALL = Config(
 )
 # Padding in front, between and behind, a segment of one token.
 IDS = [[-1] * 2 + [3] * 3 + [-1] + [3] + [7] + [4] * 4 + [-1]]
-H200 = AbstractMesh(
-  (1,),
-  ("gpus",),
-  axis_types=(AxisType.Auto,),
-  abstract_device=AbstractDevice("NVIDIA H200", num_cores=132, platform="gpu"),
-)
 
 
 def make(seed, batch, length, channels=32, groups=1, size=STATE):
@@ -140,16 +134,6 @@ def test_softplus_and_sigmoid():
   np.testing.assert_allclose(found, np.logaddexp(0, wide), rtol=8e-6)
   found = np.asarray(mosaic_gpu_tile.sigmoid(jnp.asarray(x)))
   np.testing.assert_allclose(found, np.exp(-np.logaddexp(0, -wide)), rtol=8e-6)
-
-
-def lowered(fn, *args):
-  """Returns a function lowered for a Hopper GPU, as text."""
-  with jax.sharding.use_abstract_mesh(H200):
-    check = jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")
-    exported = jax.export.export(
-      jax.jit(fn), platforms=["cuda"], disabled_checks=[check]
-    )(*args)
-  return exported.mlir_module()
 
 
 def shapes(batch, length, channels, size=STATE, dtype="bfloat16"):

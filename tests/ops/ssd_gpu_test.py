@@ -7,12 +7,11 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ops import dispatch
 from ops.ssd import api, mosaic_gpu, ssd_reference, xla
 from ops.ssd.mosaic_gpu import Config, configure
+from tests.hopper_lowering import lowered
 from tests.ops import sequence_op
 from tests.ops.sequence_op import SequenceOp, assert_close, tolerance
 
@@ -21,14 +20,6 @@ SHAPES = {
   "mamba2-1.3b": (8, 4096, 64, 64, 1, 128),
   "mamba2-2.7b": (1, 32768, 80, 64, 1, 128),
 }
-HOPPER = AbstractMesh(
-  (1,),
-  ("device",),
-  axis_types=(AxisType.Auto,),
-  abstract_device=AbstractDevice(
-    device_kind="NVIDIA H200", num_cores=132, platform="gpu"
-  ),
-)
 
 
 def make(seed, batch, length, heads, channels, groups, state):
@@ -122,16 +113,6 @@ def arguments(b, length, h, p, g, n):
     f32((h, p)),
     bf16((b, length, h, p)),
   )
-
-
-def lowered(function, *arguments) -> str:
-  with jax.sharding.use_abstract_mesh(HOPPER):
-    exported = export.export(
-      jax.jit(function),
-      platforms=["cuda"],
-      disabled_checks=[export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
-    )(*arguments)
-  return str(exported.mlir_module())
 
 
 @pytest.mark.parametrize("name", ["mamba2-130m", "mamba2-2.7b"])

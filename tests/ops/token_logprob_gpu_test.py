@@ -7,13 +7,12 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from ops import dispatch
 from ops.token_logprob import api, mosaic_gpu, token_logprob_reference
 from ops.token_logprob.mosaic_gpu import Config, configure
 from ops.token_logprob.mosaic_gpu_tiles import Walk
+from tests.hopper_lowering import lowered
 from tests.ops.token_logprob_test import assert_close, reference_gradients
 
 # Tokens, width and vocabulary.
@@ -21,14 +20,6 @@ SHAPES = {
   "60m": (65536, 512, 32768),
   "1.3b": (16384, 2048, 50280),
 }
-HOPPER = AbstractMesh(
-  (1,),
-  ("device",),
-  axis_types=(AxisType.Auto,),
-  abstract_device=AbstractDevice(
-    device_kind="NVIDIA H200", num_cores=132, platform="gpu"
-  ),
-)
 STAYS = Config(
   forward=Walk(resident=True, splits=2, stages=2),
   backward=Walk(resident=True, splits=1, stages=2),
@@ -109,16 +100,6 @@ def test_saturated_and_impossible_targets():
   )
   assert logprob[0, 0] == -np.inf and np.all(logprob <= 0)
   assert_close(normalizer, logits.max(-1), "float32", 64)
-
-
-def lowered(function, *arguments) -> str:
-  with jax.sharding.use_abstract_mesh(HOPPER):
-    exported = export.export(
-      jax.jit(function),
-      platforms=["cuda"],
-      disabled_checks=[export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
-    )(*arguments)
-  return str(exported.mlir_module())
 
 
 def arguments(tokens, width, vocab):

@@ -12,6 +12,7 @@ from models.module import Params
 from models.tokenizer import Tokenizer
 from ops.quantized import QTensor, QWeight
 from research.core import files
+from research.cost.recurrent_step import nbytes
 
 # The entry of config.json that says how the model came to be.
 KEY = "frugax_recipe"
@@ -60,13 +61,9 @@ def _bytes(tree: Any) -> int:
   total = 0
   for leaf in jax.tree.leaves(tree, is_leaf=is_node):
     if isinstance(leaf, QTensor):
-      total += leaf.nbytes
+      total += nbytes(leaf)
     elif isinstance(leaf, QWeight):
-      total += _bytes(leaf.weight) + _stored(leaf.input)
+      total += _bytes(leaf.weight) + nbytes(leaf.input)
     else:
       total += _FLOAT_BYTES * leaf.size
   return total
-
-
-def _stored(tree: Any) -> int:
-  return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(tree))

@@ -15,6 +15,9 @@ import numpy as np
 
 from models import errors, language_model
 from models.module import Params
+from research.decoding import loop
+from research.decoding.plain import Plain
+from research.decoding.sampling import Sampling
 
 Model = tuple[language_model.Config, Params]
 
@@ -77,25 +80,26 @@ def continuation(
 
   Returns:
     (B, P + tokens) int32, the prompts first.
+
+  Raises:
+    InputError: logits are not finite.
   """
-  key = jax.random.key(seed)
   config, params = model
-  drawn = _continue(config, tokens, params, jnp.asarray(prompts), key)
-  return np.concatenate([prompts, np.asarray(drawn)], axis=1)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _continue(config, count, params, prompts, key):
-  logits, state = _begin(config, params, prompts, prompts.shape[1] + count)
-
-  def step(carry, key):
-    logits, state = carry
-    token = jax.random.categorical(key, logits).astype(jnp.int32)
-    return _read(config, params, token, state), token
-
-  keys = jax.random.split(key, count)
-  _, drawn = jax.lax.scan(step, (logits, state), keys)
-  return drawn.T
+  method = Plain(config=config, sampling=Sampling())
+  lengths = jnp.full((len(prompts),), prompts.shape[1], jnp.int32)
+  batch, first = loop.begin(
+    method,
+    params,
+    jnp.asarray(prompts),
+    lengths,
+    jax.random.key(seed),
+    cache_size=prompts.shape[1] + tokens,
+  )
+  _, rest = loop.advance(method, params, batch, steps=tokens - 1)
+  drawn = [np.asarray(found.tokens[..., 0]) for found in (first, rest)]
+  if any((part == loop.BROKEN).any() for part in drawn):
+    raise errors.not_finite()
+  return np.concatenate([prompts, *drawn], axis=1)
 
 
 def _begin(config, params, tokens, cache_size):

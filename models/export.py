@@ -1,12 +1,11 @@
 """Models with their tokenizers, as other programs open them."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from models import control_tokens
+from models import control_tokens, files
 from models.convert import save_safetensors
 from models.language_model import Config, Params
 from models.tokenizer import Tokenizer
@@ -51,10 +50,9 @@ def save(
   if config.max_position is not None:
     described["model_max_length"] = config.max_position
   save_safetensors(directory, config, params, ids | dict(more or {}))
-  tokenizer.backend.save(str(directory / "tokenizer.json"))
-  _write(directory / "tokenizer_config.json", described)
-  _write(directory / "generation_config.json", ids | {"pad_token_id": boundary})
-
-
-def _write(path: pathlib.Path, value: dict) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+  with files.whole(directory / "tokenizer.json") as draft:
+    tokenizer.backend.save(str(draft))
+  files.write_json(directory / "tokenizer_config.json", described)
+  files.write_json(
+    directory / "generation_config.json", ids | {"pad_token_id": boundary}
+  )

@@ -227,6 +227,17 @@ def file_sizes(root: Path) -> list[str]:
   return found
 
 
+def files_are_written_whole(root: Path) -> list[str]:
+  """No file that a killed process leaves half, or its owner alone may read."""
+  return [
+    f"{path.relative_to(root)}:{number}: writes by hand: models/files.py does"
+    for path in files(root, *FLOORS)
+    if path.relative_to(root) != Path("models/files.py")
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    if re.search(r"\.save_file\(|(?<!files)\.write_(text|bytes)\(", line)
+  ]
+
+
 def short_scripts(root: Path) -> list[str]:
   counts = {
     path.name: len(path.read_text(encoding="utf-8").splitlines())
@@ -489,6 +500,7 @@ RULES = {
     no_lifted_nnx,
     new_style_keys,
     file_sizes,
+    files_are_written_whole,
     short_scripts,
     public_docstrings,
     no_addresses,
@@ -541,6 +553,11 @@ PLANTED = {
   "file_sizes": [
     ("ops/a.py", DOC + "#" * 30_001),
     ("models/a.py", DOC + "#" * 20_001),
+  ],
+  "files_are_written_whole": [
+    ("models/a.py", DOC + "safetensors.numpy.save_file({}, 'a')\n"),
+    ("research/a.py", DOC + "path.write_text('a')\n"),
+    ("models/files.py", DOC + "path.write_bytes(b'a')\n"),
   ],
   "short_scripts": [("experiments/a.py", DOC + "x = 1\n" * 149)],
   "public_docstrings": [
@@ -598,6 +615,7 @@ EXPECTED = {
   "shapes_in_docstrings": 3,
   "used_flags": 2,
   "file_sizes": 2,
+  "files_are_written_whole": 2,
   "lock_is_complete": 3,
   "no_arrays_at_import": 2,
 }

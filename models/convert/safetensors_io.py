@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
+from models import files
 from models.convert import forms
 from models.convert.quantized import CONFIG, NODES, Quantized, to_arrays
 from models.errors import InputError
@@ -132,14 +132,10 @@ def save_safetensors(
   dtype = params["embed"]["table"].dtype.name
   arrays, header = to_arrays(forms.disassemble(config, params))
   hf = forms.to_hf(config, dtype) | (more or {})
-  text = json.dumps(hf | (CONFIG if header else {}), indent=2) + "\n"
-  directory.mkdir(parents=True, exist_ok=True)
-  # Renamed when whole, so that a killed export leaves no half checkpoint.
-  partial = directory / (SINGLE + ".partial")
+  hf |= CONFIG if header else {}
   header = {"format": "pt"} | header
-  safetensors.numpy.save_file(arrays, partial, metadata=header)
-  partial.rename(directory / SINGLE)
-  (directory / "config.json").write_text(text, encoding="utf-8")
+  files.write_safetensors(directory / SINGLE, arrays, header)
+  files.write_json(directory / "config.json", hf)
 
 
 def _without_padding(config, params):

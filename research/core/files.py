@@ -1,130 +1,50 @@
 """Files and folders that appear whole or not at all, and kept results.
 
-What is written is a draft beside its place, which takes the place by one
-rename. A process that is killed leaves the file of before, or none, and a
-hidden draft that `remove_drafts` clears away.
+The first half is `models.files`, under the same names.
 """
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
-import json
 import os
 import pathlib
-import secrets
-import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from models.errors import InputError, is_disk_full
+from models.errors import InputError
+from models.files import (
+  Path,
+  errors_name,
+  remove_drafts,
+  whole,
+  whole_folder,
+  write_bytes,
+  write_json,
+  write_safetensors,
+  write_text,
+)
 
-Path = str | os.PathLike[str]
+__all__ = [
+  "Path",
+  "digest",
+  "digest_of_file",
+  "errors_name",
+  "kept",
+  "read_npz",
+  "remove_drafts",
+  "whole",
+  "whole_folder",
+  "write_bytes",
+  "write_json",
+  "write_npz",
+  "write_safetensors",
+  "write_text",
+]
 
-_DRAFT = ".draft"
 _BELONGS_TO = "belongs_to"
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[pathlib.Path]:
-  """Gives the name of a draft that becomes the file `path` after the block.
-
-  An error in the block removes the draft and leaves `path` as it was. The
-  folder of `path` is made if it is absent.
-
-  Args:
-    path: of the file; one that exists is replaced.
-
-  Raises:
-    OSError: the file cannot be written. The error has the name of the file,
-      and is an OSError for a full disk, too, which libraries report each in its
-      own way.
-  """
-  path = pathlib.Path(path)
-  with _draft(path) as draft:
-    yield draft
-    _sync(draft)
-    draft.replace(path)
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[pathlib.Path]:
-  """Gives an empty draft of a folder that becomes `path` after the block.
-
-  Args:
-    path: of the folder, which must be absent or empty when the block ends.
-
-  Raises:
-    FileExistsError: the folder is there and holds something.
-    OSError: as `whole`.
-  """
-  path = pathlib.Path(path)
-  with _draft(path) as draft:
-    draft.mkdir()
-    yield draft
-    for file in draft.rglob("*"):
-      if file.is_file():
-        _sync(file)
-    try:
-      draft.rename(path)
-    except OSError as error:
-      if path.exists():
-        raise FileExistsError(
-          errno.EEXIST, "exists and is not overwritten", str(path)
-        ) from error
-      raise
-
-
-@contextlib.contextmanager
-def errors_name(path: Path, draft: Path | None = None) -> Iterator[None]:
-  """Makes errors of the block name the file `path`, and not its draft.
-
-  Raises:
-    OSError: for a full disk, too, which libraries report each in its own way.
-  """
-  try:
-    yield
-  except Exception as error:
-    if is_disk_full(error):
-      number = getattr(error, "errno", None) or errno.ENOSPC
-      raise OSError(number, os.strerror(number), str(path)) from error
-    if isinstance(error, OSError) and error.filename in (None, str(draft)):
-      error.filename = str(path)
-    raise
-
-
-def remove_drafts(folder: Path) -> None:
-  """Removes what killed processes left in a folder, not in those within it.
-
-  Nobody else may write there meanwhile.
-  """
-  for draft in list(pathlib.Path(folder).glob(f".*{_DRAFT}")):
-    _remove(draft)
-
-
-def write_text(path: Path, text: str) -> None:
-  """Writes `text` in UTF-8."""
-  write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-  """Writes `data`."""
-  with whole(path) as draft:
-    draft.write_bytes(data)
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes `value` as indented JSON.
-
-  Raises:
-    ValueError: a number is NaN or infinite, which JSON cannot hold; see
-      `metrics.to_json_value`.
-  """
-  write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -232,28 +152,3 @@ def _feed(found, value: Any) -> None:
       found.update(np.ascontiguousarray(array).tobytes())
   else:
     raise TypeError(f"no digest of a {type(value).__name__}")
-
-
-@contextlib.contextmanager
-def _draft(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A free name beside `path`, of which nothing is left after the block."""
-  draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_DRAFT}")
-  try:
-    with errors_name(path, draft):
-      path.parent.mkdir(parents=True, exist_ok=True)
-      yield draft
-  finally:
-    _remove(draft)
-
-
-def _remove(draft: pathlib.Path) -> None:
-  if draft.is_dir():
-    shutil.rmtree(draft, ignore_errors=True)
-  else:
-    draft.unlink(missing_ok=True)
-
-
-def _sync(file: pathlib.Path) -> None:
-  """Waits until the bytes of a file are on the disk, before its rename is."""
-  with file.open("rb") as stream:
-    os.fsync(stream.fileno())

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from models import numbers, regression_lm
 from models import tokenizer as tokenizer_lib
@@ -67,7 +66,7 @@ def save(directory: str | os.PathLike[str], artefact: Artefact) -> None:
       f"{directory}: exists and is not overwritten: give another directory"
     )
   with files.whole_folder(directory) as draft:
-    safetensors.numpy.save_file(flatten(artefact.params), draft / WEIGHTS)
+    files.write_safetensors(draft / WEIGHTS, flatten(artefact.params))
     artefact.tokenizer.backend.save(str(draft / TOKENIZER))
     described = {
       "kind": _KIND,

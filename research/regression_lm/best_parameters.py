@@ -41,18 +41,10 @@ class Best:
     """Writes the file where `loss` is less than any before."""
     if self.loss is not None and not loss < self.loss:
       return
-    with files.whole(self._path) as draft:
-      safetensors.numpy.save_file(
-        artefact.flatten(params),
-        draft,
-        # The loss is written with all its digits, so that a run that goes on
-        # compares with the same number.
-        metadata={
-          "step": str(step),
-          "loss": repr(float(loss)),
-          "run": self._run,
-        },
-      )
+    # The loss is written with all its digits, so that a run that goes on
+    # compares with the same number.
+    found = {"step": str(step), "loss": repr(float(loss)), "run": self._run}
+    files.write_safetensors(self._path, artefact.flatten(params), found)
     self.loss, self.step = float(loss), step
 
   def load(self, like: Params) -> tuple[int, Params]:

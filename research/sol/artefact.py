@@ -77,8 +77,7 @@ def save(directory: pathlib.Path, artefact: Artefact) -> None:
       "coefficients": artefact.coefficients,
     }
   )
-  with files.whole(directory / "policy.safetensors") as draft:
-    safetensors.numpy.save_file(tensors, draft)
+  files.write_safetensors(directory / "policy.safetensors", tensors)
   files.write_json(
     directory / "policy.json",
     {

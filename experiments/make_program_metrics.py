@@ -7,9 +7,9 @@
 Each row has a program as source (plain, and with shapes as comments), jaxpr and
 StableHLO; FLOPs, bytes and memory as its compiler counts them; and the least of
 many times of it, twice. About 0.3 s a program and core. Interrupted, the same
-command goes on; with a larger --count it adds to what is there. Every process
-has a core of its own, and XLA so one thread: leave a core to the system. On a
-GPU: --workers=1.
+command goes on; with a larger --count, or where --seconds were over, it adds to
+what is there. Every process has a core of its own, and XLA so one thread: leave
+a core to the system. On a GPU: --workers=1.
 """
 
 import collections
@@ -26,12 +26,20 @@ _COUNT = cli.integer("count", 12000, "programs, before duplicates go", 1, 10**7)
 _SEED = cli.integer("seed", 0, "of the programs", 0)
 _WORKERS = cli.integer("workers", 1, "processes, each on its core", 1, 4096)
 _LIMIT = cli.number("limit", 30.0, "seconds of one program at most", 0.1)
+_SECONDS = cli.number(
+  "seconds", None, "after which no program is begun; the set is those before", 0
+)
 _REPEATS = cli.integer("repeats", 30, "times, of which the least counts", 1)
 _AGAIN = cli.number(
   "again", 0.05, "share of programs that another process times too", 0.0, 1.0
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/programs", "what is done so far"
+)
+_VIEWS = flags.DEFINE_list(
+  "views",
+  ["source", "typed", "jaxpr", "stablehlo"],
+  "texts of a row in --output: without the last two it is a seventh as large",
 )
 _OUTPUT = flags.DEFINE_string(
   "output", None, "file to write: .jsonl, .jsonl.gz or .jsonl.xz"
@@ -48,6 +56,7 @@ def main(_) -> None:
 
   output = pathlib.Path(_OUTPUT.value)
   dataset.check_name(output)
+  dataset.check_views(_VIEWS.value)
   workdir = pathlib.Path(_WORKDIR.value)
 
   from research.core import report
@@ -60,6 +69,7 @@ def main(_) -> None:
     workers=_WORKERS.value,
     limit=_LIMIT.value,
     timing=measure.Timing(repeats=_REPEATS.value),
+    seconds=_SECONDS.value,
   )
   given = {"seed": plan.seed, "limit": plan.limit, "again": _AGAIN.value}
   given |= {"repeats": plan.timing.repeats, "grammar": grammar.VERSION}
@@ -75,14 +85,14 @@ def main(_) -> None:
   only = tuple(
     row["index"] for row in kept if dataset.in_share(row, "again", _AGAIN.value)
   )
-  other = dataclasses.replace(plan, only=only)
+  other = dataclasses.replace(plan, only=only, seconds=None)
   again = collect.collect(other, workdir / "again", "again")
   times = {row["index"]: row.get("latency_us") for row in again}
   kept = dataset.with_splits(
     [row | {"latency_process_us": times.get(row["index"])} for row in kept]
   )
-  print(f"packing {len(kept)} programs: about 5 s a thousand", flush=True)
-  dataset.write(output, kept)
+  print(f"packing {len(kept)} programs", flush=True)
+  dataset.write(output, dataset.with_views(kept, _VIEWS.value))
   lines = dataset.summary(
     kept, (*measure.COUNTS, "latency_us", "compile_seconds")
   )

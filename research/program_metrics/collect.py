@@ -9,6 +9,7 @@ started anew.
 
 import collections
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -43,6 +44,8 @@ class Plan:
     limit: seconds that one program may take to compile or to be timed.
     timing: how latency is measured.
     only: of these indices alone; None takes all.
+    seconds: after so many no chunk is begun, and the set is the programs before
+      that; None measures all.
   """
 
   seed: int
@@ -51,6 +54,7 @@ class Plan:
   limit: float = 30.0
   timing: Timing = dataclasses.field(default_factory=Timing)
   only: tuple[int, ...] | None = None
+  seconds: float | None = None
 
   def chunks(self) -> list[list[int]]:
     """Indices by chunk; more programs leave chunks as they were."""
@@ -104,7 +108,8 @@ def collect(
 
   Returns:
     Rows in the order of their index, with what machine they are of; failed
-    programs have "failure" in the place of numbers.
+    programs have "failure" in the place of numbers. Where time ran out it is
+    those before the first chunk that is missing.
 
   Raises:
     InputError: a file is damaged, the folder was begun on another machine, or
@@ -131,15 +136,20 @@ def collect(
     bar.close()
     for process in processes:
       process.stop()
-  return [row for chunk in chunks for row in _read(_path(folder, chunk))]
+  paths = itertools.takewhile(
+    pathlib.Path.exists, (_path(folder, chunk) for chunk in chunks)
+  )
+  return [row for path in paths for row in _read(path)]
 
 
 def _serve(
   plan, processes, left, folder
 ) -> Iterator[tuple[_Process, list[Row]]]:
   """Yields a process and the rows of its chunk, until all is done."""
-  starts = 0
+  starts, began = 0, time.monotonic()
   while any(p.chunk for p in processes) or left:
+    if plan.seconds is not None and time.monotonic() - began > plan.seconds:
+      left.clear()
     waiting = {process.pipe: process for process in processes}
     ready = connection.wait(list(waiting), timeout=min(1.0, plan.limit))
     for pipe in ready:

@@ -14,6 +14,8 @@ from models.errors import InputError
 from research.core import files
 
 Row = Mapping[str, Any]
+# Texts of a row.
+VIEWS = ("source", "typed", "jaxpr", "stablehlo")
 # Programs with one of these are the test of the split "operators": no other
 # operator writes what they write.
 HELD_OUT = ("conv1d", "conv2d", "top_k", "while_loop")
@@ -100,6 +102,19 @@ def check_name(path: pathlib.Path) -> None:
     raise InputError(
       f"{path}: is not named .jsonl, .jsonl.gz or .jsonl.xz: rename it"
     )
+
+
+def check_views(names: Sequence[str]) -> None:
+  """Raises InputError where a text is none of `VIEWS`."""
+  for name in names:
+    if name not in VIEWS:
+      raise InputError(f"--views={name}: take some of {', '.join(VIEWS)}")
+
+
+def with_views(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+  """Rows with these of `VIEWS` alone."""
+  dropped = {*VIEWS} - {*names}
+  return [{k: v for k, v in row.items() if k not in dropped} for row in rows]
 
 
 def write(path: pathlib.Path, rows: Sequence[Row]) -> None:

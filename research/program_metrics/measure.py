@@ -27,7 +27,6 @@ _MEMORY = {
   "peak_bytes": "peak_memory_in_bytes",
 }
 COUNTS = (*_ANALYSIS, *_MEMORY)
-VIEWS = ("source", "typed", "jaxpr", "stablehlo")
 # Calls of one program that are not waited for one by one.
 _MOST_CALLS = 64
 

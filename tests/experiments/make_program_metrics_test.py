@@ -43,6 +43,7 @@ def test_interrupted_it_goes_on_and_writes_the_set(tmp_path):
     "--count=32",
     "--repeats=2",
     "--again=0.1",
+    "--views=typed",
     f"--workdir={tmp_path / 'w'}",
     f"--output={output}",
     f"--result={result}",
@@ -61,6 +62,7 @@ def test_interrupted_it_goes_on_and_writes_the_set(tmp_path):
   assert first.stat().st_mtime_ns == before
   rows = [json.loads(line) for line in output.read_text().splitlines()]
   found = json.loads(result.read_text())
+  assert all("typed" in row and "source" not in row for row in rows)
   assert [row["index"] for row in rows] == list(range(32))
   assert found["programs"] == 32 and found["duplicates"] == 0
   assert found["machine"]["backend"] == "cpu"
@@ -79,6 +81,7 @@ def test_interrupted_it_goes_on_and_writes_the_set(tmp_path):
     (["--output=a.csv"], "is not named .jsonl"),
     (["--output=a.jsonl", "--workers=4000"], "each needs its own"),
     (["--output=a.jsonl", "--count=0"], "--count"),
+    (["--output=a.jsonl", "--views=hlo"], "--views=hlo: take some of"),
   ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, words):

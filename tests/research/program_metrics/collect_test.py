@@ -5,7 +5,7 @@ import time
 import pytest
 
 from models.errors import InputError
-from research.program_metrics import collect, grammar, measure, worker
+from research.program_metrics import collect, dataset, grammar, measure, worker
 from research.program_metrics.collect import CHUNK, Plan
 
 TIMING = measure.Timing(repeats=2, burst=1e-5)
@@ -34,7 +34,7 @@ def test_rows_have_texts_numbers_and_the_machine(rows):
   assert [row["index"] for row in rows] == [*ONLY]
   for row in rows:
     assert row["source"] == grammar.program(0, row["index"]).source
-    for view in measure.VIEWS:
+    for view in dataset.VIEWS:
       assert row[view]
     for name in (*measure.COUNTS, "latency_us", "latency_again_us"):
       assert row[name] >= 0
@@ -57,6 +57,19 @@ def test_what_is_done_is_read_and_the_rest_is_measured(folder, rows):
 def test_what_takes_too_long_is_left_out_with_its_reason(tmp_path):
   found = collect.collect(plan(limit=1e-3, only=(2,)), tmp_path / "a")
   assert found == [{"index": 2, "failure": "took more than 0.001 s"}]
+
+
+def test_where_time_runs_out_the_set_is_what_was_begun(tmp_path, monkeypatch):
+  monkeypatch.setattr(collect, "_Process", Fake)
+  over = plan(count=48, only=None, seconds=0.0)
+  first = [{"index": i} for i in range(CHUNK)]
+  collect.collect(plan(count=CHUNK, only=None), tmp_path)
+  assert collect.collect(over, tmp_path) == first
+  # A chunk behind one that is missing does not count.
+  (tmp_path / "000002.json").write_text('[{"index": 32}]')
+  assert collect.collect(over, tmp_path) == first
+  rest = collect.collect(plan(count=48, only=None), tmp_path)
+  assert [row["index"] for row in rest] == list(range(33))
 
 
 class Fake:

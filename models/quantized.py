@@ -16,6 +16,7 @@ from models.module import Params
 from ops.hadamard_transform import hadamard_transform
 from ops.quantized import (
   Format,
+  QTensor,
   Quantizer,
   QWeight,
   absmax,
@@ -85,7 +86,9 @@ def quantize_params(
     if rich and axis != -2:
       raise InputError(f"{path}: kernels alone multiply an input of their own")
     try:
-      weight = _weight(leaf, form, axis, observer, hadamard)
+      weight = round_to_nearest(
+        leaf, form, axis=axis, observer=observer, hadamard=hadamard
+      )
     except ValueError as error:
       raise InputError(f"{path}: {error}") from None
     if not rich:
@@ -112,13 +115,35 @@ def _dotted(keys) -> str:
   return jax.tree_util.keystr(keys, simple=True, separator=".")
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _weight(leaf, form, axis, observer, hadamard):
-  """The QTensor of an array whose leading axes are stacked layers."""
-  dtype = leaf.dtype
+@functools.partial(
+  jax.jit, static_argnames=("form", "axis", "observer", "hadamard")
+)
+def round_to_nearest(
+  weight: jax.Array,
+  form: Format,
+  *,
+  axis: int = -2,
+  observer: Observer = absmax,
+  hadamard: bool = False,
+) -> QTensor:
+  """Each value of a weight as its nearest level.
+
+  Args:
+    weight: (..., D, F); leading axes are stacked layers, each with scales of
+      its own.
+    form: of the result.
+    axis: that products with the weight sum over.
+    observer: of the magnitudes of a block.
+    hadamard: whether the weight is rotated along `axis` before.
+
+  Raises:
+    ValueError: the format's groups do not divide the axis, or there is no
+      Hadamard matrix of its size.
+  """
+  values = weight
   if hadamard:
-    leaf = hadamard_transform(leaf.astype(jnp.float32), axis=axis)
+    values = hadamard_transform(values.astype(jnp.float32), axis=axis)
   run = lambda x: quantize(x, form, axis=axis, observer=observer)
-  for _ in range(leaf.ndim - 2):
+  for _ in range(values.ndim - 2):
     run = jax.vmap(run)
-  return dataclasses.replace(run(leaf), dtype=dtype)
+  return dataclasses.replace(run(values), dtype=weight.dtype)

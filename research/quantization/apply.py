@@ -9,7 +9,8 @@ import numpy as np
 from models import language_model
 from models.errors import InputError
 from models.module import Params
-from ops.quantized import QWeight, formats, is_quantized
+from models.quantized import round_to_nearest
+from ops.quantized import QTensor, QWeight, formats, is_quantized
 from research.quantization import (
   gptq,
   mixed,
@@ -174,7 +175,7 @@ def _kernel(
         )
       weight = gptq.gptq(weight, upper, formats.get(form))
     else:
-      weight = gptq.round_to_nearest(weight, formats.get(form))
+      weight = _nearest(weight, form)
   turned = isinstance(kernel, QWeight) and kernel.hadamard
   inputs = None
   if recipe.inputs is not None:
@@ -186,6 +187,12 @@ def _kernel(
   return QWeight(weight=weight, input=inputs, hadamard=turned)
 
 
+def _nearest(weight: jax.Array, form: str, axis: int = -2) -> QTensor:
+  """A weight's nearest levels, in groups that fit."""
+  fitting = gptq.fitting(formats.get(form), weight.shape[axis])
+  return round_to_nearest(weight, fitting, axis=axis)
+
+
 def _ends(config, params: Params, recipe: Recipe, head: Statistics) -> Params:
   """Quantizes the head and the token table."""
   if not config.tie_embeddings:
@@ -194,8 +201,6 @@ def _ends(config, params: Params, recipe: Recipe, head: Statistics) -> Params:
     )
     params = params | {"lm_head": {"kernel": kernel}}
   if recipe.table is not None:
-    table = gptq.round_to_nearest(
-      params["embed"]["table"], formats.get(recipe.table), axis=-1
-    )
+    table = _nearest(params["embed"]["table"], recipe.table, axis=-1)
     params = params | {"embed": {"table": table}}
   return params

@@ -1,4 +1,4 @@
-"""Rounding of a kernel: to the nearest levels, or by GPTQ.
+"""Rounding of a kernel by GPTQ.
 
 Shapes by axis letter: D rows, over which a product sums, F columns, G groups of
 K rows.
@@ -22,19 +22,6 @@ def fitting(form: Format, size: int) -> Format:
   if isinstance(form.group, str):
     return form
   return dataclasses.replace(form, group=math.gcd(form.group, size))
-
-
-@functools.partial(jax.jit, static_argnames=("form", "axis", "observer"))
-def round_to_nearest(
-  kernel: jax.Array,
-  form: Format,
-  *,
-  axis: int = -2,
-  observer: Observer = absmax,
-) -> QTensor:
-  """Each value as its nearest level, in groups that fit."""
-  form = fitting(form, kernel.shape[axis])
-  return quantize(kernel, form, axis=axis, observer=observer)
 
 
 @functools.partial(jax.jit, static_argnames=("form", "observer"))

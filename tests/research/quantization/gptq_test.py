@@ -3,10 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.quantized import round_to_nearest
 from ops.quantized import dequantize, formats
 from research.quantization import gptq
 
 D, F = 32, 6
+
+
+def nearest(kernel, form):
+  return round_to_nearest(jnp.asarray(kernel), gptq.fitting(form, D))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,7 @@ def test_it_errs_less_than_the_nearest_levels_on_what_it_saw(problem):
   upper = gptq.factor(jnp.asarray(x.T @ x))
   error = lambda q: np.linalg.norm(x @ (np.asarray(dequantize(q)) - kernel))
   by_gptq = error(gptq.gptq(jnp.asarray(kernel), upper, form))
-  nearest = error(gptq.round_to_nearest(jnp.asarray(kernel), form))
-  assert by_gptq < 0.8 * nearest
+  assert by_gptq < 0.8 * error(nearest(kernel, form))
 
 
 def test_channels_apart_are_rounded_to_the_nearest(problem):
@@ -66,7 +70,7 @@ def test_channels_apart_are_rounded_to_the_nearest(problem):
   # Beside a dead channel, which has no entry of its own.
   gram = jnp.diag(jnp.arange(D, dtype=jnp.float32))
   found = gptq.gptq(jnp.asarray(kernel), gptq.factor(gram), form)
-  wanted = gptq.round_to_nearest(jnp.asarray(kernel), form)
+  wanted = nearest(kernel, form)
   assert wanted.format.group == D
   jax.tree.map(np.testing.assert_array_equal, found.values, wanted.values)
 

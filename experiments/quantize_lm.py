@@ -46,6 +46,7 @@ def main(_) -> None:
   from models.convert import load
   from models.text import load_text
   from research.core import progress
+  from research.cost import sizes
   from research.quantization import apply, artefact, calibration
   from research.text.tokenizing import of_checkpoint
 
@@ -77,8 +78,8 @@ def main(_) -> None:
     "calibration_tokens": 0 if batches is None else batches.size,
   }
   artefact.save(out, config, params, tokenizer, described)
-  before = artefact.num_bytes(checkpoint.config, checkpoint.params)
-  after = artefact.num_bytes(config, params)
+  before = sizes.weight_bytes(checkpoint.config, checkpoint.params)
+  after = sizes.weight_bytes(config, params)
   seconds = time.perf_counter() - began
   print(
     f"{out}: {_RECIPE.value}, {after:,} bytes of weights, where 16 bits a"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from research.bench.case import Call
+from research.cost.sizes import nbytes
 
 # Seconds that measured calls last together, and the most calls for it.
 _IN_FLIGHT, _MOST_IN_FLIGHT = 5e-3, 50
@@ -117,8 +118,7 @@ def cold_sets[T](arrays: T, platform: str) -> list[T]:
     arrays: any tree of arrays.
     platform: of the device, such as "gpu".
   """
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-  count = min(max(math.ceil(_COLD_BYTES / size), 1), _MOST_SETS)
+  count = min(max(math.ceil(_COLD_BYTES / nbytes(arrays)), 1), _MOST_SETS)
   copies = 0 if platform == "cpu" else count - 1
   return [arrays] + [jax.tree.map(jnp.copy, arrays) for _ in range(copies)]
 

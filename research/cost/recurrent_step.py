@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
-
 from models.module import Params, num_params
 from research.cost.roofline import Phase
+from research.cost.sizes import nbytes
 
 
 def least_work(params: Params, state: Any, rows: int) -> Phase:
@@ -25,8 +24,3 @@ def least_work(params: Params, state: Any, rows: int) -> Phase:
   return Phase(
     2.0 * rows * num_params(params), nbytes(params) + 2 * nbytes(state)
   )
-
-
-def nbytes(tree: Any) -> int:
-  """Bytes of all arrays of a tree, or of their shapes."""
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -17,8 +17,9 @@ from models import language_model
 from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.core import intervals
+from research.cost import sizes
 from research.evaluation import judging, scoring
-from research.quantization import apply, artefact, llama_cpp, quality
+from research.quantization import apply, llama_cpp, quality
 from research.quantization.recipes import LLAMA_CPP, RECIPES
 
 FLOAT = "float"
@@ -77,7 +78,7 @@ class Comparison:
   ):
     self._name, self._model, self._plan = name, model, plan
     self._tokenizer, self._say = tokenizer, say
-    self._bytes = artefact.num_bytes(*model)
+    self._bytes = sizes.weight_bytes(*model)
     self._held_out = self._decoded_rows()
     self._drawn = self._draw(model)
     self._windows = self._judge(model)
@@ -105,7 +106,7 @@ class Comparison:
       batches = self._plan.batches if recipe.is_static else None
       config, params = apply.quantize(config, params, recipe, batches)
       idea, text = recipe.method, recipe.text
-      size = artefact.num_bytes(config, params)
+      size = sizes.weight_bytes(config, params)
     return list(self._rows(name, idea, text, (config, params), size))
 
   def _rows(self, method, idea, text, model, size) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ is quantized here as llama.cpp's reference does, and read by `gguf`. Weights lie
 as GGUF has them, (F, D), blocks along D.
 """
 
-import math
+from typing import Any
 
 import gguf
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 
 from models import language_model
 from models.module import Params
-from research.quantization import artefact
+from research.cost import sizes
 from research.quantization.recipes import LLAMA_CPP
 
 _BLOCK, _SUPER = 32, 256
@@ -39,34 +39,30 @@ def round_trip(
   Returns:
     Parameters as arrays, and the bytes of all weights in the format.
   """
-  size = artefact.num_bytes(config, params)
+  leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+  small = name == LLAMA_CPP[1]
+  pairs = [_pack(keys[-1].key, leaf, small) for keys, leaf in leaves]
+  packed, found = map(tree.unflatten, zip(*pairs, strict=True))
+  return found, sizes.weight_bytes(config, packed)
 
-  def one(keys, leaf):
-    nonlocal size
-    last = keys[-1].key
-    if last not in ("kernel", "table") or leaf.shape[-1] < _BLOCK:
-      return leaf
-    wide = np.asarray(leaf, np.float32)
-    rows = wide if last == "table" else wide.swapaxes(-1, -2)
-    if rows.shape[-1] % _BLOCK:
-      return leaf
-    small = name == LLAMA_CPP[1] and last == "kernel"
-    kind = _Kind.Q8_0
-    if small and rows.shape[-1] % _SUPER == 0:
-      kind = _Kind.Q4_K
-    flat = np.ascontiguousarray(rows.reshape(-1, rows.shape[-1]))
-    quantize = quantize_q4_k if kind == _Kind.Q4_K else _quantize_q8_0
-    packed = quantize(flat)
-    kept = rows.shape[-2]
-    if keys[0].key in ("embed", "lm_head"):
-      kept = config.vocab_size  # The padding of a vocabulary is not counted.
-    count = math.prod(rows.shape[:-2]) * kept
-    size += count * (packed.shape[-1] - 2 * rows.shape[-1])
-    found = gguf.dequantize(packed, kind).reshape(rows.shape)
-    found = found if last == "table" else found.swapaxes(-1, -2)
-    return jnp.asarray(found, leaf.dtype)
 
-  return jax.tree_util.tree_map_with_path(one, params), size
+def _pack(last: str, leaf: jax.Array, small: bool) -> tuple[Any, jax.Array]:
+  """The blocks of a weight as bytes, axes in its order; what comes back."""
+  if last not in ("kernel", "table") or leaf.shape[-1] < _BLOCK:
+    return leaf, leaf
+  turned = lambda x: x if last == "table" else x.swapaxes(-1, -2)
+  rows = turned(np.asarray(leaf, np.float32))
+  if rows.shape[-1] % _BLOCK:
+    return leaf, leaf
+  kind = _Kind.Q8_0
+  if small and last == "kernel" and rows.shape[-1] % _SUPER == 0:
+    kind = _Kind.Q4_K
+  flat = np.ascontiguousarray(rows.reshape(-1, rows.shape[-1]))
+  quantize = quantize_q4_k if kind == _Kind.Q4_K else _quantize_q8_0
+  packed = quantize(flat)
+  found = gguf.dequantize(packed, kind).reshape(rows.shape)
+  packed = packed.reshape(*rows.shape[:-1], -1)
+  return turned(packed), jnp.asarray(turned(found), leaf.dtype)
 
 
 def _quantize_q8_0(rows: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ from ops.ssd import ssd, ssd_reference, ssd_step
 from ops.token_logprob import token_logprob, token_logprob_reference
 from research.bench.peers import plain
 from research.cost.roofline import Phase
+from research.cost.sizes import nbytes
 
 type Arrays = Mapping[str, jax.Array]
 
@@ -124,16 +125,13 @@ class OpCase:
 
   def phases(self, which: str) -> tuple[Phase, ...]:
     """The least work of the pass "fwd", "bwd" or "fwd+bwd"."""
-    size = lambda tree: sum(
-      value.size * value.dtype.itemsize for value in jax.tree.leaves(tree)
-    )
     outputs = jax.eval_shape(
       lambda arrays: self.call(arrays, None), self.arrays
     )
     gradients = floating(self.arrays)
-    moved = size(self.arrays) + size(outputs)
+    moved = nbytes(self.arrays) + nbytes(outputs)
     forward = Phase(self.flops[0], moved, self.exps[0])
-    backward = Phase(self.flops[1], moved + size(gradients), self.exps[1])
+    backward = Phase(self.flops[1], moved + nbytes(gradients), self.exps[1])
     both = {"fwd": (forward,), "bwd": (backward,)}
     return both.get(which, (forward, backward))
 

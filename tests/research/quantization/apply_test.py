@@ -11,7 +11,8 @@ from models import language_model
 from models.convert import load, save_safetensors
 from models.errors import InputError
 from ops.quantized import QTensor, QWeight
-from research.quantization import apply, artefact, calibration, smoothing
+from research.cost import sizes
+from research.quantization import apply, calibration, smoothing
 from research.quantization.recipes import RECIPES
 from research.quantization.statistics import Statistics
 from tests.research.quantization.conftest import (
@@ -42,7 +43,7 @@ def test_every_recipe_stays_near_the_float_model(name, mamba2, batches, wanted):
   assert sum(done) == most or (recipe.float_share and sum(done) < most)
   error = difference(logits(*found, batches[0]), wanted)
   assert 1e-4 < error < within(recipe)
-  assert artefact.num_bytes(*found) < artefact.num_bytes(config, params)
+  assert sizes.weight_bytes(*found) < sizes.weight_bytes(config, params)
   mixer = found[1]["layers"][0]["mixer"]
   kernel = mixer["in_proj"]["kernel"]
   assert isinstance(kernel, QWeight if recipe.inputs else QTensor)
@@ -142,7 +143,7 @@ def test_bytes_are_those_that_are_kept(mamba2):
   config, params = mamba2
   rows = config.padded_vocab_size - config.vocab_size
   count = language_model.num_params(config) - rows * config.d_model
-  assert artefact.num_bytes(config, params) == 2 * count
+  assert sizes.weight_bytes(config, params) == 2 * count
 
 
 def test_products_of_channels_that_gptq_cannot_use_are_one_line():

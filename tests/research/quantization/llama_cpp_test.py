@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.quantization import artefact, llama_cpp
+from research.cost import sizes
+from research.quantization import llama_cpp
 from tests.research.quantization.conftest import difference
 
 ROWS = np.random.default_rng(0).normal(size=(6, 512)).astype(np.float32)
@@ -47,5 +48,5 @@ def test_bytes_are_those_of_the_format(name, bits, mamba2):
   assert 1e-3 < difference(kernel, wide) < (0.01 if bits > 8 else 0.09)
   table = config.vocab_size * config.d_model
   assert size == 256 * 64 * bits / 8 + table * 8.5 / 8 + 3 * 2
-  assert size < artefact.num_bytes(config, params)
+  assert size < sizes.weight_bytes(config, params)
   assert (found["layers"]["mixer"]["A_log"] == 1).all()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from models import language_model
+from models.implementations import Implementations
 from models.state_format import StateFormat
 from research.decoding import loop
 from research.decoding.sampling import Sampling, draw
@@ -42,6 +43,7 @@ class Plain:
     vocab_size: ids at or above it are never drawn; None allows all. Token
       tables may have more rows than the tokenizer has ids.
     state_format: of recurrent states, as `language_model.prefill` takes it.
+    implementations: of the ops of a step; None for the best that run.
   """
 
   width: ClassVar[int] = 1
@@ -50,6 +52,7 @@ class Plain:
   sampling: Sampling
   vocab_size: int | None = None
   state_format: StateFormat | None = None
+  implementations: Implementations | None = None
 
   def begin(
     self,
@@ -78,7 +81,11 @@ class Plain:
   ) -> tuple[jax.Array, jax.Array, State]:
     """Draws the next token of every row."""
     scores, model = language_model.decode(
-      self.config, params, state.tokens[:, None], state.model
+      self.config,
+      params,
+      state.tokens[:, None],
+      state.model,
+      implementations=self.implementations,
     )
     return self._drawn(scores[:, 0], model, state.keys, state.count)
 

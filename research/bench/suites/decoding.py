@@ -1,5 +1,7 @@
 """Cases of decoding: a model with random weights, one token after the other.
 
+Timed is `research.decoding.loop` with the likeliest tokens, as texts are drawn.
+
 The least work of a step is to read the weights and the keys and values of the
 context once, and to read and write a recurrent state once, in the bits that
 they are kept in. The token table counts only where it is the head too. Speed
@@ -27,6 +29,8 @@ from research.bench.case import Call, Case, Peer
 from research.bench.peers import mamba_ssm_decode, transformers_decode
 from research.cost import decode_step, recurrent_step
 from research.cost.roofline import Phase
+from research.decoding import loop, plain
+from research.decoding.sampling import Sampling
 
 STEPS = ("xla", "mosaic_gpu")
 Config = language_model.Config
@@ -172,17 +176,23 @@ class _Runner:
     what = self._what
     found = logits(what, self._params, step)
     error = jnp.linalg.norm(found - self._exact) / jnp.linalg.norm(self._exact)
-    state = begin(what, what.context, what.context + what.tokens)
-    current = jnp.zeros((what.batch,), jnp.int32)
+    method = plain.Plain(
+      config=what.config,
+      sampling=Sampling(temperature=0.0),
+      implementations=_implementations(what, step),
+    )
+    batch = _batch(what)
 
-    def start(current, before):
-      nonlocal state
-      state, scores = _greedy(what, self._params, current, before, step=step)
-      return scores
+    def start(before: loop.Batch) -> loop.Found:
+      nonlocal batch
+      batch, drawn = loop.advance(
+        method, self._params, before, steps=what.tokens
+      )
+      return drawn
 
     return Call(
       start=start,
-      inputs=lambda: (current, _rewound(what, state)),
+      inputs=lambda: (_rewound(what, batch),),
       count=what.tokens,
       columns=lambda _: {"error": float(error)},
     )
@@ -276,47 +286,45 @@ def begin(
   return jax.tree.map(filled, state)
 
 
+def _batch(what: Decoding) -> loop.Batch:
+  """Rows that have read their context, and drew token 0 behind it."""
+  return loop.Batch(
+    state=plain.State(
+      model=begin(what, what.context, what.context + what.tokens),
+      tokens=jnp.zeros((what.batch,), jnp.int32),
+      keys=jax.random.key(0),
+      count=jnp.zeros((), jnp.int32),
+    ),
+    done=jnp.zeros((what.batch,), bool),
+  )
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _rewound(what: Decoding, state: language_model.State):
-  """The state of a Transformer with the context alone in its cache again."""
+def _rewound(what: Decoding, batch: loop.Batch) -> loop.Batch:
+  """The batch of a Transformer with the context alone in its cache again."""
 
   def counted(leaf):
     integer = jnp.issubdtype(leaf.dtype, jnp.integer)
     rewinds = integer and what.context
     return jnp.full_like(leaf, what.context) if rewinds else leaf
 
-  return jax.tree.map(counted, state)
+  state = dataclasses.replace(
+    batch.state,
+    model=jax.tree.map(counted, batch.state.model),
+    tokens=jnp.zeros_like(batch.state.tokens),
+  )
+  return dataclasses.replace(batch, state=state)
 
 
-def _append(what: Decoding, params, tokens, state, *, step: str):
-  """Logits and state of one step by an implementation of it."""
+def _implementations(what: Decoding, step: str) -> Implementations:
+  """Those of one step.
+
+  Raises:
+    UnsupportedError: the model has no such step.
+  """
   if step != "xla" and what.config.family != "mamba2":
     raise dispatch.UnsupportedError(f"only Mamba-2 has a step by {step!r}")
-  run = Implementations(step=step)
-  return language_model.decode(
-    what.config, params, tokens, state, implementations=run
-  )
-
-
-@functools.partial(
-  jax.jit, static_argnums=0, static_argnames="step", donate_argnums=3
-)
-def _greedy(what: Decoding, params, current, state, *, step: str):
-  """Decodes more of each row: the state, and the last logits."""
-  append = functools.partial(_append, what, params, step=step)
-
-  def one(carry, _):
-    current, state, _ = carry
-    scores, state = append(current[:, None], state)
-    scores = scores[:, 0]
-    return (jnp.argmax(scores, axis=-1), state, scores), None
-
-  scores, _ = jax.eval_shape(append, current[:, None], state)
-  blank = jnp.zeros((scores.shape[0], scores.shape[2]), scores.dtype)
-  (_, state, scores), _ = jax.lax.scan(
-    one, (current, state, blank), length=what.tokens
-  )
-  return state, scores
+  return Implementations(step=step)
 
 
 def logits(
@@ -325,7 +333,11 @@ def logits(
   """Logits after a few tokens that do not depend on those before."""
   dtype = jnp.dtype(params["final_norm"]["scale"].dtype)
   state = begin(what, 0, _PROMPT, dtype.name)
-  append = functools.partial(_append, what, step=step)
+  append = functools.partial(
+    language_model.decode,
+    what.config,
+    implementations=_implementations(what, step),
+  )
   on_gpu = jax.default_backend() == "gpu"
   decode = jax.jit(
     append,

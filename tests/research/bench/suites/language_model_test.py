@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from models import language_model
 from models.errors import InputError
 from models.mamba_config import MambaConfig
 from models.state_format import StateFormat
@@ -55,7 +56,7 @@ def test_a_smaller_state_stays_small_and_close():
     form = StateFormat.parse(dtype)
     what = decoding.parse("tiny_mamba2:2", state_format=form)
     params, state = decoding.initial(what.config), decoding.begin(what, 0, 1)
-    step = jax.jit(functools.partial(decoding._append, what, step="xla"))
+    step = jax.jit(functools.partial(language_model.decode, what.config))
     for token in range(3):
       tokens = jnp.asarray([[token], [token + 1]], jnp.int32)
       _, state = step(params, tokens, state)
@@ -147,12 +148,14 @@ def test_a_call_begins_at_the_same_context_every_time():
   what = decoding.parse("tiny_transformer:2x16", tokens=3)
   call = decoding.case(what, ["xla"]).ours["xla"]()
   for _ in range(3):
-    _, state = arguments = call.inputs()
-    counts = [x for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
+    (batch,) = call.inputs()
+    assert batch.state.tokens.tolist() == [0, 0]
+    leaves = jax.tree.leaves(batch.state.model)
+    counts = [x for x in leaves if x.dtype == jnp.int32]
     assert counts and all(x.tolist() == [16, 16] for x in counts)
-    (size,) = {x.shape[2] for x in jax.tree.leaves(state) if x.ndim == 5}
+    (size,) = {x.shape[2] for x in leaves if x.ndim == 5}
     assert size == 16 + 3
-    call.start(*arguments)
+    assert call.start(batch).tokens.shape == (2, 3, 1)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,14 @@ Items, such as windows or examples, are drawn with replacement, and the interval
 is between percentiles of what resamples give.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+# Counts of windows in resamples that are drawn at once.
+_AT_ONCE = 1 << 23
 
 
 class Interval(NamedTuple):
@@ -79,28 +83,50 @@ def ratio(
   Raises:
     ValueError: shapes differ, W is 0, or a number is not finite or negative.
   """
-  sums = np.stack(
-    [np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)],
-    axis=-1,
-  )
-  if sums.ndim != 2 or not len(sums) or not np.isfinite(sums).all():
-    raise ValueError(f"need finite (W,) pairs with W > 0, got {sums.shape}")
-  if (sums[:, 1] < 0).any() or not sums[:, 1].any():
+  top = np.asarray(numerators, np.float64)
+  bottom = np.asarray(denominators, np.float64)
+  if top.ndim != 1 or not len(top) or top.shape != bottom.shape:
+    raise ValueError(f"need (W,) with W > 0, got {top.shape}, {bottom.shape}")
+  if not (np.isfinite(top).all() and np.isfinite(bottom).all()):
+    raise ValueError("the sums of a window are not finite")
+  if (bottom < 0).any() or not bottom.any():
     raise ValueError("denominators must be >= 0 and not all 0")
-  generator = np.random.default_rng(seed)
-  windows = len(sums)
-  # Draws take some 64 MB at a time, however many windows there are.
-  chunk = max(1, min(num_samples, (1 << 22) // windows))
   ratios = []
-  for start in range(0, num_samples, chunk):
-    size = (min(chunk, num_samples - start), windows)
-    drawn = sums[generator.integers(windows, size=size, dtype=np.int32)].sum(1)
+  for counts in _resamples(len(top), num_samples, seed):
+    drawn = counts @ bottom
     # Resamples that hold empty windows alone are left out.
-    drawn = drawn[drawn[:, 1] > 0]
-    ratios.append(drawn[:, 0] / drawn[:, 1])
+    ratios.append((counts @ top)[drawn > 0] / drawn[drawn > 0])
   low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])
-  top, bottom = sums.sum(0)
-  return Interval(float(top / bottom), float(low), float(high))
+  return Interval(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
+def _resamples(
+  windows: int, num_samples: int, seed: int
+) -> Iterable[np.ndarray]:
+  """How often resamples hold each window, in parts (n, W)."""
+  at_once = max(1, min(num_samples, _AT_ONCE // windows))
+  if at_once == num_samples:
+    return [_all_resamples(windows, num_samples, seed)]
+  generator = np.random.default_rng(seed)
+  return (
+    _counts(generator, windows, min(at_once, num_samples - start))
+    for start in range(0, num_samples, at_once)
+  )
+
+
+# The same resamples serve all comparisons on the same windows, of which an
+# evaluation makes many; to draw them takes longer than to sum them up.
+@functools.lru_cache(maxsize=2)
+def _all_resamples(windows: int, num_samples: int, seed: int) -> np.ndarray:
+  return _counts(np.random.default_rng(seed), windows, num_samples)
+
+
+def _counts(generator, windows: int, count: int) -> np.ndarray:
+  shape = (count, windows)
+  drawn = generator.integers(windows, size=shape, dtype=np.int32)
+  drawn = drawn + windows * np.arange(count)[:, None]
+  counts = np.bincount(drawn.reshape(-1), minlength=count * windows)
+  return counts.reshape(shape).astype(np.float32)
 
 
 def paired_mean(

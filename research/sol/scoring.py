@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import transformer
+from research.core import intervals
 from research.sol import rollout as rollout_lib
 from research.sol.rollout import Controller, Setup
 from research.sol.windows import Cover
@@ -131,36 +132,16 @@ def at_net_keep(low: Score, high: Score, net_keep: float) -> Score:
 
 def paired_difference(
   ours: Score, other: Score, *, seed: int = 0
-) -> tuple[float, float, float]:
+) -> intervals.Interval:
   """Mean nll of `ours` minus `other` a token, with a 95% interval.
 
-  A paired bootstrap over windows, weighted by scored tokens: that of
-  `intervals.paired_mean`, whose resamples all differences share.
+  A paired bootstrap over windows, weighted by scored tokens.
 
   Raises:
     ValueError: a number is not finite.
   """
-  tokens = ours.tokens.sum(1)
   delta = (ours.nll - other.nll).sum(1)
-  if not np.isfinite(delta).all():
-    raise ValueError("a window's nll is not finite")
-  counts = _resamples(len(tokens), seed)
-  drawn = counts @ tokens
-  # A resample of nothing but empty windows tells nothing.
-  means = (counts @ delta)[drawn > 0] / drawn[drawn > 0]
-  low, high = np.quantile(means, [0.025, 0.975])
-  return float(delta.sum() / tokens.sum()), float(low), float(high)
-
-
-@functools.lru_cache(maxsize=2)
-def _resamples(windows: int, seed: int) -> np.ndarray:
-  """How often each of 10,000 resamples holds each window: (10000, W)."""
-  generator = np.random.default_rng(seed)
-  shape = (10_000, windows)
-  drawn = generator.integers(windows, size=shape, dtype=np.int32)
-  drawn = drawn + windows * np.arange(shape[0])[:, None]
-  counts = np.bincount(drawn.reshape(-1), minlength=shape[0] * windows)
-  return counts.reshape(shape).astype(np.float32)
+  return intervals.ratio(delta, ours.tokens.sum(1), seed=seed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 8))

@@ -266,12 +266,6 @@ def init_state(
   return MambaState(layers=tuple(found), length=length, start=start)
 
 
-def left_padded(lengths: jax.Array, size: int) -> jax.Array:
-  """Segment ids (B, size) of rows whose last `lengths` (B,) tokens count."""
-  slots = jnp.arange(size, dtype=jnp.int32)[None]
-  return jnp.where(slots < size - lengths[:, None], -1, 0).astype(jnp.int32)
-
-
 def hidden_states(
   config: MambaConfig,
   params: Params,
@@ -342,8 +336,8 @@ def prefill(
     dtype: as for `hidden_states`, for a new state.
     state: what was read before, or None; its `dtype` and formats are kept.
     state_format: as for `init_state`, for a new state.
-    segment_ids: (B, T) int32, such as `left_padded`. A row's first text goes on
-      from `state`; what follows goes on from the row's last text.
+    segment_ids: (B, T) int32, -1 where there is padding. A row's first text
+      goes on from `state`; what follows goes on from the row's last text.
     implementations: of the ops.
 
   Returns:

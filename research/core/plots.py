@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from research.core import files
-from research.core.metrics import TIMING_SUFFIXES
+from research.core.metrics import without_timing
 
 _DPI = 140
 _WIDTH = 8.0
@@ -321,8 +321,8 @@ def _scalar_keys(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
   """Names of scalar metrics in order of appearance, without step and time."""
   names = {}
   for row in metrics:
-    for name, value in row.items():
-      if isinstance(value, int | float) and not name.endswith(TIMING_SUFFIXES):
+    for name, value in without_timing(row).items():
+      if isinstance(value, int | float):
         names[name] = None
   return [name for name in names if name != "step"]
 

@@ -57,11 +57,6 @@ class Prediction:
     found = self.quantile(share)
     return found if self.margins is None else self.margins.widen(found, side)
 
-  @property
-  def not_a_number(self) -> np.ndarray:
-    """(B, O) share of the draws that are NaN or INVALID."""
-    return np.mean(np.isnan(self.samples), axis=1)
-
   def quantile(self, share: float) -> np.ndarray:
     """(B, O) quantile of the draws, as `quantile`."""
     return quantile(self.samples, share)
@@ -213,16 +208,3 @@ def weighted_quantile(
   at = np.sum(total < share - 1e-9, axis=1)
   at = np.minimum(at, atoms.shape[1] - 1)
   return np.take_along_axis(values, at[:, None], axis=1)[:, 0]
-
-
-def pit(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-  """Share of the draws (B, S) below the truth, ties by half: (B,).
-
-  Even in [0, 1] where draws are calibrated (Dawid 1984).
-  """
-  finite = np.isfinite(samples)
-  count = np.maximum(finite.sum(axis=1), 1)
-  below = (finite & (samples < truth[:, None])).sum(axis=1)
-  ties = (finite & (samples == truth[:, None])).sum(axis=1)
-  known = np.isfinite(truth) & finite.any(axis=1)
-  return np.where(known, (below + ties / 2) / count, np.nan)

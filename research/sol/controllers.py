@@ -152,12 +152,3 @@ def threshold_controller() -> Controller:
     return action[..., 0], carry, scores
 
   return Controller(start=lambda params, goal: (), act=act)
-
-
-def replay_controller(actions: jax.Array) -> Controller:
-  """Plays `actions` (W, R, T) step by step; `scan` then equals a block."""
-
-  def act(params, goal, carry, seen, key):
-    return actions[:, :, seen.step[0, 0]], carry, ()
-
-  return Controller(start=lambda params, goal: (), act=act)

@@ -37,22 +37,6 @@ def returns_to_go(
   )
 
 
-def episode_means(spent: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  """Averages spending over the effective steps.
-
-  Args:
-    spent: (B, K, T, F).
-    mask: (B, K, T), 1 for effective steps; None for all.
-
-  Returns:
-    (B, K, F); 0 where no step is effective.
-  """
-  if mask is None:
-    return jnp.mean(spent, axis=2)
-  mask = mask.astype(spent.dtype)[..., None]
-  return jnp.sum(spent * mask, axis=2) / jnp.maximum(jnp.sum(mask, axis=2), 1)
-
-
 def dead_zone_penalty(
   gap: jax.Array,
   weights: Sequence[float] = (100.0, 100.0, 200.0),

@@ -163,9 +163,7 @@ def test_a_left_padded_batch_equals_its_rows_alone(name):
   config, params, tokens = draw(name)
   expected, reader = whole(name), Reader(name)
   batch = np.stack([np.pad(tokens[0, :4], (2, 0)), tokens[1, :6]])
-  padding = mamba.left_padded(jnp.array([4, 6]), 6)
-  np.testing.assert_array_equal(padding, ids([-1] * 2 + [0] * 4, [0] * 6))
-  found = reader.prefill(batch, padding)
+  found = reader.prefill(batch, ids([-1] * 2 + [0] * 4, [0] * 6))
   np.testing.assert_allclose(found[0, 2:], expected[0, :4], **TOLERANCE)
   np.testing.assert_allclose(found[1], expected[1, :6], **TOLERANCE)
   # Another chunk that is padded on the left, then single tokens.
@@ -179,7 +177,7 @@ def test_a_left_padded_batch_equals_its_rows_alone(name):
   np.testing.assert_allclose(found[1, 0], expected[1, 7], **TOLERANCE)
   # In a pass without state too.
   batch = np.stack([np.pad(row, (n, 0))[:12] for row, n in zip(tokens, (5, 2))])
-  padding = mamba.left_padded(jnp.array([7, 10]), 12)
+  padding = ids([-1] * 5 + [0] * 7, [-1] * 2 + [0] * 10)
   found = forward(config, params, batch, segment_ids=padding)
   np.testing.assert_allclose(found[0, 5:], expected[0, :7], **TOLERANCE)
   np.testing.assert_allclose(found[1, 2:], expected[1, :10], **TOLERANCE)

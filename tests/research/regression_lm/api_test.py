@@ -216,7 +216,7 @@ def test_other_formats_of_numbers():
   lm = make(numbers=P10(digits=2, special=True), num_objectives=1)
   given = [Example("a", math.inf), Example("b", "INVALID"), Example("c", 2)]
   assert (lm.log_prob(given) < 0).all()
-  assert lm.predict(["a"], 4).not_a_number.shape == (1, 1)
+  assert lm.predict(["a"], 4).samples.shape == (1, 4, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from research.sol import actions, controllers
 from research.sol.controllers import ThresholdGoal, TwoLevels
 from research.sol.observation import SCALARS, Observation
+from tests.research.sol import toy
 
 TABLE = actions.preset("J-3L")
 COSTS = np.stack([TABLE.kappa, TABLE.rho, np.asarray(TABLE.bits) / 16], axis=-1)
@@ -151,7 +152,7 @@ def test_a_threshold_raises_its_axis_where_the_score_reaches_it(name):
 
 def test_replay_plays_the_schedule():
   schedule = jnp.arange(12).reshape(2, 3, 2)
-  controller = controllers.replay_controller(schedule)
+  controller = toy.replay_controller(schedule)
   seen = observation((2, 3))
   action, _, _ = controller.act(None, None, (), seen, jax.random.key(0))
   np.testing.assert_array_equal(action, schedule[..., 1])

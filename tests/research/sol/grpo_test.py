@@ -48,7 +48,9 @@ def sum_and_diagnostics(*args, **options):
 def test_returns_and_penalty_match_golden():
   returns = reward.returns_to_go(float32("rewards"), 0.85, INPUTS["mask"])
   np.testing.assert_allclose(returns, EXPECTED["returns"], rtol=1e-6)
-  means = reward.episode_means(float32("spent"), jnp.asarray(INPUTS["mask"]))
+  mask = np.asarray(INPUTS["mask"], np.float32)[..., None]
+  spent = np.sum(float32("spent") * mask, axis=2)
+  means = spent / np.maximum(np.sum(mask, axis=2), 1)
   gap = means - float32("targets")[:, None]
   penalty = reward.dead_zone_penalty(gap)
   np.testing.assert_allclose(penalty, EXPECTED["penalty"], rtol=1e-5)

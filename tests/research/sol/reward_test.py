@@ -31,17 +31,6 @@ def test_masked_steps_reward_nothing():
   np.testing.assert_allclose(found, [1.25, 0.5, 1.0])
 
 
-def test_episode_means():
-  spent = make((2, 3, 4, 3))
-  np.testing.assert_allclose(
-    reward.episode_means(spent), np.mean(spent, 2), rtol=1e-6
-  )
-  mask = jnp.ones((2, 3, 4)).at[0, 0, 1:].set(0).at[1, 1].set(0)
-  found = reward.episode_means(spent, mask)
-  np.testing.assert_allclose(found[0, 0], spent[0, 0, 0], rtol=1e-6)
-  np.testing.assert_array_equal(found[1, 1], 0.0)
-
-
 def test_penalty_is_two_sided_with_a_dead_zone():
   gap = jnp.asarray(
     [[0.02, -0.02, 0.01], [0.12, 0, 0], [-0.12, 0, 0], [0, 0, 0.12]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models import language_model, transformer
-from research.sol import controllers, rollout
+from research.sol import rollout
 from research.sol.rollout import Controller
 from tests.research.sol import toy
 
@@ -52,7 +52,7 @@ def jitted_scan(setup, lm, tokens, starts, actions):
     dense_prefix(setup, lm, tokens),
     tokens,
     starts,
-    controllers.replay_controller(actions),
+    toy.replay_controller(actions),
     None,
     None,
     jax.random.key(0),
@@ -82,7 +82,7 @@ def test_scan_equals_block(sink, prune, tokens, starts, actions):
 def unbroken(setup, lm, tokens, starts, actions, episodes):
   """One scan over episodes on end, and the same as one block."""
   prefix = dense_prefix(setup, lm, tokens)
-  play = controllers.replay_controller(actions)
+  play = toy.replay_controller(actions)
   arguments = (setup, lm, prefix, tokens, starts)
   scan = rollout.scan(
     *arguments, play, None, None, jax.random.key(0), episodes=episodes
@@ -128,7 +128,7 @@ def test_divergence_is_that_of_the_dense_models_prediction(
     prefix = dense_prefix(setup, lm, tokens)
     arguments = (setup, lm, prefix, tokens, starts)
     dense = rollout.dense_hidden(setup, lm, prefix, tokens, episodes)
-    play = controllers.replay_controller(actions)
+    play = toy.replay_controller(actions)
     key = jax.random.key(0)
     scan = rollout.scan(
       *arguments, play, None, None, key, record=True, dense=dense

@@ -10,7 +10,7 @@ from models import transformer
 from models.transformer_config import TransformerConfig
 from research.sol.actions import ActionTable
 from research.sol.options import Options
-from research.sol.rollout import Setup
+from research.sol.rollout import Controller, Setup
 from research.sol.windows import Layout
 
 CONFIG = TransformerConfig.tiny()
@@ -50,6 +50,15 @@ def damage(table):
   """(A, 3): what each action leaves out."""
   kept = np.stack([table.kappa, table.rho, np.asarray(table.bits) / 16], -1)
   return jnp.asarray((1 - kept) ** 2, jnp.float32)
+
+
+def replay_controller(actions):
+  """Plays `actions` (W, R, T) step by step; `scan` then equals a block."""
+
+  def act(params, goal, carry, seen, key):
+    return actions[:, :, seen.step[0, 0]], carry, ()
+
+  return Controller(start=lambda params, goal: (), act=act)
 
 
 def method(mode, **changes):

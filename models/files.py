@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from models.errors import is_disk_full
 
@@ -135,6 +134,10 @@ def write_safetensors(
     arrays: of any shapes, (), (N,) and so on, by name.
     metadata: of its header.
   """
+  # Scripts import this module before they check their flags, and the library
+  # takes a while to import.
+  import safetensors.numpy
+
   with whole(path) as draft:
     draft.touch()
     permissions = draft.stat().st_mode

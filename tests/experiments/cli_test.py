@@ -74,10 +74,11 @@ def script(tmp_path_factory):
   for name in (
     "experiments/cli.py",
     "models/errors.py",
+    "models/files.py",
     "research/core/files.py",
     "research/results/files.py",
   ):
-    (home / name).parent.mkdir(parents=True)
+    (home / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / name, home / name)
   path = home / "experiments" / "show.py"
   path.write_text(SCRIPT)

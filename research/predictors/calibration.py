@@ -7,6 +7,7 @@ objectives; all functions take draws along the second axis.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -88,11 +89,28 @@ class Margins:
 
     With too few truths for the level, the largest distance is taken.
     """
-    ends = [quantile(samples, (1 + side * level) / 2) for side in (-1, 1)]
+    low, high = (quantile(samples, (1 + s * level) / 2) for s in (-1, 1))
+    return cls.of_ends(low, high, truth, level)
+
+  @classmethod
+  def of_ends(
+    cls, lows: np.ndarray, highs: np.ndarray, truth: np.ndarray, level: float,
+    scales: Sequence[NumberScale | None] | None = None,
+  ) -> Self:  # fmt: skip
+    """From intervals [lows, highs] (B, O) of held-out texts and their truths.
+
+    Args:
+      lows: (B, O).
+      highs: (B, O).
+      truth: (B, O).
+      level: probability of the interval.
+      scales: of each objective; None takes that of its truths.
+    """
+    given = scales or [None] * truth.shape[1]
     margins, scales = [], []
     for place in range(truth.shape[1]):
-      low, high, y = ends[0][:, place], ends[1][:, place], truth[:, place]
-      scale = NumberScale.of(y)
+      low, high, y = lows[:, place], highs[:, place], truth[:, place]
+      scale = given[place] or NumberScale.of(y)
       known = np.isfinite(y) & np.isfinite(low) & np.isfinite(high)
       low, high, y = (scale.forward(v[known]) for v in (low, high, y))
       missed = np.sort(np.maximum(low - y, y - high))
@@ -141,6 +159,20 @@ def quantile(samples: np.ndarray, share: float) -> np.ndarray:
   part = np.where(place > below, place - below, 0.0)
   with np.errstate(invalid="ignore"):
     return np.where(part > 0, low + part * gap, low)
+
+
+def interval_score(
+  low: np.ndarray, high: np.ndarray, truth: np.ndarray, level: float
+) -> np.ndarray:
+  """Winkler's score (B,) of intervals [low, high] (B,): less is better.
+
+  Width, and 2 / (1 - level) times the distance of a truth outside (Gneiting and
+  Raftery 2007, eq. 43), in units of the truth. Least where both ends are the
+  right quantiles. NaN where the truth is not finite.
+  """
+  below, above = np.maximum(low - truth, 0), np.maximum(truth - high, 0)
+  found = high - low + 2 / (1 - level) * (below + above)
+  return np.where(np.isfinite(truth), found, np.nan)
 
 
 def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -248,6 +248,11 @@ def rows(
     covered, found.draws, found.truth, num_samples=num_samples
   )
   add(OURS, f"coverage of {level:g}", interval)
+  ends = [
+    calibration.quantile(found.draws, (1 + side * level) / 2)
+    for side in (-1, 1)
+  ]
+  _add_interval_score(add, ends, found.truth, level, num_samples)
   if found.interval is not None:
     inside = lambda ends, truth: float(
       np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
@@ -256,7 +261,17 @@ def rows(
       inside, found.interval, found.truth, num_samples=num_samples
     )
     add(OURS, f"coverage of {level:g}, calibrated", interval)
+    _add_interval_score(
+      add, found.interval.T, found.truth, level, num_samples, ", calibrated"
+    )
   return rows
+
+
+def _add_interval_score(add, ends, truth, level, num_samples, more="") -> None:
+  low, high = ends
+  scores = calibration.interval_score(low, high, truth, level)
+  interval = intervals.bootstrap(np.nanmean, scores, num_samples=num_samples)
+  add(OURS, f"interval score of {level:g}{more}", interval)
 
 
 def table_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,6 +21,9 @@ _COLUMNS = (
   "mae, without twins",
   "crps",
   "coverage of 0.9",
+  "coverage of 0.9, calibrated",
+  "interval score of 0.9",
+  "interval score of 0.9, calibrated",
 )
 # Paired differences that a page shows, and whether more is better.
 _PAIRED = {"kendall": True, "spearman": True, "mae": False}

@@ -19,6 +19,7 @@ from research.predictors import measures
 from research.predictors.text_forms import Facts
 from research.regression_lm import batched_training
 from research.regression_lm.expected import Grid, Scale
+from research.regression_lm.transfer import setup as transfer_setup
 from research.regression_lm.transfer.preparation import Builder, Prepared
 from research.regression_lm.transfer.setup import (
   Found,
@@ -96,28 +97,35 @@ def train(
 ) -> dict[tuple[int, int], Found]:  # fmt: skip
   """Adapts to `size` examples of every target and seed, and predicts.
 
+  With folds, as many models more learn the examples without one of them, and
+  predict it.
+
   Returns:
     (place of the target, seed) -> predictions.
   """
   builder = Builder(prepared)
-  own, begins, seeds, tasks, rows, scales = [], [], [], [], [], []
+  own, begins, seeds, tasks, fits = [], [], [], [], []
   for place, task in enumerate(setup.targets):
     values = facts.column(task.column)
     for seed, split in enumerate(parts):
-      known = split.known[:size]
-      scale = Scale.fit("rank", values[known, None])
-      ranks = scale.scores(values[known, None])[:, 0]
-      name = _nearest(setup, facts, known, values[known])
-      name = len(setup.sources) + place if name is None else name
-      indices = builder.add(name, task.form, known, ranks)
-      scales.append(scale)
-      group = seed if start.groups > 1 else 0
-      for member in range(setup.ensemble):
-        own.append(indices)
-        begins.append(group * setup.ensemble + member)
-        seeds.append(1000 * seed + 100000 * place + member)
-        tasks.append(name)
-        rows.append(split.test + prepared.first[task.form])
+      examples = split.known[:size]
+      folds = transfer_setup.folds(setup, size, seed)
+      for held in [None, *folds]:
+        known = examples if held is None else np.delete(examples, held)
+        scale = Scale.fit("rank", values[known, None])
+        ranks = scale.scores(values[known, None])[:, 0]
+        name = _nearest(setup, facts, known, values[known])
+        name = len(setup.sources) + place if name is None else name
+        indices = builder.add(name, task.form, known, ranks)
+        asked = split.test if held is None else examples[held]
+        asked = asked + prepared.first[task.form]
+        fits.append(_Fit((place, seed), held, asked, scale))
+        group = seed if start.groups > 1 else 0
+        for member in range(setup.ensemble):
+          own.append(indices)
+          begins.append(group * setup.ensemble + member)
+          seeds.append(1000 * seed + 100000 * place + member)
+          tasks.append(name)
   params = jax.tree.map(lambda x: x[np.array(begins)], start.params)
   if not setup.sources:  # Seeds begin at different weights.
     params = batched_training.init(
@@ -129,15 +137,59 @@ def train(
     prepared.model, params, prepared.pool, builder.pairs(), grids, own,
     setup.training[size], seeds=seeds, say=say,
   )  # fmt: skip
-  found = batched_training.chances(
-    prepared.model, params, prepared.pool, grids, np.stack(rows),
-    np.array(tasks), views=setup.test_views,
+  tests = [place for place, fit in enumerate(fits) if fit.held is None]
+  held = [place for place, fit in enumerate(fits) if fit.held is not None]
+  found = {}
+  for places in filter(None, (tests, held)):
+    found |= _asked(setup, prepared, params, grids, tasks, fits, places)
+  done = {}
+  for place in tests:
+    key = fits[place].key
+    own = [place for place in held if fits[place].key == key]
+    parts = [found[place] for place in own]
+    joined = Found.joined(parts, [fits[p].held for p in own]) if own else None
+    done[key] = dataclasses.replace(found[place], held=joined)
+  return done
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Fit:
+  """Members that learn the same numbers, and what they are asked.
+
+  Attributes:
+    key: place of the target, and seed.
+    held: places of the examples that they do not learn; None where they learn
+      all and are asked the test rows.
+    asked: texts in the pool.
+    scale: of the numbers that they learn.
+  """
+
+  key: tuple[int, int]
+  held: np.ndarray | None
+  asked: np.ndarray
+  scale: Scale
+
+
+def _asked(
+  setup, prepared, params, grids, tasks, fits, places
+) -> dict[int, Found]:
+  """Answers of some fits by their place; asked texts differ in number."""
+  size = setup.ensemble
+  most = max(len(fits[place].asked) for place in places)
+  rows = [np.resize(fits[place].asked, most) for place in places]
+  members = np.concatenate(
+    [np.arange(p * size, (p + 1) * size) for p in places]
+  )
+  take = lambda tree: jax.tree.map(lambda x: x[members], tree)
+  chances = batched_training.chances(
+    prepared.model, take(params), prepared.pool, take(grids),
+    np.repeat(rows, size, axis=0), np.array(tasks)[members],
+    views=setup.test_views, batch=min(most, 256),
   )  # fmt: skip
-  found = found.reshape(len(scales), setup.ensemble, *found.shape[1:]).mean(1)
-  keys = [(p, s) for p in range(len(setup.targets)) for s in range(setup.seeds)]
+  chances = chances.reshape(len(places), size, *chances.shape[1:]).mean(1)
   return {
-    key: _found(prepared, part, scale)
-    for key, part, scale in zip(keys, found, scales)
+    place: _found(prepared, part[: len(fits[place].asked)], fits[place].scale)
+    for place, part in zip(places, chances)
   }
 
 

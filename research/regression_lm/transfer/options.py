@@ -30,14 +30,19 @@ class Settings:
   )
   expected_value: float = option(1.0, "weight of RAFT", lower=0.0)
   ranking: float = option(1.0, "weight of the ranking loss", lower=0.0)
+  folds: int = option(
+    5, "of the examples, that calibrate intervals; 0 for none", lower=0
+  )
   pretrain_steps: int = option(2000, "updates on the sources", lower=1)
   pretrain_batch: int = option(256, "examples of one", lower=1)
   pretrain_rate: float = option(2e-3, "peak", lower=0.0)
 
   def __post_init__(self):
-    """Checks the width; raises InputError."""
+    """Checks width, views and folds; raises InputError."""
     if self.d_model % 16:
       raise InputError(f"d_model={self.d_model} is no multiple of 16")
+    if self.folds == 1:
+      raise InputError("folds=1: one fold leaves no examples: take 0, or more")
     if self.test_views > self.views:
       raise InputError(
         f"test_views={self.test_views} are more than views={self.views}"

@@ -14,11 +14,17 @@ import numpy as np
 from models.errors import InputError
 from research.core import files, intervals
 from research.predictors import calibration, measures
+from research.predictors.calibration import Margins
+from research.predictors.number_scale import NumberScale
 from research.predictors.text_forms import Facts
 from research.regression_lm.transfer import setup as transfer_setup
 from research.regression_lm.transfer.setup import Found, Setup, Split
 
 OURS = "regression LM"
+_FIELDS = ("points", "atoms", "chances")
+_HELD = "held_"
+# Of intervals.
+_LEVEL = 0.9
 
 
 def path(folder: pathlib.Path, method: str, *names: Any) -> pathlib.Path:
@@ -29,15 +35,13 @@ def path(folder: pathlib.Path, method: str, *names: Any) -> pathlib.Path:
 
 def write(folder: pathlib.Path, method: str, found: Found, *names: Any):
   """Writes a part, by rename."""
-  files.write_npz(
-    path(folder, method, *names),
-    {
-      "method": np.array(method),
-      "points": found.points.astype(np.float32),
-      "atoms": found.atoms.astype(np.float32),
-      "chances": found.chances.astype(np.float32),
-    },
-  )
+  arrays = {"method": np.array(method)}
+  for prefix, part in (("", found), (_HELD, found.held)):
+    if part is not None:
+      for name in _FIELDS:
+        value = getattr(part, name).astype(np.float32)
+        arrays[f"{prefix}{name}"] = value
+  files.write_npz(path(folder, method, *names), arrays)
 
 
 def read(file: pathlib.Path) -> tuple[str, Found]:
@@ -54,8 +58,11 @@ def read(file: pathlib.Path) -> tuple[str, Found]:
       atoms = arrays["draws"].astype(float)
       even = np.full(atoms.shape, 1 / atoms.shape[1])
       return method, Found(points, atoms, even)
-    atoms, chances = (arrays[n].astype(float) for n in ("atoms", "chances"))
-    return method, Found(points, atoms, chances)
+    told = lambda before: (
+      arrays[f"{before}{name}"].astype(float) for name in _FIELDS
+    )
+    held = Found(*told(_HELD)) if f"{_HELD}points" in arrays else None
+    return method, Found(*told(""), held)
   except (KeyError, ValueError) as error:
     raise InputError(f"{file} is damaged: remove it") from error
 
@@ -69,7 +76,8 @@ def rows(
   Of the ranking measures a row also tells the difference of each of our
   methods to the best peer, paired on the test rows, with a 95% interval. Where
   an example has the text of a test row, such rows are left out of measures
-  "..., without twins".
+  "..., without twins". Intervals of 90% that the errors on held-out folds of
+  the examples calibrated are judged as "..., calibrated".
   """
   found = []
   for task in setup.targets:
@@ -77,27 +85,53 @@ def rows(
       for seed, split in enumerate(parts):
         name = "-".join(map(str, (task.column, size, seed)))
         methods = dict(map(read, sorted(folder.glob(f"*-{name}.npz"))))
-        truth = facts.column(task.column)[split.test]
+        column = facts.column(task.column)
+        truth, known = column[split.test], column[split.known[:size]]
+        margins = _margins(methods, known, NumberScale.of(column))
         shared = {
           "target": task.column,
           "train": size,
           "seed": seed,
           "tests": len(truth),
         }
-        measured = _measured(methods, truth, num_samples)
+        measured = _measured(methods, truth, margins, num_samples)
         alone = ~transfer_setup.twins(facts, task, split, size)
         if methods and 2 <= alone.sum() < len(alone):
           shared["twins"] = int((~alone).sum())
           few = {name: part.take(alone) for name, part in methods.items()}
           measured += [
             row | {"metric": f"{row['metric']}, without twins"}
-            for row in _measured(few, truth[alone], num_samples)
+            for row in _measured(few, truth[alone], margins, num_samples)
           ]
         found += [shared | row for row in measured]
   return found
 
 
-def _measured(methods, truth, num_samples) -> list[dict[str, Any]]:
+def _margins(methods, known, scale) -> dict[str, Margins]:
+  """Of the methods that predicted every example from the others."""
+  found = {}
+  for method, part in methods.items():
+    if part.held is not None:
+      if len(part.held.points) != len(known):
+        raise InputError(f"a part of {method!r} is of another split: remove it")
+      low, high = part.held.interval(_LEVEL)
+      found[method] = Margins.of_ends(
+        low[:, None], high[:, None], known[:, None], _LEVEL, [scale]
+      )
+  return found
+
+
+def _of_interval(ends, truth, more="") -> dict[str, float]:
+  low, high = ends
+  inside = (low <= truth) & (truth <= high)
+  scores = calibration.interval_score(low, high, truth, _LEVEL)
+  return {
+    f"coverage of {_LEVEL}{more}": float(np.mean(inside)),
+    f"interval score of {_LEVEL}{more}": float(np.nanmean(scores)),
+  }
+
+
+def _measured(methods, truth, margins, num_samples) -> list[dict[str, Any]]:
   found = []
   for method, part in methods.items():
     if len(part.points) != len(truth):
@@ -107,12 +141,13 @@ def _measured(methods, truth, num_samples) -> list[dict[str, Any]]:
     scores = np.abs(points - truth)
     if part.atoms.shape[1] > 1:
       scores = calibration.weighted_crps(part.atoms, part.chances, truth)
-      low, high = (
-        calibration.weighted_quantile(part.atoms, part.chances, share)
-        for share in (0.05, 0.95)
+      values |= _of_interval(part.interval(_LEVEL), truth)
+    if method in margins:
+      ends = (
+        margins[method].widen(end[:, None], side)[:, 0]
+        for end, side in zip(part.interval(_LEVEL), (-1, 1))
       )
-      inside = (low <= truth) & (truth <= high)
-      values["coverage of 0.9"] = float(np.mean(inside))
+      values |= _of_interval(ends, truth, ", calibrated")
     values["crps"] = float(np.nanmean(scores))
     found += [
       {"method": method, "metric": n, "value": v} for n, v in values.items()

@@ -1,6 +1,6 @@
 """Peers of `transfer` on the same rows, and the ridge over source numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from models.errors import InputError
 from research.predictors import peers
 from research.predictors.number_scale import NumberScale
 from research.predictors.text_forms import Facts
+from research.regression_lm.transfer import setup as transfer_setup
 from research.regression_lm.transfer.setup import (
   Found,
   Setup,
@@ -44,20 +45,41 @@ def predict(
   Raises:
     InputError: the peer is unknown, or there are no such sources.
   """
-  features = facts.features[task.form]
-  known = split.known[:size]
+  features = None
   values = facts.column(task.column)
   if name == WITH_SOURCES:
     if not setup.sources or setup.source_rows:
       raise InputError(f"peer {name!r} needs sources that are known of all")
     columns = [facts.column(source.column) for source in setup.sources]
-    features = np.concatenate([features, np.stack(columns, axis=1)], axis=1)
-    points = _one(
-      "XGBoost", facts, task, known, values, split.test, seed, features
-    )
-  else:
-    points = _one(name, facts, task, known, values, split.test, seed)
-  return Found.of_points(points)
+    own = facts.features[task.form]
+    features = np.concatenate([own, np.stack(columns, axis=1)], axis=1)
+    name = "XGBoost"
+  examples = split.known[:size]
+  told = lambda known, asked: _one(
+    name, facts, task, known, values, asked, seed, features
+  )
+  held = held_out(
+    transfer_setup.folds(setup, size, seed),
+    lambda rest, fold: told(examples[rest], examples[fold]),
+  )
+  return Found.of_points(told(examples, split.test), held)
+
+
+def held_out(
+  folds: Sequence[np.ndarray],
+  predict_fold: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray | None:
+  """What each example is said to be by the others; None without folds.
+
+  Args:
+    folds: places of the examples.
+    predict_fold: takes the places of the others and of a fold, and predicts it.
+  """
+  if not folds:
+    return None
+  places = np.concatenate(folds)
+  said = [predict_fold(np.setdiff1d(places, fold), fold) for fold in folds]
+  return np.concatenate(said)[np.argsort(places)]
 
 
 def said_of_sources(

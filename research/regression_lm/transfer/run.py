@@ -19,6 +19,7 @@ from research.regression_lm.transfer.parts import OURS
 from research.regression_lm.transfer.setup import (
   Found,
   Setup,
+  folds,
   repeats,
   splits,
 )
@@ -95,10 +96,17 @@ def _peer(name, setup, facts, parts, size, seed, workdir, say):
 
 def _by_ridge(method, setup, facts, said, asked, size, seed, workdir):
   """All targets from what is said of the sources, examples first."""
+  own = said[:size]
   for task in setup.targets:
     values = facts.column(task.column)[asked[:size]]
-    points = transfer_peers.ridge(said[:size], values, said[size:])
-    found = Found.of_points(points)
+    points = transfer_peers.ridge(own, values, said[size:])
+    held = transfer_peers.held_out(
+      folds(setup, size, seed),
+      lambda rest, fold, y=values: transfer_peers.ridge(
+        own[rest], y[rest], own[fold]
+      ),
+    )
+    found = Found.of_points(points, held)
     transfer_parts.write(workdir, method, found, task.column, size, seed)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from models.errors import InputError
+from research.predictors import calibration
 from research.predictors.text_forms import Facts
 from research.regression_lm.batched_training import Updates
 from research.regression_lm.options import LossOptions
@@ -53,6 +54,8 @@ class Setup:
     grid: numbers that stand for all in expected values.
     pretraining: of the sources.
     training: by size, of the targets.
+    folds: of the examples, each predicted from the others; their errors tell
+      how wide intervals must be. 0 for none.
   """
 
   targets: Sequence[Task]
@@ -71,6 +74,7 @@ class Setup:
   grid: int = 33
   pretraining: Updates | None = None
   training: dict[int, Updates]
+  folds: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +104,18 @@ def splits(setup: Setup, facts: Facts) -> list[Split]:
     order = there[np.random.default_rng((seed, 31)).permutation(len(there))]
     found.append(Split(order[:count], order[count:]))
   return found
+
+
+def folds(setup: Setup, size: int, seed: int) -> list[np.ndarray]:
+  """Places of `size` examples, in folds that are left out in turn.
+
+  A fold has two examples at least; fewer than four examples have no folds.
+  """
+  count = min(setup.folds, size // 2)
+  if count < 2:
+    return []
+  order = np.random.default_rng((seed, 47)).permutation(size)
+  return [np.sort(part) for part in np.array_split(order, count)]
 
 
 def twins(facts: Facts, task: Task, split: Split, size: int) -> np.ndarray:
@@ -132,20 +148,48 @@ class Found:
     atoms: (tests, G) numbers that the distribution is over; the points alone
       where a method has none.
     chances: (tests, G) of the atoms.
+    held: of every example, by the method without that example's fold; None
+      where there were no folds.
   """
 
   points: np.ndarray
   atoms: np.ndarray
   chances: np.ndarray
+  held: "Found | None" = None
 
   @classmethod
-  def of_points(cls, points: np.ndarray) -> Self:
-    """Predictions (tests,) of a method without a distribution."""
-    return cls(points, points[:, None], np.ones((len(points), 1)))
+  def of_points(
+    cls, points: np.ndarray, held: np.ndarray | None = None
+  ) -> Self:
+    """Predictions (tests,), and of examples, without a distribution."""
+    of_held = None if held is None else cls.of_points(held)
+    return cls(points, points[:, None], np.ones((len(points), 1)), of_held)
+
+  @classmethod
+  def joined(cls, parts: Sequence[Self], places: Sequence[np.ndarray]) -> Self:
+    """Parts of rows, each at its places in the whole."""
+    back = np.argsort(np.concatenate(places))
+    fields = zip(*((p.points, p.atoms, p.chances) for p in parts))
+    return cls(*(np.concatenate(field)[back] for field in fields))
+
+  def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends (tests,) of the central interval of this probability."""
+    low, high = (
+      calibration.weighted_quantile(
+        self.atoms, self.chances, (1 + side * level) / 2
+      )
+      for side in (-1, 1)
+    )
+    return low, high
 
   def take(self, rows: np.ndarray) -> Self:
     """The predictions of some test rows, by a mask or their places."""
-    return Found(self.points[rows], self.atoms[rows], self.chances[rows])
+    return dataclasses.replace(
+      self,
+      points=self.points[rows],
+      atoms=self.atoms[rows],
+      chances=self.chances[rows],
+    )
 
 
 def make(settings: Settings, *, sizes: Sequence[int], **rest: Any) -> Setup:
@@ -198,6 +242,7 @@ def make(settings: Settings, *, sizes: Sequence[int], **rest: Any) -> Setup:
       weight_decay=0.01,
     ),
     training=training,
+    folds=s.folds,
     **rest,
   )
 

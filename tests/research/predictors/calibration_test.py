@@ -122,3 +122,16 @@ def test_margins_of_few_or_no_truths():
   truth = np.random.default_rng(6).normal(size=(400, 1))
   fit = lambda n: calibration.Margins.fit(wide[:n], truth[:n], 0.9).margins[0]
   assert fit(20) == 0 and fit(400) < -5
+
+
+def test_interval_scores_are_least_at_the_right_quantiles():
+  truth = np.array([0.0, 3.0, -1.0, np.nan])
+  found = calibration.interval_score(
+    np.zeros(4), np.full(4, 2.0), truth, level=0.9
+  )
+  np.testing.assert_allclose(found, [2, 2 + 20, 2 + 20, np.nan])
+  draws = np.random.default_rng(0).normal(size=100000)
+  score = lambda end: np.mean(
+    calibration.interval_score(np.full(100000, -end), end, draws, 0.9)
+  )
+  assert score(1.645) < min(score(1.3), score(2.0))

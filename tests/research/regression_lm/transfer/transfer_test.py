@@ -26,6 +26,7 @@ SMALL = Settings(
   grid=9,
   pretrain_steps=2,
   pretrain_batch=4,
+  folds=0,
 )
 
 
@@ -72,6 +73,75 @@ def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
   again = transfer_run.run(made, facts, tmp_path, models, peers, said.append)
   assert again == rows
   assert files == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.npz")}
+
+
+def test_no_model_learns_the_fold_that_calibrates_it(
+  facts, tmp_path, monkeypatch
+):
+  made = dataclasses.replace(setup(facts, seeds=1), folds=3)
+  learned = []
+  train = adaptation.batched_training.train
+
+  def spied(model, params, pool, pairs, grids, members, *rest, **more):
+    learned.extend(np.asarray(pairs.rows)[own] for own in members)
+    return train(model, params, pool, pairs, grids, members, *rest, **more)
+
+  monkeypatch.setattr(adaptation.batched_training, "train", spied)
+  run = transfer_run.run
+  run(made, facts, tmp_path, ["scratch"], ["XGBoost"], lambda line: None)
+  (split,) = splits(made, facts)
+  examples = split.known[:6]
+  folds = transfer_setup.folds(made, 6, 0)
+  assert len(folds) == 3 and set(np.concatenate(folds)) == set(range(6))
+  sets = [set(examples), *(set(np.delete(examples, f)) for f in folds)]
+  assert [set(rows) for rows in learned] == [s for s in sets for _ in range(2)]
+  for method in ("regression LM, scratch", "XGBoost"):
+    path = transfer_parts.path(tmp_path, method, "aim", 6, 0)
+    held = transfer_parts.read(path)[1].held
+    assert held.points.shape == (6,) and np.isfinite(held.points).all()
+
+
+def test_examples_left_out_stand_in_their_order():
+  folds = [np.array([1, 4]), np.array([0, 3]), np.array([2, 5])]
+  said = transfer_peers.held_out(folds, lambda rest, fold: fold + 10.0)
+  np.testing.assert_array_equal(said, np.arange(6) + 10.0)
+  parts = [Found.of_points(fold + 10.0) for fold in folds]
+  joined = Found.joined(parts, folds)
+  np.testing.assert_array_equal(joined.points, said)
+  np.testing.assert_array_equal(joined.atoms[:, 0], said)
+  assert transfer_peers.held_out([], lambda rest, fold: fold) is None
+
+
+def test_errors_on_folds_widen_intervals_to_what_they_say(tmp_path):
+  # Distributions that are four times too narrow, of 60 examples and 2000 tests.
+  generator = np.random.default_rng(2)
+  truth = generator.normal(size=2060)
+  levels = (np.arange(200) + 0.5) / 200
+  atoms = np.quantile(generator.normal(size=100000), levels) / 4
+  found = Found(
+    np.zeros(2060),
+    np.broadcast_to(atoms, (2060, 200)),
+    np.full((2060, 200), 1 / 200),
+  )
+  column = truth + 0.0
+  facts = Facts(
+    {"only": [[f"a {i}"] for i in range(2060)]},
+    {"only": np.zeros((2060, 1))},
+    {"aim": column, "near": column, "far": column},
+  )
+  made = setup(facts, sources=(), sizes=[60], seeds=1, tests=2000)
+  test = dataclasses.replace(
+    found.take(slice(2000)), held=found.take(slice(60))
+  )
+  transfer_parts.write(tmp_path, "regression LM, a", test, "aim", 60, 0)
+  rows = transfer_parts.rows(made, facts, splits(made, facts), tmp_path)
+  by = {row["metric"]: row["value"] for row in rows}
+  assert by["coverage of 0.9"] < 0.4
+  # 60 truths: the standard deviation of the coverage is .04.
+  assert 0.8 < by["coverage of 0.9, calibrated"] < 0.99
+  score = "interval score of 0.9"
+  # That of the right interval, 2 * 1.645 wide, is 4.13 (float64 integral).
+  assert 4.0 < by[f"{score}, calibrated"] < 4.6 < by[score]
 
 
 def test_repeated_settings_are_told(tmp_path):
@@ -152,7 +222,7 @@ def test_a_damaged_part_is_named(tmp_path):
   transfer_parts.write(tmp_path, "a, b", found, "aim", 6, 0)
   path = transfer_parts.path(tmp_path, "a, b", "aim", 6, 0)
   method, read = transfer_parts.read(path)
-  assert method == "a, b"
+  assert method == "a, b" and read.held is None
   np.testing.assert_array_equal(read.points, found.points)
   path.write_bytes(path.read_bytes()[:50])
   with pytest.raises(InputError, match="is damaged"):
@@ -176,6 +246,8 @@ def test_mistakes_are_told(facts):
     dataclasses.replace(SMALL, d_model=20)
   with pytest.raises(InputError, match="more than views"):
     dataclasses.replace(SMALL, test_views=3)
+  with pytest.raises(InputError, match="folds=1"):
+    dataclasses.replace(SMALL, folds=1)
   with pytest.raises(InputError, match="'best' is unknown"):
     transfer_run.known_models(["best"])
   with pytest.raises(InputError, match="'LightGBM' is unknown"):

@@ -42,6 +42,7 @@ _KEPT = flags.DEFINE_string(
   None,
   "folder of answers of peers, which need not train again",
 )
+_PROCESSES = cli.integer("processes", 1, "that train the peers", 1, 4096)
 _ANSWERS = flags.DEFINE_string("answers", None, "JSONL file of our answers")
 _BOOTSTRAP = cli.integer("bootstrap", 200, "resamples", 10, 1 << 16)
 _LEVEL = cli.number("level", 0.9, "of the interval", 0.01, 0.99)
@@ -82,8 +83,9 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
   kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
   peers = [name for name in _PEERS.value if name != "none"]
   answers = evaluate.answers_of_peers(
-    table, parts, peers, seed=_SEED.value, kept=kept, say=print
-  )
+    table, parts, peers, seed=_SEED.value, kept=kept, say=print,
+    processes=_PROCESSES.value,
+  )  # fmt: skip
   if lm is None:
     return [], f"{len(answers)} answers of peers in {kept}"
   print("\n".join(source.summary()))

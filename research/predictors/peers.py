@@ -28,6 +28,8 @@ NAMES = (
 COST_NAMES = ("cost analysis", "XGBoost on the cost analysis")
 # This takes `Problem.train_sizes`.
 SIZE_NAMES = ("XGBoost on sizes",)
+# So many rows are worth several processes or threads.
+_MANY = 5000
 _KNOWN = (*NAMES, *COST_NAMES, *SIZE_NAMES)
 
 
@@ -74,7 +76,8 @@ def predict(
   Args:
     name: of `NAMES` or `COST_NAMES`.
     problem: what is known and asked.
-    threads: of linear algebra; None for as many as there are cores.
+    threads: of linear algebra and of trees, and processes of a search; None
+      for as many as there are cores.
 
   Raises:
     InputError: the peer is unknown, or its package is not installed.
@@ -91,7 +94,7 @@ def predict(
     import threadpoolctl
 
     with threadpoolctl.threadpool_limits(threads):
-      found = _peers()[name](problem, (values - mean) / spread)
+      found = _peers()[name](problem, (values - mean) / spread, threads)
   except ImportError as error:
     raise InputError(
       f"peer {name!r} needs {error.name}: pip install -e '.[dev]'"
@@ -110,7 +113,7 @@ def predict(
   return scale.back(found)
 
 
-def _peers() -> dict[str, Callable[[Problem, np.ndarray], np.ndarray]]:
+def _peers() -> dict[str, Callable[..., np.ndarray]]:
   """The function of every name."""
   functions = (_ridge, _xgboost, _token_counts, _mlp, _process, _cost_line,
                _cost_trees, _size_trees)  # fmt: skip
@@ -137,16 +140,26 @@ def _tfidf(problem: Problem):
   return train, vectorizer.transform(problem.test_texts)
 
 
-def _ridge(problem: Problem, values: np.ndarray) -> np.ndarray:
-  from sklearn.linear_model import RidgeCV
+def _ridge(
+  problem: Problem, values: np.ndarray, threads: int | None
+) -> np.ndarray:
+  from sklearn.linear_model import Ridge
+  from sklearn.model_selection import GridSearchCV
 
   train, test = _tfidf(problem)
   folds = min(5, len(values))
   alphas = np.logspace(-3, 3, 13)
   if folds < 2:
     return np.zeros(test.shape[0])
-  model = RidgeCV(alphas=alphas, cv=folds).fit(train, values)
-  return model.predict(test)
+  search = GridSearchCV(
+    Ridge(), {"alpha": alphas}, cv=folds, n_jobs=_workers(values, threads)
+  )
+  return search.fit(train, values).predict(test)
+
+
+def _workers(values: np.ndarray, threads: int | None) -> int:
+  """One where rows are few: starting others takes longer than they save."""
+  return 1 if len(values) < _MANY else threads or -1
 
 
 def _dense(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -160,11 +173,15 @@ def _dense(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
   return svd.fit_transform(train), svd.transform(test)
 
 
-def _xgboost(problem: Problem, values: np.ndarray) -> np.ndarray:
-  return _boosted(problem, values, *_dense(problem))
+def _xgboost(
+  problem: Problem, values: np.ndarray, threads: int | None
+) -> np.ndarray:
+  return _boosted(problem, values, threads, *_dense(problem))
 
 
-def _token_counts(problem: Problem, values: np.ndarray) -> np.ndarray:
+def _token_counts(
+  problem: Problem, values: np.ndarray, threads: int | None
+) -> np.ndarray:
   """How often each word, whole number and sign stands in the text."""
   from sklearn.feature_extraction.text import CountVectorizer
 
@@ -176,10 +193,12 @@ def _token_counts(problem: Problem, values: np.ndarray) -> np.ndarray:
   )
   train = vectorizer.fit_transform(problem.train_texts)
   test = vectorizer.transform(problem.test_texts)
-  return _boosted(problem, values, train, test)
+  return _boosted(problem, values, threads, train, test)
 
 
-def _cost_line(problem: Problem, values: np.ndarray) -> np.ndarray:
+def _cost_line(
+  problem: Problem, values: np.ndarray, threads: int | None
+) -> np.ndarray:
   """A line through the logarithms of the counts: powers, as a roofline has."""
   from sklearn.linear_model import LinearRegression
 
@@ -187,15 +206,25 @@ def _cost_line(problem: Problem, values: np.ndarray) -> np.ndarray:
   return LinearRegression().fit(train, values).predict(test)
 
 
-def _cost_trees(problem: Problem, values: np.ndarray) -> np.ndarray:
-  return _boosted(problem, values, problem.train_costs, problem.test_costs)
+def _cost_trees(
+  problem: Problem, values: np.ndarray, threads: int | None
+) -> np.ndarray:
+  return _boosted(
+    problem, values, threads, problem.train_costs, problem.test_costs
+  )
 
 
-def _size_trees(problem: Problem, values: np.ndarray) -> np.ndarray:
-  return _boosted(problem, values, problem.train_sizes, problem.test_sizes)
+def _size_trees(
+  problem: Problem, values: np.ndarray, threads: int | None
+) -> np.ndarray:
+  return _boosted(
+    problem, values, threads, problem.train_sizes, problem.test_sizes
+  )
 
 
-def _boosted(problem: Problem, values: np.ndarray, train, test) -> np.ndarray:
+def _boosted(
+  problem: Problem, values: np.ndarray, threads: int | None, train, test
+) -> np.ndarray:
   import xgboost
 
   model = xgboost.XGBRegressor(
@@ -206,13 +235,14 @@ def _boosted(problem: Problem, values: np.ndarray, train, test) -> np.ndarray:
     colsample_bytree=0.8,
     min_child_weight=1,
     random_state=problem.seed,
-    # Threads cost more than they save on few rows.
-    n_jobs=1 if len(values) < 5000 else None,
+    n_jobs=_workers(values, threads),
   )
   return model.fit(train, values).predict(test)
 
 
-def _process(problem: Problem, values: np.ndarray) -> np.ndarray:
+def _process(
+  problem: Problem, values: np.ndarray, threads: int | None
+) -> np.ndarray:
   """Of ranks, by the roots of counts; kernel and noise by their likelihood."""
   from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
@@ -246,7 +276,9 @@ def _without_gaps(
   return fill(train), fill(test)
 
 
-def _mlp(problem: Problem, values: np.ndarray) -> np.ndarray:
+def _mlp(
+  problem: Problem, values: np.ndarray, threads: int | None
+) -> np.ndarray:
   from sklearn.exceptions import ConvergenceWarning
   from sklearn.neural_network import MLPRegressor
   from sklearn.preprocessing import StandardScaler

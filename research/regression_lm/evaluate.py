@@ -1,7 +1,10 @@
 """A model and its peers on one test part: rows of a result file."""
 
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +61,7 @@ def answers_of_peers(
   *,
   seed: int = 0,
   kept: pathlib.Path | None = None,
+  processes: int = 1,
   say: Say = lambda line: None,
 ) -> dict[tuple[str, str], np.ndarray]:
   """Trains peers: (target, peer) -> predictions of the test rows with a truth.
@@ -71,6 +75,7 @@ def answers_of_peers(
       `peers.SIZE_NAMES`, which need a table with sizes.
     seed: of the peers.
     kept: folder of answers; those of the same problem are read, others written.
+    processes: that share peers, targets and cores among them.
     say: told of a peer that failed; the others stay.
 
   Raises:
@@ -83,7 +88,7 @@ def answers_of_peers(
     np.array(list(by_name.values())).reshape(-1, len(table)).T
   )
   costs, sizes = counts(table.costs), counts(table.sizes)
-  found = {}
+  jobs = {}
   for place, target in enumerate(table.targets):
     column = table.values[:, place]
     train = known[np.isfinite(column[known])]
@@ -107,22 +112,46 @@ def answers_of_peers(
         continue
       if not table.sizes and name in peers.SIZE_NAMES:
         continue
-      try:
-        found[target, name] = _kept_answers(kept, target, name, problem)
-      except peers.PeerError as error:
-        say(f"{name} has no answer for {target}: {error}")
+      jobs[target, name] = problem
+  return _answered(jobs, kept, processes, say)
+
+
+def _answered(jobs, kept, processes, say) -> dict[tuple[str, str], np.ndarray]:
+  found = {}
+
+  def take(key, answer):
+    try:
+      found[key] = answer()
+    except peers.PeerError as error:
+      say(f"{key[1]} has no answer for {key[0]}: {error}")
+
+  if processes == 1:
+    for key, problem in jobs.items():
+      take(key, lambda: _kept_answers(kept, *key, problem))  # noqa: B023
+    return found
+  threads = max((os.cpu_count() or 1) // processes, 1)
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(processes, spawn) as pool:
+    futures = {
+      key: pool.submit(_kept_answers, kept, *key, problem, threads)
+      for key, problem in jobs.items()
+    }
+    for key, future in futures.items():
+      take(key, future.result)
   return found
 
 
 def _kept_answers(
-  kept: pathlib.Path | None, target: str, name: str, problem: peers.Problem
-) -> np.ndarray:
+  kept: pathlib.Path | None, target: str, name: str, problem: peers.Problem,
+  threads: int | None = None,
+) -> np.ndarray:  # fmt: skip
+  predict = lambda: peers.predict(name, problem, threads=threads)
   if kept is None:
-    return peers.predict(name, problem)
+    return predict()
   # A folder may keep the answers to several problems.
   words = f"{name} {target} {files.digest(problem)[:16]}"
   path = kept / f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}.npz"
-  make = lambda: {"answers": peers.predict(name, problem)}
+  make = lambda: {"answers": predict()}
   return files.kept(path, [name, problem], make)["answers"]
 
 

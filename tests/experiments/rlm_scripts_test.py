@@ -87,7 +87,8 @@ def test_evaluation_stands_beside_its_peers(home, trained):
   # The same with peers that were trained beforehand, and answers to analyse.
   kept = [f"--peers_dir={home / 'peers'}", f"--path={DATA}"]
   code, out, err = scripts.run(
-    "eval_rlm", "--model=none", "--limit=40", *kept, *split_of(rows),
+    "eval_rlm", "--model=none", "--limit=40", "--processes=2", *kept,
+    *split_of(rows),
   )  # fmt: skip
   assert code == 0 and "6 answers of peers" in out, err
   answers = home / "answers.jsonl"

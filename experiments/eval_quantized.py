@@ -7,10 +7,14 @@
 For each recipe: bytes of weights; perplexity of the held-out text, scored as a
 whole and decoded token by token with the state that the recipe keeps, with
 intervals paired with the float model's; KL from the float model along texts
-that it draws; repetition of texts that the quantized model draws. --plant makes
-channels large first, the function of the float model unchanged. A few minutes
-for 60 million parameters on one H200; for a tiny model on two CPU cores, too,
-with fewer --rows and --tokens.
+that it draws; repetition of texts that the quantized model draws; --tasks.
+--model=A,B compares models that differ in their training seed: rows of each,
+and of their mean. --plant makes channels large first, the function of the float
+model unchanged. With --workdir a run that was stopped goes on with the recipes
+that are not done. On a GPU that several --workers share, set
+XLA_PYTHON_CLIENT_PREALLOCATE=false. A few minutes for 60 million parameters on
+one H200; for a tiny model on two CPU cores, too, with fewer --rows and
+--tokens.
 """
 
 import time
@@ -21,8 +25,10 @@ import cli
 from models.errors import InputError
 from research.quantization.recipes import LLAMA_CPP, RECIPES
 
-_MODEL = flags.DEFINE_string(
-  "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
+_MODEL = flags.DEFINE_list(
+  "model",
+  ["tiny"],
+  "tiny, smollm2, checkpoints' paths or hub ids",
 )
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
 _NAME = flags.DEFINE_string("name", None, "of the model in tables")
@@ -39,7 +45,11 @@ _TOKENS = cli.integer("tokens", 1024, "tokens of a row", 32)
 _AT = flags.DEFINE_list(
   "at", [16, 256, 1024], "tokens of drawn texts at which KL is told"
 )
-_WORKERS = cli.integer("workers", 4, "recipes at a time", 1, 64)
+_TASKS = flags.DEFINE_list("tasks", [], "such as lambada,arc_easy,piqa")
+_DATA = flags.DEFINE_string("data", None, "folder with the files of the tasks")
+_WORKERS = cli.integer(
+  "workers", 1, "recipes at a time, in processes; 1 takes no other", 1, 64
+)
 _PLANT = cli.number("plant", 0, "factor of planted outliers; 0 plants none", 0)
 _SEED = cli.integer("seed", 0, "of draws and planted channels", 0)
 _PRECISION = cli.choice(
@@ -49,12 +59,12 @@ _PRECISION = cli.choice(
   ("highest", "tensorfloat32", "default"),
 )
 _PLOT = flags.DEFINE_string("plot", None, "PNG to write")
+_WORKDIR = flags.DEFINE_string("workdir", None, "keep finished recipes here")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
-# Channels behind every norm that --plant makes large.
-_PLANTED = 4
-
-
 _ALL = (*RECIPES, *LLAMA_CPP)
+_DECIDING = (_MODEL, _TOKENIZER, _NAME, _CALIBRATION, _CALIBRATED, _LENGTH)
+_DECIDING += (_TEXT, _SCORED, _ROWS, _TOKENS, _AT, _TASKS, _PLANT, _SEED)
+_DECIDING += (_PRECISION,)
 
 
 def _check() -> list[int]:
@@ -75,53 +85,61 @@ def main(_) -> None:
 
   from models.convert import load
   from models.text import load_text
-  from research.evaluation.judging import Text
-  from research.quantization import (
-    calibration,
-    comparison,
-    picture,
-    smoothing,
-  )
+  from research.evaluation import judging, tasks
+  from research.quantization import calibration, comparison, measures, picture
   from research.results import quantization, recording
   from research.text.tokenizing import of_checkpoint
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
-  text = Text(
+  text = judging.Text(
     data=_TEXT.value,
     text=load_text(_TEXT.value),
     window=_LENGTH.value,
     max_windows=_SCORED.value,
   )
-  checkpoint = load(_MODEL.value)
-  tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
-  config, params = checkpoint.config, checkpoint.params
-  if _PLANT.value:
-    params = smoothing.plant_outliers(
-      config, params, factor=_PLANT.value, count=_PLANTED, seed=_SEED.value
-    )
+  asked = [tasks.load_task(name, _DATA.value) for name in _TASKS.value]
+  checkpoint = load(_MODEL.value[0])
   batches = calibration.batches_of(
     load_text(_CALIBRATION.value),
-    tokenizer,
+    of_checkpoint(checkpoint, _TOKENIZER.value),
     windows=_CALIBRATED.value,
     length=_LENGTH.value,
   )
-  plan = comparison.Plan(
+  plan = measures.Plan(
     text=text,
     batches=batches,
+    tasks=tuple(asked),
     rows=_ROWS.value,
     tokens=_TOKENS.value,
     at=tuple(at),
     seed=_SEED.value,
   )
-  record = recording.Record(_RESULT.value, began)
-  name = _NAME.value or checkpoint.name
-  model = config, params
-  found = comparison.Comparison(name, model, tokenizer, plan, record.say)
-  names = _RECIPES.value or comparison.names_for(config)
-  rows = record.rows(found.rows(names, _WORKERS.value))
-  print(quantization.table(rows), end="")
+  names = _RECIPES.value or comparison.names_for(checkpoint.config)
+  setup = comparison.Setup(
+    name=_NAME.value or checkpoint.name,
+    models=tuple(_MODEL.value),
+    tokenizer=_TOKENIZER.value,
+    plan=plan,
+    plant=_PLANT.value,
+    seed=_SEED.value,
+    precision=_PRECISION.value,
+    flags={flag.name: flag.value for flag in _DECIDING},
+  )
+  record, found = recording.Record(_RESULT.value, began), {}
+  for name, rows, line in comparison.compare(
+    setup, names, _WORKERS.value, _WORKDIR.value
+  ):
+    record.say(line)
+    found[name] = rows
+    # In the order of the names, whichever was done first.
+    order = [one for one in (comparison.FLOAT, *names) if one in found]
+    done = [row for one in order for row in found[one]]
+    record.keep(done, complete=len(order) == len(names) + 1)
+  print(quantization.table(done), end="")
+  if asked:
+    print(quantization.tasks(done), end="")
   if _PLOT.value:
-    picture.plot(_PLOT.value, rows, "Recipes by bytes and perplexity")
+    picture.plot(_PLOT.value, done, "Recipes by bytes and perplexity")
     print(f"plot: {_PLOT.value}")
 
 

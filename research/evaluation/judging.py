@@ -14,7 +14,7 @@ from research.core import files, metrics
 from research.decoding.text import Generator, TextOptions, generate_all
 from research.evaluation import tasks
 from research.evaluation.estimates import Estimate, estimate
-from research.evaluation.scoring import Score, Scorer, windows
+from research.evaluation.scoring import Row, Score, Scorer, windows
 from research.evaluation.tasks import Task
 
 Advance = Callable[[int], None]
@@ -136,12 +136,38 @@ def judge_task(
   """
   if task.kind == tasks.GENERATION:
     return _judge_generation(generator, task, scorer, advance(len(task.items)))
-  pairs = [
-    (item.context, choice) for item in task.items for choice in item.choices
+  rows = encode_task(scorer, task)
+  values = by_likelihood(task, scorer.score(rows, advance(len(rows))))
+  found = [estimate(name, value) for name, value in values.items()]
+  if task.kind == tasks.CLOZE:
+    acc, nll = values.values()
+    found = [
+      estimate("acc", acc),
+      estimate(PERPLEXITY, nll, None, math.exp, lambda value: value),
+    ]
+  return found, values
+
+
+def encode_task(scorer: Scorer, task: Task) -> list[Row]:
+  """What is scored of a task by likelihood: each choice of each item."""
+  return [
+    scorer.encode_pair(item.context, choice)
+    for item in task.items
+    for choice in item.choices
   ]
-  rows = [scorer.encode_pair(*pair) for pair in pairs]
-  scores = iter(scorer.score(rows, advance(len(rows))))
-  by_item = [[next(scores) for _ in item.choices] for item in task.items]
+
+
+def by_likelihood(
+  task: Task, scores: Sequence[Score]
+) -> dict[str, list[float]]:
+  """Values of every item, by metric.
+
+  Args:
+    task: a choice or a cloze.
+    scores: of the rows of `encode_task`.
+  """
+  rest = iter(scores)
+  by_item = [[next(rest) for _ in item.choices] for item in task.items]
   if task.kind == tasks.CLOZE:
     return _judge_cloze(by_item)
   return _judge_choice(task, by_item)
@@ -168,22 +194,16 @@ def _judge_generation(
   return found, {**values, "text": texts}
 
 
-def _judge_cloze(
-  by_item: Sequence[Sequence[Score]],
-) -> tuple[list[Estimate], dict[str, Any]]:
-  values = {
+def _judge_cloze(by_item: Sequence[Sequence[Score]]) -> dict[str, list[float]]:
+  return {
     "acc": [float(score.greedy.all()) for (score,) in by_item],
     "nll": [-score.total for (score,) in by_item],
   }
-  return [
-    estimate("acc", values["acc"]),
-    estimate(PERPLEXITY, values["nll"], None, math.exp, lambda value: value),
-  ], values
 
 
 def _judge_choice(
   task: Task, by_item: Sequence[Sequence[Score]]
-) -> tuple[list[Estimate], dict[str, Any]]:
+) -> dict[str, list[float]]:
   values: dict[str, list[float]] = {"acc": [], "acc_norm": []}
   for item, scores in zip(task.items, by_item, strict=True):
     totals = np.asarray([score.total for score in scores])
@@ -192,7 +212,7 @@ def _judge_choice(
     normed = totals / np.maximum(sizes, 1)
     values["acc"].append(float(totals.argmax() == item.answer))
     values["acc_norm"].append(float(normed.argmax() == item.answer))
-  return [estimate(name, value) for name, value in values.items()], values
+  return values
 
 
 def kept(

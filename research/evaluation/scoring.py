@@ -138,7 +138,11 @@ class Scorer:
     return rolling(tokens, size=self.max_length, prefix=start)
 
   def score(
-    self, rows: Sequence[Row], advance: Callable[[int], None] | None = None
+    self,
+    rows: Sequence[Row],
+    advance: Callable[[int], None] | None = None,
+    *,
+    most_sizes: int | None = None,
   ) -> list[Score]:
     """Scores rows in batches of like length.
 
@@ -147,6 +151,8 @@ class Scorer:
     Args:
       rows: of any lengths up to `max_length` + 1.
       advance: told how many more rows are done.
+      most_sizes: lengths that rows are filled up to, each of which is compiled
+        once; None for as many as there are.
 
     Returns:
       One score a row, in their order.
@@ -160,8 +166,9 @@ class Scorer:
     shared = list(inputs.values())
     lengths = [max(1, len(rows[same[0]].tokens) - 1) for same in shared]
     found: list[Score] = [Score(np.zeros(0), np.zeros(0, bool))] * len(rows)
+    sizes = most_sizes and buckets.few_sizes(lengths, most_sizes)
     for size, count, batches in buckets.batches(
-      lengths, self.batch_tokens, self.max_length
+      lengths, self.batch_tokens, self.max_length, sizes
     ):
       batches = [[shared[i] for i in batch] for batch in batches]
       queries = max(_num_scored(rows, batch) for batch in batches)

@@ -1,53 +1,70 @@
 """Recipes beside each other: quality against bytes of weights.
 
 Every recipe is judged by the same held-out text, once as a whole and once
-decoded token by token with the state that the recipe keeps, and along texts
-that the float model draws. Intervals are paired with the float model.
+decoded token by token with the state that the recipe keeps, along texts that
+the float model draws, and by tasks. Intervals are paired with the float model.
+Models of several training seeds are quantized one after the other in the same
+process, since they run the same programs, and their mean is told beside each.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
+import functools
+import json
+import multiprocessing
+import pathlib
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
+import jax
 import numpy as np
 
 from models import language_model
+from models.convert import load
 from models.errors import InputError
-from models.tokenizer import Tokenizer
-from research.core import intervals
-from research.cost import sizes
-from research.evaluation import judging, scoring
-from research.quantization import apply, llama_cpp, quality
+from research.core import files, metrics
+from research.core import workdir as workdir_lib
+from research.cost import sizes as cost
+from research.quantization import apply, llama_cpp, quality, smoothing
+from research.quantization.measures import Judge, Plan, Sample, Seen, mean_of
 from research.quantization.recipes import LLAMA_CPP, RECIPES
+from research.text.tokenizing import of_checkpoint
 
 FLOAT = "float"
+# Channels behind every norm that are planted.
+_PLANTED = 4
+_SETUP = "setup.pickle"
+# Characters by which tokenizers are compared.
+_PROBE = 20_000
+Rows = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """What every recipe is judged by.
+class Setup:
+  """A comparison, as every process is given it.
 
   Attributes:
-    text: held out, scored in windows.
-    batches: (N, B, T) tokens of the text to calibrate on.
-    rows: that are decoded together, spread over the held-out text.
-    tokens: of each.
-    at: positions of drawn texts at which KL is told.
-    prompt: tokens of the held-out text in front of them.
-    seed: of draws.
-    batch_tokens: that one call reads when windows are scored.
+    name: of the models, in tables.
+    models: what `convert.load` takes, one a training seed.
+    tokenizer: as `of_checkpoint` takes it.
+    plan: what to judge by.
+    plant: factor of planted outliers; 0 plants none.
+    seed: of the channels.
+    precision: of float32 matrix products.
+    flags: all that decides the numbers, as JSON values.
   """
 
-  text: judging.Text
-  batches: np.ndarray
-  rows: int = 16
-  tokens: int = 1024
-  at: tuple[int, ...] = (16, 256, 1024)
-  prompt: int = 16
-  seed: int = 0
-  batch_tokens: int = 16384
+  name: str
+  models: tuple[str, ...]
+  tokenizer: str | None
+  plan: Plan
+  plant: float
+  seed: int
+  precision: str
+  flags: Mapping[str, Any]
 
 
 def names_for(config: language_model.Config) -> list[str]:
@@ -57,143 +74,204 @@ def names_for(config: language_model.Config) -> list[str]:
   return [*names, *LLAMA_CPP]
 
 
-class Comparison:
-  """The float model, and what it says of the plan's texts.
+def compare(
+  setup: Setup,
+  names: Sequence[str],
+  workers: int,
+  workdir: str | None = None,
+) -> Iterator[tuple[str, Rows, str]]:
+  """Judges the float models, and then every recipe.
 
   Args:
-    name: of the model.
-    model: config and parameters, arrays.
-    tokenizer: of the model.
-    plan: what to judge by.
-    say: told about a line now and then.
+    setup: of the comparison.
+    names: of recipes, and of `LLAMA_CPP`.
+    workers: recipes at a time, each in a process of its own; 1 stays in this
+      one. Most of the time goes to compiling.
+    workdir: folder of what is done, which is read from there when the same
+      comparison is asked for again; None keeps nothing.
+
+  Yields:
+    As they are done: the name, rows of a result file, and a line about them.
+  """
+  if workdir is None:
+    with tempfile.TemporaryDirectory() as folder:
+      yield from compare(setup, names, workers, folder)
+    return
+  folder = pathlib.Path(workdir)
+  workdir_lib.claim(folder, setup.flags)
+  # A search takes longest, and so begins first.
+  names = [FLOAT, *sorted(names, key=lambda name: not _searches(name))]
+  if workers == 1:
+    own = Comparison(setup, folder)
+    yield from map(own.part, names)
+    return
+  files.write_bytes(folder / _SETUP, pickle.dumps(setup))
+  spawn = multiprocessing.get_context("spawn")
+  with futures.ProcessPoolExecutor(workers, spawn) as pool:
+    # Without what the float models say nothing can be compared.
+    numbers = range(len(setup.models))
+    for job in [pool.submit(_look, folder, number) for number in numbers]:
+      job.result()
+    jobs = [pool.submit(_part, folder, name) for name in names]
+    try:
+      for job in futures.as_completed(jobs):
+        yield job.result()
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+def _searches(name: str) -> bool:
+  return name in RECIPES and bool(RECIPES[name].float_share)
+
+
+# A process keeps its models, and what it compiled for them, from job to job.
+@functools.cache
+def _opened(folder: pathlib.Path) -> "Comparison":
+  return Comparison(pickle.loads((folder / _SETUP).read_bytes()), folder)
+
+
+def _look(folder: pathlib.Path, number: int) -> None:
+  _opened(folder).first(number)
+
+
+def _part(folder: pathlib.Path, name: str) -> tuple[str, Rows, str]:
+  return _opened(folder).part(name)
+
+
+class Comparison:
+  """Float models, and what is found of recipes for them.
+
+  Args:
+    setup: of the comparison.
+    folder: where what is done is kept.
+
+  Raises:
+    InputError: the models differ in more than their numbers, or the held-out
+      text is too short.
   """
 
-  def __init__(
-    self,
-    name: str,
-    model: quality.Model,
-    tokenizer: Tokenizer,
-    plan: Plan,
-    say: Callable[[str], None],
-  ):
-    self._name, self._model, self._plan = name, model, plan
-    self._tokenizer, self._say = tokenizer, say
-    self._bytes = sizes.weight_bytes(*model)
-    self._held_out = self._decoded_rows()
-    self._drawn = self._draw(model)
-    self._windows = self._judge(model)
+  def __init__(self, setup: Setup, folder: pathlib.Path):
+    jax.config.update("jax_default_matmul_precision", setup.precision)
+    self._setup, self._folder = setup, folder
+    probe, opened = setup.plan.text.text[:_PROBE], []
+    self._models: list[quality.Model] = []
+    for model in setup.models:
+      checkpoint = load(model)
+      config, params = checkpoint.config, checkpoint.params
+      tokenizer = of_checkpoint(checkpoint, setup.tokenizer)
+      opened.append((config, tuple(tokenizer.encode(probe))))
+      if opened[-1] != opened[0]:
+        raise InputError(
+          f"--model={model}: has other sizes or another tokenizer than"
+          f" {setup.models[0]}: models of one comparison differ in their seeds"
+        )
+      if setup.plant:
+        params = smoothing.plant_outliers(
+          config,
+          params,
+          factor=setup.plant,
+          count=_PLANTED,
+          seed=setup.seed,
+        )
+      self._models.append((config, params))
+    self._judge = Judge(tokenizer, setup.plan)
 
-  def rows(self, names: list[str], workers: int) -> Iterator[dict[str, Any]]:
-    """Rows of a result file: the float model's, and each recipe's in turn.
+  def part(self, name: str) -> tuple[str, Rows, str]:
+    """The name, rows of a recipe for all models, and a line about them."""
+    path = self._folder / f"{name}.json"
+    if path.exists():
+      try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+      except ValueError as error:
+        raise InputError(
+          f"{path}: is damaged: remove it, and the recipe runs again"
+        ) from error
+      return name, rows, f"{name}: done before"
+    rows, line = self._part(name)
+    files.write_json(path, metrics.to_json_value(rows))
+    return name, rows, line
 
-    Args:
-      names: of recipes, and of `LLAMA_CPP`.
-      workers: recipes at a time, each in a thread with a model of its own: most
-        of the time goes to compiling.
-    """
-    yield from self._rows(FLOAT, FLOAT, "no rounding", self._model, self._bytes)
-    with futures.ThreadPoolExecutor(workers) as pool:
-      for rows in pool.map(self._recipe, names):
-        yield from rows
+  def first(self, number: int) -> Seen:
+    """What is seen of a float model."""
+    path = self._folder / f"float_{number}.npz"
+    owner = {**self._setup.flags, "number": number}
+    look = lambda: self._judge.look(self._models[number], None).arrays()
+    return Seen.of(files.kept(path, owner, look))
 
-  def _recipe(self, name: str) -> list[dict[str, Any]]:
-    config, params = self._model
+  def _part(self, name: str) -> tuple[Rows, str]:
+    sizes, samples = [], []
+    seconds = {"quantize": 0.0, "judge": 0.0}
+    for number, model in enumerate(self._models):
+      began, first = time.perf_counter(), self.first(number)
+      seen, model, size = first, *self._quantized(name, model)
+      made = time.perf_counter()
+      if name != FLOAT:
+        seen = self._judge.look(model, first.drawn)
+      samples.append(self._judge.compare(seen, first))
+      sizes.append(size)
+      seconds["quantize"] += made - began
+      seconds["judge"] += time.perf_counter() - made
+    rows = self._rows(name, sizes, samples)
+    value = {row["metric"]: row["value"] for row in rows}
+    line = (
+      f"{name}: {rows[0]['bytes'] / 1e6:,.1f} MB, perplexity"
+      f" {value['perplexity']:.3f}, decoding x {value['decoding_ratio']:.4f};"
+      f" quantized in {seconds['quantize']:.0f} s, judged in"
+      f" {seconds['judge']:.0f} s"
+    )
+    return rows, line
+
+  def _quantized(self, name: str, model: quality.Model):
+    """A model by a recipe, and its bytes."""
+    config, params = model
+    if name == FLOAT:
+      return model, cost.weight_bytes(config, params)
     if name in LLAMA_CPP:
       params, size = llama_cpp.round_trip(config, params, name)
-      idea, text = "llama.cpp", "weights as llama.cpp keeps them"
-    else:
-      recipe = RECIPES[name]
-      batches = self._plan.batches if recipe.is_static else None
-      config, params = apply.quantize(config, params, recipe, batches)
-      idea, text = recipe.method, recipe.text
-      size = sizes.weight_bytes(config, params)
-    return list(self._rows(name, idea, text, (config, params), size))
+      return (config, params), size
+    recipe = RECIPES[name]
+    batches = self._setup.plan.batches if recipe.is_static else None
+    config, params = apply.quantize(config, params, recipe, batches)
+    return (config, params), cost.weight_bytes(config, params)
 
-  def _rows(self, method, idea, text, model, size) -> Iterator[dict[str, Any]]:
-    common = {
-      "system": self._model[0].family,
-      "model": self._name,
-      "data": self._plan.text.data,
-      "method": method,
-      "idea": idea,
-      "what": text,
-      "budget": size / self._bytes,
-      "bytes": size,
-      "seeds": 1,
-    }
-    found = self._measures(method, model)
-    for metric, (value, low, high) in found.items():
-      row = {"metric": metric, "value": value, "low": low, "high": high}
-      yield common | row
-    ratio = found["decoding_ratio"].value
-    self._say(
-      f"{method}: {size / 1e6:,.1f} MB, perplexity"
-      f" {found['perplexity'].value:.3f}, decoding x {ratio:.4f}"
-    )
-
-  def _measures(self, method, model) -> dict[str, intervals.Interval]:
-    windows = self._windows if method == FLOAT else self._judge(model)
-    tokens = np.asarray(windows["tokens"], np.float64)
-    nll, before = np.asarray(windows["nll"]), np.asarray(self._windows["nll"])
-    exp = lambda found: intervals.Interval(*map(math.exp, found))
-    both = np.concatenate([self._held_out, self._drawn])
-    both = quality.along(self._model, model, both)
-    rows = len(self._held_out)
-    along = {name: values[:rows] for name, values in both.items()}
-    drawn = {name: values[rows:] for name, values in both.items()}
-    change = along["second"] - along["first"]
-    found = {
-      "perplexity": exp(intervals.ratio(nll, tokens)),
-      "ratio": exp(intervals.paired_mean((nll - before) / tokens, tokens)),
-      "decoding_perplexity": exp(
-        intervals.paired_mean(along["second"].mean(axis=1))
-      ),
-      "decoding_ratio": exp(intervals.paired_mean(change.mean(axis=1))),
-    }
-    for token in self._plan.at:
-      kl = quality.near(drawn, self._plan.prompt + token - 1)
-      found[f"kl_{token}"] = intervals.paired_mean(kl)
-    own = quality.repetition(self._draw(model))
-    found["repetition"] = intervals.paired_mean(own)
+  def _rows(
+    self, name: str, sizes: list[int], samples: list[dict[str, Sample]]
+  ) -> Rows:
+    """Rows of each model where there are several, and those of their mean."""
+    whole = cost.weight_bytes(*self._models[0])
+    count = len(samples)
+    groups = [({"seeds": count}, samples, sizes)]
+    if count > 1:
+      groups = [
+        ({"seed": number, "seeds": 1}, [samples[number]], [sizes[number]])
+        for number in range(count)
+      ] + groups
+    idea, what = _described(name)
+    found = []
+    for more, some, own in groups:
+      size = round(float(np.mean(own)))
+      common = {
+        "system": self._models[0][0].family,
+        "model": self._setup.name,
+        "data": self._setup.plan.text.data,
+        "method": name,
+        "idea": idea,
+        "what": what,
+        "budget": size / whole,
+        "bytes": size,
+        **more,
+      }
+      for metric in some[0]:
+        sample = mean_of([one[metric] for one in some])
+        interval = sample.interval()._asdict()
+        found.append({**common, "metric": metric, **interval})
     return found
 
-  def _draw(self, model) -> np.ndarray:
-    """What a model goes on with behind the beginnings of the rows."""
-    prompts = self._held_out[:, : self._plan.prompt]
-    count = self._held_out.shape[1] - self._plan.prompt
-    return quality.continuation(
-      model, prompts, tokens=count, seed=self._plan.seed
-    )
 
-  def _judge(self, model) -> dict[str, Any]:
-    """Negative log-likelihood and tokens of each window."""
-    config, params = model
-    scorer = scoring.Scorer(
-      config,
-      params,
-      self._tokenizer,
-      max_length=self._plan.text.window,
-      batch_tokens=self._plan.batch_tokens,
-    )
-    silent = lambda _: lambda _: None
-    return judging.judge_text(scorer, self._plan.text, advance=silent)[1]
-
-  def _decoded_rows(self) -> np.ndarray:
-    """Rows of the held-out text, spread evenly over it.
-
-    As long as the drawn ones, so that one program does for both.
-    """
-    plan, tokenizer = self._plan, self._tokenizer
-    tokens = tokenizer.encode(plan.text.text)
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    size = max(plan.tokens + 1, plan.prompt + max(plan.at))
-    body = size - len(begin)
-    fit = len(tokens) // body
-    if fit < plan.rows:
-      raise InputError(
-        f"the held-out text has {len(tokens):,} tokens, and {plan.rows} rows of"
-        f" {plan.tokens:,} are decoded: give a longer one"
-      )
-    starts = [i * fit // plan.rows * body for i in range(plan.rows)]
-    rows = [[*begin, *tokens[start : start + body]] for start in starts]
-    return np.asarray(rows, np.int32)
+def _described(name: str) -> tuple[str, str]:
+  """Whose idea it is, and what it is."""
+  if name == FLOAT:
+    return FLOAT, "no rounding"
+  if name in LLAMA_CPP:
+    return "llama.cpp", "weights as llama.cpp keeps them"
+  return RECIPES[name].method, RECIPES[name].text

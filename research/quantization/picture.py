@@ -14,7 +14,11 @@ def plot(
   path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]], title: str
 ) -> None:
   """Draws what decoding loses, as paired ratios, against bytes of weights."""
-  points = [row for row in rows if row["metric"] == "decoding_ratio"]
+  points = [
+    row
+    for row in rows
+    if row["metric"] == "decoding_ratio" and "seed" not in row
+  ]
   groups: dict[str, list] = {}
   for row in points:
     groups.setdefault(row["idea"], []).append(row)
@@ -34,7 +38,8 @@ def plot(
     "weights (MB)",
     "perplexity, times that of the float model (less is better)",
     title,
-    subtitle=f"{points[0]['model']} on {points[0]['data']}, decoded token by"
-    " token with the recipe's state; paired 95% intervals",
+    subtitle=f"{points[0]['model']} on"
+    f" {pathlib.Path(points[0]['data']).name}, decoded token by token;"
+    " paired 95% intervals",
     log_y=max(values) > 1.5,
   )

@@ -1,13 +1,14 @@
 """What quantizing costs where a model runs for long: token after token.
 
 A pass over a whole text never rounds a recurrent state between tokens; decoding
-does so at every one. Both models read the same tokens, each with a state of its
-own. Shapes by axis letter: B rows, T tokens, V vocabulary.
+does so at every one. One program reads texts and draws others beside them, so
+that a recipe is compiled once for both. Shapes by axis letter: B rows, T
+tokens, V vocabulary, K positions.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,106 +16,123 @@ import numpy as np
 
 from models import errors, language_model
 from models.module import Params
-from research.decoding import loop
-from research.decoding.plain import Plain
-from research.decoding.sampling import Sampling
+from research.decoding.sampling import Sampling, draw
 
 Model = tuple[language_model.Config, Params]
+# Positions over which a divergence at a token is averaged.
+_WIDTH = 8
 
 
-def along(first: Model, second: Model, tokens: np.ndarray) -> dict[str, Any]:
-  """Two models decode the same tokens, one after the other.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+  """What a model says of texts, one token after the other.
+
+  Attributes:
+    tokens: (B, T) int32, those that it drew among them.
+    nll: (B, T - 1) float32, of every token but the first behind those before
+      it, in nats.
+    kept: (K, R, V) float32 log-probabilities of the tokens behind positions
+      that were asked for, of the first R rows.
+  """
+
+  tokens: np.ndarray
+  nll: np.ndarray
+  kept: np.ndarray
+
+
+def read(
+  model: Model,
+  tokens: np.ndarray,
+  *,
+  free: np.ndarray | None = None,
+  prompt: int = 1,
+  seed: int = 0,
+  keep: Sequence[int] = (),
+  rows: int = 0,
+) -> Reading:
+  """Decodes texts, and goes on with some rows by tokens that the model draws.
 
   Args:
-    first: the model that is compared with.
-    second: the other one; of the same vocabulary.
+    model: config and parameters.
     tokens: (B, T) int32.
-
-  Returns:
-    Of every token but the first, behind those before it, (B, T - 1) float32:
-      first: negative log-likelihood in nats,
-      second: the same of the other model,
-      kl: divergence of the second's distribution from the first's.
+    free: (B,) bool, rows that the model goes on with behind their prompts,
+      whatever is in `tokens` there; None for no row.
+    prompt: tokens of a prompt.
+    seed: of the draws, from the model's own distribution.
+    keep: positions whose log-probabilities are kept.
+    rows: R, of which they are kept.
 
   Raises:
-    InputError: the logits of one are not finite.
+    InputError: the logits are not finite.
   """
-  found = _along(first[0], second[0], first[1], second[1], jnp.asarray(tokens))
-  found = jax.device_get(found)
-  if not all(np.isfinite(value).all() for value in found.values()):
-    raise errors.not_finite()
-  return found
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _along(first, second, first_params, second_params, tokens):
-  size = tokens.shape[1]
-  pair = ((first, first_params), (second, second_params))
-  logits, states = zip(*(_begin(*one, tokens[:, :1], size) for one in pair))
-
-  def step(carry, token):
-    logits, states = carry
-    one, other = (jax.nn.log_softmax(scores) for scores in logits)
-    take = lambda p: -jnp.take_along_axis(p, token[:, None], axis=-1)[:, 0]
-    kl = jnp.sum(jnp.exp(one) * (one - other), axis=-1)
-    found = {"first": take(one), "second": take(other), "kl": kl}
-    logits, states = zip(
-      *(_read(*one, token, state) for one, state in zip(pair, states))
+  free = np.zeros(len(tokens), bool) if free is None else free
+  drawn, nll, kept, finite = jax.device_get(
+    _read(
+      *model,
+      jnp.asarray(tokens),
+      jnp.asarray(free),
+      jax.random.key(seed),
+      prompt=prompt,
+      keep=tuple(keep),
+      rows=rows,
     )
-    return (logits, states), found
+  )
+  if not finite:
+    raise errors.not_finite()
+  return Reading(tokens=drawn, nll=nll, kept=kept)
 
-  _, found = jax.lax.scan(step, (logits, states), tokens[:, 1:].T)
-  return jax.tree.map(lambda v: v.T, found)
+
+@functools.partial(
+  jax.jit, static_argnums=0, static_argnames=("prompt", "keep", "rows")
+)
+def _read(config, params, tokens, free, key, *, prompt, keep, rows):
+  count, size = tokens.shape
+  state = language_model.init_state(
+    config,
+    count,
+    cache_size=size,
+    dtype=params["embed"]["table"].dtype,
+    params=params,
+  )
+  # What nobody asked for is written to a place behind the last, and cut off.
+  slots = np.full(size - 1, len(keep), np.int32)
+  slots[list(keep)] = np.arange(len(keep))
+  scores = jnp.zeros((rows, config.vocab_size), jnp.float32)
+  kept = jnp.broadcast_to(scores, (len(keep) + 1, *scores.shape))
+
+  def step(carry, at):
+    token, state, kept, finite = carry
+    given, slot, place = at
+    logits, state = language_model.decode(config, params, token[:, None], state)
+    scores = jax.nn.log_softmax(logits[:, 0, : config.vocab_size])
+    finite &= jnp.isfinite(scores).all()
+    own = draw(jax.random.fold_in(key, place), scores, Sampling())
+    token = jnp.where(free & (place >= prompt), own, given)
+    nll = -jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
+    kept = kept.at[slot].set(scores[:rows])
+    return (token, state, kept, finite), (token, nll)
+
+  start = tokens[:, 0], state, kept, jnp.bool_(True)
+  places = jnp.arange(1, size)
+  (_, _, kept, finite), (rest, nll) = jax.lax.scan(
+    step, start, (tokens[:, 1:].T, jnp.asarray(slots), places)
+  )
+  drawn = jnp.concatenate([tokens[:, :1], rest.T], axis=1)
+  return drawn, nll.T, kept[:-1], finite
 
 
-def continuation(
-  model: Model, prompts: np.ndarray, *, tokens: int, seed: int
-) -> np.ndarray:
-  """Draws from a model's own distribution, whatever token comes.
+@jax.jit
+def divergence(first: jax.Array, second: jax.Array) -> jax.Array:
+  """Kullback-Leibler divergence of the second from the first, in nats.
 
   Args:
-    model: to draw from.
-    prompts: (B, P) int32.
-    tokens: how many.
-    seed: of the draws.
+    first: (..., V) log-probabilities of the model that is compared with.
+    second: (..., V) those of the other.
 
   Returns:
-    (B, P + tokens) int32, the prompts first.
-
-  Raises:
-    InputError: logits are not finite.
+    (...) float32.
   """
-  config, params = model
-  method = Plain(config=config, sampling=Sampling())
-  lengths = jnp.full((len(prompts),), prompts.shape[1], jnp.int32)
-  batch, first = loop.begin(
-    method,
-    params,
-    jnp.asarray(prompts),
-    lengths,
-    jax.random.key(seed),
-    cache_size=prompts.shape[1] + tokens,
-  )
-  _, rest = loop.advance(method, params, batch, steps=tokens - 1)
-  drawn = [np.asarray(found.tokens[..., 0]) for found in (first, rest)]
-  if any((part == loop.BROKEN).any() for part in drawn):
-    raise errors.not_finite()
-  return np.concatenate([prompts, *drawn], axis=1)
-
-
-def _begin(config, params, tokens, cache_size):
-  """Logits (B, V) behind the tokens (B, P), and the state."""
-  lengths = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
-  hidden, state = language_model.prefill(
-    config, params, tokens, lengths, cache_size=cache_size
-  )
-  return language_model.logits(config, params, hidden[:, -1]), state
-
-
-def _read(config, params, token, state):
-  """Logits (B, V) behind one more token (B,), and the state."""
-  logits, state = language_model.decode(config, params, token[:, None], state)
-  return logits[:, 0], state
+  return jnp.sum(jnp.exp(first) * (first - second), axis=-1)
 
 
 def repetition(tokens: np.ndarray, length: int = 4) -> np.ndarray:
@@ -126,7 +144,6 @@ def repetition(tokens: np.ndarray, length: int = 4) -> np.ndarray:
   return np.asarray(shares)
 
 
-def near(values: Mapping[str, Any], token: int, width: int = 8) -> np.ndarray:
-  """Mean KL of each row over the last `width` tokens up to the `token`-th."""
-  kl = np.asarray(values["kl"])
-  return kl[:, max(0, token - width) : token].mean(axis=1)
+def near(token: int) -> range:
+  """The positions whose divergences are averaged: the last up to a token."""
+  return range(max(0, token - _WIDTH), token)

@@ -122,6 +122,15 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     "w8a8_naive": Recipe(
       method="naive", text="8 bits, one scale a tensor", **_NAIVE
     ),
+    "w8a8_columns": Recipe(
+      method="naive", text="8 bits, weights with a scale a column", **_A8
+    ),
+    "w8a8_sorted": Recipe(
+      method="Quamba2",
+      text="8 bits, sorted and clustered, no rotations",
+      **_A8,
+      **_SORTED,
+    ),
     "w8a8_smoothquant": Recipe(
       method="SmoothQuant",
       text="8 bits, outliers moved into weights",
@@ -150,6 +159,15 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
       method="Quamba2",
       text="8 bits, Hadamard rotations, sorted and clustered",
       **_A8,
+      **_ROTATED,
+      **_SORTED,
+    ),
+    "w4a8_nearest": Recipe(
+      method="Quamba2",
+      text="4-bit weights, nearest, else as quamba2_w4a8",
+      **_W4,
+      head="int4",
+      **_INT8,
       **_ROTATED,
       **_SORTED,
     ),

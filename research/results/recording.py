@@ -33,6 +33,11 @@ class Record:
     self._keep(complete=True)
     return self._rows
 
+  def keep(self, rows: Iterable[Mapping[str, Any]], *, complete: bool) -> None:
+    """Keeps rows in the place of those before, as of work in no order."""
+    self._rows = list(rows)
+    self._keep(complete)
+
   def _keep(self, complete: bool) -> None:
     if self._path:
       files.write_result(

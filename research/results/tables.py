@@ -32,6 +32,7 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "errors": predictions.errors,
   "program_metrics": program_metrics.table,
   "quantization": quantization.table,
+  "quantization_tasks": quantization.tasks,
 }
 
 _OPEN = "<!-- table:"

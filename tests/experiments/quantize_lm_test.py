@@ -44,23 +44,30 @@ def test_other_scripts_take_it_as_a_model(quantized):
   assert code == 0 and out.startswith("Once upon"), err
 
 
+JUDGED = (
+  *COMMON, "--text=wikitext2:valid", "--scored_windows=4", "--rows=2",
+  "--tokens=32", "--at=4,16", "--plant=2", "--name=stories",
+  "--recipes=rtn_w8a16,llama_cpp_q8_0",
+)  # fmt: skip
+
+
+def rows_of(path):
+  found = json.loads(path.read_text())
+  assert found["complete"]
+  return found["rows"]
+
+
 def test_recipes_beside_each_other(tmp_path):
   plot, result = tmp_path / "plot.png", tmp_path / "result.json"
-  code, out, err = scripts.run(
-    "eval_quantized", *COMMON, "--text=wikitext2:valid", "--scored_windows=4",
-    "--rows=2", "--tokens=32", "--at=4,16", "--plant=2", "--name=stories",
-    "--workers=2",
-    "--recipes=rtn_w8a16,llama_cpp_q8_0", f"--plot={plot}",
-    f"--result={result}",
-  )  # fmt: skip
+  given = (*JUDGED, f"--workdir={tmp_path / 'run'}", f"--result={result}")
+  code, out, err = scripts.run("eval_quantized", *given, f"--plot={plot}")
   assert code == 0, err
   assert plot.exists() and "| rtn_w8a16 " in out
-  found = json.loads(result.read_text())
-  assert found["complete"]
-  rows = {(row["method"], row["metric"]): row for row in found["rows"]}
-  assert {method for method, _ in rows} == {
+  found = rows_of(result)
+  rows = {(row["method"], row["metric"]): row for row in found}
+  assert list(dict.fromkeys(method for method, _ in rows)) == [
     "float", "rtn_w8a16", "llama_cpp_q8_0"
-  }  # fmt: skip
+  ]  # fmt: skip
   assert rows["float", "ratio"]["value"] == 1
   for method in ("rtn_w8a16", "llama_cpp_q8_0"):
     one = rows[method, "decoding_ratio"]
@@ -69,6 +76,47 @@ def test_recipes_beside_each_other(tmp_path):
     assert 0 <= rows[method, "kl_16"]["value"] < 0.01
     assert one["bytes"] < 0.7 * rows["float", "ratio"]["bytes"]
     assert one["model"] == "stories"
+  # What is done is read; what is not runs again, and comes out the same.
+  (tmp_path / "run" / "llama_cpp_q8_0.json").unlink()
+  code, out, err = scripts.run("eval_quantized", *given)
+  assert code == 0, err
+  assert "rtn_w8a16: done before" in out
+  assert "llama_cpp_q8_0: done before" not in out
+  assert rows_of(result) == found
+  code, _, err = scripts.run("eval_quantized", *given, "--plant=3")
+  assert code == 2 and "--plant is 3" in err
+
+
+def test_seeds_have_rows_of_their_own_and_a_mean_whatever_the_processes(
+  tmp_path,
+):
+  items = [
+    {"text": f"The cat sat on the mat, and the dog on {end}"}
+    for end in ("the mat", "a cat", "the dog", "it all")
+  ]
+  lines = "".join(f"{json.dumps(item)}\n" for item in items)
+  (tmp_path / "lambada_test.jsonl").write_text(lines)
+  result = tmp_path / "result.json"
+  code, out, err = scripts.run(
+    "eval_quantized", *JUDGED, "--model=tiny,tiny", "--recipes=rtn_w4a16",
+    "--workers=2", "--tasks=lambada", f"--data={tmp_path}",
+    f"--result={result}",
+  )  # fmt: skip
+  assert code == 0, err
+  assert "| lambada " in out
+  rows = {
+    (row["method"], row["metric"], row.get("seed")): row
+    for row in rows_of(result)
+  }
+  for metric in ("ratio", "kl_16", "lambada_acc", "lambada_change"):
+    first, second, mean = (
+      rows["rtn_w4a16", metric, seed] for seed in (0, 1, None)
+    )
+    assert (first["seeds"], mean["seeds"]) == (1, 2)
+    # Both models are the same here.
+    assert first["value"] == second["value"]
+    assert mean["value"] == pytest.approx(first["value"])
+    assert mean["bytes"] == first["bytes"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +129,7 @@ def test_recipes_beside_each_other(tmp_path):
     ("quantize_lm", ("--out=x", "--windows=4000"), ("longer text",)),
     ("eval_quantized", ("--recipes=w3a3",), ("w3a3", "quamba2_w8a8")),
     ("eval_quantized", ("--at=0",), ("--at=0",)),
+    ("eval_quantized", ("--tasks=lambada",), ("--data",)),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(script, flags, parts):

@@ -74,6 +74,26 @@ def test_scores_are_those_of_the_definition(scorer, expected):
   assert scores[0].greedy.any()
 
 
+def test_few_lengths_give_the_same_scores(scorer, monkeypatch):
+  rng = np.random.default_rng(1)
+  rows = [
+    Row(rng.integers(3, 512, length).astype(np.int32), length - 1)
+    for length in (2, 9, 20, 40, 49)
+  ]
+  plain, shapes, score = scorer.score(rows), set(), scoring._score
+  monkeypatch.setattr(
+    scoring,
+    "_score",
+    lambda config, params, tokens, *rest: (
+      shapes.add(tokens.shape) or score(config, params, tokens, *rest)
+    ),
+  )
+  few = scorer.score(rows, most_sizes=1)
+  assert {length for _, length in shapes} == {48}
+  for one, other in zip(plain, few, strict=True):
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
 def test_rows_that_differ_in_the_last_token_are_read_once(
   scorer, expected, monkeypatch
 ):

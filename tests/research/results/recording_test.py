@@ -38,6 +38,16 @@ def test_a_run_that_fails_leaves_what_it_found(tmp_path):
   assert json.loads(path.read_text())["complete"] is False
 
 
+def test_rows_of_work_in_no_order_take_the_place_of_those_before(tmp_path):
+  path = tmp_path / "result.json"
+  record = Record(str(path), time.perf_counter())
+  record.keep([{"ms": 2.0}], complete=False)
+  assert json.loads(path.read_text())["complete"] is False
+  record.keep([{"ms": 1.0}, {"ms": 2.0}], complete=True)
+  found = json.loads(path.read_text())
+  assert found["rows"] == [{"ms": 1.0}, {"ms": 2.0}] and found["complete"]
+
+
 def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert Record(None, time.perf_counter()).rows([{"a": 1}]) == [{"a": 1}]

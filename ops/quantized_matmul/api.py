@@ -45,9 +45,10 @@ def quantized_matmul(
       Stacked weights are scanned or vmapped over. A `QWeight` rotates and
       quantizes x, an array, first.
     dtype: Of y; by default x's.
-    implementation: `"mosaic_gpu"` (Hopper; at most 64 rows of x, and 4-bit or
-      8-bit integers in groups of a multiple of 64, whose levels are multiplied
-      in bfloat16), `"xla"`, or None for the latter.
+    implementation: `"mosaic_gpu"` (Hopper; 4-bit or 8-bit integers in groups of
+      a multiple of 64, with up to 64 rows of x multiplied in bfloat16; beyond
+      that also float8, and groups of a multiple of 128 for an x of 8 bits),
+      `"xla"`, or None for the latter.
 
   Returns:
     (..., F). Two QTensors are multiplied in the narrowest of int8 (with int32

@@ -1,8 +1,10 @@
-"""The Mosaic GPU `quantized_matmul` for Hopper: few rows, weights of few bits.
+"""The Mosaic GPU `quantized_matmul` for Hopper: weights of few bits.
 
-Activations that are quantized too come as levels, which bfloat16 holds as well
-as those of the weights. A sum of integers is exact up to 2^24, as a product of
-integers would be, and with few rows such a product would be no faster.
+Here are few rows, where reading the weights takes the time; `mosaic_gpu_wide`
+has many, where the matrix unit does. Activations that are quantized too come as
+levels, which bfloat16 holds as well as those of the weights. A sum of integers
+is exact up to 2^24, as a product of integers would be, and with few rows such a
+product would be no faster.
 """
 
 import dataclasses
@@ -19,9 +21,9 @@ from ops import dispatch, hopper
 from ops.hopper_tiles import TILE, compiler_params, store
 from ops.quantized import QTensor
 from ops.quantized.quantize import levels
-from ops.quantized_matmul import mosaic_gpu_product, xla
+from ops.quantized_matmul import mosaic_gpu_product, mosaic_gpu_wide, xla
 
-# Rows of x, beyond which the matrix unit would be the limit.
+# Rows of x, beyond which the matrix unit is the limit.
 MAX_ROWS = 64
 
 
@@ -94,11 +96,20 @@ def supports(x=None, w=None) -> str | None:
   """Returns None where `forward` runs on these arguments, else why not."""
   if reason := dispatch.needs_wgmma():
     return reason
-  return None if x is None else unfit(x, w) or untried(w)
+  if x is None:
+    return None
+  return unfit(x, w) or (None if _many(x) else untried(w))
+
+
+def _many(x) -> bool:
+  """Whether the rows of x are too many for the kernel of this module."""
+  return math.prod(x.shape[:-1]) > MAX_ROWS
 
 
 def unfit(x, w) -> str | None:
-  """Returns None if the kernel takes these operands, else why not."""
+  """Returns None if a kernel takes these operands, else why not."""
+  if _many(x):
+    return mosaic_gpu_wide.unfit(x, w)
   if reason := unfit_weight(w):
     return reason
   if isinstance(x, QTensor):
@@ -111,8 +122,6 @@ def unfit(x, w) -> str | None:
       return f"needs one scale a row, x is {form}"
   elif x.dtype != jnp.bfloat16:
     return f"needs bfloat16, x is {x.dtype}"
-  if math.prod(x.shape[:-1]) > MAX_ROWS:
-    return f"needs at most {MAX_ROWS} rows, x is {x.shape}"
   return None
 
 
@@ -146,8 +155,8 @@ def unfit_weight(w) -> str | None:
 def forward(x, w, *, dtype, interpret=False, config=None) -> jax.Array:
   """Implements `quantized_matmul` on Hopper; arguments as there.
 
-  `interpret` is False or `InterpretGPUParams`; `config` is by default that of
-  `configure`.
+  `interpret` is False or `InterpretGPUParams`; `config` is one of this module
+  or of `mosaic_gpu_wide`, by default that of `configure` there.
   """
   if reason := unfit(x, w):
     raise ValueError(f"quantized_matmul: the Mosaic GPU kernel {reason}")
@@ -156,6 +165,10 @@ def forward(x, w, *, dtype, interpret=False, config=None) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _forward(x, w, dtype, config, interpret):
+  if _many(x):
+    return mosaic_gpu_wide.run(
+      x, w, dtype=dtype, config=config, interpret=interpret
+    )
   rows, (depth, width) = math.prod(x.shape[:-1]), w.shape
   values = levels(x).astype(jnp.bfloat16) if isinstance(x, QTensor) else x
   values = values.reshape(rows, depth)

@@ -34,7 +34,7 @@ def forward(
   count = w.num_blocks
   if isinstance(x, QTensor):
     count = max(count, x.num_blocks)
-    operand = _operand(x, w)
+    operand = product_dtype(x, w)
   else:
     operand = x.dtype
   rows = math.prod(x.shape[:-1])
@@ -102,8 +102,8 @@ def _outer(rows, columns):
   return jnp.broadcast_to(rows, shape) * jnp.broadcast_to(columns.T, shape)
 
 
-def _operand(x: QTensor, w: QTensor) -> jnp.dtype:
-  """The narrowest dtype that holds the levels of both."""
+def product_dtype(x: QTensor, w: QTensor) -> jnp.dtype:
+  """Returns the narrowest dtype that holds the levels of both."""
   points = (x.format.levels, w.format.levels)
   for name in _OPERANDS[:-1]:
     if all(_exact(tuple(one), name) for one in points):

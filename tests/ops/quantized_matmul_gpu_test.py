@@ -159,7 +159,6 @@ def test_launches_fit_the_machine(rows, bits):
     ("int8:row", "int8:64", (4, 256, 64), "one scale a row"),
     ("int8:32", None, (4, 256, 64), "groups of a multiple of 64"),
     ("int8:row", None, (4, 256, 60), "columns of a multiple of 8"),
-    ("int8:row", None, (65, 256, 64), "at most 64 rows"),
   ],
 )
 def test_what_it_does_not_take(form, activations, shape, message):
@@ -167,6 +166,14 @@ def test_what_it_does_not_take(form, activations, shape, message):
   assert message in mosaic_gpu.unfit(x, w)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(lambda: interpreted(*operands(form, *shape, activations)))
+
+
+def test_more_rows_are_for_another_kernel():
+  for rows in (mosaic_gpu.MAX_ROWS, mosaic_gpu.MAX_ROWS + 1):
+    x, w = jax.eval_shape(lambda m=rows: operands("int8:row", m, 256, 64))
+    run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
+    many = rows > mosaic_gpu.MAX_ROWS
+    assert ("quantized_matmul_wide" in lowered(run, x, w)) == many
 
 
 def test_numbers_of_scales_that_no_gpu_has_run(monkeypatch):

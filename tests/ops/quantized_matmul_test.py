@@ -80,7 +80,7 @@ def test_weights_and_activations(pair, rows):
   x, w = operands(rows)
   form_x, form_w, operand = PAIRS[pair]
   x, w = pack(x, form_x, axis=-1), pack(w, form_w, axis=-2)
-  assert xla._operand(x, w) == operand
+  assert xla.product_dtype(x, w) == operand
   y = multiply(x, w)
   assert y.dtype == jnp.float32
   # Codes are exact in the dtype of the product, scales meet float32 sums.

@@ -129,7 +129,8 @@ def main(_) -> None:
   for name, rows, line in comparison.compare(
     setup, names, _WORKERS.value, _WORKDIR.value
   ):
-    record.say(line)
+    # The seconds of the result do not count what was done before.
+    (record.note if line.endswith(comparison.BEFORE) else record.say)(line)
     found[name] = rows
     # In the order of the names, whichever was done first.
     order = [one for one in (comparison.FLOAT, *names) if one in found]

@@ -34,6 +34,8 @@ from research.quantization.recipes import LLAMA_CPP, RECIPES
 from research.text.tokenizing import of_checkpoint
 
 FLOAT = "float"
+# How the line of a recipe ends that the folder had already.
+BEFORE = "done before"
 # Channels behind every norm that are planted.
 _PLANTED = 4
 _SETUP = "setup.pickle"
@@ -186,7 +188,7 @@ class Comparison:
         raise InputError(
           f"{path}: is damaged: remove it, and the recipe runs again"
         ) from error
-      return name, rows, f"{name}: done before"
+      return name, rows, f"{name}: {BEFORE}"
     rows, line = self._part(name)
     files.write_json(path, metrics.to_json_value(rows))
     return name, rows, line

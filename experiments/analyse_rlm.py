@@ -26,7 +26,6 @@ def main(_) -> None:
   began = time.perf_counter()
   if not _ANSWERS.value:
     raise InputError("--answers: give the file that eval_rlm.py wrote")
-  from research.core import report
   from research.regression_lm import error_analysis
 
   answers = error_analysis.read(pathlib.Path(_ANSWERS.value))
@@ -35,11 +34,8 @@ def main(_) -> None:
   for row in rows:
     shown.setdefault(row["target"], []).append(row)
   lines = [row for part in shown.values() for row in part[: _SHOWN.value]]
-  print(report.markdown_table(lines, list(rows[0])))
-  if _RESULT.value:
-    seconds = time.perf_counter() - began
-    cli.write_result(_RESULT.value, rows, cli.command(), seconds)
-    print(f"result: {_RESULT.value}")
+  cli.show(lines)
+  cli.keep(_RESULT.value, rows, began)
 
 
 if __name__ == "__main__":

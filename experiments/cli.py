@@ -3,7 +3,8 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -92,6 +93,38 @@ def choice(
 ) -> flags.FlagHolder:
   """Defines --name, one of `names`; any other value lists them."""
   return flags.DEFINE_enum(name, default, list(names), text)
+
+
+def say(line: str) -> None:
+  """Prints a line at once, also into a file or a pipe."""
+  print(line, flush=True)
+
+
+def show(
+  lines: Sequence[Mapping[str, Any]],
+  columns: Mapping[str, str] | Sequence[str] | None = None,
+) -> None:
+  """Prints a table of `report.markdown_table`, by default of all columns."""
+  # What only prints a table need not be there before the flags are checked.
+  from research.core import report
+
+  print(report.markdown_table(lines, columns or list(lines[0])), end="")
+
+
+def keep(
+  path: str | None, rows: Sequence[Mapping[str, Any]], began: float, **more: Any
+) -> None:
+  """Writes the result file of a run, where --result asks for one.
+
+  Args:
+    path: of the file, or None.
+    rows: of the result.
+    began: `time.perf_counter()` at the start of the run.
+    **more: further keys, see `write_result`.
+  """
+  if path:
+    write_result(path, rows, command(), time.perf_counter() - began, **more)
+    say(f"result: {path}")
 
 
 def _fail(message: object) -> None:

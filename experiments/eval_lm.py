@@ -76,13 +76,13 @@ def _workdir() -> pathlib.Path | None:
 
 def main(_) -> None:
   """Evaluates; see the module's docstring."""
-  began = time.monotonic()
+  began = time.perf_counter()
   import jax  # after the flags were checked: a mistake is answered at once
   import jax.numpy as jnp
 
   from models.convert import load
   from models.text import load_text
-  from research.core import progress, report
+  from research.core import progress
   from research.decoding.text import Generator
   from research.evaluation import judging, scoring, tasks
   from research.text.tokenizing import of_checkpoint
@@ -136,10 +136,8 @@ def main(_) -> None:
     if before:
       print(f"{name}: done before, read from {_WORKDIR.value}")
   columns = "model task data shots metric value stderr low high items"
-  print(report.markdown_table(rows, columns.split()), end="")
-  if _RESULT.value:
-    seconds = time.monotonic() - began
-    cli.write_result(_RESULT.value, rows, cli.command(), seconds)
+  cli.show(rows, columns.split())
+  cli.keep(_RESULT.value, rows, began)
 
 
 if __name__ == "__main__":

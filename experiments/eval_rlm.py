@@ -56,8 +56,7 @@ _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 _CALIBRATED = 1000
 
 
-def _density(lm) -> tuple[list[dict], str]:
-  from research.core import report
+def _density(lm) -> tuple[list[dict], list[dict]]:
   from research.regression_lm.density import report as density_report
 
   rows, clouds = density_report.evaluate(
@@ -65,13 +64,12 @@ def _density(lm) -> tuple[list[dict], str]:
   )
   if _PLOT.value:
     density_report.plot(_PLOT.value, clouds)
-  return rows, report.markdown_table(rows, list(rows[0]))
+  return rows, rows
 
 
-def _table(lm, options, described) -> tuple[list[dict], str]:
+def _table(lm, options, described) -> tuple[list[dict], list[dict]]:
   import numpy as np
 
-  from research.core import report
   from research.predictors.splits import Split
   from research.regression_lm import evaluate, prediction_plot, sources
 
@@ -87,7 +85,8 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
     processes=_PROCESSES.value,
   )  # fmt: skip
   if lm is None:
-    return [], f"{len(answers)} answers of peers in {kept}"
+    print(f"{len(answers)} answers of peers in {kept}")
+    return [], []
   print("\n".join(source.summary()))
   asked = source.questions(lm)[: len(parts.test)]
   how = {"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}
@@ -112,8 +111,7 @@ def _table(lm, options, described) -> tuple[list[dict], str]:
   rows = [row for f in found for row in evaluate.rows(f, **judged, **shared)]
   if _PLOT.value:
     prediction_plot.plot(_PLOT.value, found, _LEVEL.value)
-  lines = evaluate.table_lines(rows)
-  return rows, report.markdown_table(lines, list(lines[0]))
+  return rows, evaluate.table_lines(rows)
 
 
 def main(_) -> None:
@@ -132,16 +130,14 @@ def main(_) -> None:
     data_flags.from_json(described) if described else data_flags.data_options()
   )
   if options.kind == DENSITY:
-    rows, text = _density(lm)
+    rows, lines = _density(lm)
   else:
-    rows, text = _table(lm, options, described)
-  print(text)
+    rows, lines = _table(lm, options, described)
+  if lines:
+    cli.show(lines)
   if _PLOT.value:
     print(f"plot: {_PLOT.value}")
-  if _RESULT.value:
-    seconds = time.perf_counter() - began
-    cli.write_result(_RESULT.value, rows, cli.command(), seconds)
-    print(f"result: {_RESULT.value}")
+  cli.keep(_RESULT.value, rows, began)
 
 
 if __name__ == "__main__":

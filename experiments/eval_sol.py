@@ -88,7 +88,7 @@ def main(_) -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   artefacts = reporting.load_policies(workdir)
   ours = next(iter(artefacts.values()))
-  print(f"reading {_MODEL.value}", flush=True)
+  cli.say(f"reading {_MODEL.value}")
   checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
   if checkpoint.name != ours.model:
     raise InputError(
@@ -140,8 +140,7 @@ def main(_) -> None:
     cover=cover,
     calibration=calibration,
   )
-  say = lambda line: print(line, flush=True)
-  found = comparison.compare(subject, plan, say, progress.counter, keep)
+  found = comparison.compare(subject, plan, cli.say, progress.counter, keep)
   reporting.write(workdir, keep(found), checkpoint.name, text)
 
 

@@ -48,7 +48,6 @@ def main(_) -> None:
   """Trains and judges; see the module's docstring."""
   began = time.perf_counter()
   from models.errors import InputError
-  from research.core import report
   from research.regression_lm import evaluate
   from research.regression_lm.kernelbench import cross_validation, timings
   from research.regression_lm.kernelbench.plan import Plan
@@ -69,15 +68,11 @@ def main(_) -> None:
     plan,
     timings.load(_PATH.value, plan),
     pathlib.Path(_WORKDIR.value),
-    lambda line: print(line, flush=True),
+    cli.say,
     _ANSWERS.value and pathlib.Path(_ANSWERS.value),
   )
-  lines = evaluate.table_lines(rows)
-  print(report.markdown_table(lines, list(lines[0])))
-  if _RESULT.value:
-    seconds = time.perf_counter() - began
-    cli.write_result(_RESULT.value, rows, cli.command(), seconds)
-    print(f"result: {_RESULT.value}")
+  cli.show(evaluate.table_lines(rows))
+  cli.keep(_RESULT.value, rows, began)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ def main(_) -> None:
     raise InputError(
       "--prompt_shots and --text_copies: are for train_rlm.py: leave them out"
     )
-  from research.core import report
   from research.core import workdir as workdir_lib
   from research.predictors import summary
   from research.regression_lm import data_sets, learning_curve
@@ -99,17 +98,12 @@ def main(_) -> None:
   for name in ("sizes", "seeds"):
     deciding.pop(name)
   workdir_lib.claim(workdir, deciding)
-  rows = learning_curve.run(
-    curve, table, workdir, lambda line: print(line, flush=True)
-  )
+  rows = learning_curve.run(curve, table, workdir, cli.say)
   lines = predictions.means_over_seeds(rows)
   columns = ["target", "train", "method", "kendall", "kendall sd", "spearman",
              "mse", "crps", "coverage of 0.9, calibrated", "seeds"]  # fmt: skip
-  print(report.markdown_table(lines, columns))
-  if _RESULT.value:
-    seconds = time.perf_counter() - began
-    cli.write_result(_RESULT.value, rows, cli.command(), seconds, summary=lines)
-    print(f"result: {_RESULT.value}")
+  cli.show(lines, columns)
+  cli.keep(_RESULT.value, rows, began, summary=lines)
 
 
 if __name__ == "__main__":

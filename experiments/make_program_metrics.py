@@ -59,7 +59,6 @@ def main(_) -> None:
   dataset.check_views(_VIEWS.value)
   workdir = pathlib.Path(_WORKDIR.value)
 
-  from research.core import report
   from research.core import workdir as workdir_lib
   from research.program_metrics import collect, grammar, measure, worker
 
@@ -91,7 +90,7 @@ def main(_) -> None:
   kept = dataset.with_splits(
     [row | {"latency_process_us": times.get(row["index"])} for row in kept]
   )
-  print(f"packing {len(kept)} programs", flush=True)
+  cli.say(f"packing {len(kept)} programs")
   dataset.write(output, dataset.with_views(kept, _VIEWS.value))
   lines = dataset.summary(
     kept, (*measure.COUNTS, "latency_us", "compile_seconds")
@@ -101,22 +100,19 @@ def main(_) -> None:
     split: collections.Counter(row[dataset.column(split)] for row in kept)
     for split in dataset.SPLITS
   }
-  print(report.markdown_table(lines, list(lines[0])))
+  cli.show(lines)
   print(f"ceilings: {ceilings}")
   print(
     f"{output}: {len(kept)} programs; {sum(failures.values())} failed, "
     f"{len(measured) - len(kept)} duplicates"
   )
-  if _RESULT.value:
-    seconds = time.perf_counter() - began
-    cli.write_result(
-      _RESULT.value, lines, cli.command(), seconds,
-      machine=worker.machine_of(kept[0]), programs=len(kept), asked=len(rows),
-      duplicates=len(measured) - len(kept), failures=failures, parts=parts,
-      ceilings=ceilings, held_out=dataset.HELD_OUT,
-      largest_of_training_bytes=dataset.largest_of_training(kept),
-    )  # fmt: skip
-    print(f"result: {_RESULT.value}")
+  cli.keep(
+    _RESULT.value, lines, began,
+    machine=worker.machine_of(kept[0]), programs=len(kept), asked=len(rows),
+    duplicates=len(measured) - len(kept), failures=failures, parts=parts,
+    ceilings=ceilings, held_out=dataset.HELD_OUT,
+    largest_of_training_bytes=dataset.largest_of_training(kept),
+  )  # fmt: skip
 
 
 if __name__ == "__main__":

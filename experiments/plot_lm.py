@@ -42,7 +42,6 @@ def main(_) -> None:
     raise InputError(
       f"--names: {len(names)} names for {len(folders)} runs: give one for each"
     )
-  from research.core import report
   from research.language_model import curves
 
   found = [
@@ -63,7 +62,7 @@ def main(_) -> None:
   if _TIMES.value:
     columns |= {"seconds": "seconds", "tokens_per_second": "tokens/s"}
     columns |= {"mfu": "MFU"}
-  print(report.markdown_table(rows, columns), end="")
+  cli.show(rows, columns)
   if _RESULT.value:
     # The seconds are those of the updates of all runs.
     seconds = sum(float(curve.seconds[-1]) for curve in found)

@@ -100,7 +100,7 @@ def main(_) -> None:
     checkpoint_every=_CHECKPOINT.value,
     log_every=_LOG.value,
   )
-  result = training.train(run, lambda line: print(line, flush=True))
+  result = training.train(run, cli.say)
   for line in result.lines():
     print(line)
   seconds = time.perf_counter() - began

@@ -79,7 +79,7 @@ def main(_) -> None:
     log_every=_LOG.value,
   )
   print("\n".join(run.source.summary()))
-  training.train(run, lambda line: print(line, flush=True))
+  training.train(run, cli.say)
   seconds = time.perf_counter() - began
   print(f"model: {run.workdir / 'model'} ({seconds:.0f} s)")
 

@@ -87,12 +87,12 @@ def main(_) -> None:
   from research.sol import corpus, training
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
-  print(f"reading {_MODEL.value}", flush=True)
+  cli.say(f"reading {_MODEL.value}")
   checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
   options.method(checkpoint.config, _ATTENTION.value)  # or one line, at once
   workdir = pathlib.Path(_WORKDIR.value)
   tokens = corpus.load_tokens(_TEXT.value, checkpoint, folder=workdir)
-  print(f"{len(tokens):,} tokens of training text", flush=True)
+  cli.say(f"{len(tokens):,} tokens of training text")
   run = training.Run(
     options=options,
     mode=_MODE.value,
@@ -120,7 +120,7 @@ def main(_) -> None:
   )
   for seed in range(_SEED.value, _SEED.value + _NUM_SEEDS.value):
     own = run if seed == run.seed else run.of_seed(seed)
-    training.train(own, tokens, lambda line: print(line, flush=True))
+    training.train(own, tokens, cli.say)
     seconds = time.perf_counter() - began
     print(f"policy: {own.workdir / 'policy'} ({seconds:.0f} s)")
 

@@ -95,7 +95,6 @@ def main(_) -> None:
   if not _PATH.value or not _TARGETS.value:
     raise InputError("give --path, the file of the set, and --targets")
   settings, chosen = _settings()
-  from research.core import report
   from research.core import workdir as workdir_lib
   from research.predictors import text_forms
   from research.regression_lm.transfer import peers as transfer_peers
@@ -125,12 +124,11 @@ def main(_) -> None:
   workdir_lib.claim(workdir, deciding)
   for model in models:
     workdir_lib.claim(workdir / model, dataclasses.asdict(settings))
-  say = lambda line: print(line, flush=True)
-  rows = transfer_run.run(setup, facts, workdir, models, peers, say)
+  rows = transfer_run.run(setup, facts, workdir, models, peers, cli.say)
   lines = predictions.means_over_seeds(rows)
   columns = ["target", "train", "method", "kendall", "spearman", "crps",
              "coverage of 0.9", "coverage of 0.9, calibrated"]  # fmt: skip
-  print(report.markdown_table(lines, columns))
+  cli.show(lines, columns)
   seconds = time.perf_counter() - began
   how = {"settings": dataclasses.asdict(settings), "chosen": chosen,
          "device": artefacts.device(), "seconds": seconds}  # fmt: skip
@@ -138,11 +136,11 @@ def main(_) -> None:
   if _RESULT.value:
     judged = [_JUDGED.value] if _JUDGED.value else transfer_run.methods(models)
     score = transfer_run.score(lines, judged, _MEASURE.value)
-    cli.write_result(
-      _RESULT.value, rows, cli.command(), seconds, summary=lines, score=score,
+    print(f"score: {score}")
+    cli.keep(
+      _RESULT.value, rows, began, summary=lines, score=score,
       settings=how["settings"], models=transfer_run.kept(workdir),
     )  # fmt: skip
-    print(f"score: {score}\nresult: {_RESULT.value}")
 
 
 if __name__ == "__main__":

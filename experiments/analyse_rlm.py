@@ -26,6 +26,7 @@ def main(_) -> None:
   began = time.perf_counter()
   if not _ANSWERS.value:
     raise InputError("--answers: give the file that eval_rlm.py wrote")
+  cli.check_path(_ANSWERS.value)
   from research.regression_lm import error_analysis
 
   answers = error_analysis.read(pathlib.Path(_ANSWERS.value))

@@ -25,6 +25,7 @@ from absl import flags
 
 import bench_flags
 import cli
+from research.bench import specs
 
 _SUITES = ("ops", "language_model", "sol", "regression_lm")
 flags.adopt_module_key_flags(bench_flags)
@@ -49,6 +50,9 @@ def main(_) -> None:
   began = time.perf_counter()
   name = _SUITE.value
   options = bench_flags.values(name)
+  specs.check(name, options)
+  random = options.get("model", "random:").startswith("random:")
+  cli.check_there(models=[] if random else [options["model"]])
   given = {k: options.pop(k) for k in ("peers", "passes") if k in options}
   if _SECONDS.value is not None:
     (options if name == "sol" else given)["seconds"] = _SECONDS.value

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,9 @@ from absl import app, flags, logging
 # `ops`, `models` and `research` are found without an installation.
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from models.errors import advice_on
+from models import locate
+from models.errors import InputError, advice_on
+from models.text import text_path
 from research.results.files import command as command
 from research.results.files import write_result as write_result
 
@@ -125,6 +128,29 @@ def keep(
   if path:
     write_result(path, rows, command(), time.perf_counter() - began, **more)
     say(f"result: {path}")
+
+
+def check_there(
+  models: Sequence[str | None] = (), texts: Sequence[str] = ()
+) -> None:
+  """Checks names of models and texts, before libraries that take seconds.
+
+  Raises:
+    InputError: one is not there.
+  """
+  for name in models:
+    if name is not None:
+      locate.find(name)
+  for name in texts:
+    text_path(name)
+
+
+def check_path(
+  path: str | os.PathLike[str], wrong: str = "no such file"
+) -> None:
+  """Raises InputError, which says what is `wrong`, where nothing is there."""
+  if not pathlib.Path(path).expanduser().exists():
+    raise InputError(f"{path}: {wrong}")
 
 
 def _fail(message: object) -> None:

@@ -11,7 +11,7 @@ from absl import flags
 import cli
 from models.errors import InputError
 from research.predictors.data_options import DataOptions
-from research.regression_lm.data_sets import KINDS
+from research.regression_lm.data_sets import DENSITY, KINDS
 
 DATA = cli.choice("data", "csv", "kind of --path", KINDS)
 PATH = flags.DEFINE_string("path", None, "file or folder of the data")
@@ -71,6 +71,15 @@ def _delimiter() -> str | None:
   if given is not None and len(given) != 1:
     raise InputError(f"--delimiter={given}: give one character, or tab")
   return given
+
+
+def check_path() -> None:
+  """Raises InputError where the data needs a --path, and it leads nowhere."""
+  if DATA.value == DENSITY:
+    return
+  if not PATH.value:
+    raise InputError(f"--data={DATA.value} needs --path of its file or folder")
+  cli.check_path(PATH.value)
 
 
 def data_options() -> DataOptions:

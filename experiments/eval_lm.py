@@ -77,22 +77,15 @@ def _workdir() -> pathlib.Path | None:
 def main(_) -> None:
   """Evaluates; see the module's docstring."""
   began = time.perf_counter()
-  import jax  # after the flags were checked: a mistake is answered at once
-  import jax.numpy as jnp
-
-  from models.convert import load
   from models.text import load_text
-  from research.core import progress
-  from research.decoding.text import Generator
-  from research.evaluation import judging, scoring, tasks
-  from research.text.tokenizing import of_checkpoint
+  from research.evaluation import tasks
 
-  jax.config.update("jax_default_matmul_precision", _PRECISION.value)
+  cli.check_there(models=[_MODEL.value])
   # All inputs are read first: a missing file ends no long run in its midst.
   todo = {}
   for name in dict.fromkeys(_TASKS.value):
-    if name == judging.PERPLEXITY:
-      todo[name] = judging.Text(
+    if name == tasks.PERPLEXITY:
+      todo[name] = tasks.Text(
         data=_TEXT.value,
         text=load_text(_TEXT.value),
         window=_WINDOW.value,
@@ -103,13 +96,23 @@ def main(_) -> None:
     todo[name] = tasks.load_task(
       name, _DATA.value, shots=_SHOTS.value, limit=_LIMIT.value
     )
+  import jax  # after the flags were checked: a mistake is answered at once
+  import jax.numpy as jnp
+
+  from models.convert import load
+  from research.core import progress
+  from research.decoding.text import Generator
+  from research.evaluation import judging, scoring
+  from research.text.tokenizing import of_checkpoint
+
+  jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
   config = checkpoint.config
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
   model = (config, checkpoint.params, tokenizer)
   length = config.max_position or 8192
   length = min(_LENGTH.value or length, length)
-  if judging.PERPLEXITY in todo and _WINDOW.value > length:
+  if tasks.PERPLEXITY in todo and _WINDOW.value > length:
     raise InputError(f"--window={_WINDOW.value}: {length} tokens at most")
   scorer = scoring.Scorer(*model, max_length=length, batch_tokens=_BATCH.value)
   generator = Generator(*model)

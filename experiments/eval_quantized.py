@@ -75,29 +75,31 @@ def _check() -> list[int]:
     )
   if not all(str(at).isdigit() and int(at) > 0 for at in _AT.value):
     raise InputError(f"--at={','.join(_AT.value)}: give positive integers")
+  cli.check_there(_MODEL.value, [_TEXT.value, _CALIBRATION.value])
   return sorted(map(int, _AT.value))
 
 
 def main(_) -> None:
   """Compares; see the module's docstring."""
   began, at = time.perf_counter(), _check()
+  from research.evaluation import tasks
+
+  asked = [tasks.load_task(name, _DATA.value) for name in _TASKS.value]
   import jax  # after the flags were checked: a mistake is answered at once
 
   from models.convert import load
   from models.text import load_text
-  from research.evaluation import judging, tasks
   from research.quantization import calibration, comparison, measures, picture
   from research.results import quantization, recording
   from research.text.tokenizing import of_checkpoint
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
-  text = judging.Text(
+  text = tasks.Text(
     data=_TEXT.value,
     text=load_text(_TEXT.value),
     window=_LENGTH.value,
     max_windows=_SCORED.value,
   )
-  asked = [tasks.load_task(name, _DATA.value) for name in _TASKS.value]
   checkpoint = load(_MODEL.value[0])
   batches = calibration.batches_of(
     load_text(_CALIBRATION.value),

@@ -70,6 +70,7 @@ def _density(lm) -> tuple[list[dict], list[dict]]:
 def _table(lm, options, described) -> tuple[list[dict], list[dict]]:
   import numpy as np
 
+  from research.predictors import peers
   from research.predictors.splits import Split
   from research.regression_lm import evaluate, prediction_plot, sources
 
@@ -79,10 +80,9 @@ def _table(lm, options, described) -> tuple[list[dict], list[dict]]:
     sources.check_same(source, described)
   parts = Split(parts.train, parts.valid, parts.test[: _LIMIT.value])
   kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
-  peers = [name for name in _PEERS.value if name != "none"]
   answers = evaluate.answers_of_peers(
-    table, parts, peers, seed=_SEED.value, kept=kept, say=print,
-    processes=_PROCESSES.value,
+    table, parts, peers.asked(_PEERS.value), seed=_SEED.value, kept=kept,
+    say=print, processes=_PROCESSES.value,
   )  # fmt: skip
   if lm is None:
     print(f"{len(answers)} answers of peers in {kept}")
@@ -117,11 +117,16 @@ def _table(lm, options, described) -> tuple[list[dict], list[dict]]:
 def main(_) -> None:
   """Evaluates; see the module's docstring."""
   began = time.perf_counter()
-  from research.regression_lm import RegressionLM
+  from research.predictors import peers
   from research.regression_lm.data_sets import DENSITY
 
+  peers.asked(_PEERS.value)
   lm, described = None, None
   if _MODEL.value != "none":
+    config = pathlib.Path(_MODEL.value).expanduser() / "config.json"
+    cli.check_path(config, "is missing: give the folder of a model")
+    from research.regression_lm import RegressionLM
+
     lm = RegressionLM.from_pretrained(_MODEL.value, dtype=_DTYPE.value)
     described = lm.info.get("data")
   elif not _KEPT.value or _RESULT.value or data_flags.DATA.value == DENSITY:

@@ -18,6 +18,7 @@ from absl import flags
 
 import cli
 from models.errors import InputError
+from research.sol.options import texts_of_files
 
 _MODEL = flags.DEFINE_string("model", "smollm2", "the frozen model")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sol", "folder of the run")
@@ -77,6 +78,13 @@ _RESULT = flags.DEFINE_string(
 def main(_) -> None:
   """Evaluates; see the module's docstring."""
   began = time.perf_counter()
+  workdir = pathlib.Path(_WORKDIR.value)
+  if not (workdir / "policy").is_dir():
+    raise InputError(
+      f"--workdir={workdir}: holds no policy: train one with train_sol.py first"
+    )
+  texts = texts_of_files([_TEXT.value, *_TRAIN_TEXT.value])
+  cli.check_there([_MODEL.value], texts)
   import jax  # after the flags were checked: a mistake is answered at once
   import jax.numpy as jnp
 
@@ -85,7 +93,6 @@ def main(_) -> None:
   from research.sol import comparison, corpus, reporting
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
-  workdir = pathlib.Path(_WORKDIR.value)
   artefacts = reporting.load_policies(workdir)
   ours = next(iter(artefacts.values()))
   cli.say(f"reading {_MODEL.value}")

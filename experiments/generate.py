@@ -80,17 +80,20 @@ def _write(prompts, completions) -> None:
 def main(_) -> None:
   """Generates; see the module's docstring."""
   prompts = _prompts()
+  cli.check_there(models=[_MODEL.value])
   import jax.numpy as jnp  # after the flags were checked
+
+  from models.state_format import StateFormat
+
+  state_format = _STATE.value and StateFormat.parse(_STATE.value)
 
   from models import control_tokens
   from models.convert import load
-  from models.state_format import StateFormat
   from research.decoding.plain import Plain
   from research.decoding.sampling import Sampling
   from research.decoding.text import Generator, TextOptions
   from research.text.tokenizing import of_checkpoint
 
-  state_format = _STATE.value and StateFormat.parse(_STATE.value)
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
   generator = Generator(

@@ -20,6 +20,7 @@ from absl import flags
 
 import cli
 import option_flags
+from models.errors import InputError
 from research.regression_lm.options import Options
 
 _PATH = flags.DEFINE_string("path", None, "folder of the data")
@@ -47,13 +48,13 @@ _OPTIONS = option_flags.define(Options)
 def main(_) -> None:
   """Trains and judges; see the module's docstring."""
   began = time.perf_counter()
-  from models.errors import InputError
+  if not _PATH.value:
+    raise InputError("--path: give the folder of KernelBench's files")
+  cli.check_path(_PATH.value)
   from research.regression_lm import evaluate
   from research.regression_lm.kernelbench import cross_validation, timings
   from research.regression_lm.kernelbench.plan import Plan
 
-  if not _PATH.value:
-    raise InputError("--path: give the folder of KernelBench's files")
   plan = Plan(
     options=Options(**{name: flag.value for name, flag in _OPTIONS.items()}),
     runs=_RUNS.value,

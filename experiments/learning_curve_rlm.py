@@ -50,11 +50,15 @@ def main(_) -> None:
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
   if not data_flags.PATH.value:
     raise InputError("--path: give the file or folder of the data")
+  cli.check_path(data_flags.PATH.value)
   data = data_flags.data_options()
   if data.prompt_shots or data.text_copies > 1:
     raise InputError(
       "--prompt_shots and --text_copies: are for train_rlm.py: leave them out"
     )
+  from research.predictors import peers
+
+  asked = peers.asked(_PEERS.value)
   from research.core import workdir as workdir_lib
   from research.predictors import summary
   from research.regression_lm import data_sets, learning_curve
@@ -85,7 +89,7 @@ def main(_) -> None:
     start=_START.value,
     ensemble=_ENSEMBLE.value,
     num_samples=_SAMPLES.value,
-    peers=[name for name in _PEERS.value if name != "none"],
+    peers=asked,
     tests=_TESTS.value,
   )
   table = data_sets.load(curve.data, data_flags.PATH.value)

@@ -10,6 +10,7 @@ on two CPU cores, a minute for 60 million parameters on a GPU.
 `eval_quantized.py` compares recipes.
 """
 
+import pathlib
 import time
 
 from absl import flags
@@ -38,8 +39,10 @@ def main(_) -> None:
   began = time.perf_counter()
   if _OUT.value is None:
     raise InputError("--out: is missing: name a folder to write")
-
-  import pathlib
+  out = pathlib.Path(_OUT.value).expanduser()
+  if out.exists():
+    raise InputError(f"--out={out}: exists and is not overwritten")
+  cli.check_there(models=[_MODEL.value], texts=[_TEXT.value])
 
   import jax  # after the flags were checked: a mistake is answered at once
 
@@ -50,9 +53,6 @@ def main(_) -> None:
   from research.quantization import apply, artefact, calibration
   from research.text.tokenizing import of_checkpoint
 
-  out = pathlib.Path(_OUT.value).expanduser()
-  if out.exists():
-    raise InputError(f"--out={out}: exists and is not overwritten")
   jax.config.update("jax_default_matmul_precision", "highest")
   recipe, text = RECIPES[_RECIPE.value], load_text(_TEXT.value)
   checkpoint = load(_MODEL.value)

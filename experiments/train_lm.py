@@ -76,6 +76,9 @@ def main(_) -> None:
   """Trains; see the module's docstring."""
   began = time.perf_counter()
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
+  cli.check_there(
+    models=[_START.value], texts=[*_TEXT.value, *_EVAL_TEXT.value]
+  )
 
   import jax  # after the flags were checked: a mistake is answered at once
 

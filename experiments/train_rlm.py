@@ -57,6 +57,7 @@ def main(_) -> None:
   """Trains; see the module's docstring."""
   began = time.perf_counter()
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
+  data_flags.check_path()
 
   import jax  # after the flags were checked: a mistake is answered at once
 

@@ -16,7 +16,7 @@ from absl import flags
 
 import cli
 import option_flags
-from research.sol.options import MODES, Options
+from research.sol.options import MODES, Options, texts_of_files
 
 _MODEL = flags.DEFINE_string(
   "model",
@@ -78,6 +78,7 @@ def main(_) -> None:
   began = time.perf_counter()
   given = {name: flag.value for name, flag in _OPTIONS.items()}
   options = Options(**given).filled(_MODE.value)
+  cli.check_there([_MODEL.value], texts_of_files(_TEXT.value))
 
   import jax  # after the flags were checked: a mistake is answered at once
   import jax.numpy as jnp

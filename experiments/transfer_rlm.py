@@ -94,16 +94,19 @@ def main(_) -> None:
   began = time.perf_counter()
   if not _PATH.value or not _TARGETS.value:
     raise InputError("give --path, the file of the set, and --targets")
+  cli.check_path(_PATH.value)
+  from research.predictors import peers as peers_lib
+  from research.regression_lm.transfer import names
+
+  peers = peers_lib.asked(_PEERS.value, names.PEERS)
+  models = peers_lib.asked(_MODELS.value, names.MODELS, "model")
   settings, chosen = _settings()
   from research.core import workdir as workdir_lib
   from research.predictors import text_forms
-  from research.regression_lm.transfer import peers as transfer_peers
   from research.regression_lm.transfer import run as transfer_run
   from research.regression_lm.transfer import setup as transfer_setup
   from research.results import predictions
 
-  peers = transfer_peers.known_names(_PEERS.value)
-  models = transfer_run.known_models(_MODELS.value)
   known = _TARGETS.value + _SOURCES.value
   facts = text_forms.load(_DATA.value, _PATH.value, _PROXIES.value, known)
   targets = transfer_setup.tasks(facts, _TARGETS.value)

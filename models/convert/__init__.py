@@ -6,7 +6,7 @@ import pathlib
 
 import jax.numpy as jnp
 
-from models import language_model
+from models import language_model, locate
 from models.convert import (
   directory,
   forms,
@@ -19,8 +19,6 @@ from models.convert.safetensors_io import save_safetensors
 from models.errors import InputError
 
 __all__ = ["Checkpoint", "load", "save_safetensors"]
-
-_TINY = pathlib.Path(__file__).parents[2] / "data/models/stories260k"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,9 @@ def load(
   Raises:
     InputError: the source cannot be found or read, in one line.
   """
-  path, name = _locate(os.fspath(source))
+  path, name = locate.find(source)
+  if path is None:
+    path = hub.download(os.fspath(source))
   if path.is_dir():
     config, tensors = directory.open_directory(path)
   elif path.suffix == ".gguf":
@@ -75,29 +75,3 @@ def load(
     )
   params = forms.assemble(config, tensors, dtype)
   return Checkpoint(config=config, params=params, name=name, path=path)
-
-
-def _locate(source: str) -> tuple[pathlib.Path, str]:
-  if source == "tiny":
-    path = _TINY / "stories260K.bin"
-    if not path.exists():
-      raise InputError(
-        f"{path}: is missing: run from a whole checkout of the repository, "
-        "installed with `pip install -e .`"
-      )
-    return path, source
-  if source == "smollm2":
-    return hub.smollm2_path(), source
-  path = pathlib.Path(source).expanduser()
-  if path.is_dir():
-    return path, path.resolve().name
-  if path.exists():
-    return path, path.stem
-  is_file_name = path.suffix in (".gguf", ".bin")
-  if hub.ID.fullmatch(source) and not is_file_name:
-    return hub.download(source), source.split("/")[1]
-  raise InputError(
-    f"{source}: no such model; give tiny, smollm2, a directory with "
-    "safetensors, a .gguf or .bin file, or a hub id such as "
-    "HuggingFaceTB/SmolLM2-135M"
-  )

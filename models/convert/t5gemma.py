@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from models import t5gemma
+from models import locate, t5gemma
 from models.convert import directory, hub, shards
 from models.convert.names import TensorSource, build, leaves_of
 from models.errors import InputError
@@ -86,7 +86,7 @@ def open_encoder(source: str | os.PathLike[str]) -> EncoderCheckpoint:
     InputError: a file is missing or damaged, or not of T5Gemma or T5Gemma-2.
   """
   folder = pathlib.Path(source).expanduser()
-  if not folder.is_dir() and hub.ID.fullmatch(os.fspath(source)):
+  if not folder.is_dir() and locate.HUB_ID.fullmatch(os.fspath(source)):
     folder = hub.download(os.fspath(source))
   if not folder.is_dir():
     raise InputError(f"{folder}: is no folder: give that of a T5Gemma model")

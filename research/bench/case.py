@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from models.errors import InputError
 from research.cost.roofline import Ceilings, Phase
 
 Row = dict[str, Any]
@@ -125,11 +124,3 @@ class SuiteOfCases:
     """Lines for the end."""
     del rows
     return ()
-
-
-def check_names(flag: str, values: Iterable[str], valid: Iterable[str]) -> None:
-  """Raises InputError where one of `values` of --`flag` is not valid."""
-  valid = list(valid)
-  for value in values:
-    if value not in valid:
-      raise InputError(f"{flag}={value}: take from {', '.join(valid)}")

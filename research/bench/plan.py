@@ -20,7 +20,6 @@ from research.bench import ceilings, profiling, timing
 from research.bench.case import Build, Call, Case, Measured, Peer, Row, Say
 from research.cost.roofline import Ceilings
 
-PASSES = ("fwd", "bwd", "fwd+bwd")
 # Kernels of a profile that a row keeps.
 _KERNELS = 25
 
@@ -30,7 +29,7 @@ class Plan:
   """What of a suite's cases is run, and how.
 
   Attributes:
-    passes: of `PASSES`, or none for all.
+    passes: of `specs.PASSES`, or none for all.
     peers: names of peers.
     repeats: measurements of a call at most.
     seconds: of a call's measurements, about.

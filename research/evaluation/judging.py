@@ -15,30 +15,9 @@ from research.decoding.text import Generator, TextOptions, generate_all
 from research.evaluation import tasks
 from research.evaluation.estimates import Estimate, estimate
 from research.evaluation.scoring import Row, Score, Scorer, windows
-from research.evaluation.tasks import Task
+from research.evaluation.tasks import PERPLEXITY, Task, Text
 
 Advance = Callable[[int], None]
-PERPLEXITY = "perplexity"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
-  """A text whose perplexity is asked for.
-
-  Attributes:
-    data: its name.
-    text: all of it.
-    window: tokens of a window; each begins with the begin token if the model
-      has one.
-    overlap: tokens that a window repeats from the one before as context.
-    max_windows: so many windows, at even distances; None for all.
-  """
-
-  data: str
-  text: str
-  window: int
-  overlap: int = 0
-  max_windows: int | None = None
 
 
 def judge(

@@ -18,6 +18,7 @@ import numpy as np
 from models.errors import InputError
 from research.evaluation import task_data
 
+PERPLEXITY = "perplexity"
 CHOICE, CLOZE, GENERATION = "choice", "cloze", "generation"
 _LETTERS = "ABCD"
 
@@ -61,6 +62,26 @@ class Task:
   items: tuple[Item, ...]
   stop: tuple[str, ...] = ()
   max_tokens: int = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+  """A text whose perplexity is asked for.
+
+  Attributes:
+    data: its name.
+    text: all of it.
+    window: tokens of a window; each begins with the begin token if the model
+      has one.
+    overlap: tokens that a window repeats from the one before as context.
+    max_windows: so many windows, at even distances; None for all.
+  """
+
+  data: str
+  text: str
+  window: int
+  overlap: int = 0
+  max_windows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

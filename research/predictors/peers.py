@@ -83,7 +83,7 @@ def predict(
     InputError: the peer is unknown, or its package is not installed.
     PeerError: it can do nothing with these rows.
   """
-  check(name)
+  asked([name])
   scale = problem.scale or NumberScale.of(problem.train_values)
   values = scale.forward(problem.train_values)
   mean, spread = values.mean(), values.std() or 1.0
@@ -120,10 +120,23 @@ def _peers() -> dict[str, Callable[..., np.ndarray]]:
   return dict(zip(_KNOWN, functions))
 
 
-def check(name: str) -> None:
-  """Raises InputError where there is no such peer."""
-  if name not in _KNOWN:
-    raise InputError(f"peer {name!r} is unknown: take some of {_KNOWN}")
+def asked(
+  names: Sequence[str], known: Sequence[str] = _KNOWN, what: str = "peer"
+) -> list[str]:
+  """The names without "none", which stands for no peer.
+
+  Args:
+    names: as a user gives them.
+    known: those that there are.
+    what: they are of.
+
+  Raises:
+    InputError: one is unknown.
+  """
+  for name in names:
+    if name not in (*known, "none"):
+      raise InputError(f"{what} {name!r} is unknown: take some of {known}")
+  return [name for name in names if name != "none"]
 
 
 def _tfidf(problem: Problem):

@@ -15,7 +15,7 @@ from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.core import intervals
 from research.evaluation import judging, scoring
-from research.evaluation.tasks import Task
+from research.evaluation.tasks import Task, Text
 from research.quantization import quality
 
 # Padded lengths of the questions of all tasks; each is compiled once a recipe.
@@ -42,7 +42,7 @@ class Plan:
     batch_tokens: that one call reads when windows are scored.
   """
 
-  text: judging.Text
+  text: Text
   batches: np.ndarray
   tasks: tuple[Task, ...] = ()
   rows: int = 16

@@ -81,8 +81,7 @@ def answers_of_peers(
   Raises:
     InputError: a peer is unknown, or its package is not installed.
   """
-  for name in names:
-    peers.check(name)
+  peers.asked(names)
   known = np.concatenate([split.train, split.valid])
   counts = lambda by_name: (
     np.array(list(by_name.values())).reshape(-1, len(table)).T

@@ -16,8 +16,8 @@ from research.core import files
 from research.decoding import loop
 from research.decoding.plain import Plain
 from research.decoding.sampling import Sampling
+from research.sol.options import SAMPLES
 
-_SAMPLES = "samples:"
 _BATCH = 64
 
 
@@ -46,7 +46,7 @@ def load_tokens(
   pieces = []
   tokenizer = None
   for name in names:
-    if name.startswith(_SAMPLES):
+    if name.startswith(SAMPLES):
       pieces.append(_sampled(name, checkpoint, folder))
       continue
     tokenizer = tokenizer or tokenizer_lib.load_tokenizer(checkpoint)
@@ -59,7 +59,7 @@ def _sampled(
   name: str, checkpoint: Checkpoint, folder: pathlib.Path | None
 ) -> np.ndarray:
   try:
-    seed, count = (int(x) for x in name.removeprefix(_SAMPLES).split(":"))
+    seed, count = (int(x) for x in name.removeprefix(SAMPLES).split(":"))
     if count < 1:
       raise ValueError(count)
   except ValueError as error:

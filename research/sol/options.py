@@ -6,6 +6,7 @@ configs); `frugal` is Frugax's own.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from models.errors import InputError
@@ -14,6 +15,14 @@ from research.core.options import option
 
 if TYPE_CHECKING:
   from research.sol.learn import Method
+
+# Begins the name of a text that the model samples itself, see `corpus`.
+SAMPLES = "samples:"
+
+
+def texts_of_files(names: Sequence[str]) -> list[str]:
+  """Those of the texts that no model samples."""
+  return [name for name in names if not name.startswith(SAMPLES)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ import pathlib
 
 from models.errors import InputError
 from models.text import load_text
-from research.core import metrics
 
 
 def read(name: str) -> list[str]:
@@ -22,6 +21,9 @@ def read(name: str) -> list[str]:
   path = pathlib.Path(name).expanduser()
   if not path.is_file():
     raise InputError(f"--prompt_file={path}: there is no such file")
+  # Most prompts need no such file, and the module takes JAX.
+  from research.core import metrics
+
   prompts = []
   for number, row in enumerate(metrics.read_jsonl(path), 1):
     if not isinstance(row.get("prompt"), str):

@@ -75,6 +75,8 @@ def script(tmp_path_factory):
     "experiments/cli.py",
     "models/errors.py",
     "models/files.py",
+    "models/locate.py",
+    "models/text.py",
     "research/core/files.py",
     "research/results/files.py",
   ):

@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 SCRIPTS = pathlib.Path(__file__).parents[2] / "experiments"
 # The packages that take seconds to import.
 HEAVY = ("jax", "flax", "optax", "orbax", "scipy", "tokenizers", "safetensors",
@@ -36,3 +38,101 @@ def test_scripts_import_what_is_heavy_after_their_flags_were_checked():
   assert not done.stderr
   assert len(lines) == len(list(SCRIPTS.glob("*.py"))) > 15
   assert [line for line in lines if len(line) > 1] == []
+
+
+# Mistakes that a script answers before it imports what is heavy.
+MISTAKES = """
+analyse_rlm
+analyse_rlm --answers=/nowhere
+bench --suite=ops --ops=foo
+bench --suite=ops --shapes=foo=tiny:2x64
+bench --suite=language_model --decode=foo
+bench --suite=language_model --train=foo
+bench --suite=regression_lm --sample=foo
+bench --suite=sol --model=/nowhere
+eval_lm --tasks=foo
+eval_lm --tasks=lambada
+eval_lm --text=foo
+eval_lm --model=/nowhere
+eval_quantized --recipes=foo
+eval_quantized --text=foo
+eval_quantized --calibration_text=foo
+eval_rlm --model=/nowhere
+eval_rlm --model=none
+eval_rlm --peers=foo
+eval_sol --workdir=/nowhere
+generate
+generate --prompt=x --model=/nowhere
+kernelbench_rlm
+kernelbench_rlm --path=/nowhere
+learning_curve_rlm
+learning_curve_rlm --path=/nowhere
+learning_curve_rlm --path=. --peers=foo
+make_program_metrics
+plot_lm
+quantize_lm
+quantize_lm --out=.
+quantize_lm --out=new --calibration_text=foo
+train_lm --text=foo
+train_lm --eval_text=foo
+train_lm --start=/nowhere
+train_rlm
+train_rlm --path=/nowhere
+train_rlm --data=foo
+transfer_rlm
+transfer_rlm --path=. --targets=x --peers=foo
+transfer_rlm --path=. --targets=x --models=foo
+"""
+# These two need JAX itself, but no model of flax.
+AFTER_JAX = """
+generate --prompt=x --state_format=int5
+train_sol --model=tiny --text=foo
+"""
+
+# Seconds are of the CPU, so that other work does not count; the child's clock
+# begins at zero.
+_MISTAKES = """
+import os, runpy, sys, time
+sys.path.insert(0, sys.argv[1])
+import cli
+heavy = sys.argv[2].split()
+shared = time.process_time()
+for line in sys.argv[3].splitlines():
+  if not (child := os.fork()):
+    script, *arguments = line.split()
+    sys.argv = [f"{sys.argv[1]}/{script}.py", *arguments]
+    try:
+      runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+      code = end.code
+    imported = [name for name in heavy if name in sys.modules]
+    print(line, "|", code, shared + time.process_time(), *imported)
+    sys.stdout.flush()
+    os._exit(0)
+  os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize(
+  "mistakes, heavy",
+  [
+    (MISTAKES, HEAVY),
+    (AFTER_JAX, tuple(name for name in HEAVY if name != "jax")),
+  ],
+)
+def test_a_mistake_is_answered_within_a_second(mistakes, heavy):
+  lines = mistakes.strip()
+  done = subprocess.run(
+    [sys.executable, "-c", _MISTAKES, str(SCRIPTS), " ".join(heavy), lines],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  told = done.stderr.splitlines()
+  assert len(told) == len(lines.splitlines())
+  for line, error in zip(done.stdout.splitlines(), told, strict=True):
+    mistake, _, found = line.partition(" | ")
+    code, seconds, *imported = found.split()
+    assert error.startswith("error: "), mistake
+    assert code == "2" and not imported, line
+    assert float(seconds) < 1, line

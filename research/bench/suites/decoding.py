@@ -10,7 +10,7 @@ does not depend on the weights.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,12 +19,11 @@ import jax.numpy as jnp
 from models import language_model
 from models.errors import InputError
 from models.implementations import Implementations
-from models.mamba_config import MambaConfig
 from models.quantized import KERNELS, has_weights, quantize_params
 from models.state_format import StateFormat
-from models.transformer_config import TransformerConfig
 from ops import dispatch
 from ops.quantized import formats
+from research.bench import specs
 from research.bench.case import Call, Case, Peer
 from research.bench.peers import mamba_ssm_decode, transformers_decode
 from research.cost import decode_step, recurrent_step
@@ -32,7 +31,6 @@ from research.cost.roofline import Phase
 from research.decoding import loop, plain
 from research.decoding.sampling import Sampling
 
-STEPS = ("xla", "mosaic_gpu")
 Config = language_model.Config
 
 # Weights whose format is asked for; that of other kernels is int8, since their
@@ -76,18 +74,7 @@ def parse(spec: str, **options: Any) -> Decoding:
   Raises:
     InputError: it is not written so, or there is no such model.
   """
-  name, _, shape = spec.partition(":")
-  models = _models()
-  config = models[name]() if name in models else None
-  numbers = shape.split("x")
-  whole = all(number.isdigit() and int(number) > 0 for number in numbers)
-  if not whole or config is None or len(numbers) != _numbers(config):
-    raise InputError(
-      f"decode={spec}: write MODEL:BATCH, such as mamba2_130m:1, or of a "
-      "Transformer MODEL:BATCHxCONTEXT, such as llama3_2_1b:1x512, with MODEL "
-      f"one of {', '.join(models)}"
-    )
-  batch, context = (*map(int, numbers), 0)[:2]
+  name, config, batch, context = specs.decoded(spec)
   return Decoding(
     name=name, config=config, batch=batch, context=context, **options
   )
@@ -106,27 +93,8 @@ def check_formats(weights_format: str | None) -> None:
       raise InputError(f"weights_format={weights_format}: {error}") from None
 
 
-def _numbers(config: Config) -> int:
-  """A Transformer is asked for by batch and context, Mamba by its batch."""
-  return 2 if config.family == "transformer" else 1
-
-
-def _models() -> Mapping[str, Callable[[], Config]]:
-  """The published sizes, and tiny ones, by name."""
-  found = {
-    "tiny_mamba1": functools.partial(MambaConfig.tiny, "mamba1"),
-    "tiny_mamba2": functools.partial(MambaConfig.tiny, "mamba2"),
-    "tiny_transformer": TransformerConfig.tiny,
-  }
-  for kind in language_model.FAMILIES:
-    for name, value in vars(kind).items():
-      if isinstance(value, classmethod) and name[0] != "_" and name != "tiny":
-        found[name] = getattr(kind, name)
-  return found
-
-
 def case(what: Decoding, steps: Sequence[str]) -> Case:
-  """The case of one model, by implementations of `STEPS`."""
+  """The case of one model, by implementations of `specs.STEPS`."""
   runner, phase = _Runner(what), _phase(what)
   state = "bfloat16" if what.context else str(what.state_format)
   return Case(

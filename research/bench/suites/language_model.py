@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from models.errors import InputError
 from models.implementations import Implementations
 from models.module import num_params
 from models.state_format import StateFormat
-from research.bench.case import Call, Case, Say, SuiteOfCases, check_names
+from research.bench import specs
+from research.bench.case import Call, Case, Say, SuiteOfCases
 from research.bench.plan import Plan
 from research.bench.suites import decoding
 from research.core import mesh as mesh_lib
@@ -27,9 +27,6 @@ from research.cost.roofline import Phase
 from research.language_model import architectures, learn, training
 from research.language_model.options import Options
 
-PEERS = ("mamba_ssm", "transformers")
-
-_VOCAB = 32768
 # Updates of one call.
 _UPDATES = 4
 
@@ -41,7 +38,7 @@ class Suite(SuiteOfCases):
   Attributes:
     decode: see `research.bench.suites.decoding.parse`.
     train: "ARCH/PRESET:BxL" each, of `research.language_model.options`.
-    steps: implementations of a decoding step, of `decoding.STEPS`.
+    steps: implementations of a decoding step, of `specs.STEPS`.
     tokens: decoded in one call.
     state_format: of recurrent states in decoding, see `StateFormat.parse`.
     weights_format: of weights in decoding, see `decoding.Decoding`.
@@ -51,7 +48,7 @@ class Suite(SuiteOfCases):
 
   decode: Sequence[str] = ()
   train: Sequence[str] = ()
-  steps: Sequence[str] = decoding.STEPS
+  steps: Sequence[str] = specs.STEPS
   tokens: int = 64
   state_format: str = "float32"
   weights_format: str | None = None
@@ -65,8 +62,7 @@ class Suite(SuiteOfCases):
       InputError: a name does not exist.
     """
     del note
-    check_names("steps", self.steps, decoding.STEPS)
-    check_names("peers", plan.peers, PEERS)
+    specs.check_language_model(**vars(self), peers=plan.peers)
     options = {
       "tokens": self.tokens,
       "state_format": StateFormat.parse(self.state_format),
@@ -74,7 +70,7 @@ class Suite(SuiteOfCases):
     }
     decoding.check_formats(self.weights_format)
     decoded = [decoding.parse(spec, **options) for spec in self.decode]
-    trained = [(spec, _trained(spec)) for spec in self.train]
+    trained = [(spec, specs.trained(spec)) for spec in self.train]
     return self._cases(decoded, trained)
 
   def _cases(self, decoded, trained) -> Iterator[Case]:
@@ -103,7 +99,7 @@ class Suite(SuiteOfCases):
   def _model(self, options: Options) -> architectures.Model:
     cudnn = options.arch == "transformer" and jax.default_backend() == "gpu"
     return architectures.Model(
-      config=architectures.config_of(options, _VOCAB),
+      config=architectures.config_of(options, specs.VOCAB),
       dtype=options.dtype,
       implementations=Implementations(attention="cudnn" if cudnn else None),
       document_mask=False,
@@ -112,36 +108,18 @@ class Suite(SuiteOfCases):
     )
 
 
-def _trained(spec: str) -> Options:
-  model, _, shape = spec.partition(":")
-  arch, _, preset = model.partition("/")
-  batch, _, length = shape.partition("x")
-  if not (batch.isdigit() and length.isdigit()):
-    raise InputError(
-      f"train={spec}: write ARCH/PRESET:BxL, such as mamba2/60m:64x1024"
-    )
-  return Options(
-    arch=arch,
-    preset=preset or None,
-    batch=int(batch),
-    length=int(length),
-    vocab_size=_VOCAB,
-    document_mask=False,
-  )
-
-
 def _call(model: architectures.Model, options: Options) -> Call:
   """Updates on random tokens, one after the other."""
   schedule, tx = training.make_optimizer(options)
   mesh = mesh_lib.data_mesh(1)
   step = learn.make_step(
-    model, tx, schedule, mesh, vocab_size=_VOCAB, z_loss=options.z_loss
+    model, tx, schedule, mesh, vocab_size=specs.VOCAB, z_loss=options.z_loss
   )
   step = state_lib.jit_step(step, mesh)
   draw = np.random.default_rng(0).integers
   shape = options.batch, options.length
   batch = {
-    "tokens": draw(_VOCAB, size=(shape[0], shape[1] + 1), dtype=np.int32),
+    "tokens": draw(specs.VOCAB, size=(shape[0], shape[1] + 1), dtype=np.int32),
     "segment_ids": np.zeros(shape, np.int32),
   }
   batch = mesh_lib.shard_batch(mesh, batch)

@@ -9,15 +9,14 @@ from typing import Any
 import jax
 
 from ops import dispatch
-from research.bench.case import Call, Case, Peer, Row, SuiteOfCases, check_names
+from research.bench import specs
+from research.bench.case import Call, Case, Peer, Row, SuiteOfCases
 from research.bench.peers import ops as peers
-from research.bench.plan import PASSES, Plan
+from research.bench.plan import Plan
+from research.bench.specs import DTYPES, PASSES
 from research.bench.suites import op_passes
 from research.bench.suites.op_cases import BUILDERS, OpCase, build
 from research.bench.timing import cold_sets
-
-DTYPES = ("bfloat16", "float32")
-IMPLEMENTATIONS = ("xla", "mosaic_gpu", "mosaic_tpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,13 +42,7 @@ class Suite(SuiteOfCases):
       InputError: a name or shape does not exist.
     """
     del note
-    alone = [shape.split("=")[0] for shape in self.shapes if "=" in shape]
-    check_names("ops", self.ops, BUILDERS)
-    check_names("shapes", alone, BUILDERS)
-    check_names("dtype", self.dtype, DTYPES)
-    check_names("passes", plan.passes, PASSES)
-    check_names("implementations", self.implementations, IMPLEMENTATIONS)
-    check_names("peers", plan.peers, peers.PEERS)
+    specs.check_ops(**vars(self), passes=plan.passes, peers=plan.peers)
     return self._cases()
 
   def _cases(self) -> Iterator[Case]:
@@ -98,7 +91,7 @@ def _passes(op: OpCase, dtype: str, names: Sequence[str]) -> Iterator[Case]:
             for detail in peers.details(name, op)
           },
         )
-        for name in peers.PEERS
+        for name in specs.OP_PEERS
       ],
     )
 

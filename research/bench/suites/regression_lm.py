@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from models.errors import InputError
 from models.numbers import Ieee, TargetCodec
 from models.regression_lm import Compute
 from models.regression_lm_config import RegressionLMConfig
+from research.bench import specs
 from research.bench.case import (
   Call,
   Case,
@@ -36,7 +36,6 @@ from research.bench.case import (
   Row,
   Say,
   SuiteOfCases,
-  check_names,
 )
 from research.bench.peers import regress_lm
 from research.bench.plan import Plan
@@ -50,17 +49,11 @@ from research.regression_lm.options import Options
 from research.regression_lm.token_batches import Texts
 
 PEER = "regress-lm"
-DTYPES = ("bfloat16", "float32")
 
-# Those of T5, the peer's vocabulary of texts; and its fixed number of heads.
-_VOCAB, _HEADS = 32100, 8
+# Those of T5, the peer's vocabulary of texts.
+_VOCAB = 32100
 # Updates of one call.
 _UPDATES = 4
-_SIZE = r"(?P<d_model>\d+)/(?P<encoder_layers>\d+)\+(?P<decoder_layers>\d+)"
-_TRAIN = rf"{_SIZE}:(?P<batch>\d+)x(?P<length>\d+):(?P<dtype>\w+)"
-_SAMPLE = (
-  rf"{_SIZE}:(?P<texts>\d+)x(?P<length>\d+)x(?P<draws>\d+):(?P<dtype>\w+)"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,15 +85,15 @@ class Suite(SuiteOfCases):
     Raises:
       InputError: one is not written so, or the peer is not there.
     """
-    check_names("peer_settings", self.peer_settings, regress_lm.SETTINGS)
+    specs.check_names("peer_settings", self.peer_settings, regress_lm.SETTINGS)
     package = self.peer and pathlib.Path(self.peer) / "regress_lm"
     if package and not package.is_dir():
       raise InputError(
         f"peer={self.peer}: has no folder regress_lm: give a checkout of "
         "google-deepmind/regress-lm"
       )
-    train = [_parse("train", _TRAIN, text) for text in self.train]
-    sample = [_parse("sample", _SAMPLE, text) for text in self.sample]
+    train = [specs.regression("train", text) for text in self.train]
+    sample = [specs.regression("sample", text) for text in self.sample]
     return self._cases(train, sample, plan.repeats, note)
 
   def _cases(self, train, sample, repeats: int, note: Say) -> Iterator[Case]:
@@ -162,7 +155,7 @@ def _case(op: str, make: Any, work: Row, timed: Sequence[Row]) -> Case:
   count = work.get("batch", work.get("texts"))
   draws = f" S{work['draws']}" if "draws" in work else ""
   model = make_model(work)
-  heads = _HEADS, _HEADS, work["d_model"] // _HEADS
+  heads = specs.HEADS, specs.HEADS, work["d_model"] // specs.HEADS
   cudnn = attention.cudnn_runs(*heads, work["dtype"])
   return Case(
     op=op,
@@ -215,27 +208,6 @@ def _phases(config: RegressionLMConfig, work: Row) -> tuple[Phase, ...]:
   return Phase(encoding, 0.0), *[Phase(token, read)] * config.target_length
 
 
-def _parse(name: str, pattern: str, text: str) -> Row:
-  found = re.fullmatch(pattern, text)
-  work = found and {
-    key: value if key == "dtype" else int(value)
-    for key, value in found.groupdict().items()
-  }
-  if (
-    not work
-    or 0 in work.values()
-    or work["dtype"] not in DTYPES
-    or work["d_model"] % (2 * _HEADS)
-  ):
-    shape = "BATCHxLENGTH" if name == "train" else "TEXTSxLENGTHxDRAWS"
-    raise InputError(
-      f"{name}={text}: write WIDTH/ENCODER+DECODER:{shape}:DTYPE, such as "
-      f"512/2+2:{'64x2048' if name == 'train' else '512x2048x64'}:bfloat16, "
-      f"with WIDTH a multiple of {2 * _HEADS}"
-    )
-  return work
-
-
 def make_model(work: Row) -> Model:
   """Ours, of the peer's sizes."""
   codec = TargetCodec(format=Ieee())
@@ -247,9 +219,9 @@ def make_model(work: Row) -> Model:
     d_model=d_model,
     # As many weights as the peer's two matrices have, or some more.
     d_ff=-(-8 * d_model // 3 // 64) * 64,
-    num_heads=_HEADS,
-    num_kv_heads=_HEADS,
-    head_dim=d_model // _HEADS,
+    num_heads=specs.HEADS,
+    num_kv_heads=specs.HEADS,
+    head_dim=d_model // specs.HEADS,
     encoder_layers=work["encoder_layers"],
     decoder_layers=work["decoder_layers"],
   )

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from models import convert, transformer
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
-from research.bench import ceilings
-from research.bench.case import Case, Row, Say, SuiteOfCases, check_names
+from research.bench import ceilings, specs
+from research.bench.case import Case, Row, Say, SuiteOfCases
 from research.bench.plan import Plan
 from research.bench.suites.sol_work import Bench
 from research.sol.options import Options
@@ -125,7 +125,7 @@ class Suite(SuiteOfCases):
     found = bench.operations()
     if fill(self.breakdown, False, True):
       found |= bench.breakdown()
-    check_names("only", self.only, found)
+    specs.check_names("only", self.only, found)
     return {k: v for k, v in found.items() if k in (self.only or found)}
 
   def closing(self, rows: Sequence[Row]) -> Iterator[str]:
@@ -152,7 +152,7 @@ def pair(
     ("dtype", dtype, DTYPES),
     ("matmul_precision", precisions, PRECISIONS),
   ):
-    check_names(name, values or ("",), valid)
+    specs.check_names(name, values or ("",), valid)
   most = max(len(dtype), len(precisions))
   if {len(dtype), len(precisions)} - {1, most}:
     raise InputError(

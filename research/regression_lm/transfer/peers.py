@@ -9,6 +9,7 @@ from research.predictors import peers
 from research.predictors.number_scale import NumberScale
 from research.predictors.text_forms import Facts
 from research.regression_lm.transfer import setup as transfer_setup
+from research.regression_lm.transfer.names import PER_SOURCE, WITH_SOURCES
 from research.regression_lm.transfer.setup import (
   Found,
   Setup,
@@ -16,14 +17,6 @@ from research.regression_lm.transfer.setup import (
   Task,
   source_rows,
 )
-
-WITH_SOURCES = "XGBoost with sources"
-# Peers that predict every source first, and what they do that with.
-PER_SOURCE = {
-  "XGBoost per source + ridge": "XGBoost",
-  "ridge per source + ridge": "ridge",
-}
-NAMES = (*peers.NAMES, WITH_SOURCES, *PER_SOURCE)
 
 
 def predict(
@@ -33,7 +26,7 @@ def predict(
   """Predictions of a peer for one target.
 
   Args:
-    name: one of `NAMES`, not of `PER_SOURCE`. `WITH_SOURCES` is given the
+    name: one of `names.PEERS`, not of `PER_SOURCE`. `WITH_SOURCES` is given the
       numbers of the sources beside the features.
     setup: the comparison.
     facts: all rows.
@@ -161,15 +154,3 @@ def ridge(
     if error < best:
       best, weights = error, vt.T @ (s / (s**2 + alpha) * (u.T @ y))
   return z @ weights + values.mean()
-
-
-def known_names(names: Sequence[str]) -> list[str]:
-  """The names, "none" left out.
-
-  Raises:
-    InputError: one is unknown.
-  """
-  for name in names:
-    if name not in (*NAMES, "none"):
-      raise InputError(f"peer {name!r} is unknown: take some of {NAMES}")
-  return [name for name in names if name != "none"]

@@ -25,19 +25,6 @@ from research.regression_lm.transfer.setup import (
 )
 
 Say = Callable[[str], None]
-MODELS = ("scratch", "pretrained")
-
-
-def known_models(names: Sequence[str]) -> list[str]:
-  """The names, "none" left out.
-
-  Raises:
-    InputError: one is unknown.
-  """
-  for name in names:
-    if name not in (*MODELS, "none"):
-      raise InputError(f"model {name!r} is unknown: take some of {MODELS}")
-  return [name for name in names if name != "none"]
 
 
 def run(

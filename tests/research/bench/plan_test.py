@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from ops import dispatch
-from research.bench import ceilings, plan, profiling, timing
+from research.bench import ceilings, plan, profiling, specs, timing
 from research.bench.case import Call, Case, Measured, Peer
 from research.cost.roofline import Ceilings, Phase
 
@@ -143,7 +143,7 @@ def test_passes_are_chosen_and_the_next_case_waits_for_the_last():
   asked = []
 
   def cases():
-    for which in plan.PASSES:
+    for which in specs.PASSES:
       asked.append(which)
       yield case(which=which)
 

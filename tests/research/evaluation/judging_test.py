@@ -58,7 +58,7 @@ def task(kind, items, **more):
 
 def test_perplexity_is_that_of_the_definition(tiny, scorer):
   counts = Counts()
-  text = judging.Text(data="x", text=STORY * 3, window=32, overlap=4)
+  text = tasks.Text(data="x", text=STORY * 3, window=32, overlap=4)
   found, items = judging.judge_text(scorer, text, advance=counts)
   ids = scorer.tokenizer.encode(STORY * 3)
   nll, done = [], 0
@@ -85,7 +85,7 @@ def test_perplexity_is_that_of_the_definition(tiny, scorer):
   np.testing.assert_allclose(items["nll"], nll, rtol=1e-4)
   assert sum(items["tokens"]) == len(ids)
   assert counts == [[len(nll), len(nll)]]
-  some = judging.Text(
+  some = tasks.Text(
     data="x", text=STORY * 3, window=32, overlap=4, max_windows=2
   )
   _, items = judging.judge_text(scorer, some, advance=counts)
@@ -101,7 +101,7 @@ def test_perplexity_is_that_of_the_definition(tiny, scorer):
 def test_texts_that_cannot_be_scored_are_named(scorer, change, match):
   options = {"data": "x", "text": STORY, "window": 8} | change
   with pytest.raises(InputError, match=match):
-    judging.judge_text(scorer, judging.Text(**options), advance=Counts())
+    judging.judge_text(scorer, tasks.Text(**options), advance=Counts())
 
 
 def test_choices_are_judged_by_likelihood_and_by_bytes(scorer, generator):

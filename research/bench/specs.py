@@ -1,0 +1,201 @@
+"""What the flags of suites may say: names and shapes, told apart without JAX.
+
+Scripts check them before they import what takes seconds.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from models.errors import InputError
+from models.mamba_config import MambaConfig
+from models.transformer_config import TransformerConfig
+from research.language_model.options import Options
+
+DTYPES = ("bfloat16", "float32")
+PASSES = ("fwd", "bwd", "fwd+bwd")
+OPS = (
+  "selective_scan",
+  "ssd",
+  "causal_conv1d",
+  "rms_norm",
+  "token_logprob",
+  "quantized_matmul_bf16",
+  "quantized_matmul_w8a16",
+  "quantized_matmul_w4a16",
+  "quantized_matmul_w8a8",
+  "quantized_matmul_w4a8",
+  "selective_scan_step",
+  "ssd_step",
+  "causal_conv1d_step",
+)
+IMPLEMENTATIONS = ("xla", "mosaic_gpu", "mosaic_tpu")
+OP_PEERS = ("plain", "mamba_ssm")
+STEPS = ("xla", "mosaic_gpu")
+LM_PEERS = ("mamba_ssm", "transformers")
+# The types of `language_model.FAMILIES`, whose modules need JAX.
+CONFIGS = (TransformerConfig, MambaConfig)
+# Tokens in the vocabulary of a model that is updated.
+VOCAB = 32768
+# Of a regression LM, which the peer fixes.
+HEADS = 8
+
+_SIZE = r"(?P<d_model>\d+)/(?P<encoder_layers>\d+)\+(?P<decoder_layers>\d+)"
+_REGRESSION = {
+  "train": rf"{_SIZE}:(?P<batch>\d+)x(?P<length>\d+):(?P<dtype>\w+)",
+  "sample": (
+    rf"{_SIZE}:(?P<texts>\d+)x(?P<length>\d+)x(?P<draws>\d+):(?P<dtype>\w+)"
+  ),
+}
+
+
+def check_names(flag: str, values: Iterable[str], valid: Iterable[str]) -> None:
+  """Raises InputError where one of `values` of --`flag` is not valid."""
+  valid = list(valid)
+  for value in values:
+    if value not in valid:
+      raise InputError(f"{flag}={value}: take from {', '.join(valid)}")
+
+
+def decoded(spec: str) -> tuple[str, TransformerConfig | MambaConfig, int, int]:
+  """The model, its config, batch and context of "MODEL:BATCH[xCONTEXT]".
+
+  Args:
+    spec: the context is of Transformers alone; else it is 0.
+
+  Raises:
+    InputError: it is not written so, or there is no such model.
+  """
+  name, _, shape = spec.partition(":")
+  models = _models()
+  config = models[name]() if name in models else None
+  numbers = shape.split("x")
+  whole = all(number.isdigit() and int(number) > 0 for number in numbers)
+  if not whole or config is None or len(numbers) != _numbers(config):
+    raise InputError(
+      f"decode={spec}: write MODEL:BATCH, such as mamba2_130m:1, or of a "
+      "Transformer MODEL:BATCHxCONTEXT, such as llama3_2_1b:1x512, with MODEL "
+      f"one of {', '.join(models)}"
+    )
+  batch, context = (*map(int, numbers), 0)[:2]
+  return name, config, batch, context
+
+
+def _numbers(config: TransformerConfig | MambaConfig) -> int:
+  """A Transformer is asked for by batch and context, Mamba by its batch."""
+  return 2 if config.family == "transformer" else 1
+
+
+def _models() -> Mapping[str, Callable[[], TransformerConfig | MambaConfig]]:
+  """The published sizes, and tiny ones, by name."""
+  found = {
+    "tiny_mamba1": functools.partial(MambaConfig.tiny, "mamba1"),
+    "tiny_mamba2": functools.partial(MambaConfig.tiny, "mamba2"),
+    "tiny_transformer": TransformerConfig.tiny,
+  }
+  for kind in CONFIGS:
+    for name, value in vars(kind).items():
+      if isinstance(value, classmethod) and name[0] != "_" and name != "tiny":
+        found[name] = getattr(kind, name)
+  return found
+
+
+def trained(spec: str) -> Options:
+  """The options of "ARCH/PRESET:BxL".
+
+  Raises:
+    InputError: it is not written so, or there is no such model.
+  """
+  model, _, shape = spec.partition(":")
+  arch, _, preset = model.partition("/")
+  batch, _, length = shape.partition("x")
+  if not (batch.isdigit() and length.isdigit()):
+    raise InputError(
+      f"train={spec}: write ARCH/PRESET:BxL, such as mamba2/60m:64x1024"
+    )
+  return Options(
+    arch=arch,
+    preset=preset or None,
+    batch=int(batch),
+    length=int(length),
+    vocab_size=VOCAB,
+    document_mask=False,
+  )
+
+
+def regression(name: str, spec: str) -> dict[str, Any]:
+  """The numbers of an update or of draws of a regression LM.
+
+  Args:
+    name: "train" or "sample".
+    spec: see `suites.regression_lm.Suite`.
+
+  Raises:
+    InputError: it is not written so.
+  """
+  found = re.fullmatch(_REGRESSION[name], spec)
+  work = found and {
+    key: value if key == "dtype" else int(value)
+    for key, value in found.groupdict().items()
+  }
+  if (
+    not work
+    or 0 in work.values()
+    or work["dtype"] not in DTYPES
+    or work["d_model"] % (2 * HEADS)
+  ):
+    shape = "BATCHxLENGTH" if name == "train" else "TEXTSxLENGTHxDRAWS"
+    raise InputError(
+      f"{name}={spec}: write WIDTH/ENCODER+DECODER:{shape}:DTYPE, such as "
+      f"512/2+2:{'64x2048' if name == 'train' else '512x2048x64'}:bfloat16, "
+      f"with WIDTH a multiple of {2 * HEADS}"
+    )
+  return work
+
+
+def check(suite: str, options: Mapping[str, Any]) -> None:
+  """Checks options of a suite and of its plan, as far as it goes without JAX.
+
+  Raises:
+    InputError: a name does not exist, or a shape is not written so.
+  """
+  _CHECKS.get(suite, lambda **options: None)(**options)
+
+
+def check_ops(
+  *, ops=(), shapes=(), dtype=(), implementations=(), passes=(), peers=(), **_
+) -> None:
+  """Checks names of the suite of ops; raises InputError."""
+  alone = [shape.split("=")[0] for shape in shapes if "=" in shape]
+  check_names("ops", ops, OPS)
+  check_names("shapes", alone, OPS)
+  check_names("dtype", dtype, DTYPES)
+  check_names("passes", passes, PASSES)
+  check_names("implementations", implementations, IMPLEMENTATIONS)
+  check_names("peers", peers, OP_PEERS)
+
+
+def check_language_model(
+  *, decode=(), train=(), steps=(), peers=(), **_
+) -> None:
+  """Checks names and shapes of that suite; raises InputError."""
+  check_names("steps", steps, STEPS)
+  check_names("peers", peers, LM_PEERS)
+  for spec in decode:
+    decoded(spec)
+  for spec in train:
+    trained(spec)
+
+
+def _check_regression_lm(*, train=(), sample=(), **_) -> None:
+  for name, specs in (("train", train), ("sample", sample)):
+    for spec in specs:
+      regression(name, spec)
+
+
+_CHECKS = {
+  "ops": check_ops,
+  "language_model": check_language_model,
+  "regression_lm": _check_regression_lm,
+}

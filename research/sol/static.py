@@ -5,6 +5,11 @@ choose from. The strongest static budget is found on training text: all
 promising actions are scored there, and the lower convex hull of nll against
 cost says which two neighbours to alternate for any budget. It may split a
 budget over the axes in another way than the policy does.
+
+Actions may cost the same, as bits cost no FLOPs, and their nll differ by
+rounding alone. Such ties are broken on purpose: of the actions of one cost that
+are within `TIE` of the best, the one with the highest net keep is taken, then
+the first of the table; and what costs more must be better by more than `TIE`.
 """
 
 import dataclasses
@@ -16,6 +21,7 @@ from models import transformer
 from research.sol import actions, scoring
 from research.sol import damage as damage_lib
 from research.sol.actions import AXES, ActionTable
+from research.sol.cost import net_keep
 from research.sol.rollout import Setup
 from research.sol.scoring import BlockSeries
 from research.sol.windows import Cover
@@ -35,6 +41,10 @@ POINTS = {
 }
 
 
+# Nats a token, above what sums of float32 logits leave open.
+TIE = 1e-5
+
+
 def every_level(table: ActionTable) -> ActionTable:
   """All combinations of the published levels and those of `table`."""
   published = actions.preset("J-FL")
@@ -44,7 +54,9 @@ def every_level(table: ActionTable) -> ActionTable:
   return ActionTable.product("every level", *levels)
 
 
-def candidates(costs: np.ndarray, gains: np.ndarray, most: int) -> np.ndarray:
+def candidates(
+  costs: np.ndarray, gains: np.ndarray, kept: np.ndarray, most: int
+) -> np.ndarray:
   """Actions that some price might choose, by their mean gains (A,).
 
   Takes the best few at every price, over enough prices and ranks to find
@@ -53,6 +65,7 @@ def candidates(costs: np.ndarray, gains: np.ndarray, most: int) -> np.ndarray:
   Args:
     costs: (A,) of the actions.
     gains: (A,) nats.
+    kept: (A,) net keep, which decides between equal ones.
     most: how many, about.
   """
   if len(costs) <= most:
@@ -62,8 +75,10 @@ def candidates(costs: np.ndarray, gains: np.ndarray, most: int) -> np.ndarray:
     gains[None]
     - np.geomspace(slope / 100, slope * 10, 60)[:, None] * costs[None]
   )
-  order = np.argsort(-value, axis=1)
-  found = np.array([np.argmin(costs), np.argmax(costs)])
+  every = np.broadcast_to(kept, value.shape)
+  order = np.lexsort((-every, -np.round(value / TIE)), axis=1)
+  ends = [np.lexsort((-kept, sign * costs))[0] for sign in (1, -1)]
+  found = np.unique(ends)
   for rank in range(len(costs)):
     wider = np.union1d(found, order[:, rank])
     if wider.size > most:
@@ -72,23 +87,33 @@ def candidates(costs: np.ndarray, gains: np.ndarray, most: int) -> np.ndarray:
   return found
 
 
-def hull(costs: np.ndarray, nll: np.ndarray) -> np.ndarray:
+def hull(costs: np.ndarray, nll: np.ndarray, kept: np.ndarray) -> np.ndarray:
   """Indices of the lower convex hull of the points (n,), by rising cost.
 
-  Only the falling part: no point costs more and is worse than another.
+  Only the falling part: no point costs more and is worse than another, or
+  better by no more than `TIE`.
+
+  Args:
+    costs: (n,), equal where they differ in the last digits alone.
+    nll: (n,).
+    kept: (n,) net keep, which decides between points of equal cost.
   """
-  kept: list[int] = []
-  for i in np.lexsort((nll, costs)):
-    if kept and nll[i] >= nll[kept[-1]]:
+  _, places = np.unique(np.round(costs / costs.max(), 9), return_inverse=True)
+  corners: list[int] = []
+  for place in range(places.max() + 1):
+    equal = np.flatnonzero(places == place)
+    near = equal[nll[equal] <= nll[equal].min() + TIE]
+    i = near[np.argmax(kept[near])]
+    if corners and nll[i] >= nll[corners[-1]] - TIE:
       continue
-    while len(kept) > 1:
-      a, b = kept[-2], kept[-1]
+    while len(corners) > 1:
+      a, b = corners[-2], corners[-1]
       cross = (costs[b] - costs[a]) * (nll[i] - nll[a])
       if cross > (costs[i] - costs[a]) * (nll[b] - nll[a]):
         break
-      kept.pop()
-    kept.append(int(i))
-  return np.array(kept)
+      corners.pop()
+    corners.append(int(i))
+  return np.array(corners)
 
 
 def alternate(
@@ -107,10 +132,12 @@ class Tried:
   Attributes:
     actions: (n,) indices.
     nll: (n,) nats a token, or divergence from the dense model.
+    kept: (n,) net keep.
   """
 
   actions: np.ndarray
   nll: np.ndarray
+  kept: np.ndarray
 
   def schedules(
     self, costs: np.ndarray, asked: Sequence[float], shape: tuple[int, ...]
@@ -123,7 +150,7 @@ class Tried:
       shape: (W, E, T) of the text to play on.
     """
     costs = costs[self.actions]
-    corners = hull(costs, self.nll)
+    corners = hull(costs, self.nll, self.kept)
     levels = costs[corners]
     played = []
     for want in asked:
@@ -173,7 +200,8 @@ def search(
     setup, params, text, progress=progress("levels", levels * tokens), **options
   )
   gains = damage_lib.mean_gains(damage)
-  tried = [candidates(one, gains, most) for one in costs]
+  kept = net_keep(setup.table)
+  tried = [candidates(one, gains, kept, most) for one in costs]
   tried = np.unique(np.concatenate(tried))
   played = np.broadcast_to(
     tried.astype(np.int16)[:, None, None, None],
@@ -184,6 +212,5 @@ def search(
   scores = scoring.evaluate(
     setup, params, text, series, progress=bar, **options
   )
-  return Tried(
-    tried, np.array([score.mean_nll for score in scores["candidates"]])
-  )
+  nll = np.array([score.mean_nll for score in scores["candidates"]])
+  return Tried(tried, nll, kept[tried])

@@ -20,24 +20,46 @@ def test_candidates_are_what_some_price_chooses():
   costs = np.linspace(0, 1, 200)
   gains = np.sqrt(costs)
   gains[::2] -= 0.5  # worse than their neighbours at any price
-  found = static.candidates(costs, gains, 60)
+  found = static.candidates(costs, gains, costs, 60)
   assert {0, 199} <= set(found) and len(found) <= 60
   assert (found[1:-1] % 2 == 1).all()
   np.testing.assert_array_equal(
-    static.candidates(costs[:9], gains[:9], 9), np.arange(9)
+    static.candidates(costs[:9], gains[:9], costs[:9], 9), np.arange(9)
   )
+
+
+def test_candidates_that_rounding_alone_tells_apart_are_those_that_keep_most():
+  costs = np.repeat(np.linspace(0, 1, 50), 4)
+  kept = np.tile([0.2, 0.8, 0.4, 0.6], 50)
+  generator = np.random.default_rng(0)
+  for _ in range(3):
+    gains = np.sqrt(costs) + 1e-8 * generator.normal(size=200)
+    found = static.candidates(costs, gains, kept, 30)
+    assert (kept[found] == 0.8).all() and {1, 197} <= set(found)
 
 
 def test_the_hull_falls_and_bends_up():
   costs = np.array([0.2, 0.4, 0.6, 0.8, 1.0, 0.5])
   nll = np.array([9.0, 6.0, 5.9, 3.0, 3.1, 4.0])
   # The third lies above the line; the fifth costs more and is no better.
-  assert static.hull(costs, nll).tolist() == [0, 5, 3]
+  assert static.hull(costs, nll, costs).tolist() == [0, 5, 3]
+
+
+def test_ties_of_the_hull_are_broken_on_purpose():
+  costs = np.array([0.4, 0.4, 0.4 + 1e-15, 0.8, 0.8])
+  kept = np.array([0.1, 0.7, 0.3, 0.2, 0.9])
+  noise = np.array([0, 9e-7, -9e-7, 0, 0])
+  for sign in (1, -1):
+    # The last is worse by more than rounding, though it keeps more.
+    nll = np.array([5.0, 5.0, 5.0, 3.0, 3.001]) + sign * noise
+    assert static.hull(costs, nll, kept).tolist() == [1, 3]
+  nll = np.array([5.0, 5.0, 5.0, 5.0 - 1e-6, 5.1])
+  assert static.hull(costs, nll, kept).tolist() == [1]
 
 
 @pytest.mark.parametrize("asked, share", [(0.3, 0.5), (0.1, 0.0), (2.0, 1.0)])
 def test_schedules_alternate_between_neighbours(asked, share):
-  tried = Tried(np.array([7, 3]), np.array([5.0, 8.0]))
+  tried = Tried(np.array([7, 3]), np.array([5.0, 8.0]), np.ones(2))
   costs = np.full(8, 9.0)
   costs[[3, 7]] = 0.2, 0.4
   (found,) = tried.schedules(costs, [asked], (2, 5, 4))
@@ -45,7 +67,7 @@ def test_schedules_alternate_between_neighbours(asked, share):
 
 
 def test_one_action_may_be_the_best_at_every_budget():
-  tried = Tried(np.array([1, 2]), np.array([5.0, 8.0]))
+  tried = Tried(np.array([1, 2]), np.array([5.0, 8.0]), np.ones(2))
   found = tried.schedules(np.array([0.0, 0.3, 0.6]), [0.2, 0.9], (1, 2, 4))
   assert (found == 1).all()
 

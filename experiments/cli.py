@@ -1,6 +1,5 @@
 """What every script shares: flags, one-line errors, and result files."""
 
-import math
 import os
 import pathlib
 import sys
@@ -14,6 +13,10 @@ from absl import app, flags, logging
 # `ops`, `models` and `research` are found without an installation.
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from flag_kinds import choice as choice
+from flag_kinds import integer as integer
+from flag_kinds import number as number
+from flag_kinds import numbers as numbers
 from models import locate
 from models.errors import InputError, advice_on
 from models.text import text_path
@@ -22,80 +25,6 @@ from research.results.files import write_result as write_result
 
 # --help lists the flags of the script: they are its own, not this module's.
 flags.disclaim_key_flags()
-
-
-class _Numbers(flags.ArgumentParser):
-  """Parses "0.1,0.5" to [0.1, 0.5]; every number finite and in bounds."""
-
-  syntactic_help = "comma separated numbers"
-
-  def __init__(self, lower: float, upper: float):
-    super().__init__()
-    self.lower, self.upper = lower, upper
-
-  def parse(self, argument: str | Sequence[float]) -> list[float]:
-    parts = argument.split(",") if isinstance(argument, str) else argument
-    found = [float(part) for part in parts]
-    for value in found:
-      if not (math.isfinite(value) and self.lower <= value <= self.upper):
-        raise ValueError(f"{value} is not in [{self.lower:g}, {self.upper:g}]")
-    return found
-
-
-def integer(
-  name: str,
-  default: int | None,
-  text: str,
-  lower: int | None = None,
-  upper: int | None = None,
-) -> flags.FlagHolder:
-  """Defines --name, an integer in [lower, upper]."""
-  return flags.DEFINE_integer(
-    name, default, text, lower_bound=lower, upper_bound=upper
-  )
-
-
-def number(
-  name: str,
-  default: float | None,
-  text: str,
-  lower: float | None = None,
-  upper: float | None = None,
-) -> flags.FlagHolder:
-  """Defines --name, a finite number in [lower, upper]."""
-  holder = flags.DEFINE_float(
-    name, default, text, lower_bound=lower, upper_bound=upper
-  )
-  flags.register_validator(
-    name,
-    lambda value: value is None or math.isfinite(value),
-    message="must be a finite number",
-  )
-  return holder
-
-
-def numbers(
-  name: str,
-  default: Sequence[float],
-  text: str,
-  lower: float = -math.inf,
-  upper: float = math.inf,
-) -> flags.FlagHolder:
-  """Defines --name=0.1,0.5: finite numbers in [lower, upper], as a list."""
-  return flags.DEFINE(
-    _Numbers(lower, upper),
-    name,
-    list(default),
-    text,
-    serializer=flags.CsvListSerializer(","),
-  )
-
-
-def choice(
-  name: str, default: str | None, text: str, names: Sequence[str]
-) -> flags.FlagHolder:
-  """Defines --name, one of `names`; any other value lists them."""
-  return flags.DEFINE_enum(name, default, list(names), text)
 
 
 def say(line: str) -> None:

@@ -78,13 +78,9 @@ _RESULT = flags.DEFINE_string(
 def main(_) -> None:
   """Evaluates; see the module's docstring."""
   began = time.perf_counter()
-  workdir = pathlib.Path(_WORKDIR.value)
-  if not (workdir / "policy").is_dir():
-    raise InputError(
-      f"--workdir={workdir}: holds no policy: train one with train_sol.py first"
-    )
-  texts = texts_of_files([_TEXT.value, *_TRAIN_TEXT.value])
-  cli.check_there([_MODEL.value], texts)
+  workdir, texts = pathlib.Path(_WORKDIR.value), [_TEXT.value]
+  cli.check_path(workdir / "policy", "is missing: train it with train_sol.py")
+  cli.check_there([_MODEL.value], texts_of_files([*texts, *_TRAIN_TEXT.value]))
   import jax  # after the flags were checked: a mistake is answered at once
   import jax.numpy as jnp
 
@@ -117,17 +113,15 @@ def main(_) -> None:
   method, cover, calibration = reporting.prepare(
     ours,
     checkpoint,
-    corpus.load_tokens([_TEXT.value], checkpoint, folder=workdir),
+    corpus.load_tokens(texts, checkpoint, folder=workdir),
     corpus.load_tokens(_TRAIN_TEXT.value, checkpoint, folder=workdir),
     context=_CONTEXT.value,
     episodes=_EPISODES.value,
     max_windows=_WINDOWS.value,
     calibration_windows=_CALIBRATION.value,
   )
-  print(
-    f"{int(cover.weights.sum()):,} tokens in {cover.num_windows} windows",
-    flush=True,
-  )
+  tokens = int(cover.weights.sum())
+  cli.say(f"{tokens:,} tokens in {cover.num_windows} windows")
 
   text = pathlib.Path(_TEXT.value).name  # A folder says nothing to others.
 

@@ -96,11 +96,9 @@ def main(_) -> None:
 
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
+  method = functools.partial(Plain, state_format=state_format)
   generator = Generator(
-    checkpoint.config,
-    checkpoint.params,
-    tokenizer,
-    method=functools.partial(Plain, state_format=state_format),
+    checkpoint.config, checkpoint.params, tokenizer, method=method
   )
   texts = prompts
   if _CHAT.value:

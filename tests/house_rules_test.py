@@ -5,6 +5,7 @@ is also shown a small tree with a planted violation, so that none can go blind.
 """
 
 import ast
+import dataclasses
 import functools
 import json
 import os
@@ -359,37 +360,74 @@ def shapes_in_docstrings(root: Path) -> list[str]:
   return found
 
 
-def _flags(root: Path) -> Iterator[tuple[Path, str]]:
-  """Yields every flag of experiments/ and its file."""
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A flag of experiments/.
+
+  Attributes:
+    script: that defines it.
+    name: without dashes.
+    holder: the variable that holds it, "" for none.
+    source: the file of the dataclass whose field it is, or None.
+    owner: that class, "" for none.
+  """
+
+  script: Path
+  name: str
+  holder: str = ""
+  source: Path | None = None
+  owner: str = ""
+
+
+def _flags(root: Path) -> Iterator[Flag]:
+  """Yields every flag of experiments/."""
   for path in sorted((root / "experiments").glob("*.py")):
     tree = parse(path)
     origin = {
       name.rpartition(".")[2]: name.rpartition(".")[0]
       for _, name in imports(path)
     }
+    assigned = {
+      id(node.value): target.id
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Assign)
+      for target in node.targets
+      if isinstance(target, ast.Name)
+    }
+    # What `_of(...)` of bench_flags gives takes a kind of flag first.
+    makers = {
+      assigned.get(id(node), "")
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Call) and ast.unparse(node.func) == "_of"
+    }
     for node in ast.walk(tree):
       if not (isinstance(node, ast.Call) and node.args):
         continue
-      first, called = node.args[0], ast.unparse(node.func)
+      called = ast.unparse(node.func)
+      first = node.args[called in makers]
       maker = called.rpartition(".")[2]
       if isinstance(first, ast.Constant) and (
         maker.startswith("DEFINE_")
+        or called in makers
         or (called.startswith("cli.") and maker in FLAG_MAKERS)
       ):
-        yield path, first.value
+        yield Flag(path, first.value, assigned.get(id(node), ""))
       if called == "option_flags.define":
         source = root / f"{origin[first.id].replace('.', '/')}.py"
         for item in parse(source).body:
           if isinstance(item, ast.ClassDef) and item.name == first.id:
             yield from (
-              (path, field.target.id)
+              Flag(path, field.target.id, "", source, first.id)
               for field in item.body
               if isinstance(field, ast.AnnAssign)
             )
 
 
-def flags_in_use(root: Path) -> set[str]:
-  """Names that a flagfile, a page, a result or a test uses as flags."""
+def flags_in_use(root: Path) -> tuple[set[str], set[tuple[str, str]]]:
+  """Names that a flagfile, a page, a result or a test uses as flags.
+
+  And (class, field) of the keywords that tests make dataclasses with.
+  """
   pages = [root / "README.md", root / "Makefile", *root.glob("docs/**/*.md")]
   pages += [*root.glob("experiments/flagfiles/*.flags")]
   pages += [*root.glob("experiments/results/**/*.json")]
@@ -400,21 +438,76 @@ def flags_in_use(root: Path) -> set[str]:
   )  # fmt: skip
   used = set(re.findall(r"--(?:no(?=\w))?(\w+)", text))
   used |= set(re.findall(r"--(\w+)", text))
-  # Tests give options of a dataclass by keyword.
-  for path in tests:
-    used |= set(re.findall(r"\b(\w+)=", path.read_text(encoding="utf-8")))
-  return used
+  made = {
+    (ast.unparse(node.func).rpartition(".")[2], keyword.arg)
+    for path in tests
+    for node in ast.walk(parse(path))
+    if isinstance(node, ast.Call)
+    for keyword in node.keywords
+  }
+  return used, made
 
 
 def used_flags(root: Path) -> list[str]:
   """No flag that neither a flagfile, a page, a result nor a test uses."""
-  used = flags_in_use(root)
+  used, made = flags_in_use(root)
   return [
-    f"{path.relative_to(root)}: nothing uses --{flag}: say in docs/ what it is"
-    " for, or make it a constant"
-    for path, flag in _flags(root)
-    if flag not in used
+    f"{flag.script.relative_to(root)}: nothing uses --{flag.name}: say in docs/"
+    " what it is for, or make it a constant"
+    for flag in _flags(root)
+    if flag.name not in used and (flag.owner, flag.name) not in made
   ]
+
+
+def read_flags(root: Path) -> list[str]:
+  """No flag whose value nothing reads.
+
+  That of a holder is read by its script, or by one that imports the script;
+  that of a dataclass by a file of the same room of research/ or by a model, as
+  an attribute or by its name.
+  """
+  scripts = {
+    path: path.read_text(encoding="utf-8")
+    for path in files(root, "experiments")
+  }
+  words = {
+    path: _names_read(path) for path in files(root, "research", "models")
+  }
+
+  def is_read(flag: Flag) -> bool:
+    if flag.source is None:
+      text = scripts[flag.script]
+      if not flag.holder:
+        return "flags.FLAGS[" in text
+      own = re.compile(rf"(?<![\w.]){flag.holder}\b")
+      other = re.compile(rf"\b{flag.script.stem}\.{flag.holder}\b")
+      return len(own.findall(text)) > 1 or any(
+        map(other.search, scripts.values())
+      )
+    room = flag.source.relative_to(root).parts[:2]
+    return any(
+      flag.name in found
+      for path, found in words.items()
+      if path.relative_to(root).parts[:2] == room
+      or path.is_relative_to(root / "models")
+    )
+
+  return [
+    f"{flag.script.relative_to(root)}: nothing reads the value of --{flag.name}"
+    for flag in _flags(root)
+    if not is_read(flag)
+  ]
+
+
+def _names_read(path: Path) -> set[str]:
+  """Attributes that a file reads, and the strings in it."""
+  found = set()
+  for node in ast.walk(parse(path)):
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+      found.add(node.attr)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+      found.add(node.value)
+  return found
 
 
 def first_comments_in_docs(root: Path) -> list[str]:
@@ -509,6 +602,7 @@ RULES = {
     short_readme,
     shapes_in_docstrings,
     used_flags,
+    read_flags,
     first_comments_in_docs,
     no_arrays_at_import,
   )
@@ -593,6 +687,24 @@ PLANTED = {
     ),
     ("research/o.py", DOC + "class O:\n  found: int = 1\n  missed: int = 2\n"),
     ("docs/a.md", "`--found=3`, and `--nothing`\n"),
+    ("tests/a_test.py", "x = f(lost=1, missed=2)\n"),
+  ],
+  "read_flags": [
+    (
+      "experiments/a.py",
+      DOC + '_A = flags.DEFINE_bool("lost", 0, "")\n'
+      '_B = flags.DEFINE_bool("found", 0, "")\nprint(_B.value)\n',
+    ),
+    (
+      "experiments/b.py",
+      DOC + "from research.sol.o import O\nB = option_flags.define(O)\n",
+    ),
+    (
+      "research/sol/o.py",
+      DOC + "class O:\n  seen: int = 1\n  missed: int = 2\n",
+    ),
+    ("research/sol/p.py", DOC + "def f(o):\n  return o.seen\n"),
+    ("research/lra/p.py", DOC + "def f(o):\n  return o.missed\n"),
   ],
   "first_comments_in_docs": [
     ("experiments/a.py", DOC + 'if __name__ == "__main__":\n  pass\n'),
@@ -614,6 +726,7 @@ EXPECTED = {
   "first_comments_in_docs": 2,
   "shapes_in_docstrings": 3,
   "used_flags": 2,
+  "read_flags": 2,
   "file_sizes": 2,
   "files_are_written_whole": 2,
   "lock_is_complete": 3,

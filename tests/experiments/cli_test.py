@@ -73,6 +73,7 @@ def script(tmp_path_factory):
   home = tmp_path_factory.mktemp("cli")
   for name in (
     "experiments/cli.py",
+    "experiments/flag_kinds.py",
     "models/errors.py",
     "models/files.py",
     "models/locate.py",

@@ -95,11 +95,9 @@ def main(_) -> None:
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   text = tasks.Text(
-    data=_TEXT.value,
-    text=load_text(_TEXT.value),
-    window=_LENGTH.value,
-    max_windows=_SCORED.value,
-  )
+    data=_TEXT.value, text=load_text(_TEXT.value),
+    window=_LENGTH.value, max_windows=_SCORED.value,
+  )  # fmt: skip
   checkpoint = load(_MODEL.value[0])
   batches = calibration.batches_of(
     load_text(_CALIBRATION.value),

@@ -80,10 +80,9 @@ def _table(lm, options, described) -> tuple[list[dict], list[dict]]:
     sources.check_same(source, described)
   parts = Split(parts.train, parts.valid, parts.test[: _LIMIT.value])
   kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
-  names = peers.asked(_PEERS.value)
   answers = evaluate.answers_of_peers(
-    table, parts, names, seed=_SEED.value, kept=kept, say=cli.say,
-    processes=_PROCESSES.value,
+    table, parts, peers.asked(_PEERS.value), seed=_SEED.value, kept=kept,
+    say=cli.say, processes=_PROCESSES.value,
   )  # fmt: skip
   if lm is None:
     print(f"{len(answers)} answers of peers in {kept}")

@@ -94,15 +94,14 @@ def main(_) -> None:
   began = time.perf_counter()
   if not _PATH.value or not _TARGETS.value:
     raise InputError("give --path, the file of the set, and --targets")
-  from research.predictors import peers as peers_lib
+  from research.predictors import peers, text_forms
   from research.regression_lm.transfer import names
 
-  peers = peers_lib.asked(_PEERS.value, names.PEERS)
-  models = peers_lib.asked(_MODELS.value, names.MODELS, "model")
+  others = peers.asked(_PEERS.value, names.PEERS)
+  models = peers.asked(_MODELS.value, names.MODELS, "model")
   settings, chosen = _settings()
   cli.check_path(_PATH.value)
   from research.core import workdir as workdir_lib
-  from research.predictors import text_forms
   from research.regression_lm.transfer import run as transfer_run
   from research.regression_lm.transfer import setup as transfer_setup
   from research.results import predictions
@@ -127,10 +126,11 @@ def main(_) -> None:
   workdir_lib.claim(workdir, deciding)
   for model in models:
     workdir_lib.claim(workdir / model, dataclasses.asdict(settings))
-  rows = transfer_run.run(setup, facts, workdir, models, peers, cli.say)
+  rows = transfer_run.run(setup, facts, workdir, models, others, cli.say)
   lines = predictions.means_over_seeds(rows)
-  columns = "target,train,method,kendall,spearman,crps,coverage of 0.9,"
-  cli.show(lines, (columns + "coverage of 0.9, calibrated").split(",", 7))
+  columns = "target train method kendall spearman crps".split()
+  covered = ["coverage of 0.9", "coverage of 0.9, calibrated"]
+  cli.show(lines, columns + covered)
   seconds = time.perf_counter() - began
   how = {"settings": dataclasses.asdict(settings), "chosen": chosen,
          "device": artefacts.device(), "seconds": seconds}  # fmt: skip

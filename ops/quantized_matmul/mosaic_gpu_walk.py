@@ -107,8 +107,8 @@ class Sizes:
 
   @property
   def chunks(self) -> int:
-    """Of D; TMA fills the last one up with zeros."""
-    return -(-self.depth // self.chunk)
+    """Of D."""
+    return self.depth // self.chunk
 
   @property
   def converted(self) -> bool:
@@ -163,6 +163,15 @@ class Sizes:
     return (line, TILE) if self.config.transposed else (TILE, line)
 
   @property
+  def swizzle(self) -> int:
+    """Bytes of a line of the result in shared memory.
+
+    TMA cuts off whole lines alone.
+    """
+    fit = [s for s in (LINE, 64) if not self.width % (s // self.out.itemsize)]
+    return fit[0] if fit else 32
+
+  @property
   def ring(self) -> int:
     """Bytes of the ring and of scales."""
     c = self.config
@@ -195,9 +204,9 @@ class Sizes:
     return None
 
 
-def _swizzled(shape, dtype, bits):
+def _swizzled(shape, dtype, bits, swizzle=LINE):
   """Shared memory as TMA and wgmma want it."""
-  swizzle = min(shape[-1] * bits // 8, LINE)
+  swizzle = min(shape[-1] * bits // 8, swizzle)
   transforms = (
     plgpu.TilingTransform((8, swizzle * 8 // bits)),
     plgpu.SwizzleTransform(swizzle),
@@ -224,7 +233,9 @@ def _scratch(k: Sizes):
   scratch = {
     "x": _swizzled((c.stages, c.rows, k.chunk), k.operand, bits),
     "w": w,
-    "out": _swizzled((WORKERS, k.pieces, *k.piece), k.out, 8 * k.out.itemsize),
+    "out": _swizzled(
+      (WORKERS, k.pieces, *k.piece), k.out, 8 * k.out.itemsize, k.swizzle
+    ),
     "of_rows": plgpu.SMEM((2, c.rows), jnp.float32),
     "loaded": plgpu.Barrier(
       num_arrivals=2 + (k.groups > 1), num_barriers=c.stages
@@ -543,8 +554,11 @@ def products(x, w, of_rows, scales, *, out, config, interpret=False):
     (M, F).
   """
   (rows, depth), width = x.shape, w.shape[0]
+  # TMA takes rows by eights.
+  beyond = -rows % 8
+  x, of_rows = jnp.pad(x, ((0, beyond), (0, 0))), jnp.pad(of_rows, (0, beyond))
   k = Sizes(
-    rows=rows,
+    rows=rows + beyond,
     width=width,
     depth=depth,
     groups=scales.shape[1],
@@ -559,7 +573,8 @@ def products(x, w, of_rows, scales, *, out, config, interpret=False):
     raise ValueError(f"quantized_matmul: {reason}")
   # Scales of a group lie side by side, so that they can be loaded.
   scales = scales[:, 0] if k.groups == 1 else scales.T
-  shape = rows, width
+  line = k.swizzle // k.out.itemsize
+  shape = k.rows, -(-width // line) * line
   if interpret:
     # Where TMA would fill up with zeros or cut off, the interpreter has no
     # memory, and it does not see one memory as numbers of two kinds.
@@ -572,10 +587,9 @@ def products(x, w, of_rows, scales, *, out, config, interpret=False):
       * config.columns
       * (size if config.cluster == "columns" else 1),
     )
-    beyond = k.chunks * k.chunk - depth
-    x = jnp.pad(x, ((0, shape[0] - rows), (0, beyond)))
-    w = jnp.pad(w, ((0, shape[1] - width), (0, beyond)))
-    of_rows = jnp.pad(of_rows, (0, shape[0] - rows))
+    x = jnp.pad(x, ((0, shape[0] - k.rows), (0, 0)))
+    w = jnp.pad(w, ((0, shape[1] - width), (0, 0)))
+    of_rows = jnp.pad(of_rows, (0, shape[0] - k.rows))
     scales = jnp.pad(
       scales, [(0, 0)] * (scales.ndim - 1) + [(0, shape[1] - width)]
     )

@@ -112,12 +112,11 @@ def unfit(x, w) -> str | None:
     if not form.is_integer:
       return f"needs levels of an integer grid with a float x, w is {form}"
   depth, width = w.shape
-  group = depth // w.num_blocks
   chunk = LINE // operand.itemsize
-  if w.num_blocks > 1 and (depth % w.num_blocks or group % chunk):
-    return f"needs groups of a multiple of {chunk}, w is {form}"
-  if depth % (32 if form.packed else 16) or width % 8 or depth > 2**17:
-    return f"needs lines of whole 16 bytes, at most {2**17}, w is {w.shape}"
+  if depth % w.num_blocks or depth // w.num_blocks % chunk:
+    return f"needs groups of a multiple of {chunk}, w is {form} {w.shape}"
+  if width % 8 or depth > 2**17:
+    return f"needs columns by eights, of at most {2**17}, w is {w.shape}"
   return None
 
 

@@ -63,7 +63,7 @@ def operands(activations, form, rows, depth, width, seed=0):
     (
       "int8:row",
       "int8:row",
-      (136, 272, 328),
+      (134, 256, 328),
       Config(columns=128, stages=2, walk=2, blocks=2),
     ),
     # Warpgroups that share the columns, a ring longer than a tile's chunks.
@@ -82,7 +82,7 @@ def operands(activations, form, rows, depth, width, seed=0):
       (300, 256, 72),
       Config(columns=64, stages=2, cluster="rows", blocks=2),
     ),
-    ("int8:row", "int4:row", (72, 288, 136), transposed(rows=64, blocks=2)),
+    ("int8:row", "int4:row", (72, 256, 136), transposed(rows=64, blocks=2)),
     ("int8:row", "int4:128", (72, 256, 200), transposed(rows=64, blocks=2)),
     (
       "int8:row",
@@ -90,7 +90,7 @@ def operands(activations, form, rows, depth, width, seed=0):
       (72, 128, 264),
       transposed(rows=64, cluster="columns"),
     ),
-    ("int4:row", "int4:tensor", (66, 96, 64), transposed(rows=64)),
+    ("int4:row", "int4:tensor", (66, 128, 64), transposed(rows=64)),
     (
       "fp8_e4m3:row",
       "fp8_e4m3:row",
@@ -99,7 +99,7 @@ def operands(activations, form, rows, depth, width, seed=0):
     ),
     ("fp8_e4m3:row", "int4:128", (130, 256, 72), transposed(rows=64)),
     (None, "int4:64", (70, 256, 72), transposed(rows=64)),
-    (None, "int8:row", (70, 80, 72), transposed(rows=64)),
+    (None, "int8:row", (70, 64, 72), transposed(rows=64)),
   ],
 )
 def test_values(activations, form, shape, config):
@@ -144,6 +144,15 @@ def test_lowers_for_hopper_as_one_kernel_that_moves_no_weight(variant):
   assert "quantized_matmul_wide" in text
   moved = [line for line in text.splitlines() if "stablehlo.transpose" in line]
   assert not any("8192x8192x" in line or "8192x4096x" in line for line in moved)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", [(65, 256, 72), (4094, 2560, 10576)])
+def test_rests_along_every_axis_lower_for_hopper(variant, shape):
+  x, w = jax.eval_shape(lambda: operands(*VARIANTS[variant], *shape))
+  for dtype in (jnp.bfloat16, jnp.float32):
+    run = functools.partial(mosaic_gpu.forward, dtype=dtype)
+    assert "quantized_matmul_wide" in lowered(run, x, w)
 
 
 @pytest.mark.parametrize("cluster", ["rows", "columns"])
@@ -203,8 +212,9 @@ def test_launches_fit_the_machine(operand, bits, groups):
     (None, "int8:32", (65, 256, 64), "groups of a multiple of 64"),
     (None, "fp8_e4m3:row", (65, 256, 64), "an integer grid with a float x"),
     ("int8:row", "int6:row", (65, 256, 64), "8 bits, or 4 in pairs"),
-    ("int8:row", "int8:row", (65, 256, 60), "lines of whole 16 bytes"),
-    ("int8:row", "int8:row", (65, 264, 64), "lines of whole 16 bytes"),
+    ("int8:row", "int8:row", (65, 256, 60), "columns by eights"),
+    ("int8:row", "int8:row", (65, 2**18, 64), "at most 131072"),
+    ("int8:row", "int8:row", (65, 192, 64), "groups of a multiple of 128"),
   ],
 )
 def test_what_it_does_not_take(activations, form, shape, message):

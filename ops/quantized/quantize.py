@@ -107,17 +107,11 @@ def quantize(
   count = _count(form, size)
   rows = jnp.moveaxis(jax.lax.stop_gradient(x), axis, -1)
   blocks = into_blocks(rows.astype(jnp.float32), -1, count)
-  axes = tuple(range(x.ndim + 1)) if form.group == "tensor" else (-1,)
   if scales is None:
-    scales, zeros = _observe(form, observer, blocks, axes)
-    scales = jnp.squeeze(scales, -1)
-    zeros = None if zeros is None else jnp.squeeze(zeros, -1)
+    scales, zeros = _observed(form, observer, blocks)
   else:
     scales, zeros = _given(form, scales, x.shape, axis, count), None
-  if form.scale_format:
-    scales = quantize(scales, form.scale_format)
-  else:
-    scales = scales.astype(form.scale_dtype)
+  scales = _kept_scales(form, scales)
   shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), -1)
   steps = shared(_plain(scales))
   # A scale of zero belongs to zeros, or to what is too small for its dtype.
@@ -138,6 +132,21 @@ def quantize(
     length=size,
     dtype=jnp.dtype(x.dtype),
   )
+
+
+def _kept_scales(form, scales):
+  """Scales as a QTensor keeps them: in a format of their own, or an array."""
+  if form.scale_format:
+    return quantize(scales, form.scale_format)
+  return scales.astype(form.scale_dtype)
+
+
+def _observed(form, observer, blocks):
+  """Scales and zero points (..., G) of blocks (..., G, K)."""
+  axes = tuple(range(blocks.ndim)) if form.group == "tensor" else (-1,)
+  scales, zeros = _observe(form, observer, blocks, axes)
+  zeros = None if zeros is None else jnp.squeeze(zeros, -1)
+  return jnp.squeeze(scales, -1), zeros
 
 
 def dequantize(

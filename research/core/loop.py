@@ -117,52 +117,54 @@ def run(
   # A copy, because steps donate: the caller's arrays live on, and arrays that
   # share memory would be donated twice.
   state = jax.tree.map(jnp.copy, state)
-  restored = checkpointer.restore_latest(state)
-  if restored is not None:
-    state = restored[1]
+  _, state = checkpointer.restore_latest(state) or (None, state)
   start = int(state.step)
   if start >= num_steps:
     return state
 
   with contextlib.ExitStack() as stack:
-    log = metrics_lib.MetricsLog(workdir, start)
-    stack.callback(log.close)
-    bar = Progress(num_steps, start, enabled=options.progress)
-    stack.callback(bar.close)
+    opened = lambda what: stack.enter_context(contextlib.closing(what))
+    log = opened(metrics_lib.MetricsLog(workdir, start))
+    bar = opened(Progress(num_steps, start, enabled=options.progress))
     pool = stack.enter_context(futures.ThreadPoolExecutor(1))
     signals = stack.enter_context(_caught_signals())
     fetch = _Fetch(log, bar, options, num_steps, timing, checkpointer)
 
-    next_batch = pool.submit(batch_at, start)
-    for step in range(start, num_steps):
-      batch = next_batch.result()
+    for step, batch in _ahead(pool, batch_at, start, num_steps):
       done = step + 1
-      if done < num_steps:
-        next_batch = pool.submit(batch_at, done)
       state, metrics = step_fn(state, batch, frozen)
       due = [h for h in hooks if done % h.every == 0 or done == num_steps]
-      extra = {}
       if due:
         # The step is under way: the wait for it is its own time, not a hook's.
         jax.block_until_ready(metrics)
-        with fetch.untimed():
-          extra = _run_hooks(due, state)
+      with fetch.untimed():
+        extra = _run_hooks(due, state)
       fetch.put(step, metrics, extra)
       if signals or done == num_steps or done % options.checkpoint_every == 0:
-        fetch.flush()
-        with fetch.untimed():
-          # A finite loss does not say that the update after it was finite too.
-          if not all_finite(state.params):
-            raise _diverged("a parameter is not finite", step, checkpointer)
-          checkpointer.save(done, state)
+        fetch.save(step, state)
       if signals:
         # After the last update, too: what the caller does next may be long.
-        raise Interrupted(
-          f"stopped after step {done} of {num_steps}, saved in {workdir}:"
-          " the same command goes on",
-          128 + signals[0],
-        )
+        raise _stopped(f"step {done} of {num_steps}", workdir, signals[0])
   return state
+
+
+def _stopped(after: str, workdir: pathlib.Path, number: int) -> Interrupted:
+  return Interrupted(
+    f"stopped after {after}, saved in {workdir}: the same command goes on",
+    128 + number,
+  )
+
+
+def _ahead(
+  pool: futures.Executor, batch_at: Callable[[int], Tree], start: int, end: int
+) -> Iterator[tuple[int, Tree]]:
+  """Steps and their batches, the next of which a thread makes meanwhile."""
+  coming = pool.submit(batch_at, start)
+  for step in range(start, end):
+    batch = coming.result()
+    if step + 1 < end:
+      coming = pool.submit(batch_at, step + 1)
+    yield step, batch
 
 
 class _Fetch:
@@ -188,6 +190,15 @@ class _Fetch:
     if self._held is not None:
       self._handle(*self._held)
     self._held = None
+
+  def save(self, step: int, state: TrainState) -> None:
+    """Writes what is held back, and then a checkpoint behind `step`."""
+    self.flush()
+    with self.untimed():
+      # A finite loss does not say that the update after it was finite too.
+      if not all_finite(state.params):
+        raise _diverged("a parameter is not finite", step, self._checkpointer)
+      self._checkpointer.save(step + 1, state)
 
   @contextlib.contextmanager
   def untimed(self) -> Iterator[None]:

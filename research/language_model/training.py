@@ -99,11 +99,7 @@ def train(run: Run, say: Say) -> Result:
     loop.Stopped: interrupted or diverged.
   """
   options, mesh = run.options, run.mesh or mesh_lib.data_mesh()
-  if options.batch % (mesh.size * options.accumulate):
-    raise InputError(
-      f"--batch={options.batch} is no multiple of {mesh.size} devices times "
-      f"--accumulate={options.accumulate}: change one"
-    )
+  _check_batch(options, mesh)
   params, goes_on = None, run.start and starting.kept_states(run.start)
   if run.start and not goes_on:
     config, params, tokenizer = starting.model(run.start, options)
@@ -127,14 +123,7 @@ def train(run: Run, say: Say) -> Result:
     starting.check(run.start, flags)
   workdir_lib.claim(run.workdir, flags)
 
-  model = Model(
-    config=config,
-    dtype=options.dtype,
-    implementations=run.implementations,
-    remat=options.remat,
-    document_mask=options.document_mask,
-    unroll=run.unroll,
-  )
+  model = _model(run, config)
   key = jax.random.key(options.seed)
   if params is None:
     params = jax.jit(model.init)(key)
@@ -172,6 +161,25 @@ def train(run: Run, say: Say) -> Result:
   _export(run, config, state, tokenizer)
   _report(run, config.family, result, rows)
   return result
+
+
+def _check_batch(options: Options, mesh: jax.sharding.Mesh) -> None:
+  if options.batch % (mesh.size * options.accumulate):
+    raise InputError(
+      f"--batch={options.batch} is no multiple of {mesh.size} devices times "
+      f"--accumulate={options.accumulate}: change one"
+    )
+
+
+def _model(run: Run, config) -> Model:
+  return Model(
+    config=config,
+    dtype=run.options.dtype,
+    implementations=run.implementations,
+    remat=run.options.remat,
+    document_mask=run.options.document_mask,
+    unroll=run.unroll,
+  )
 
 
 def _flags(run: Run, train_corpus: Corpus, eval_corpus: Corpus) -> dict:

@@ -311,9 +311,11 @@ def train(
       pairs,
       grids,
       keys,
-      jnp.asarray(indices[:, part].swapaxes(0, 1)),
-      jnp.asarray(np.where(there, rates[part], 0.0)),
-      jnp.asarray(part),
+      (
+        jnp.asarray(indices[:, part].swapaxes(0, 1)),
+        jnp.asarray(np.where(there, rates[part], 0.0)),
+        jnp.asarray(part),
+      ),
     )
     done = min(start + _CHUNK, updates.steps)
     if done % (10 * _CHUNK) == 0 or done == updates.steps:
@@ -336,11 +338,8 @@ def _transformation(decay: float, clip: float) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _run(
-  model, loss, decay_and_clip, state, pool, pairs, grids, keys, indices, rates,
-  steps,
-):  # fmt: skip
-  """Some updates of all members; indices are (S, M, B)."""
+def _run(model, loss, decay_and_clip, state, pool, pairs, grids, keys, updates):
+  """Some updates of all members: indices (S, M, B), rates and numbers (S,)."""
   tx = _transformation(*decay_and_clip)
 
   def batch_of(key, own):
@@ -360,7 +359,7 @@ def _run(
     found = sums["loss"] / jnp.maximum(sums["examples"], 1.0)
     return state, found.mean()
 
-  return jax.lax.scan(step, state, (indices, rates, steps))
+  return jax.lax.scan(step, state, updates)
 
 
 def chances(

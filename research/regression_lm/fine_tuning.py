@@ -149,30 +149,25 @@ def fine_tune(
   frozen = {"params": still}
   if o.loss.needs_grid:
     scale = Scale.fit(o.scale, values)
-    train = dataclasses.replace(train, scores=scale.scores(values))
     frozen["grid"] = scale.grid(model.codec, o.grid)
+    train = _scored(train, scale, values)
     if o.select == "expected" and valid is not None:
-      valid = dataclasses.replace(valid, scores=scale.scores(valid_values))
+      valid = _scored(valid, scale, valid_values)
   frozen = mesh_lib.replicate(mesh, frozen)
   step = state_lib.jit_step(
     learn.make_step(model, tx, schedule, mesh, o.loss, combine=combine), mesh
   )
-  evaluate = None
-  if valid is not None:
-    valid_rows = -(-min(o.batch, len(valid)) // mesh.size) * mesh.size
-    evaluate = _evaluation(model, mesh, valid.whole(valid_rows), combine, o)
+  evaluate = valid and _evaluation(model, mesh, valid, combine, o)
   state = state_lib.create_state(trained, tx, jax.random.key(o.seed))
   best, best_epoch = jax.tree.map(jnp.copy, state.params), 0
   train_loss, valid_loss = [], []
   if evaluate:
     valid_loss.append(evaluate(state.params, frozen))
   for epoch in range(1, o.max_epochs + 1):
-    losses = []
-    for number in range((epoch - 1) * per_epoch, epoch * per_epoch):
-      batch = train.batch_at(number, rows, o.seed)
-      state, metrics = step(state, batch, frozen)
-      losses.append(metrics["loss"])
-    train_loss.append(float(sum(jax.device_get(losses))) / len(losses))
+    numbers = range((epoch - 1) * per_epoch, epoch * per_epoch)
+    batches = (train.batch_at(number, rows, o.seed) for number in numbers)
+    state, mean = _epoch(step, state, batches, frozen)
+    train_loss.append(mean)
     told = f"the loss is {train_loss[-1]} in epoch {epoch}"
     _check(math.isfinite(train_loss[-1]), told, o)
     if evaluate:
@@ -193,6 +188,15 @@ def fine_tune(
   return jax.jit(combine)(best, frozen["params"]), history
 
 
+def _epoch(step, state, batches, frozen):
+  """The state behind updates on all batches, and their mean loss."""
+  losses = []
+  for batch in batches:
+    state, metrics = step(state, batch, frozen)
+    losses.append(metrics["loss"])
+  return state, float(sum(jax.device_get(losses))) / len(losses)
+
+
 def _check(finite: bool, told: str, options: FineTuneOptions) -> None:
   if not finite:
     raise InputError(
@@ -200,13 +204,18 @@ def _check(finite: bool, told: str, options: FineTuneOptions) -> None:
     )
 
 
-def _evaluation(model, mesh, batches, combine, options: FineTuneOptions):
+def _scored(examples: Dataset, scale: Scale, values: np.ndarray) -> Dataset:
+  return dataclasses.replace(examples, scores=scale.scores(values))
+
+
+def _evaluation(model, mesh, valid: Dataset, combine, options: FineTuneOptions):
   """Parameters to the number that decides."""
+  rows = -(-min(options.batch, len(valid)) // mesh.size) * mesh.size
   by_loss = options.select == "loss"
   losses = learn.make_evaluation(
     model,
     mesh,
-    batches,
+    valid.whole(rows),
     options=LossOptions() if by_loss else options.loss,
     combine=combine,
   )

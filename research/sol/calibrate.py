@@ -29,9 +29,7 @@ def _rollout(setup, params, tokens, starts, controller, inner, goals):
     prefix,
     tokens,
     starts,
-    controller,
-    inner,
-    goals,
+    rollout_lib.Play(controller=controller, params=inner, goal=goals),
     jax.random.key(0),
   )
   return result.actions, result.log_p, result.extras

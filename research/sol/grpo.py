@@ -106,19 +106,55 @@ def gdpo_advantages(
   return _whiten(total, mask) if whiten else total
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+  """What the policy's loss is made of.
+
+  Attributes:
+    clip_low: How far the ratio may fall.
+    clip_high: How far the ratio may rise.
+    entropy_coef: Weight of the entropy bonus.
+    kl_coef: Weight of the divergence from a reference.
+    dual_clip: Bound of the loss of negative advantages, above 1, or None.
+  """
+
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  entropy_coef: float = 0.05
+  kl_coef: float = 0.0
+  dual_clip: float | None = None
+
+  def __post_init__(self):
+    """Checks the bound; raises ValueError."""
+    if self.dual_clip is not None and self.dual_clip <= 1:
+      raise ValueError(f"dual_clip={self.dual_clip} must be above 1")
+
+  def clipped(
+    self, ratio: jax.Array, gain: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """The gain times the clipped ratio, and the lesser one of both gains.
+
+    Args:
+      ratio: (B, K, T).
+      gain: (B, K, T) advantages.
+    """
+    clipped = jnp.clip(ratio, 1 - self.clip_low, 1 + self.clip_high) * gain
+    lesser = jnp.minimum(ratio * gain, clipped)
+    if self.dual_clip is not None:
+      bounded = jnp.maximum(lesser, self.dual_clip * gain)
+      lesser = jnp.where(gain < 0, bounded, lesser)
+    return clipped, lesser
+
+
 def policy_loss(
   logits: jax.Array,
   actions: jax.Array,
   old_logp: jax.Array,
   advantages: jax.Array,
+  objective: Objective,
   *,
-  clip_low: float = 0.2,
-  clip_high: float = 0.2,
-  entropy_coef: float = 0.05,
   ref_logp: jax.Array | None = None,
-  kl_coef: float = 0.0,
   mask: jax.Array | None = None,
-  dual_clip: float | None = None,
 ) -> tuple[Loss, dict[str, jax.Array]]:
   """The clipped objective with entropy bonus and divergence to a reference.
 
@@ -135,13 +171,9 @@ def policy_loss(
     actions: (B, K, T) int, sampled by the old policy.
     old_logp: (B, K, T) log-probabilities of `actions` when they were sampled.
     advantages: (B, K, T).
-    clip_low: How far the ratio may fall.
-    clip_high: How far the ratio may rise.
-    entropy_coef: Weight of the entropy bonus.
+    objective: Clips and weights.
     ref_logp: (B, K, T) log-probabilities of `actions` under a reference.
-    kl_coef: Weight of the divergence from the reference.
     mask: (B, K, T), 1 for effective steps; None for all.
-    dual_clip: Bound of the loss of negative advantages, or None.
 
   Returns:
     The loss, and scalar diagnostics over effective steps: the share of non-zero
@@ -151,31 +183,21 @@ def policy_loss(
     log p(a).
 
   Raises:
-    ValueError: `kl_coef` without `ref_logp`, or `dual_clip` of at most 1.
+    ValueError: `kl_coef` without `ref_logp`.
   """
-  if kl_coef and ref_logp is None:
-    raise ValueError(f"kl_coef={kl_coef} needs ref_logp")
-  if dual_clip is not None and dual_clip <= 1:
-    raise ValueError(f"dual_clip={dual_clip} must be above 1")
+  if objective.kl_coef and ref_logp is None:
+    raise ValueError(f"kl_coef={objective.kl_coef} needs ref_logp")
   mask = _as_mask(mask, advantages)
   dtype = jnp.promote_types(logits.dtype, jnp.float32)
   log_probs = jax.nn.log_softmax(logits.astype(dtype))
   logp = jnp.take_along_axis(log_probs, actions[..., None], axis=-1)[..., 0]
-  # A forbidden action has p = 0 and log p = -inf; 0 * -inf must be 0.
-  allowed = jnp.isfinite(log_probs)
-  finite = jnp.where(allowed, log_probs, 0.0)
-  plogp = jnp.where(allowed, jnp.exp(finite) * finite, 0.0)
-  entropy = -jnp.sum(plogp, axis=-1)
+  entropy = _entropy(log_probs)
 
   log_ratio = _log_ratio(logp, old_logp, mask)
   ratio = jnp.exp(log_ratio)
   gain = jax.lax.stop_gradient(jnp.where(mask, advantages, 0.0))
-  clipped_gain = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * gain
-  objective = jnp.minimum(ratio * gain, clipped_gain)
-  if dual_clip is not None:
-    bounded = jnp.maximum(objective, dual_clip * gain)
-    objective = jnp.where(gain < 0, bounded, objective)
-  per_step = -objective - entropy_coef * entropy
+  clipped_gain, lesser_gain = objective.clipped(ratio, gain)
+  per_step = -lesser_gain - objective.entropy_coef * entropy
 
   count = jnp.sum(mask, dtype=dtype)
 
@@ -195,10 +217,18 @@ def policy_loss(
   }
   if ref_logp is not None:
     divergence = _k3(_log_ratio(ref_logp, logp, mask))
-    per_step = per_step + kl_coef * divergence
+    per_step = per_step + objective.kl_coef * divergence
     diagnostics["kl_reference"] = mean(divergence)
   loss = Loss(jnp.sum(jnp.where(mask, per_step, 0.0)), count)
   return loss, jax.lax.stop_gradient(diagnostics)
+
+
+def _entropy(log_probs):
+  # A forbidden action has p = 0 and log p = -inf; 0 * -inf must be 0.
+  allowed = jnp.isfinite(log_probs)
+  finite = jnp.where(allowed, log_probs, 0.0)
+  plogp = jnp.where(allowed, jnp.exp(finite) * finite, 0.0)
+  return -jnp.sum(plogp, axis=-1)
 
 
 def _log_ratio(logp, other_logp, mask):

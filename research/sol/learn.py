@@ -86,6 +86,16 @@ class Method:
   penalty_weights: tuple[float, float, float] = (100.0, 100.0, 200.0)
   tolerance: float = 0.02
 
+  @property
+  def objective(self) -> grpo.Objective:
+    """What the policy's loss is made of."""
+    return grpo.Objective(
+      clip_low=self.clip_low,
+      clip_high=self.clip_high,
+      entropy_coef=self.entropy_coef,
+      kl_coef=self.kl_coef,
+    )
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,9 +282,9 @@ def make_step(
       prefix,
       tokens,
       starts,
-      act,
-      (state.params, frozen.stats),
-      goal,
+      rollout_lib.Play(
+        controller=act, params=(state.params, frozen.stats), goal=goal
+      ),
       roll_key,
       record=True,
       dense=dense_of(method, frozen.lm, prefix, tokens),
@@ -299,11 +309,8 @@ def make_step(
         actions,
         grouped(method, rollout.extras),
         advantages,
-        clip_low=method.clip_low,
-        clip_high=method.clip_high,
-        entropy_coef=method.entropy_coef,
+        method.objective,
         ref_logp=reference,
-        kl_coef=method.kl_coef,
       )
       return loss.sum / loss.denominator, aux
 

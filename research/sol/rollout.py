@@ -14,6 +14,7 @@ options beyond them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,35 @@ class Controller:
 
   start: Callable[[Any, Any], Any]
   act: Callable[..., tuple[jax.Array, Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Play:
+  """A controller, and what it is told.
+
+  Attributes:
+    controller: chooses the actions.
+    params: its parameters.
+    goal: its goal, a pytree with leading axes (W, R).
+  """
+
+  controller: Controller
+  params: Any = None
+  goal: Any = None
+
+  def start(self) -> Any:
+    """The controller's carry at the first step."""
+    return self.controller.start(self.params, self.goal)
+
+  def act(self, carry: Any, seen: Observation, key: jax.Array) -> Any:
+    """Actions, carry and extras of a step, see `Controller`.
+
+    Args:
+      carry: of the step before.
+      seen: observations.
+      key: of what is random.
+    """
+    return self.controller.act(self.params, self.goal, carry, seen, key)
 
 
 @jax.tree_util.register_dataclass
@@ -308,9 +338,7 @@ def scan(
   prefix: Prefix,
   tokens: jax.Array,
   starts: jax.Array,
-  controller: Controller,
-  controller_params: Any,
-  goal: Any,
+  play: Play,
   key: jax.Array,
   *,
   record: bool = False,
@@ -326,9 +354,7 @@ def scan(
     tokens: (W, S') the windows' tokens; every start + T must lie inside.
     starts: (W, R) int32 first token of each episode, multiples of the page
       size, at least 2 and at most S.
-    controller: chooses the actions.
-    controller_params: its parameters.
-    goal: its goal, a pytree with leading axes (W, R).
+    play: who chooses the actions.
     key: randomness of the controller.
     record: keep the observations.
     dense: (W, E, T, D) of `dense_hidden`, or None.
@@ -341,7 +367,6 @@ def scan(
   config, steps = setup.config, episodes * setup.horizon
   model = transformer.bind(config, params)
   inputs, targets = prefix_lib.episode_tokens(tokens, starts, steps)
-  costs = action_costs(setup.table)
   cache_shape = (
     config.num_layers,
     *starts.shape,
@@ -353,51 +378,8 @@ def scan(
   fresh = (
     jnp.full(starts.shape, setup.table.size, jnp.int32),
     jnp.zeros((*starts.shape, 3), jnp.float32),
-    controller.start(controller_params, goal),
+    play.start(),
   )
-
-  def step(carry, per_step):
-    suffix, signals, own = carry
-    t, token, target, dense_now, step_key = per_step
-    at = t
-    if episodes > 1:
-      at = t % setup.horizon
-      own = jax.tree.map(lambda x, y: jnp.where(at == 0, x, y), fresh, own)
-    previous, spent_sum, inner = own
-    seen = _observe(
-      signals,
-      model.embed(token),
-      previous,
-      spent_sum / jnp.maximum(at, 1),
-      jnp.broadcast_to(at, token.shape),
-    )
-    action, inner, extras = controller.act(
-      controller_params, goal, inner, seen, step_key
-    )
-    hidden, new = _forward(
-      model,
-      setup,
-      prefix,
-      token[..., None],
-      starts,
-      action[..., None],
-      suffix=suffix,
-      slot=t,
-    )
-    suffix = tuple(
-      jax.lax.dynamic_update_slice_in_dim(old, x, t, axis=3)
-      for old, x in zip(suffix, new, strict=True)
-    )
-    hidden = hidden[:, :, 0]
-    stats = _step_stats(model, hidden, target, dense_now)
-    carry = (
-      suffix,
-      _advance(signals, hidden, -stats.log_p, stats.entropy),
-      (action, spent_sum + costs[action], inner),
-    )
-    kept = dataclasses.replace(seen, embed=None) if record else None
-    return carry, (action, stats.log_p, stats.divergence, kept, extras)
-
   start = ((empty, empty), _signals_at_start(prefix, starts), fresh)
   over_steps = (
     jnp.arange(steps, dtype=jnp.int32),
@@ -405,6 +387,17 @@ def scan(
     jnp.moveaxis(targets, -1, 0),
     None if dense is None else jnp.moveaxis(dense, 2, 0),
     jax.random.split(key, steps),
+  )
+  step = functools.partial(
+    _step,
+    setup,
+    model,
+    prefix,
+    starts,
+    play,
+    fresh if episodes > 1 else None,
+    action_costs(setup.table),
+    record,
   )
   _, outputs = jax.lax.scan(step, start, over_steps)
   actions, log_p, divergence, seen, extras = jax.tree.map(
@@ -417,6 +410,54 @@ def scan(
     observations=seen,
     extras=extras,
   )
+
+
+def _step(
+  setup, model, prefix, starts, play, fresh, costs, record, carry, per_step
+):
+  """One step of `scan`, which begins anew by `fresh` every T, or by None not.
+
+  The carry is the keys and values of the steps so far, the signals of the last
+  token, and the last actions, the sum of their costs and the controller's own.
+  """
+  suffix, signals, own = carry
+  t, token, target, dense_now, key = per_step
+  at = t
+  if fresh is not None:
+    at = t % setup.horizon
+    own = jax.tree.map(lambda x, y: jnp.where(at == 0, x, y), fresh, own)
+  previous, spent_sum, inner = own
+  seen = _observe(
+    signals,
+    model.embed(token),
+    previous,
+    spent_sum / jnp.maximum(at, 1),
+    jnp.broadcast_to(at, token.shape),
+  )
+  action, inner, extras = play.act(inner, seen, key)
+  hidden, new = _forward(
+    model,
+    setup,
+    prefix,
+    token[..., None],
+    starts,
+    action[..., None],
+    suffix=suffix,
+    slot=t,
+  )
+  suffix = tuple(
+    jax.lax.dynamic_update_slice_in_dim(old, x, t, axis=3)
+    for old, x in zip(suffix, new, strict=True)
+  )
+  hidden = hidden[:, :, 0]
+  stats = _step_stats(model, hidden, target, dense_now)
+  carry = (
+    suffix,
+    _advance(signals, hidden, -stats.log_p, stats.entropy),
+    (action, spent_sum + costs[action], inner),
+  )
+  kept = dataclasses.replace(seen, embed=None) if record else None
+  return carry, (action, stats.log_p, stats.divergence, kept, extras)
 
 
 def score_block(

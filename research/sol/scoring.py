@@ -154,9 +154,7 @@ def _scan(
     prefix,
     tokens,
     starts,
-    controller,
-    inner,
-    goals,
+    rollout_lib.Play(controller=controller, params=inner, goal=goals),
     jax.random.key(0),
     episodes=episodes,
   )
@@ -258,18 +256,23 @@ def evaluate(
         for i, point in enumerate(points):
           own = slice(i * episodes, (i + 1) * episodes)
           log_p = np.asarray(result.rewards[:, own], np.float64)
-          actions = np.asarray(result.actions[:, own])
-          score = Score(
-            nll=-(log_p * weights).sum(-1)[real],
-            spent=(table[actions] * weights[..., None]).sum(2)[real],
-            tokens=weights.sum(-1)[real],
-            own=log_p[real].astype(np.float32) if keep_tokens else None,
-          )
+          spent = table[np.asarray(result.actions[:, own])]
+          score = _score(log_p, spent, weights, real, keep_tokens)
           out[one.name][point].append(score)
         progress(int(weights.sum()) * len(points))
   return {
     name: [_join(pieces) for pieces in points] for name, points in out.items()
   }
+
+
+def _score(log_p, spent, weights, real, keep_tokens: bool) -> Score:
+  """The score of steps (W, E, T), in those windows that are `real` (W,)."""
+  return Score(
+    nll=-(log_p * weights).sum(-1)[real],
+    spent=(spent * weights[..., None]).sum(2)[real],
+    tokens=weights.sum(-1)[real],
+    own=log_p[real].astype(np.float32) if keep_tokens else None,
+  )
 
 
 def _run(setup, params, prefix, tokens, part, one, points, rows, dense):

@@ -228,9 +228,8 @@ class Bench:
 
   def _scan_case(self, name, setup, controller, inputs, length, size) -> Case:
     def run(params, built, tokens, starts, own, goal, key):
-      return rollout_lib.scan(
-        setup, params, built, tokens, starts, controller, own, goal, key
-      )
+      play = rollout_lib.Play(controller=controller, params=own, goal=goal)
+      return rollout_lib.scan(setup, params, built, tokens, starts, play, key)
 
     return self._case(
       name,

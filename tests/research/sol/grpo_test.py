@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from research.sol import grpo, reward
+from research.sol.grpo import Objective
 
 GOLDEN = json.loads(
   pathlib.Path(__file__).with_name("golden_grpo.json").read_text()
@@ -34,9 +35,9 @@ def golden_loss(logits=None, dtype=jnp.float32, rows=slice(None), **options):
     jnp.asarray(INPUTS["actions"])[rows],
     jnp.asarray(INPUTS["old_logp"], dtype)[rows],
     jnp.asarray(chosen, dtype)[rows],
+    Objective(**(LOSS | options)),
     ref_logp=jnp.asarray(INPUTS["ref_logp"], dtype)[rows],
     mask=jnp.asarray(INPUTS["mask"])[rows],
-    **(LOSS | options),
   )
 
 
@@ -148,7 +149,7 @@ def test_on_policy_gradient_is_reinforce():
   advantage = float32("rewards")
   found = jax.grad(
     lambda x: grpo.policy_loss(
-      x, actions, picked(logits), advantage, entropy_coef=0.0
+      x, actions, picked(logits), advantage, Objective(entropy_coef=0.0)
     )[0].mean()
   )(logits)
   expected = jax.grad(lambda x: -jnp.mean(picked(x) * advantage))(logits)
@@ -164,7 +165,7 @@ def test_clipped_steps_have_no_gradient():
   for shift, sign in ((-0.5, 1.0), (0.5, -1.0)):
     gradient, diagnostics = jax.grad(
       lambda x, old, a: sum_and_diagnostics(
-        x, actions, old, a, entropy_coef=0.0
+        x, actions, old, a, Objective(entropy_coef=0.0)
       ),
       has_aux=True,
     )(logits, logp + shift, jnp.full(actions.shape, sign))
@@ -184,9 +185,9 @@ def test_masked_and_forbidden_numbers_do_no_harm():
       actions,
       old_logp,
       advantage,
+      Objective(kl_coef=0.1),
       mask=mask,
       ref_logp=old_logp,
-      kl_coef=0.1,
     ),
     has_aux=True,
   )(logits)
@@ -202,6 +203,7 @@ def test_everything_masked_is_zero():
     jnp.asarray(INPUTS["actions"]),
     float32("old_logp"),
     float32("rewards"),
+    Objective(),
     mask=jnp.zeros((2, 4, 3), bool),
   )
   assert loss.sum == 0 and loss.denominator == 0 and loss.mean() == 0
@@ -237,5 +239,5 @@ def test_unknown_switches_are_named():
       jnp.asarray(INPUTS["actions"]),
       float32("old_logp"),
       float32("rewards"),
-      kl_coef=0.1,
+      Objective(kl_coef=0.1),
     )

@@ -8,7 +8,7 @@ import pytest
 
 from models import language_model, transformer
 from research.sol import rollout
-from research.sol.rollout import Controller
+from research.sol.rollout import Controller, Play
 from tests.research.sol import toy
 
 WINDOWS, REPEATS = 2, 2
@@ -52,9 +52,7 @@ def jitted_scan(setup, lm, tokens, starts, actions):
     dense_prefix(setup, lm, tokens),
     tokens,
     starts,
-    toy.replay_controller(actions),
-    None,
-    None,
+    Play(controller=toy.replay_controller(actions)),
     jax.random.key(0),
     record=True,
   )
@@ -82,11 +80,9 @@ def test_scan_equals_block(sink, prune, tokens, starts, actions):
 def unbroken(setup, lm, tokens, starts, actions, episodes):
   """One scan over episodes on end, and the same as one block."""
   prefix = dense_prefix(setup, lm, tokens)
-  play = toy.replay_controller(actions)
+  play = Play(controller=toy.replay_controller(actions))
   arguments = (setup, lm, prefix, tokens, starts)
-  scan = rollout.scan(
-    *arguments, play, None, None, jax.random.key(0), episodes=episodes
-  )
+  scan = rollout.scan(*arguments, play, jax.random.key(0), episodes=episodes)
   # The controller begins anew, and so plays the same actions again.
   again = jnp.tile(actions, (1, 1, episodes))
   return scan, rollout.score_block(*arguments, again)
@@ -128,11 +124,9 @@ def test_divergence_is_that_of_the_dense_models_prediction(
     prefix = dense_prefix(setup, lm, tokens)
     arguments = (setup, lm, prefix, tokens, starts)
     dense = rollout.dense_hidden(setup, lm, prefix, tokens, episodes)
-    play = toy.replay_controller(actions)
+    play = Play(controller=toy.replay_controller(actions))
     key = jax.random.key(0)
-    scan = rollout.scan(
-      *arguments, play, None, None, key, record=True, dense=dense
-    )
+    scan = rollout.scan(*arguments, play, key, record=True, dense=dense)
     return scan, rollout.score_block(
       *arguments, actions, record=True, dense=dense, chunk=20
     )
@@ -270,9 +264,8 @@ def test_a_rollout_is_traced_once(tokens, starts):
   @chex.assert_max_traces(n=1)
   def run(lm, tokens, starts, goal, key):
     prefix = dense_prefix(setup, lm, tokens)
-    return rollout.scan(
-      setup, lm, prefix, tokens, starts, controller, None, goal, key
-    )
+    play = Play(controller=controller, goal=goal)
+    return rollout.scan(setup, lm, prefix, tokens, starts, play, key)
 
   goal = jnp.zeros(starts.shape)
   first = run(toy.lm(), tokens, starts, goal, jax.random.key(0))

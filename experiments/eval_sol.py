@@ -142,7 +142,7 @@ def main(_) -> None:
     calibration=calibration,
   )
   found = comparison.compare(subject, plan, cli.say, progress.counter, keep)
-  reporting.write(workdir, keep(found), checkpoint.name, text)
+  reporting.write(workdir, keep(found), checkpoint.name, text, cli.say)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,9 +114,13 @@ def rows(
 
 
 def write(
-  workdir: pathlib.Path, rows: list[dict[str, Any]], model: str, text: str
+  workdir: pathlib.Path,
+  rows: list[dict[str, Any]],
+  model: str,
+  text: str,
+  say: Callable[[str], None],
 ) -> None:
-  """Writes `pareto.png` and `report.md`, and prints the tables."""
+  """Writes `pareto.png` and `report.md`; `say` prints the tables."""
   shown = [row for row in rows if row["role"] not in ("distribution", "seeds")]
   refreshed = [row for row in shown if row["refresh_every"] is not None]
   path = workdir / "pareto.png"
@@ -157,9 +161,9 @@ def write(
       "episode to the last on what the actions left behind.",
     ]
   report.write_report(workdir / "report.md", f"SOL on {model}", parts)
-  print(f"{table}\n{parts[0]}")
-  print(f"picture: {path}")
-  print(f"report:  {workdir / 'report.md'}")
+  say(f"{table}\n{parts[0]}")
+  say(f"picture: {path}")
+  say(f"report:  {workdir / 'report.md'}")
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:

@@ -77,8 +77,8 @@ def main(_) -> None:
   """Trains; see the module's docstring."""
   began = time.perf_counter()
   given = {name: flag.value for name, flag in _OPTIONS.items()}
-  options = Options(**given).filled(_MODE.value)
   cli.check_there([_MODEL.value], texts_of_files(_TEXT.value))
+  options = Options(**given).filled(_MODE.value)
 
   import jax  # after the flags were checked: a mistake is answered at once
   import jax.numpy as jnp

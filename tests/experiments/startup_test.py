@@ -79,6 +79,8 @@ train_lm --start=/nowhere
 train_rlm
 train_rlm --path=/nowhere
 train_rlm --data=foo
+train_sol --model=/nowhere
+train_sol --model=tiny --text=foo
 transfer_rlm
 transfer_rlm --path=. --targets=x --peers=foo
 transfer_rlm --path=. --targets=x --models=foo
@@ -86,7 +88,7 @@ transfer_rlm --path=. --targets=x --models=foo
 # These two need JAX itself, but no model of flax.
 AFTER_JAX = """
 generate --prompt=x --state_format=int5
-train_sol --model=tiny --text=foo
+train_sol --model=tiny --preset=foo
 """
 
 # Seconds are of the CPU, so that other work does not count; the child's clock

@@ -429,19 +429,26 @@ class _Block:
         a, b = self.operands(slot)
         plgpu.wgmma(sums, a, b.T)
 
+      # With one product running, that of the chunk before is done. But levels
+      # in registers are read until their product ends: the next ones, which
+      # take the same registers, wait for that.
+      running = 0 if k.converted else 1
       first = wait(0)
       found = read(first)
       add(first)
+      if not running:
+        plgpu.wgmma_wait(0)
+        release(0)
 
       @pl.loop(1, steps)
       def _(i):
         add(wait(i))
-        # With one product running, that of the chunk before is done.
-        plgpu.wgmma_wait(1)
-        release(i - 1)
+        plgpu.wgmma_wait(running)
+        release(i - running)
 
       total = sums[...]
-      release(steps - 1)
+      if running:
+        release(steps - 1)
       return total, found
 
     total, found = pl.run_scoped(scoped, plgpu.ACC((left, right), k.sums))

@@ -1,4 +1,4 @@
-"""The Mosaic GPU `mamba2_step` for Hopper: three kernels a layer, bfloat16.
+"""The Mosaic GPU `mamba2_step` for Hopper: three kernels a layer, or one.
 
 For a batch of one the time of a step is that of reading the weights, and for a
 large one that of reading and writing the states. So the kernels read both where
@@ -9,7 +9,8 @@ compiled once, serve all layers, and nothing is copied.
 - `mosaic_gpu_state`: the step of the state, and the gate;
 - `mosaic_gpu_out`: out_proj, onto the residual stream.
 
-Weights may be in few bits, and are read so; so may states be, as int8 with a
+Weights may be in few bits, and are read so: one row is then taken through all
+layers by the one kernel of `mosaic_gpu_whole`. So may states be, as int8 with a
 scale a (head, channel), which is found anew by every step.
 
 A norm is a factor a row, which commutes with the product behind it. So each
@@ -33,6 +34,7 @@ from ops.mamba2_step import (
   mosaic_gpu_out,
   mosaic_gpu_product,
   mosaic_gpu_state,
+  mosaic_gpu_whole,
 )
 from ops.quantized import QState, QTensor, QWeight, is_quantized
 from ops.quantized_matmul import mosaic_gpu as few_rows
@@ -161,6 +163,19 @@ def configure_few_bits(
   return dataclasses.replace(config, **changes)
 
 
+def whole_is_faster(x, weights, ssm_state) -> bool:
+  """Whether one kernel for all layers takes these arguments, and is faster.
+
+  With more rows it is bound by what its thread blocks tell each other.
+  """
+  if x.shape[0] > 1 or mosaic_gpu_whole.unfit(x, weights, ssm_state):
+    return False
+  device = dispatch.device()
+  # Its blocks wait for each other, so all of them have to run at once.
+  cores = getattr(device, "core_count", getattr(device, "num_cores", None))
+  return (cores or 0) >= PROCESSORS
+
+
 def of_weight(w):
   """The weight of a QWeight that does nothing to its input."""
   plain = isinstance(w, QWeight) and w.input is None and not w.hadamard
@@ -186,14 +201,7 @@ def supports(
     return reason
   if x is None:
     return None
-  if reason := unfit(x, weights, conv_state, ssm_state):
-    return reason
-  for name in ("in_proj", "out_proj"):
-    weight = of_weight(getattr(weights, name))
-    if isinstance(weight, QTensor) and weight.num_blocks > 1:
-      # With 20 and 40 groups a GPU has ended at an illegal instruction.
-      return f"needs one scale a column, {name} is in {weight.format}"
-  return None
+  return unfit(x, weights, conv_state, ssm_state)
 
 
 def unfit(x, weights, conv_state, ssm_state) -> str | None:
@@ -247,6 +255,14 @@ def forward(
   """
   if reason := unfit(x, weights, conv_state, ssm_state):
     raise ValueError(f"mamba2_step: the Mosaic GPU kernel {reason}")
+  if config is None and not interpret:
+    plain = dataclasses.replace(
+      weights,
+      in_proj=of_weight(weights.in_proj),
+      out_proj=of_weight(weights.out_proj),
+    )
+    if whole_is_faster(x, plain, ssm_state):
+      return mosaic_gpu_whole.forward(x, plain, conv_state, ssm_state, eps=eps)
   batch, width = x.shape
   features, inner = weights.in_proj.shape[-1], weights.gated_norm.shape[-1]
   groups, size = num_groups(conv_state, ssm_state), ssm_state.shape[-1]

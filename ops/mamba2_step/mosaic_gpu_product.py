@@ -36,10 +36,10 @@ def repeat(vector, axis: int, shape, layout) -> jax.Array:
   return plgpu.layout_cast(value, layout)
 
 
-def sum_of_rows(partials_ref, first, last) -> jax.Array:
+def sum_of_rows(partials_ref, first, last, layout=ROWS) -> jax.Array:
   """Adds up columns [first, last) of (N, .); others may hold anything."""
-  values = load(partials_ref, ROWS)
-  ids = plgpu.broadcasted_iota(jnp.int32, values.shape, 1, layout=ROWS)
+  values = load(partials_ref, layout)
+  ids = plgpu.broadcasted_iota(jnp.int32, values.shape, 1, layout=layout)
   inside = (ids >= first) & (ids < last)
   return jnp.sum(jnp.where(inside, values, 0.0), axis=1)
 

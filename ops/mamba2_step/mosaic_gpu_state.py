@@ -50,13 +50,13 @@ def unfit(state: QState) -> str | None:
   return None
 
 
-def _nearest(state, scale_dtype):
+def nearest(state, scale_dtype, layout):
   """Levels and scales of a state in int8, as `ops.quantize` finds them."""
   largest = jnp.max(jnp.abs(state), axis=1)
   steps = (largest * (1 / _LARGEST)).astype(scale_dtype)
   wide = steps.astype(jnp.float32)
   inverse = jnp.where(wide > 0, 1 / jnp.where(wide > 0, wide, 1.0), 0.0)
-  levels = state * product.repeat(inverse, 0, state.shape, STATE)
+  levels = state * product.repeat(inverse, 0, state.shape, layout)
   levels = (levels + _WHOLE) - _WHOLE
   levels = jnp.clip(levels, -_LARGEST, _LARGEST)
   return levels.astype(jnp.int8), steps
@@ -123,7 +123,7 @@ def advance(
     state = decay * state + update * product.repeat(B, 1, shape, STATE)
     y = jnp.sum(state * product.repeat(C, 1, shape, STATE), axis=1)
     if few_bits:
-      state, steps = _nearest(state, state_refs[1].dtype)
+      state, steps = nearest(state, state_refs[1].dtype, STATE)
       hopper_tiles.store(state_refs[1].at[:, 0], steps)
     hopper_tiles.store(state_refs[0], state)
     hopper_tiles.store(y_s, y + of_head(D_ref) * s)

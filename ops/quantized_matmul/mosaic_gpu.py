@@ -98,7 +98,7 @@ def supports(x=None, w=None) -> str | None:
     return reason
   if x is None:
     return None
-  return unfit(x, w) or (None if _many(x) else untried(w))
+  return unfit(x, w)
 
 
 def _many(x) -> bool:
@@ -123,17 +123,6 @@ def unfit(x, w) -> str | None:
   elif x.dtype != jnp.bfloat16:
     return f"needs bfloat16, x is {x.dtype}"
   return None
-
-
-def untried(w) -> str | None:
-  """Returns None if a GPU has run the kernel with such scales, else what not.
-
-  With 20 scales a column one has ended at an illegal instruction, which 1 and
-  64 do not meet; the interpreter agrees with float64 for all.
-  """
-  if w.num_blocks == 1 or w.num_blocks % 16 == 0:
-    return None
-  return f"needs one group or a multiple of 16, w has {w.num_blocks}"
 
 
 def unfit_weight(w) -> str | None:

@@ -298,9 +298,14 @@ class Product:
       found = []
       for t, total in enumerate(totals):
         own = pl.ds(t * TILE, TILE)
-        part = self._product(codes_s.at[me, slot, own], s["x"].at[me, slot])
+        part = multiply(
+          codes_s.at[me, slot, own],
+          s["x"].at[me, slot],
+          packed=self.packed,
+          interpret=self.interpret,
+        )
         if self.scales:
-          part *= self._spread(s["scales"].at[own, scale], 0)
+          part *= spread(s["scales"].at[own, scale], 0, self.rows)
         found.append(total + part)
 
       @pl.when(i + self.stages < steps)
@@ -322,7 +327,7 @@ class Product:
         sums = lax.fori_loop(
           jnp.int32(k * each), jnp.int32((k + 1) * each), step, zeros
         )
-        factor = self._spread(s["factors"].at[me, k], 1)
+        factor = spread(s["factors"].at[me, k], 1, self.rows)
         totals = [a + factor * b for a, b in zip(totals, sums)]
     for t, total in enumerate(totals):
       own = s["sums"].at[me, :, pl.ds(t * TILE, TILE)]
@@ -342,27 +347,43 @@ class Product:
         value *= plgpu.layout_cast(spread, ROWS)
       finish(value, prepared)
 
-  def _product(self, codes, x) -> jax.Array:
-    """Multiplies a tile (TILE, chunk) of weights by x.T: (TILE, N) float32."""
-    # A thread loads 32 bits at a time, and gets others' levels as wgmma wants.
-    layout = _LAYOUT.WGMMA_UPCAST_2X
-    if self.packed:
-      layout = _LAYOUT.WGMMA_UPCAST_4X
-    values = plgpu.load(codes, layout=layout, optimized=False)
-    values = plgpu.layout_cast(values, _LAYOUT.WGMMA).astype(jnp.bfloat16)
-    if self.interpret:
-      return jnp.dot(values, x[...].T, preferred_element_type=jnp.float32)
 
-    def multiply(sums):
-      plgpu.wgmma(sums, values, x.T)
-      plgpu.wgmma_wait(0)
-      return sums[...]
+def multiply(codes, x, *, packed: bool, interpret: bool) -> jax.Array:
+  """Multiplies a tile (TILE, chunk) of levels by x.T: (TILE, N) float32.
 
-    return pl.run_scoped(multiply, plgpu.ACC((TILE, self.rows), jnp.float32))
+  Args:
+    codes: In shared memory, int8 or int4.
+    x: In shared memory, (N, chunk) bfloat16.
+    packed: Whether the levels are int4.
+    interpret: Whether the kernel is interpreted.
+  """
+  return product(operand(codes, packed=packed), x, interpret)
 
-  def _spread(self, ref, axis: int) -> jax.Array:
-    """Numbers along an axis of a tile, (TILE, N)."""
-    layout = _LAYOUT.WGMMA.reduce(1 - axis)
-    value = plgpu.load(ref, layout=layout, optimized=False)
-    value = lax.broadcast_in_dim(value, (TILE, self.rows), (axis,))
-    return plgpu.layout_cast(value, _LAYOUT.WGMMA)
+
+def operand(codes, *, packed: bool) -> jax.Array:
+  """A tile of levels in shared memory, as wgmma takes them in registers."""
+  # A thread loads 32 bits at a time, and gets others' levels as wgmma wants.
+  layout = _LAYOUT.WGMMA_UPCAST_4X if packed else _LAYOUT.WGMMA_UPCAST_2X
+  values = plgpu.load(codes, layout=layout, optimized=False)
+  return plgpu.layout_cast(values, _LAYOUT.WGMMA).astype(jnp.bfloat16)
+
+
+def product(left: jax.Array, x, interpret: bool) -> jax.Array:
+  """Multiplies an operand in registers, (TILE, chunk), by x.T: float32."""
+  if interpret:
+    return jnp.dot(left, x[...].T, preferred_element_type=jnp.float32)
+
+  def run(sums):
+    plgpu.wgmma(sums, left, x.T)
+    plgpu.wgmma_wait(0)
+    return sums[...]
+
+  return pl.run_scoped(run, plgpu.ACC((TILE, x.shape[0]), jnp.float32))
+
+
+def spread(ref, axis: int, rows: int) -> jax.Array:
+  """Numbers along an axis of a tile, (TILE, rows)."""
+  layout = _LAYOUT.WGMMA.reduce(1 - axis)
+  value = plgpu.load(ref, layout=layout, optimized=False)
+  value = lax.broadcast_in_dim(value, (TILE, rows), (axis,))
+  return plgpu.layout_cast(value, _LAYOUT.WGMMA)

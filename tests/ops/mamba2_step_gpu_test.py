@@ -295,7 +295,7 @@ def test_reasons(monkeypatch):
   grouped = in_format(weights, "int4:64", None)
   monkeypatch.setattr(mosaic_gpu.dispatch, "needs_wgmma", lambda: None)
   assert mosaic_gpu.supports(x, q, conv, ssm) is None
-  assert "one scale" in mosaic_gpu.supports(x, grouped, conv, ssm)
+  assert mosaic_gpu.supports(x, grouped, conv, ssm) is None
   rotated = QWeight(weight=q.out_proj, input=None, hadamard=True)
   q = dataclasses.replace(weights, out_proj=rotated)
   assert "out_proj does it" in mosaic_gpu.unfit(x, q, conv, ssm)

@@ -176,13 +176,11 @@ def test_more_rows_are_for_another_kernel():
     assert ("quantized_matmul_wide" in lowered(run, x, w)) == many
 
 
-def test_numbers_of_scales_that_no_gpu_has_run(monkeypatch):
+def test_any_number_of_scales(monkeypatch):
   monkeypatch.setattr(mosaic_gpu.dispatch, "needs_wgmma", lambda: None)
-  for depth, works in ((2048, True), (2560, False), (8192, True)):
+  for depth in (2048, 2560, 8192):
     x, w = jax.eval_shape(lambda d=depth: operands("int4:128", 1, d, 64))
-    reason = mosaic_gpu.supports(x, w)
-    assert reason is None if works else "multiple of 16" in reason
-  assert mosaic_gpu.supports(*operands("int8:row", 1, 320, 64)) is None
+    assert mosaic_gpu.supports(x, w) is None
 
 
 def test_it_is_named_where_it_does_not_run():

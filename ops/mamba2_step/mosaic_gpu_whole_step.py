@@ -1,0 +1,538 @@
+"""The body of `mosaic_gpu_whole`: what a thread block does in each phase."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from ops.hopper import PROCESSORS
+from ops.hopper_tiles import ROWS, SUMS, TILE, load, store
+from ops.mamba2_step import mosaic_gpu_ring as ring
+from ops.mamba2_step import mosaic_gpu_state as states
+from ops.mamba2_step.mosaic_gpu_product import PARTIALS, repeat, sum_of_rows
+from ops.mamba2_step.mosaic_gpu_ring import CHUNK
+from ops.selective_scan.mosaic_gpu_tile import sigmoid, softplus
+
+PHASES = ("in", "state", "out")
+# Channels of a head that a warpgroup steps at a time.
+HALF = states.HEAD // 2
+# As `mosaic_gpu_state.STATE`, for half a head.
+STATE = plgpu.Layout.TILED(
+  plgpu.Tiling(((HALF, 32), (8, 32), (4, 32), (4,))), (-7,), (-3, -2), -1
+)
+# A vector over these channels, whole in each warp.
+CHANNELS = plgpu.Layout.TILED(
+  plgpu.Tiling(((HALF,), (1,))), (plgpu.Replicated(4),), (-2,), -1
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How the kernel is launched.
+
+  Attributes:
+    blocks: Thread blocks, which must all run at once.
+    warpgroups: Of a block.
+    teams: Of a block; the warpgroups of one share the chunks of a unit alike.
+    segment: Chunks that a warpgroup asks for at once; it divides its share.
+    stages: Segments of a warpgroup in shared memory.
+    splits: Units that share the rows of a tile of `out_proj`.
+  """
+
+  blocks: int = PROCESSORS
+  warpgroups: int = 4
+  teams: int = 1
+  segment: int = 1
+  stages: int = 4
+  splits: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Sizes of a model, and of what blocks hand to each other."""
+
+  batch: int
+  width: int
+  inner: int
+  heads: int
+  groups: int
+  state: int
+  taps: int
+
+  @property
+  def channels(self) -> int:
+    """Of the convolution."""
+    return self.inner + 2 * self.groups * self.state
+
+  @property
+  def features(self) -> int:
+    """Columns of `in_proj`."""
+    return self.inner + self.channels + self.heads
+
+  @property
+  def handed(self) -> list[jax.ShapeDtypeStruct]:
+    """What in gives (z, the convolution's result, dt); g, and its squares."""
+    rows = ring.ROWS
+    shapes = [
+      (rows, -(-self.features // TILE) * TILE),
+      (rows, self.inner),
+      (rows, -(-2 * self.heads // PARTIALS) * PARTIALS),
+    ]
+    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """The kernel.
+
+  Attributes:
+    config: A Config.
+    sizes: Sizes.
+    phases: That it runs.
+    eps: Of both norms.
+    packed: Whether weights come as bytes of two levels.
+    groups: Scales of a column of both products.
+    interpret: Whether it is interpreted.
+  """
+
+  config: Config
+  sizes: Sizes
+  phases: tuple[str, ...]
+  eps: float
+  packed: bool
+  groups: tuple[int, int]
+  interpret: bool
+
+  @functools.cached_property
+  def ring(self) -> ring.Ring:
+    """Of the weights."""
+    sizes, config = self.sizes, self.config
+    parts = (
+      ring.Part(
+        depth=sizes.width,
+        width=sizes.features,
+        groups=self.groups[0],
+        runs="in" in self.phases,
+      ),
+      ring.Part(
+        depth=sizes.inner,
+        width=sizes.width,
+        groups=self.groups[1],
+        splits=config.splits,
+        together=True,
+        runs="out" in self.phases,
+      ),
+    )
+    return ring.Ring(
+      parts=parts,
+      packed=self.packed,
+      blocks=config.blocks,
+      warpgroups=config.warpgroups,
+      teams=config.teams,
+      segment=config.segment,
+      stages=config.stages,
+      interpret=self.interpret,
+    )
+
+  @property
+  def items(self) -> int:
+    """Halves of heads, of all rows."""
+    return 2 * self.sizes.heads * self.sizes.batch
+
+  def scratch(self) -> dict:
+    """Shared memory and barriers."""
+    warpgroups, rows = self.config.warpgroups, ring.ROWS
+    teams = self.config.teams
+    chunks = max(part.chunks for part in self.ring.parts)
+    transforms = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
+    return {
+      **self.ring.scratch(),
+      # The rows of the batch, whole, in the order of their products.
+      "x": plgpu.SMEM(
+        (chunks, rows, CHUNK), jnp.bfloat16, transforms=transforms
+      ),
+      "x_written": plgpu.Barrier(num_arrivals=warpgroups),
+      # Two, so that one is read while others write the next. Four more columns
+      # than needed let the threads of a warp store to all banks.
+      "sums": plgpu.SMEM((2, warpgroups, rows, TILE + 4), jnp.float32),
+      "squares": plgpu.SMEM((warpgroups, rows), jnp.float32),
+      "y": plgpu.SMEM((2, warpgroups, HALF), jnp.float32),
+      "conv": plgpu.SMEM((teams, rows, self.sizes.taps, TILE), jnp.bfloat16),
+      "conv_loaded": plgpu.Barrier(num_barriers=teams),
+      "done": plgpu.Barrier(
+        num_arrivals=warpgroups // teams, num_barriers=teams
+      ),
+    }
+
+  def kernel(
+    self, span_ref, norm_ref, taps_ref, bias_ref, dt_bias_ref, A_log_ref, D_ref,
+    gated_norm_ref, in_ref, in_scales_ref, out_ref, out_scales_ref, parts_ref,
+    conv_ref, *refs, **s,
+  ):  # fmt: skip
+    """The body; references as `_run` gives them."""
+    *state_refs, projected_ref, gated_ref, squares_ref = refs
+    block, me = lax.axis_index("block"), lax.axis_index("warpgroup")
+    first, end = span_ref[0], span_ref[1]
+    stream = ring.Stream(
+      self.ring, [(in_ref, in_scales_ref), (out_ref, out_scales_ref)],
+      (first, end), block, me, s,
+    )  # fmt: skip
+    counters = _Counters(self, whole=self.phases == PHASES)
+    stream.begin()
+
+    @pl.loop(first, end)
+    def _(layer):
+      done = layer - first
+      if "in" in self.phases:
+        self._in(
+          layer, done, stream, counters, s, norm_ref, taps_ref, bias_ref,
+          in_scales_ref, parts_ref, conv_ref, projected_ref,
+        )  # fmt: skip
+      if "state" in self.phases:
+        self._state(
+          layer, done, block, me, counters, s, dt_bias_ref, A_log_ref, D_ref,
+          gated_norm_ref, state_refs, projected_ref, gated_ref, squares_ref,
+        )  # fmt: skip
+      if "out" in self.phases:
+        self._out(
+          layer, done, stream, counters, s, out_scales_ref, parts_ref,
+          gated_ref, squares_ref,
+        )  # fmt: skip
+
+    # The last states of the convolution are on their way to memory.
+    plgpu.wait_smem_to_gmem(0)
+
+    @pl.when((block == 0) & (me == 0))
+    def _():
+      counters.clear(end - first)
+
+  def _rows(self, ref, chunk) -> jax.Array:
+    """A chunk of the batch, (ROWS, CHUNK), from (ROWS, .) in memory."""
+    own = pl.ds(chunk * CHUNK, CHUNK)
+    if self.sizes.batch == 1:
+      # All rows alike: those that no batch has are not looked at.
+      return self._each_row(ref.at[0, own])
+    return load(ref.at[:, own], self._layout)
+
+  def _each_row(self, ref) -> jax.Array:
+    """Numbers of a chunk, the same in all rows, (ROWS, CHUNK)."""
+    value = load(ref, self._layout.reduce(0))
+    return repeat(value, 1, (ring.ROWS, CHUNK), self._layout)
+
+  @property
+  def _layout(self):
+    return ring.batch_layouts(self.packed)[0]
+
+  def _share(self, chunks, me):
+    """Of so many chunks of the batch those that a warpgroup writes.
+
+    Each with whether it is the warpgroup's own, and not written by two.
+    """
+    count = -(-chunks // self.config.warpgroups)
+    ids = [me + j * self.config.warpgroups for j in range(count)]
+    return [(jnp.minimum(c, chunks - 1), c < chunks) for c in ids]
+
+  def _write(self, s, chunk, value):
+    """Gives a chunk of the batch to the block's products."""
+    ring.store_batch(s["x"].at[chunk], value, self.packed, self.interpret)
+
+  def _written(self, s):
+    """Waits until all chunks of the batch are there."""
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(s["x_written"])
+    plgpu.barrier_wait(s["x_written"])
+
+  def _unit(self, index, layer, k, stream, scales_ref, s, finish) -> None:
+    """Multiplies a unit, and finishes it in the first warpgroup of the team.
+
+    Args:
+      index: Of the product.
+      layer: In which it is.
+      k: Which of this team's units it is.
+      stream: Of the weights.
+      scales_ref: Of these.
+      s: Shared memory by name.
+      finish: Called with the product, (ROWS, TILE) float32 in the layout ROWS.
+    """
+    column = stream.unit(index, k)[0]
+    of_columns = None
+    if self.groups[index] == 1:
+      own = scales_ref.at[layer, pl.ds(column, TILE)]
+      of_columns = load(own, ROWS.reduce(0))
+    total = stream.multiply(index, layer, k, s["x"])
+    sums = s["sums"].at[lax.rem(k, jnp.int32(2))]
+    own = sums.at[stream.me, :, pl.ds(0, TILE)]
+    store(own.T, plgpu.layout_cast(total, SUMS))
+    done = s["done"].at[stream.team]
+    plgpu.barrier_arrive(done)
+    plgpu.barrier_wait(done)
+
+    @pl.when(stream.member == 0)
+    def _():
+      values = [
+        load(sums.at[stream.me + g, :, pl.ds(0, TILE)], ROWS)
+        for g in range(self.ring.members)
+      ]
+      value = sum(values[1:], values[0])
+      if of_columns is not None:
+        value *= repeat(of_columns, 1, value.shape, ROWS)
+      finish(value)
+
+  def _in(
+    self, layer, done, stream, counters, s, norm_ref, taps_ref, bias_ref,
+    scales_ref, parts_ref, conv_ref, projected_ref,
+  ):  # fmt: skip
+    """in_proj, and the step of the convolution."""
+    sizes, rows = self.sizes, ring.ROWS
+    inner, channels, taps = sizes.inner, sizes.channels, sizes.taps
+    shape = rows, TILE
+    conv_s = s["conv"].at[stream.team]
+    conv_loaded = s["conv_loaded"].at[stream.team]
+
+    def write_batch():
+      share = self._share(sizes.width // CHUNK, stream.me)
+      norms = [
+        self._each_row(norm_ref.at[layer, pl.ds(c * CHUNK, CHUNK)])
+        for c, _ in share
+      ]
+      counters.wait("out", done)
+      before = parts_ref.at[lax.rem(layer, jnp.int32(2))]
+      values = []
+      for c, _ in share:
+        each = [self._rows(before.at[k], c) for k in range(self.config.splits)]
+        values.append(sum(each[1:], each[0]))
+      squares = [
+        jnp.where(mine, value * value, 0.0)
+        for value, (_, mine) in zip(values, share)
+      ]
+      squares = jnp.sum(sum(squares[1:], squares[0]), axis=1)
+      store(s["squares"].at[stream.me], squares)
+      for (c, _), value, norm in zip(share, values, norms):
+        self._write(s, c, value * norm)
+      self._written(s)
+
+    @pl.loop(0, stream.most[0])
+    def _(k):
+      column = stream.unit(0, k)[0]
+      channel = column - inner
+      has = k < stream.units[0]
+      convolves = has & (channel >= 0) & (channel < channels)
+      # Rows past the end of the batch are read as zeros, and not written.
+      some_rows = pl.ds(k * 0, rows)
+      own = conv_ref.at[layer, some_rows, :, pl.ds(channel, TILE)]
+
+      @pl.when(convolves & (stream.member == 0))
+      def _():
+        # The state of the unit before is on its way to memory.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.copy_gmem_to_smem(own, conv_s, conv_loaded)
+
+      # Those of other columns are not used.
+      here = pl.ds(jnp.clip(channel, 0, channels - TILE), TILE)
+      vectors = [bias_ref.at[layer, here]]
+      vectors += [taps_ref.at[layer, i, here] for i in range(taps + 1)]
+      bias, *weight = [load(vector, ROWS.reduce(0)) for vector in vectors]
+      pl.when(k == 0)(write_batch)
+
+      def finish(value):
+        total = [
+          load(s["squares"].at[g], ROWS.reduce(1))
+          for g in range(self.config.warpgroups)
+        ]
+        total = sum(total[1:], total[0])
+        factor = lax.rsqrt(total / sizes.width + self.eps)
+        value *= repeat(factor, 0, shape, ROWS)
+        target = projected_ref.at[:, pl.ds(column, TILE)]
+
+        @pl.when(convolves)
+        def _():
+          plgpu.barrier_wait(conv_loaded)
+          inputs = [
+            plgpu.load(conv_s.at[:, i], layout=ROWS, optimized=False)
+            for i in range(taps)
+          ]
+          inputs.append(value.astype(jnp.bfloat16))
+          mixed = repeat(bias, 1, shape, ROWS)
+          for tap, kept in zip(weight, inputs):
+            mixed += repeat(tap, 1, shape, ROWS) * kept.astype(jnp.float32)
+          store(target, mixed * sigmoid(mixed))
+          for i in range(taps):
+            store(conv_s.at[:, i], inputs[i + 1])
+          plgpu.commit_smem()
+          plgpu.copy_smem_to_gmem(conv_s, own)
+
+        @pl.when(jnp.logical_not(convolves))
+        def _():
+          store(target, value)
+
+      @pl.when(has)
+      def _():
+        self._unit(0, layer, k, stream, scales_ref, s, finish)
+
+    @pl.when((stream.member == 0) & (stream.units[0] > 0))
+    def _():
+      counters.signal("in")
+
+  def _state(
+    self, layer, done, block, me, counters, s, dt_bias_ref, A_log_ref, D_ref,
+    gated_norm_ref, state_refs, projected_ref, gated_ref, squares_ref,
+  ):  # fmt: skip
+    """The step of the state, and the gate."""
+    sizes, workers = self.sizes, self.config.blocks * self.config.warpgroups
+    n, inner, halves = sizes.state, sizes.inner, 2 * sizes.heads
+    shape = HALF, n
+    few_bits = len(state_refs) > 1
+    first = me * self.config.blocks + block
+    count = lax.div(self.items - first + workers - 1, workers)
+    row_layout, column_layout = STATE.reduce(1), STATE.reduce(0)
+    spread = lambda vector, axis: repeat(vector, axis, shape, STATE)
+
+    @pl.loop(0, count)
+    def _(k):
+      item = first + k * workers
+      row, half = (
+        lax.div(item, jnp.int32(halves)),
+        lax.rem(item, jnp.int32(halves)),
+      )
+      head = lax.div(half, jnp.int32(2))
+      within = pl.ds(lax.rem(half, jnp.int32(2)) * HALF, HALF)
+      own = pl.ds(half * HALF, HALF)
+      refs = [ref.at[layer, row, head, within] for ref in state_refs]
+      state = load(refs[0], STATE)
+      if few_bits:
+        steps = load(refs[1].at[:, 0], row_layout)
+      scale = load(gated_norm_ref.at[layer, own], CHANNELS)
+      of_head = lambda ref: ref[layer, head].astype(jnp.float32)
+      bias, rate, skip = map(of_head, (dt_bias_ref, A_log_ref, D_ref))
+      pl.when(k == 0)(lambda: counters.wait("in", done + 1))
+
+      projected = projected_ref.at[row]
+      group = lax.div(head, jnp.int32(sizes.heads // sizes.groups))
+      first_B = 2 * inner + group * n
+      x = load(projected.at[pl.ds(inner + half * HALF, HALF)], row_layout)
+      B = load(projected.at[pl.ds(first_B, n)], column_layout)
+      C = load(
+        projected.at[pl.ds(first_B + sizes.groups * n, n)], column_layout
+      )
+      z = load(projected.at[own], CHANNELS)
+      dt = softplus(projected[inner + sizes.channels + head] + bias)
+      decay = jnp.exp(-dt * jnp.exp(rate))
+      kept = spread(steps * decay, 0) if few_bits else decay
+      state = kept * state + spread(dt * x, 0) * spread(B, 1)
+      y = jnp.sum(state * spread(C, 1), axis=1)
+      if few_bits:
+        state, steps = states.nearest(state, refs[1].dtype, STATE)
+        store(refs[1].at[:, 0], steps)
+      store(refs[0], state)
+      y_ref = s["y"].at[lax.rem(k, jnp.int32(2)), me]
+      store(y_ref, y + skip * x)
+      gated = load(y_ref, CHANNELS) * z * sigmoid(z)
+      store(gated_ref.at[row, own], gated * scale)
+      store(squares_ref.at[row, half], jnp.sum(gated * gated))
+
+    pl.when(count > 0)(lambda: counters.signal("state"))
+
+  def _out(
+    self, layer, done, stream, counters, s, scales_ref, parts_ref, gated_ref,
+    squares_ref,
+  ):  # fmt: skip
+    """out_proj, onto the residual stream."""
+    sizes = self.sizes
+    part = self.ring.parts[1]
+    now = lax.rem(layer, jnp.int32(2))
+    of_group = sizes.inner // sizes.groups
+    halves = 2 * sizes.heads // sizes.groups
+
+    @pl.loop(0, stream.most[1])
+    def _(k):
+      # Teams of a block have the same share of the rows.
+      split = stream.unit(1, k, team=0)[1]
+      column = stream.unit(1, k)[0]
+      has = k < stream.units[1]
+      own = pl.ds(jnp.where(has, column, 0), TILE)
+
+      @pl.when(k == 0)
+      def _():
+        counters.wait("state", done + 1)
+
+      @pl.when(k > 0)
+      def _():
+        # Others may still multiply by the chunks before.
+        self._written(s)
+
+      factors = []
+      for g in range(sizes.groups):
+        total = sum_of_rows(
+          squares_ref, g * halves, (g + 1) * halves, self._layout
+        )
+        factors.append(lax.rsqrt(total / of_group + self.eps))
+      share = [c for c, _ in self._share(part.chunks, stream.me)]
+      values = [self._rows(gated_ref, split * part.chunks + c) for c in share]
+      residual = [
+        load(parts_ref.at[now, i, :, own], ROWS)
+        for i in range(self.config.splits)
+      ]
+      residual = sum(residual[1:], residual[0])
+      residual *= (split == 0).astype(jnp.float32)
+      for c, value in zip(share, values):
+        first = (split * part.chunks + c) * CHUNK
+        factor, group = factors[0], lax.div(first, jnp.int32(of_group))
+        for g in range(1, sizes.groups):
+          factor = jnp.where(group == g, factors[g], factor)
+        self._write(s, c, value * repeat(factor, 0, value.shape, self._layout))
+      self._written(s)
+
+      def finish(value):
+        store(parts_ref.at[1 - now, split, :, own], residual + value)
+        counters.signal("out")
+
+      @pl.when(has)
+      def _():
+        self._unit(1, layer, k, stream, scales_ref, s, finish)
+
+
+class _Counters:
+  """What the blocks wait for: who has done a phase, counted in memory."""
+
+  def __init__(self, step, whole):
+    parts, config = step.ring.parts, step.config
+    self._each = {
+      "in": min(parts[0].units, config.blocks * config.teams),
+      "state": min(step.items, config.blocks * config.warpgroups),
+      "out": parts[1].units,
+    }
+    self._refs = None
+    if whole:
+      self._refs = {
+        phase: pl.get_global(plgpu.SemaphoreType.REGULAR) for phase in PHASES
+      }
+
+  def signal(self, phase):
+    """Says that this block, or warpgroup, has done its part of a phase."""
+    if self._refs:
+      plgpu.semaphore_signal(self._refs[phase], memory_scope="gpu")
+
+  def wait(self, phase, layers):
+    """Waits until all have done a phase in so many layers."""
+    if self._refs:
+      plgpu.semaphore_wait(
+        self._refs[phase],
+        layers * self._each[phase],
+        decrement=False,
+        memory_scope="gpu",
+      )
+
+  def clear(self, layers):
+    """Leaves the counters at zero, as the next step wants them.
+
+    Nobody waits for one any more when the last phase has been done.
+    """
+    if self._refs:
+      for phase in reversed(PHASES):
+        plgpu.semaphore_wait(
+          self._refs[phase], layers * self._each[phase], memory_scope="gpu"
+        )

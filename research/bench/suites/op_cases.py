@@ -338,6 +338,7 @@ _PRODUCTS = {
   "w4a16": ("int4:128", None),
   "w8a8": ("int8:row", "int8:row"),
   "w4a8": ("int4:128", "int8:row"),
+  "w4a8_columns": ("int4:row", "int8:row"),
 }
 
 

@@ -26,6 +26,7 @@ OPS = (
   "quantized_matmul_w4a16",
   "quantized_matmul_w8a8",
   "quantized_matmul_w4a8",
+  "quantized_matmul_w4a8_columns",
   "selective_scan_step",
   "ssd_step",
   "causal_conv1d_step",

@@ -16,6 +16,9 @@ def quantized_matmul_reference(
     )
     for a in (x, w)
   )
+  # A column lies side by side in memory, which would else be read line by line
+  # for each of its numbers.
+  w = np.asfortranarray(w)
   out = np.zeros((*x.shape[:-1], w.shape[1]))
   for row in np.ndindex(*x.shape[:-1]):
     for column in range(w.shape[1]):

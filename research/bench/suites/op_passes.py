@@ -123,7 +123,15 @@ def _float64(arrays: Arrays) -> dict[str, np.ndarray]:
 
 def forward_error(case: OpCase, y: np.ndarray) -> float:
   """Largest error of y's first tokens, relative to their largest value."""
-  expected = case.reference(_float64(case.prefix(_TOKENS)))
+  return _error_of_first(_first_tokens(case), y)
+
+
+def _first_tokens(case: OpCase) -> np.ndarray:
+  """The reference of the first tokens of the first row, in float64."""
+  return case.reference(_float64(case.prefix(_TOKENS)))
+
+
+def _error_of_first(expected: np.ndarray, y: np.ndarray) -> float:
   found = np.asarray(y)[:1, :_TOKENS].astype(np.float64)
   return float(np.abs(found - expected).max() / np.abs(expected).max())
 
@@ -216,6 +224,7 @@ class Errors:
 
   def __init__(self, case: OpCase):
     self._case = case
+    self._first: np.ndarray | None = None
     self._whole: dict[bool, Any] = {}
     self._backward: dict[str, float] = {}
 
@@ -228,7 +237,9 @@ class Errors:
     """
     case, backward = self._case, which != "fwd"
     if not backward:
-      error = forward_error(case, y_of(output))
+      if self._first is None:
+        self._first = _first_tokens(case)
+      error = _error_of_first(self._first, y_of(output))
     else:
       if implementation not in self._backward:
         self._backward[implementation] = backward_error(case, implementation)

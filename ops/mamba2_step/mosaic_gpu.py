@@ -34,6 +34,7 @@ from ops.mamba2_step import (
   mosaic_gpu_out,
   mosaic_gpu_product,
   mosaic_gpu_state,
+  mosaic_gpu_state_few_bits,
   mosaic_gpu_whole,
 )
 from ops.quantized import QState, QTensor, QWeight, is_quantized
@@ -66,6 +67,9 @@ class Config:
       the L2 cache, a multiple of 64.
     out_splits: Thread blocks of a cluster that share the rows of `out_proj`: 1,
       or where there is but one group 2, 4 or 8.
+    state_blocks: Thread blocks that share rows and heads of states in few bits.
+    state_warpgroups: Of such a block. Four are compiled to few registers.
+    state_stages: States of a row and head in shared memory, of each.
     overlap: Whether a kernel fetches its first weights while the one in front
       of it still runs (programmatic dependent launch).
   """
@@ -79,6 +83,9 @@ class Config:
   out_warpgroups: int = 1
   out_prefetch: int = 0
   out_splits: int = 1
+  state_blocks: int = 2 * PROCESSORS
+  state_warpgroups: int = 1
+  state_stages: int = 3
   overlap: bool = False
 
 
@@ -119,17 +126,22 @@ def configure(
 
 
 def configure_few_bits(
-  config: Config, batch: int, groups: int, weights: Any
+  config: Config, batch: int, groups: int, weights: Any, ssm_state: Any = None
 ) -> Config:
-  """Returns the Config where weights may be in few bits.
+  """Returns the Config where weights and states may be in few bits.
 
   Args:
     config: Of `configure`.
     batch: B.
     groups: G.
     weights: `Mamba2Weights`, of which shapes and formats are read.
+    ssm_state: As in `mamba2_step`, of which these are read too; None is like
+      float32.
   """
   rows, changes = padded(batch), {}
+  if isinstance(ssm_state, QState):
+    steps = batch * ssm_state.shape[2]
+    changes |= mosaic_gpu_state_few_bits.configure(steps)
   for name, columns, splits, parts in (
     ("in", config.in_columns, 1, 1),
     ("out", config.out_columns, config.out_splits, groups),
@@ -227,7 +239,7 @@ def unfit(x, weights, conv_state, ssm_state) -> str | None:
   if conv_state.dtype != jnp.bfloat16:
     return f"needs bfloat16, conv_state is {conv_state.dtype}"
   if isinstance(ssm_state, QState):
-    if reason := mosaic_gpu_state.unfit(ssm_state):
+    if reason := mosaic_gpu_state_few_bits.unfit(ssm_state):
       return reason
   elif ssm_state.dtype != jnp.float32:
     return f"needs a float32 state, ssm_state is {ssm_state.dtype}"
@@ -268,7 +280,7 @@ def forward(
   groups, size = num_groups(conv_state, ssm_state), ssm_state.shape[-1]
   if config is None:
     config = configure(batch, width, features, inner, groups, size)
-    config = configure_few_bits(config, batch, groups, weights)
+    config = configure_few_bits(config, batch, groups, weights, ssm_state)
   if interpret:
     # The interpreter knows no stores to the memory of another block.
     config = dataclasses.replace(config, out_splits=1)
@@ -398,7 +410,9 @@ def layer(
     kernels[0], index, residual.scaled, residual.squares, weights, states[0],
     eps=eps, **options,
   )  # fmt: skip
-  gated, squares = mosaic_gpu_state.advance(
+  few_bits = isinstance(ssm_state, QState)
+  state_kernel = mosaic_gpu_state_few_bits if few_bits else mosaic_gpu_state
+  gated, squares = state_kernel.advance(
     index, projected, weights, states[1], rows, **options
   )
   following = mosaic_gpu_out.project(

@@ -28,6 +28,9 @@ STATE = plgpu.Layout.TILED(
 CHANNELS = plgpu.Layout.TILED(
   plgpu.Tiling(((HALF,), (1,))), (plgpu.Replicated(4),), (-2,), -1
 )
+# Added and subtracted, it leaves the nearest whole number, the even one of two.
+_WHOLE = 1.5 * 2.0**23
+_LARGEST = 127.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -425,7 +428,7 @@ class Step:
       state = kept * state + spread(dt * x, 0) * spread(B, 1)
       y = jnp.sum(state * spread(C, 1), axis=1)
       if few_bits:
-        state, steps = states.nearest(state, refs[1].dtype, STATE)
+        state, steps = _nearest(state, refs[1].dtype)
         store(refs[1].at[:, 0], steps)
       store(refs[0], state)
       y_ref = s["y"].at[lax.rem(k, jnp.int32(2)), me]
@@ -493,6 +496,18 @@ class Step:
       @pl.when(has)
       def _():
         self._unit(1, layer, k, stream, scales_ref, s, finish)
+
+
+def _nearest(state, scale_dtype):
+  """Levels and scales of a state in int8, as `ops.quantize` finds them."""
+  largest = jnp.max(jnp.abs(state), axis=1)
+  steps = (largest * (1 / _LARGEST)).astype(scale_dtype)
+  wide = steps.astype(jnp.float32)
+  inverse = jnp.where(wide > 0, 1 / jnp.where(wide > 0, wide, 1.0), 0.0)
+  levels = state * repeat(inverse, 0, state.shape, STATE)
+  levels = (levels + _WHOLE) - _WHOLE
+  levels = jnp.clip(levels, -_LARGEST, _LARGEST)
+  return levels.astype(jnp.int8), steps
 
 
 class _Counters:

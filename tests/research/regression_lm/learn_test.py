@@ -40,6 +40,20 @@ def set_up():
   return model, toy.params(model), batch, scale
 
 
+@functools.cache
+def objective_of_all():
+  """The objective of all terms over the examples, its sums and gradients."""
+  model, params, batch, scale = set_up()
+  grid = scale.grid(CODEC, 4)
+  run = jax.jit(
+    jax.value_and_grad(
+      lambda p: learn.loss_sums(model, p, batch, ALL, grid), has_aux=True
+    )
+  )
+  (objective, sums), grads = run(params)
+  return objective, sums, grads
+
+
 def test_the_loss_is_the_mean_over_what_is_there():
   model, params, batch, _ = set_up()
   _, sums = jax.jit(lambda p: learn.loss_sums(model, p, batch, LossOptions()))(
@@ -62,28 +76,34 @@ def test_the_loss_is_the_mean_over_what_is_there():
 def test_the_objective_is_its_terms_with_their_weights():
   model, params, batch, scale = set_up()
   grid = scale.grid(CODEC, 4)
-  objective, sums = jax.jit(
-    lambda p: learn.loss_sums(model, p, batch, ALL, grid)
-  )(params)
-  memory = regression_lm.encode(
-    model.config, params, batch["tokens"], batch["lengths"]
-  )
+  objective, sums, _ = objective_of_all()
   targets = batch["targets"]
-  _, normalizer = likelihood.token_logprobs(
-    model, params, memory, targets[:, None]
-  )
+
+  @jax.jit
+  def parts(params):
+    memory = regression_lm.encode(
+      model.config, params, batch["tokens"], batch["lengths"]
+    )
+    _, normalizer = likelihood.token_logprobs(
+      model, params, memory, targets[:, None]
+    )
+    means = expected.scores(model, params, memory, targets, grid)
+    return (
+      normalizer,
+      expected.squared_error(means, batch["scores"]),
+      expected.ranking_loss(means, batch["scores"]),
+    )
+
+  normalizer, squared_error, ranking = parts(params)
   squares = np.square(np.asarray(normalizer, np.float64))[:, 0].sum(-1)
   count = (targets != MISSING).sum(-1)
   squares = (squares / np.maximum(count, 1)).sum()
-  means = expected.scores(model, params, memory, targets, grid)
   terms = {
     "loss": (1.0, float(sums["loss"])),
     "squared_normalizer": (0.1, squares),
-    "squared_error": (
-      0.5, float(expected.squared_error(means, batch["scores"]))
-    ),
-    "ranking": (0.3, float(expected.ranking_loss(means, batch["scores"]))),
-  }  # fmt: skip
+    "squared_error": (0.5, float(squared_error)),
+    "ranking": (0.3, float(ranking)),
+  }
   for name, (_, value) in terms.items():
     assert float(sums[name]) == pytest.approx(value, rel=1e-4), name
     assert value > 0.1, name
@@ -93,11 +113,8 @@ def test_the_objective_is_its_terms_with_their_weights():
 
 def test_an_update_goes_down_the_objective():
   """Plain descent by the gradient of all terms, over the examples."""
-  model, params, batch, scale = set_up()
-  grid = scale.grid(CODEC, 4)
-  grads = jax.jit(
-    jax.grad(lambda p: learn.loss_sums(model, p, batch, ALL, grid)[0])
-  )(params)
+  _, params, _, _ = set_up()
+  _, _, grads = objective_of_all()
   _, state = run(1, ALL, steps=1)
   jax.tree.map(
     lambda p, g, after: np.testing.assert_allclose(
@@ -110,11 +127,7 @@ def test_an_update_goes_down_the_objective():
 
 
 def test_gradients_are_finite_and_blind_to_what_is_forbidden():
-  model, params, batch, scale = set_up()
-  grid = scale.grid(CODEC, 4)
-  grads = jax.jit(
-    jax.grad(lambda p: learn.loss_sums(model, p, batch, ALL, grid)[0])
-  )(params)
+  _, _, grads = objective_of_all()
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
   head = np.asarray(grads["head"]["kernel"])
@@ -186,9 +199,14 @@ def test_the_expected_value_is_that_of_the_exact_distribution():
   grid = scale.grid(codec, 50)
   # Zero is written in several ways, all of which a grid holds.
   assert np.isfinite(grid.scores).sum() == len(values) > len(np.unique(values))
-  memory = regression_lm.encode(model.config, params, tokens, lengths)
   targets = np.full((3, codec.length), MISSING, np.int32)
-  found = expected.scores(model, params, memory, targets, grid)
+
+  @jax.jit
+  def means(params):
+    memory = regression_lm.encode(model.config, params, tokens, lengths)
+    return expected.scores(model, params, memory, targets, grid)
+
+  found = means(params)
   repeated = np.broadcast_to(rows, (3, *rows.shape))
   logprob = sampling.score(model, params, tokens, lengths, repeated).sum(-1)
   chances = np.exp(np.asarray(logprob, np.float64))

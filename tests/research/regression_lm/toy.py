@@ -4,11 +4,12 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from models import regression_lm
 from models.numbers import Ieee, TargetCodec
 from models.regression_lm_config import RegressionLMConfig
-from research.regression_lm import weights
 from research.regression_lm.likelihood import Model
 
 SMALL = Ieee(base=2, mantissa_digits=2, special=True)
@@ -24,8 +25,22 @@ def model(codec=None, **changes):
 
 @functools.cache
 def params(made, seed=0, scale=3.0):
-  """Random, with a head so large that the distribution is not even."""
-  found = weights.random(made.config, jax.random.key(seed))
+  """Random, with a head so large that the distribution is not even.
+
+  NumPy draws them, since a program that draws takes seconds to compile.
+  """
+  generator = np.random.default_rng(seed)
+
+  def leaf(path, abstract):
+    if path[-1].key == "scale":
+      return jnp.ones(abstract.shape, abstract.dtype)
+    # Products and tables keep the size of what they are given.
+    rows = abstract.shape[-2] if path[-1].key == "kernel" else 1
+    noise = generator.normal(size=abstract.shape) / rows**0.5
+    return jnp.asarray(noise, abstract.dtype)
+
+  abstract = regression_lm.abstract_params(made.config)
+  found = jax.tree_util.tree_map_with_path(leaf, abstract)
   found["head"]["kernel"] = found["head"]["kernel"] * scale
   return found
 

@@ -22,6 +22,9 @@ State-space models, each with a twin for the next few tokens:
   ssd, ssd_step: Mamba-2's recurrence, as products of matrices in chunks.
   mamba2_step: one token through whole Mamba-2 layers, of stacked weights.
 
+Structured matrices:
+  butterfly_matmul: products with butterfly and Kaleidoscope matrices.
+
 Norms:
   rms_norm: root-mean-square norm, with a gate or after a residual sum.
 
@@ -29,6 +32,7 @@ Language models:
   token_logprob: log probability of tokens, without their logits in memory.
 """
 
+from ops.butterfly_matmul import butterfly_matmul as butterfly_matmul
 from ops.causal_conv1d import causal_conv1d as causal_conv1d
 from ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from ops.fake_quantize import fake_quantize as fake_quantize

@@ -6,7 +6,7 @@ from research.program_metrics.builder import Builder, NoFit, Value
 _RATE = {"float32": 15.0, "bfloat16": 4.0, "float16": 1.5}
 
 
-def _product(b: Builder, x: Value, count: float) -> float:
+def _product(x: Value, count: float) -> float:
   return 500 + count / _RATE[x.dtype]
 
 
@@ -22,7 +22,7 @@ def matmul(b: Builder) -> None:
   )
   w = w or _weight(b, x.shape[-1])
   b.let(f"{x.name} @ {w.name}", (*x.shape[:-1], w.shape[1]), x.dtype,
-        _product(b, x, x.size * w.shape[1]))  # fmt: skip
+        _product(x, x.size * w.shape[1]))  # fmt: skip
 
 
 def linear(b: Builder) -> None:
@@ -35,7 +35,7 @@ def linear(b: Builder) -> None:
     f"{act}({x.name} @ {w.name} + {bias.name})",
     (*x.shape[:-1], w.shape[1]),
     x.dtype,
-    _product(b, x, x.size * w.shape[1]),
+    _product(x, x.size * w.shape[1]),
   )
 
 
@@ -51,7 +51,7 @@ def gated_mlp(b: Builder) -> None:
     f"{hidden} = jax.nn.silu({x.name} @ {gate.name}) * ({x.name} @ {up.name})"
   )
   b.let(f"{x.name} + {hidden} @ {down.name}", x.shape, x.dtype,
-        _product(b, x, 3 * x.size * up.shape[1]))  # fmt: skip
+        _product(x, 3 * x.size * up.shape[1]))  # fmt: skip
 
 
 def gram(b: Builder) -> None:
@@ -63,7 +63,7 @@ def gram(b: Builder) -> None:
   else:
     form, side = "{0}.T @ {0} / {1}", columns
   b.let(form.format(x.name, x.size // side), (side, side), x.dtype,
-        _product(b, x, x.size * side))  # fmt: skip
+        _product(x, x.size * side))  # fmt: skip
 
 
 # Form of `einsum`, and how many axes it takes of the two factors' letters.
@@ -100,7 +100,7 @@ def einsum(b: Builder) -> None:
     f'jnp.einsum("{form}", {x.name}, {y.name})',
     [sizes[letter] for letter in form.split("->")[1]],
     x.dtype,
-    _product(b, x, count),
+    _product(x, count),
   )
 
 
@@ -125,7 +125,7 @@ def attention(b: Builder) -> None:
   if heads * length * length > 4 * max(b.scale, 64):
     raise NoFit
   b.spend(
-    _product(b, x, 2 * x.size * length + 3 * x.size * width)
+    _product(x, 2 * x.size * length + 3 * x.size * width)
     + 5 * heads * length * length
   )
   names = []
@@ -151,7 +151,7 @@ def dot_product_attention(b: Builder) -> None:
   batch, length, heads, size = x.shape
   k, v = b.mate(x), b.mate(x)
   causal = b.draws.chance(0.5)
-  cost = _product(b, x, 2 * x.size * length)
+  cost = _product(x, 2 * x.size * length)
   b.let(
     f"jax.nn.dot_product_attention({x.name}, {k.name}, {v.name}, "
     f"is_causal={causal})",
@@ -282,7 +282,7 @@ def grad(b: Builder) -> None:
   form = b.draws.choice(_LOSSES).replace("w", w.name)
   count = x.size * w.shape[1]
   b.let(f"jax.grad(lambda t: {form})({x.name})", x.shape, x.dtype,
-        _product(b, x, 2 * count) + 5 * x.shape[0] * w.shape[1])  # fmt: skip
+        _product(x, 2 * count) + 5 * x.shape[0] * w.shape[1])  # fmt: skip
 
 
 def jvp(b: Builder) -> None:

@@ -59,12 +59,7 @@ def random_windows(
   Raises:
     InputError: the text is shorter than a window.
   """
-  room = len(tokens) - layout.length
-  if room < 0:
-    raise InputError(
-      f"the text has {len(tokens)} tokens, a window needs {layout.length}: "
-      "take a longer text or a shorter context"
-    )
+  room = _room(tokens, layout)
   generator = np.random.default_rng((seed, step))
   offsets = generator.integers(0, room + 1, size=num)
   return cut(tokens, offsets, layout.length)
@@ -76,14 +71,20 @@ def spread_windows(tokens: np.ndarray, layout: Layout, num: int) -> np.ndarray:
   Raises:
     InputError: the text is shorter than a window.
   """
+  room = _room(tokens, layout)
+  offsets = np.linspace(0, room, num).astype(np.int64)
+  return cut(tokens, offsets, layout.length)
+
+
+def _room(tokens: np.ndarray, layout: Layout) -> int:
+  """The last token at which a window can begin; raises InputError."""
   room = len(tokens) - layout.length
   if room < 0:
     raise InputError(
       f"the text has {len(tokens)} tokens, a window needs {layout.length}: "
       "take a longer text or a shorter context"
     )
-  offsets = np.linspace(0, room, num).astype(np.int64)
-  return cut(tokens, offsets, layout.length)
+  return room
 
 
 def cut(tokens: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:

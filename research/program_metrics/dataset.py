@@ -90,9 +90,9 @@ def in_share(row: Row, purpose: str, share: float) -> bool:
 
 
 _OPENERS: dict[str, Callable] = {
-  ".xz": lambda path: lzma.open(path, "wt", encoding="utf-8"),
-  ".gz": lambda path: gzip.open(path, "wt", encoding="utf-8"),
-  ".jsonl": lambda path: open(path, "w", encoding="utf-8"),
+  ".xz": lambda draft: lzma.open(draft, "wt", encoding="utf-8"),
+  ".gz": lambda draft: gzip.open(draft, "wt", encoding="utf-8"),
+  ".jsonl": lambda draft: open(draft, "w", encoding="utf-8"),
 }
 
 

@@ -5,7 +5,7 @@ Scripts check them before they import what takes seconds.
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from models.errors import InputError
@@ -34,6 +34,8 @@ OPS = (
 IMPLEMENTATIONS = ("xla", "mosaic_gpu", "mosaic_tpu")
 OP_PEERS = ("plain", "mamba_ssm")
 STEPS = ("xla", "mosaic_gpu")
+# Of products of float32.
+PRECISIONS = ("highest", "tensorfloat32", "default")
 LM_PEERS = ("mamba_ssm", "transformers")
 # The types of `language_model.FAMILIES`, whose modules need JAX.
 CONFIGS = (TransformerConfig, MambaConfig)
@@ -155,6 +157,29 @@ def regression(name: str, spec: str) -> dict[str, Any]:
   return work
 
 
+def pair(
+  dtype: Sequence[str], precisions: Sequence[str]
+) -> list[tuple[str, str]]:
+  """Pairs a precision with each dtype; where one is single, it serves all.
+
+  Raises:
+    InputError: a name is unknown, or the lengths differ.
+  """
+  for name, values, valid in (
+    ("dtype", dtype, DTYPES),
+    ("matmul_precision", precisions, PRECISIONS),
+  ):
+    check_names(name, values or ("",), valid)
+  most = max(len(dtype), len(precisions))
+  if {len(dtype), len(precisions)} - {1, most}:
+    raise InputError(
+      f"{len(dtype)} values of dtype do not pair with {len(precisions)} of "
+      "matmul_precision: give one for all, or as many"
+    )
+  repeat = lambda values: [*values] * (most // len(values))
+  return list(zip(repeat(dtype), repeat(precisions)))
+
+
 def check(suite: str, options: Mapping[str, Any]) -> None:
   """Checks options of a suite and of its plan, as far as it goes without JAX.
 
@@ -195,8 +220,15 @@ def _check_regression_lm(*, train=(), sample=(), **_) -> None:
       regression(name, spec)
 
 
+def _check_sol(
+  *, dtype=("float32",), matmul_precision=("highest",), **_
+) -> None:
+  pair(dtype, matmul_precision)
+
+
 _CHECKS = {
   "ops": check_ops,
   "language_model": check_language_model,
   "regression_lm": _check_regression_lm,
+  "sol": _check_sol,
 }

@@ -27,9 +27,6 @@ from research.bench.plan import Plan
 from research.bench.suites.sol_work import Bench
 from research.sol.options import Options
 
-PRECISIONS = ("highest", "tensorfloat32", "default")
-DTYPES = ("float32", "bfloat16")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite(SuiteOfCases):
@@ -39,7 +36,7 @@ class Suite(SuiteOfCases):
     model: see `load`.
     preset: of action tables.
     dtype: of the frozen model.
-    matmul_precision: of float32 matrix products, see `pair`.
+    matmul_precision: of float32 matrix products, see `specs.pair`.
     context: tokens before an episode; 64 or 512.
     horizon: T.
     windows: W; 1 or 8.
@@ -51,8 +48,8 @@ class Suite(SuiteOfCases):
 
   model: str = "tiny"
   preset: Sequence[str] = ("J-FL",)
-  dtype: Sequence[str] = DTYPES[:1]
-  matmul_precision: Sequence[str] = PRECISIONS[:1]
+  dtype: Sequence[str] = ("float32",)
+  matmul_precision: Sequence[str] = ("highest",)
   context: int | None = None
   horizon: int = 16
   windows: int | None = None
@@ -68,7 +65,7 @@ class Suite(SuiteOfCases):
       InputError: model, preset, sizes or rows do not exist or fit.
     """
     del plan
-    pairs = pair(self.dtype, self.matmul_precision)
+    pairs = specs.pair(self.dtype, self.matmul_precision)
     return (
       case
       for preset in self.preset
@@ -81,8 +78,9 @@ class Suite(SuiteOfCases):
   ) -> Iterator[Case]:
     began = time.perf_counter()
     with jax.default_matmul_precision(precision):
-      limits = ceilings.measure(dtype)
+      # To measure takes seconds, so names are checked before.
       operations = self._operations(preset, dtype)
+      limits = ceilings.measure(dtype)
     setting = {
       "preset": preset,
       "matmul_precision": precision,
@@ -138,29 +136,6 @@ class Suite(SuiteOfCases):
       if both and one and layers > 1:
         layer = (both["ms"] - one["ms"]) / (layers - 1) / self.horizon
         yield f"one layer of one step, {preset}: {1e3 * layer:.1f} us"
-
-
-def pair(
-  dtype: Sequence[str], precisions: Sequence[str]
-) -> list[tuple[str, str]]:
-  """Pairs a precision with each dtype; where one is single, it serves all.
-
-  Raises:
-    InputError: a name is unknown, or the lengths differ.
-  """
-  for name, values, valid in (
-    ("dtype", dtype, DTYPES),
-    ("matmul_precision", precisions, PRECISIONS),
-  ):
-    specs.check_names(name, values or ("",), valid)
-  most = max(len(dtype), len(precisions))
-  if {len(dtype), len(precisions)} - {1, most}:
-    raise InputError(
-      f"{len(dtype)} values of dtype do not pair with {len(precisions)} of "
-      "matmul_precision: give one for all, or as many"
-    )
-  repeat = lambda values: [*values] * (most // len(values))
-  return list(zip(repeat(dtype), repeat(precisions)))
 
 
 def load(

@@ -3,7 +3,7 @@
 import pytest
 
 from models.errors import InputError
-from research.bench import ceilings, plan
+from research.bench import ceilings, plan, specs
 from research.bench.suites import sol
 from research.cost.roofline import Ceilings
 
@@ -119,19 +119,19 @@ def test_out_of_time_says_what_is_missing(ran):
 
 def test_precisions_pair_with_dtypes():
   three = ["highest", "tensorfloat32", "default"]
-  assert sol.pair(["float32"], three) == [("float32", p) for p in three]
-  assert sol.pair(["float32", "bfloat16"], ["highest", "default"]) == [
+  assert specs.pair(["float32"], three) == [("float32", p) for p in three]
+  assert specs.pair(["float32", "bfloat16"], ["highest", "default"]) == [
     ("float32", "highest"),
     ("bfloat16", "default"),
   ]
   with pytest.raises(InputError, match="2 values of dtype"):
-    sol.pair(["float32", "bfloat16"], three)
+    specs.pair(["float32", "bfloat16"], three)
 
 
 @pytest.mark.parametrize(
   "options, part",
   [
-    ({"dtype": ["float8"]}, "float32, bfloat16"),
+    ({"dtype": ["float8"]}, "bfloat16, float32"),
     ({"matmul_precision": ["high"]}, "tensorfloat32"),
     ({"model": "random:none"}, "random:smollm2_135m"),
     ({"only": ["nothing"]}, "scan/uniform"),

@@ -4,6 +4,8 @@ The matrix unit of Hopper takes tiles of 64 rows; where these are columns of the
 weights, its sums lie in registers as (columns, rows).
 """
 
+from typing import Any
+
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -32,6 +34,47 @@ def store(ref, value):
     plgpu.store(ref, value, optimized=False)
   else:  # jax 0.11, where every store may be of parts of lines
     ref[...] = value
+
+
+def swizzled(
+  shape: tuple[int, ...], dtype: jnp.dtype, bits: int, widest: int = 128
+) -> Any:
+  """Shared memory as TMA and wgmma take it.
+
+  Args:
+    shape: (..., rows, columns).
+    dtype: Of the numbers.
+    bits: Of one of them, as they lie in memory.
+    widest: Bytes of a line that are swizzled together, at most.
+  """
+  swizzle = min(shape[-1] * bits // 8, widest)
+  transforms = (
+    plgpu.TilingTransform((8, swizzle * 8 // bits)),
+    plgpu.SwizzleTransform(swizzle),
+  )
+  return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def swizzled_levels(
+  shape: tuple[int, ...], dtype: jnp.dtype, bits: int, interpret: bool
+) -> Any:
+  """Shared memory of levels; those of 4 bits as bytes of two, and one by one.
+
+  Args:
+    shape: (..., rows, columns), counted in levels.
+    dtype: Of levels that are not of 4 bits.
+    bits: Of a level.
+    interpret: Whether the kernel is interpreted, which knows no memory that
+      holds numbers of two kinds.
+  """
+  if bits != 4:
+    return swizzled(shape, dtype, bits)
+  one_by_one = swizzled(shape, jnp.int4, 4)
+  if interpret:
+    return one_by_one
+  # TMA copies bytes, which are then read as pairs of levels.
+  pairs = swizzled((*shape[:-1], shape[-1] // 2), jnp.uint8, 8)
+  return plgpu.RefUnion(pairs, one_by_one)
 
 
 def compiler_params() -> plgpu.CompilerParams:

@@ -25,7 +25,7 @@ from jax import lax
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import arith
 
-from ops.hopper_tiles import TILE
+from ops.hopper_tiles import TILE, store, swizzled_levels
 from ops.quantized import QTensor, formats
 from ops.quantized.quantize import unpack
 from ops.quantized_matmul import mosaic_gpu_product as few_bits
@@ -77,10 +77,7 @@ def store_batch(ref, value, packed: bool, interpret: bool) -> None:
       return _fragmented(flat, layout, value.shape)
 
     value = relabel(value)
-  if hasattr(plgpu, "store"):
-    plgpu.store(ref, value, optimized=False)
-  else:  # jax 0.11, where every store may be of parts of lines
-    ref[...] = value
+  store(ref, value)
 
 
 def _fragmented(registers, layout, shape):
@@ -183,7 +180,7 @@ class Part:
     width: F.
     groups: Scales of a column.
     splits: Units that share the rows of a tile.
-    together: Whether the teams of a block take neighbouring units, which have
+    neighbours: Whether the teams of a block take neighbouring units, which have
       the same share of the rows; the last block takes the first ones, so that
       blocks that have more of the other product have fewer of this one.
     runs: Whether this kernel does it at all.
@@ -193,7 +190,7 @@ class Part:
   width: int
   groups: int
   splits: int = 1
-  together: bool = False
+  neighbours: bool = False
   runs: bool = True
 
   @property
@@ -249,23 +246,11 @@ class Ring:
   def scratch(self) -> dict[str, Any]:
     """Shared memory and barriers for `Stream`."""
     ring = self.warpgroups, self.stages, self.segment
-
-    def tiles(width, dtype, bits):
-      swizzle = min(width * bits // 8, 128)
-      transforms = (
-        plgpu.TilingTransform((8, swizzle * 8 // bits)),
-        plgpu.SwizzleTransform(swizzle),
-      )
-      return plgpu.SMEM((*ring, TILE, width), dtype, transforms=transforms)
-
-    weights = tiles(CHUNK, jnp.int8, 8)
-    if self.packed:
-      weights = tiles(CHUNK, jnp.int4, 4)
-      if not self.interpret:
-        # TMA copies bytes, which are then read as pairs of levels.
-        weights = plgpu.RefUnion(tiles(CHUNK // 2, jnp.uint8, 8), weights)
+    bits = 4 if self.packed else 8
     found = {
-      "w": weights,
+      "w": swizzled_levels(
+        (*ring, TILE, CHUNK), jnp.int8, bits, self.interpret
+      ),
       "loaded": plgpu.Barrier(
         num_arrivals=self.segment * (1 + self.scaled),
         num_barriers=self.warpgroups * self.stages,
@@ -289,13 +274,15 @@ class Stream:
   """
 
   def __init__(self, ring: Ring, refs, span, block, me, s):
-    """Args:
-    ring: What is streamed.
-    refs: For each part what `operands` gave.
-    span: The first layer, and the one behind the last.
-    block: The index of the thread block.
-    me: The index of the warpgroup.
-    s: Shared memory by name, with that of `Ring.scratch`.
+    """Counts the units of this warpgroup's team; `begin` asks for the first.
+
+    Args:
+      ring: What is streamed.
+      refs: For each part what `operands` gave.
+      span: The first layer, and the one behind the last.
+      block: The index of the thread block.
+      me: The index of the warpgroup.
+      s: Shared memory by name, with that of `Ring.scratch`.
     """
     self.ring, self.me, self._refs, self._block = ring, me, refs, block
     self.team = lax.div(me, jnp.int32(ring.members))
@@ -318,7 +305,7 @@ class Stream:
 
   def _place(self, part, team):
     """Of a team of this block among those that take units."""
-    if part.together:
+    if part.neighbours:
       last = self.ring.blocks - 1
       return (last - self._block) * self.ring.teams + team
     return team * self.ring.blocks + self._block

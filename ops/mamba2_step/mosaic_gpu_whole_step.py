@@ -126,7 +126,7 @@ class Step:
         width=sizes.width,
         groups=self.groups[1],
         splits=config.splits,
-        together=True,
+        neighbours=True,
         runs="out" in self.phases,
       ),
     )

@@ -24,7 +24,15 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from ops.hopper_tiles import ROWS, SUMS, TILE, load, store
+from ops.hopper_tiles import (
+  ROWS,
+  SUMS,
+  TILE,
+  load,
+  store,
+  swizzled,
+  swizzled_levels,
+)
 from ops.quantized import formats
 from ops.quantized.quantize import unpack
 
@@ -164,25 +172,11 @@ class Product:
   def scratch(self) -> dict[str, Any]:
     """Shared memory and barriers for `run`."""
     ring = self.warpgroups, self.stages
-
-    def tiles(height, width, dtype, bits):
-      swizzle = min(width * bits // 8, 128)
-      transforms = (
-        plgpu.TilingTransform((8, swizzle * 8 // bits)),
-        plgpu.SwizzleTransform(swizzle),
-      )
-      return plgpu.SMEM((*ring, height, width), dtype, transforms=transforms)
-
-    weights = tiles(self.columns, self.chunk, jnp.int8, 8)
-    if self.packed:
-      weights = tiles(self.columns, self.chunk, jnp.int4, 4)
-      if not self.interpret:
-        # TMA copies bytes, which are then read as pairs of levels.
-        stored = tiles(self.columns, self.chunk // 2, jnp.uint8, 8)
-        weights = plgpu.RefUnion(stored, weights)
+    weights = (*ring, self.columns, self.chunk)
+    bits = 4 if self.packed else 8
     scratch = {
-      "w": weights,
-      "x": tiles(self.rows, self.chunk, jnp.bfloat16, 16),
+      "w": swizzled_levels(weights, jnp.int8, bits, self.interpret),
+      "x": swizzled((*ring, self.rows, self.chunk), jnp.bfloat16, 16),
       # Four more than needed let the threads of a warp store to all banks.
       "sums": plgpu.SMEM(
         (self.warpgroups, self.rows, self.columns + 4), jnp.float32

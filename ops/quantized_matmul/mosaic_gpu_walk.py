@@ -27,7 +27,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops import hopper
-from ops.hopper_tiles import SUMS, TILE, compiler_params, store
+from ops.hopper_tiles import (
+  SUMS,
+  TILE,
+  compiler_params,
+  store,
+  swizzled,
+  swizzled_levels,
+)
 from ops.quantized import formats
 from ops.quantized.quantize import unpack
 
@@ -204,36 +211,21 @@ class Sizes:
     return None
 
 
-def _swizzled(shape, dtype, bits, swizzle=LINE):
-  """Shared memory as TMA and wgmma want it."""
-  swizzle = min(shape[-1] * bits // 8, swizzle)
-  transforms = (
-    plgpu.TilingTransform((8, swizzle * 8 // bits)),
-    plgpu.SwizzleTransform(swizzle),
-  )
-  return plgpu.SMEM(shape, dtype, transforms=transforms)
-
-
 def _scratch(k: Sizes):
   """Shared memory and barriers by name."""
   c = k.config
   bits = 8 * k.operand.itemsize
   w_bits = 4 if k.packed else 8 * k.stored.itemsize
   weights = (c.stages, c.columns, k.chunk)
-  w = _swizzled(weights, jnp.int4 if k.packed else k.stored, w_bits)
-  if k.packed and not k.interpret:
-    # TMA copies bytes, which are then read as pairs of levels.
-    as_bytes = (c.stages, c.columns, k.chunk // 2)
-    w = plgpu.RefUnion(_swizzled(as_bytes, jnp.uint8, 8), w)
   consumed = plgpu.Barrier
   if c.cluster:
     consumed = functools.partial(
       plgpu.ClusterBarrier, collective_axes=("cluster",)
     )
   scratch = {
-    "x": _swizzled((c.stages, c.rows, k.chunk), k.operand, bits),
-    "w": w,
-    "out": _swizzled(
+    "x": swizzled((c.stages, c.rows, k.chunk), k.operand, bits),
+    "w": swizzled_levels(weights, k.stored, w_bits, k.interpret),
+    "out": swizzled(
       (WORKERS, k.pieces, *k.piece), k.out, 8 * k.out.itemsize, k.swizzle
     ),
     "of_rows": plgpu.SMEM((2, c.rows), jnp.float32),

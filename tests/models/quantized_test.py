@@ -63,6 +63,7 @@ def random_params(config):
   return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
+@jax.jit
 def dense(params):
   """What the QTensors of a tree stand for."""
   return jax.tree.map(as_array, params, is_leaf=is_quantized)
@@ -122,15 +123,18 @@ def test_a_model_is_close_to_the_one_it_is_made_of(name, form, where):
   whole, stepped = scores(config, q, tokens)
   assert whole.shape == (2, LENGTH, config.vocab_size)
   # The same numbers as of float weights that stand on the levels.
-  same, same_stepped = scores(config, dense(q), tokens)
+  levels = dense(q)
+  same, same_stepped = scores(config, levels, tokens)
   np.testing.assert_allclose(whole, same, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(stepped, same_stepped, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(stepped, whole, rtol=1e-4, atol=1e-4)
   # Rounding a weight adds noise of at most half the distance of levels; noise
   # of independent products adds up in squares.
   noise = max(
-    relative(as_array(a), b)
-    for a, b in zip(leaves, jax.tree.leaves(params), strict=True)
+    relative(level, b)
+    for a, level, b in zip(
+      leaves, jax.tree.leaves(levels), jax.tree.leaves(params), strict=True
+    )
     if is_quantized(a)
   )
   bound = {"int8": 0.01, "int4:8": 0.12, "fp8_e4m3": 0.04}[form]

@@ -24,6 +24,7 @@ State-space models, each with a twin for the next few tokens:
 
 Structured matrices:
   butterfly_matmul: products with butterfly and Kaleidoscope matrices.
+  fourier_mix: the real part of a Fourier transform over tokens and channels.
 
 Norms:
   rms_norm: root-mean-square norm, with a gate or after a residual sum.
@@ -36,6 +37,7 @@ from ops.butterfly_matmul import butterfly_matmul as butterfly_matmul
 from ops.causal_conv1d import causal_conv1d as causal_conv1d
 from ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from ops.fake_quantize import fake_quantize as fake_quantize
+from ops.fourier_mix import fourier_mix as fourier_mix
 from ops.hadamard_transform import hadamard_transform as hadamard_transform
 from ops.keep_top_channels import keep_top_channels as keep_top_channels
 from ops.mamba2_step import Mamba2Weights as Mamba2Weights

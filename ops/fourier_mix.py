@@ -76,8 +76,8 @@ def choose(length: int, channels: int, itemsize: int, platform: str) -> str:
   A value of x takes (L + D) / 2 operations of products and 5 values moved by
   what folds, multiplies and unfolds. An FFT moves some 36 bytes of float32,
   which takes an H200 7.5 ps: as long as 3,700 operations of bfloat16 at 70% of
-  its rate, or 200 of float32. A TPU transforms outside of its matrix units, and
-  so takes products up to 2,000 (an estimate). On two CPU cores the FFT was as
+  its rate, or 200 of float32. These are estimates, as the 2,000 for a TPU are,
+  where FNet took products for short sequences. On two CPU cores the FFT was as
   fast at every size from 16 x 16 to 1024 x 64, and up to 2.8 times as fast.
   """
   most = {"gpu": (3700, 200), "tpu": (2000, 2000)}.get(platform, (0, 0))
@@ -156,7 +156,7 @@ def _half(size: int) -> int:
 
 @functools.cache
 def _waves(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Cosines and sines of 2 pi jk / size, j and k up to size / 2, and padding."""
+  """Cosines and sines of 2 pi jk / size, j and k up to size / 2, and zeros."""
   half = size // 2 + 1
   numbers = np.arange(half)
   angles = 2 * np.pi * (np.outer(numbers, numbers) % size) / size

@@ -25,6 +25,7 @@ State-space models, each with a twin for the next few tokens:
 Structured matrices:
   butterfly_matmul: products with butterfly and Kaleidoscope matrices.
   fourier_mix: the real part of a Fourier transform over tokens and channels.
+  monarch_matmul: products with two block-diagonal factors and a permutation.
 
 Norms:
   rms_norm: root-mean-square norm, with a gate or after a residual sum.
@@ -42,6 +43,7 @@ from ops.hadamard_transform import hadamard_transform as hadamard_transform
 from ops.keep_top_channels import keep_top_channels as keep_top_channels
 from ops.mamba2_step import Mamba2Weights as Mamba2Weights
 from ops.mamba2_step import mamba2_step as mamba2_step
+from ops.monarch_matmul import monarch_matmul as monarch_matmul
 from ops.quantized import QTensor as QTensor
 from ops.quantized import dequantize as dequantize
 from ops.quantized import quantize as quantize

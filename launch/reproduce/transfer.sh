@@ -13,20 +13,20 @@ DATA=$1 OUT=$2
 # Models share one GPU, peers take the CPU's cores beside them; the last call of
 # each table computes nothing, joins both, and writes the JSON.
 export PYTHONPATH=$PWD XLA_PYTHON_CLIENT_PREALLOCATE=false
-mkdir -p $OUT/parts runs
+mkdir -p "$OUT/parts" runs
 one() {  # NAME FILE "PEERS WITH FOLDS" "PEERS WITHOUT" [FLAGS of the models]
-  local name=$1 path=$DATA/$2 with=$3 without=$4; shift 4
+  local name=$1 path="$DATA/$2" with=$3 without=$4; shift 4
   local run="python experiments/transfer_rlm.py --flagfile=experiments/flagfiles/rlm_$name.flags --path=$path"
-  OMP_NUM_THREADS=2 JAX_PLATFORMS=cpu $run "$@" --models=none --peers="$with" --workdir=runs/p1_$name > $OUT/$name.p1.log 2>&1 &
+  OMP_NUM_THREADS=2 JAX_PLATFORMS=cpu $run "$@" --models=none --peers="$with" --workdir=runs/p1_$name > "$OUT/$name.p1.log" 2>&1 &
   local p1=$!
-  OMP_NUM_THREADS=2 JAX_PLATFORMS=cpu $run "$@" --models=none --folds=0 --peers="$without" --workdir=runs/p2_$name > $OUT/$name.p2.log 2>&1 &
+  OMP_NUM_THREADS=2 JAX_PLATFORMS=cpu $run "$@" --models=none --folds=0 --peers="$without" --workdir=runs/p2_$name > "$OUT/$name.p2.log" 2>&1 &
   local p2=$!
-  $run "$@" --peers=none --workdir=runs/m_$name > $OUT/$name.m.log 2>&1
+  $run "$@" --peers=none --workdir=runs/m_$name > "$OUT/$name.m.log" 2>&1
   wait $p1 $p2
   cp runs/p1_$name/*.npz runs/p2_$name/*.npz runs/m_$name/
-  $run "$@" --workdir=runs/m_$name --result=$OUT/rlm_$name.json > $OUT/$name.log 2>&1
-  mkdir -p $OUT/parts/$name; cp runs/m_$name/*.npz $OUT/parts/$name/
-  tail -n 12 $OUT/$name.log | cut -c1-200
+  $run "$@" --workdir=runs/m_$name --result="$OUT/rlm_$name.json" > "$OUT/$name.log" 2>&1
+  mkdir -p "$OUT/parts/$name"; cp runs/m_$name/*.npz "$OUT/parts/$name/"
+  tail -n 12 "$OUT/$name.log" | cut -c1-200
 }
 one kernel_tuner_convolution programs/kernel_tuner/convolution_milo.csv.gz "XGBoost with sources" "XGBoost,ridge on TF-IDF,MLP" &
 one kernel_tuner_dedispersion programs/kernel_tuner/dedispersion_milo.csv.gz "XGBoost with sources" "XGBoost,ridge on TF-IDF,MLP" --models=pretrained --ensemble=1 --pretrain_steps=1000 --learning_rate=1e-3 &

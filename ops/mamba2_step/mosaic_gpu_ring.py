@@ -266,6 +266,7 @@ class Stream:
 
   Attributes:
     ring: What is streamed.
+    block: The index of the thread block.
     me: The index of the warpgroup.
     team: Of this warpgroup, in the block.
     member: Which of its team this warpgroup is.
@@ -284,7 +285,7 @@ class Stream:
       me: The index of the warpgroup.
       s: Shared memory by name, with that of `Ring.scratch`.
     """
-    self.ring, self.me, self._refs, self._block = ring, me, refs, block
+    self.ring, self.me, self._refs, self.block = ring, me, refs, block
     self.team = lax.div(me, jnp.int32(ring.members))
     self.member = lax.rem(me, jnp.int32(ring.members))
     aliased = ring.packed and not ring.interpret
@@ -307,8 +308,8 @@ class Stream:
     """Of a team of this block among those that take units."""
     if part.neighbours:
       last = self.ring.blocks - 1
-      return (last - self._block) * self.ring.teams + team
-    return team * self.ring.blocks + self._block
+      return (last - self.block) * self.ring.teams + team
+    return team * self.ring.blocks + self.block
 
   def _share(self, part):
     """Chunks of a unit that are a warpgroup's: all have as many."""

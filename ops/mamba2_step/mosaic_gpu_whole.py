@@ -9,7 +9,9 @@ layer, by counters in memory:
 - state: a warpgroup steps the states of half a head, and gates;
 - out: a block multiplies tiles of out_proj, onto the residual stream.
 
-Weights depend on nothing, so they come all the time, see `mosaic_gpu_ring`.
+Weights depend on nothing, so they come all the time, see `mosaic_gpu_ring`. The
+kernel needs the whole GPU: where another program holds some multiprocessors, it
+begins when they are free.
 """
 
 import dataclasses

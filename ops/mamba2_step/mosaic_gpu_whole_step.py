@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any, Self
 
 import jax
 import jax.experimental.pallas as pl
@@ -56,7 +57,17 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Sizes of a model, and of what blocks hand to each other."""
+  """Sizes of a model, and of what blocks hand to each other.
+
+  Attributes:
+    batch: B.
+    width: D.
+    inner: E.
+    heads: H.
+    groups: G, of B and C and of the gated norm.
+    state: N.
+    taps: K-1, tokens that the convolution's state holds.
+  """
 
   batch: int
   width: int
@@ -89,8 +100,66 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Refs:
+  """What the kernel reads and writes in memory.
+
+  Attributes:
+    norm: (L, D), as the next six of `Mamba2Weights`.
+    taps: (L, K, C), of the convolution.
+    bias: (L, C).
+    dt_bias: (L, H).
+    A_log: (L, H).
+    D: (L, H).
+    gated_norm: (L, E).
+    products: Weights and scales of both, as `mosaic_gpu_ring.operands` gives.
+    parts: Of the stream, (2, splits, ROWS, D), in front of even and odd layers.
+    conv: (L, B, K-1, C).
+    states: (L, B, H, P, N), and (L, B, H, P, 1), its scales if it is in int8.
+    projected: Of `in`, (ROWS, F filled up), as the next two of `Sizes.handed`.
+    gated: (ROWS, E).
+    squares: (ROWS, 2 H filled up).
+  """
+
+  norm: Any
+  taps: Any
+  bias: Any
+  dt_bias: Any
+  A_log: Any
+  D: Any
+  gated_norm: Any
+  products: tuple[tuple[Any, Any], ...]
+  parts: Any
+  conv: Any
+  states: tuple[Any, ...]
+  projected: Any
+  gated: Any
+  squares: Any
+
+  @classmethod
+  def of(cls, refs) -> Self:
+    """From the references in the order of the fields."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    vectors, (a, b, c, d, parts, conv), rest = refs[:7], refs[7:13], refs[13:]
+    *states, projected, gated, squares = rest
+    return cls(
+      **dict(zip(names, vectors)),
+      products=((a, b), (c, d)),
+      parts=parts,
+      conv=conv,
+      states=tuple(states),
+      projected=projected,
+      gated=gated,
+      squares=squares,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-  """The kernel.
+  """The kernel, of which a phase takes:
+
+    layer, done: the layer, and how many went before in this kernel;
+    stream, counters: the weights, and what blocks wait for;
+    refs, s: references to memory, and shared memory by name.
 
   Attributes:
     config: A Config.
@@ -171,19 +240,12 @@ class Step:
       ),
     }
 
-  def kernel(
-    self, span_ref, norm_ref, taps_ref, bias_ref, dt_bias_ref, A_log_ref, D_ref,
-    gated_norm_ref, in_ref, in_scales_ref, out_ref, out_scales_ref, parts_ref,
-    conv_ref, *refs, **s,
-  ):  # fmt: skip
-    """The body; references as `_run` gives them."""
-    *state_refs, projected_ref, gated_ref, squares_ref = refs
+  def kernel(self, span_ref, *refs, **s):
+    """The body; references as `mosaic_gpu_whole` gives them."""
+    refs = Refs.of(refs)
     block, me = lax.axis_index("block"), lax.axis_index("warpgroup")
     first, end = span_ref[0], span_ref[1]
-    stream = ring.Stream(
-      self.ring, [(in_ref, in_scales_ref), (out_ref, out_scales_ref)],
-      (first, end), block, me, s,
-    )  # fmt: skip
+    stream = ring.Stream(self.ring, refs.products, (first, end), block, me, s)
     counters = _Counters(self, whole=self.phases == PHASES)
     stream.begin()
 
@@ -191,20 +253,11 @@ class Step:
     def _(layer):
       done = layer - first
       if "in" in self.phases:
-        self._in(
-          layer, done, stream, counters, s, norm_ref, taps_ref, bias_ref,
-          in_scales_ref, parts_ref, conv_ref, projected_ref,
-        )  # fmt: skip
+        self._in(layer, done, stream, counters, refs, s)
       if "state" in self.phases:
-        self._state(
-          layer, done, block, me, counters, s, dt_bias_ref, A_log_ref, D_ref,
-          gated_norm_ref, state_refs, projected_ref, gated_ref, squares_ref,
-        )  # fmt: skip
+        self._state(layer, done, stream, counters, refs, s)
       if "out" in self.phases:
-        self._out(
-          layer, done, stream, counters, s, out_scales_ref, parts_ref,
-          gated_ref, squares_ref,
-        )  # fmt: skip
+        self._out(layer, done, stream, counters, refs, s)
 
     # The last states of the convolution are on their way to memory.
     plgpu.wait_smem_to_gmem(0)
@@ -249,7 +302,7 @@ class Step:
     plgpu.barrier_arrive(s["x_written"])
     plgpu.barrier_wait(s["x_written"])
 
-  def _unit(self, index, layer, k, stream, scales_ref, s, finish) -> None:
+  def _unit(self, index, layer, k, stream, refs, s, finish) -> None:
     """Multiplies a unit, and finishes it in the first warpgroup of the team.
 
     Args:
@@ -257,14 +310,14 @@ class Step:
       layer: In which it is.
       k: Which of this team's units it is.
       stream: Of the weights.
-      scales_ref: Of these.
+      refs: Of the kernel.
       s: Shared memory by name.
       finish: Called with the product, (ROWS, TILE) float32 in the layout ROWS.
     """
     column = stream.unit(index, k)[0]
     of_columns = None
     if self.groups[index] == 1:
-      own = scales_ref.at[layer, pl.ds(column, TILE)]
+      own = refs.products[index][1].at[layer, pl.ds(column, TILE)]
       of_columns = load(own, ROWS.reduce(0))
     total = stream.multiply(index, layer, k, s["x"])
     sums = s["sums"].at[lax.rem(k, jnp.int32(2))]
@@ -285,10 +338,7 @@ class Step:
         value *= repeat(of_columns, 1, value.shape, ROWS)
       finish(value)
 
-  def _in(
-    self, layer, done, stream, counters, s, norm_ref, taps_ref, bias_ref,
-    scales_ref, parts_ref, conv_ref, projected_ref,
-  ):  # fmt: skip
+  def _in(self, layer, done, stream, counters, refs, s):
     """in_proj, and the step of the convolution."""
     sizes, rows = self.sizes, ring.ROWS
     inner, channels, taps = sizes.inner, sizes.channels, sizes.taps
@@ -299,11 +349,11 @@ class Step:
     def write_batch():
       share = self._share(sizes.width // CHUNK, stream.me)
       norms = [
-        self._each_row(norm_ref.at[layer, pl.ds(c * CHUNK, CHUNK)])
+        self._each_row(refs.norm.at[layer, pl.ds(c * CHUNK, CHUNK)])
         for c, _ in share
       ]
       counters.wait("out", done)
-      before = parts_ref.at[lax.rem(layer, jnp.int32(2))]
+      before = refs.parts.at[lax.rem(layer, jnp.int32(2))]
       values = []
       for c, _ in share:
         each = [self._rows(before.at[k], c) for k in range(self.config.splits)]
@@ -326,7 +376,7 @@ class Step:
       convolves = has & (channel >= 0) & (channel < channels)
       # Rows past the end of the batch are read as zeros, and not written.
       some_rows = pl.ds(k * 0, rows)
-      own = conv_ref.at[layer, some_rows, :, pl.ds(channel, TILE)]
+      own = refs.conv.at[layer, some_rows, :, pl.ds(channel, TILE)]
 
       @pl.when(convolves & (stream.member == 0))
       def _():
@@ -336,8 +386,8 @@ class Step:
 
       # Those of other columns are not used.
       here = pl.ds(jnp.clip(channel, 0, channels - TILE), TILE)
-      vectors = [bias_ref.at[layer, here]]
-      vectors += [taps_ref.at[layer, i, here] for i in range(taps + 1)]
+      vectors = [refs.bias.at[layer, here]]
+      vectors += [refs.taps.at[layer, i, here] for i in range(taps + 1)]
       bias, *weight = [load(vector, ROWS.reduce(0)) for vector in vectors]
       pl.when(k == 0)(write_batch)
 
@@ -349,7 +399,7 @@ class Step:
         total = sum(total[1:], total[0])
         factor = lax.rsqrt(total / sizes.width + self.eps)
         value *= repeat(factor, 0, shape, ROWS)
-        target = projected_ref.at[:, pl.ds(column, TILE)]
+        target = refs.projected.at[:, pl.ds(column, TILE)]
 
         @pl.when(convolves)
         def _():
@@ -374,22 +424,19 @@ class Step:
 
       @pl.when(has)
       def _():
-        self._unit(0, layer, k, stream, scales_ref, s, finish)
+        self._unit(0, layer, k, stream, refs, s, finish)
 
     @pl.when((stream.member == 0) & (stream.units[0] > 0))
     def _():
       counters.signal("in")
 
-  def _state(
-    self, layer, done, block, me, counters, s, dt_bias_ref, A_log_ref, D_ref,
-    gated_norm_ref, state_refs, projected_ref, gated_ref, squares_ref,
-  ):  # fmt: skip
+  def _state(self, layer, done, stream, counters, refs, s):
     """The step of the state, and the gate."""
     sizes, workers = self.sizes, self.config.blocks * self.config.warpgroups
     n, inner, halves = sizes.state, sizes.inner, 2 * sizes.heads
     shape = HALF, n
-    few_bits = len(state_refs) > 1
-    first = me * self.config.blocks + block
+    few_bits = len(refs.states) > 1
+    first = stream.me * self.config.blocks + stream.block
     count = lax.div(self.items - first + workers - 1, workers)
     row_layout, column_layout = STATE.reduce(1), STATE.reduce(0)
     spread = lambda vector, axis: repeat(vector, axis, shape, STATE)
@@ -404,16 +451,16 @@ class Step:
       head = lax.div(half, jnp.int32(2))
       within = pl.ds(lax.rem(half, jnp.int32(2)) * HALF, HALF)
       own = pl.ds(half * HALF, HALF)
-      refs = [ref.at[layer, row, head, within] for ref in state_refs]
-      state = load(refs[0], STATE)
+      own_refs = [ref.at[layer, row, head, within] for ref in refs.states]
+      state = load(own_refs[0], STATE)
       if few_bits:
-        steps = load(refs[1].at[:, 0], row_layout)
-      scale = load(gated_norm_ref.at[layer, own], CHANNELS)
+        steps = load(own_refs[1].at[:, 0], row_layout)
+      scale = load(refs.gated_norm.at[layer, own], CHANNELS)
       of_head = lambda ref: ref[layer, head].astype(jnp.float32)
-      bias, rate, skip = map(of_head, (dt_bias_ref, A_log_ref, D_ref))
+      bias, rate, skip = map(of_head, (refs.dt_bias, refs.A_log, refs.D))
       pl.when(k == 0)(lambda: counters.wait("in", done + 1))
 
-      projected = projected_ref.at[row]
+      projected = refs.projected.at[row]
       group = lax.div(head, jnp.int32(sizes.heads // sizes.groups))
       first_B = 2 * inner + group * n
       x = load(projected.at[pl.ds(inner + half * HALF, HALF)], row_layout)
@@ -428,21 +475,18 @@ class Step:
       state = kept * state + spread(dt * x, 0) * spread(B, 1)
       y = jnp.sum(state * spread(C, 1), axis=1)
       if few_bits:
-        state, steps = _nearest(state, refs[1].dtype)
-        store(refs[1].at[:, 0], steps)
-      store(refs[0], state)
-      y_ref = s["y"].at[lax.rem(k, jnp.int32(2)), me]
+        state, steps = _nearest(state, own_refs[1].dtype)
+        store(own_refs[1].at[:, 0], steps)
+      store(own_refs[0], state)
+      y_ref = s["y"].at[lax.rem(k, jnp.int32(2)), stream.me]
       store(y_ref, y + skip * x)
       gated = load(y_ref, CHANNELS) * z * sigmoid(z)
-      store(gated_ref.at[row, own], gated * scale)
-      store(squares_ref.at[row, half], jnp.sum(gated * gated))
+      store(refs.gated.at[row, own], gated * scale)
+      store(refs.squares.at[row, half], jnp.sum(gated * gated))
 
     pl.when(count > 0)(lambda: counters.signal("state"))
 
-  def _out(
-    self, layer, done, stream, counters, s, scales_ref, parts_ref, gated_ref,
-    squares_ref,
-  ):  # fmt: skip
+  def _out(self, layer, done, stream, counters, refs, s):
     """out_proj, onto the residual stream."""
     sizes = self.sizes
     part = self.ring.parts[1]
@@ -470,13 +514,13 @@ class Step:
       factors = []
       for g in range(sizes.groups):
         total = sum_of_rows(
-          squares_ref, g * halves, (g + 1) * halves, self._layout
+          refs.squares, g * halves, (g + 1) * halves, self._layout
         )
         factors.append(lax.rsqrt(total / of_group + self.eps))
       share = [c for c, _ in self._share(part.chunks, stream.me)]
-      values = [self._rows(gated_ref, split * part.chunks + c) for c in share]
+      values = [self._rows(refs.gated, split * part.chunks + c) for c in share]
       residual = [
-        load(parts_ref.at[now, i, :, own], ROWS)
+        load(refs.parts.at[now, i, :, own], ROWS)
         for i in range(self.config.splits)
       ]
       residual = sum(residual[1:], residual[0])
@@ -490,12 +534,12 @@ class Step:
       self._written(s)
 
       def finish(value):
-        store(parts_ref.at[1 - now, split, :, own], residual + value)
+        store(refs.parts.at[1 - now, split, :, own], residual + value)
         counters.signal("out")
 
       @pl.when(has)
       def _():
-        self._unit(1, layer, k, stream, scales_ref, s, finish)
+        self._unit(1, layer, k, stream, refs, s, finish)
 
 
 def _nearest(state, scale_dtype):

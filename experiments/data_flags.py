@@ -4,39 +4,23 @@ A script that takes them says `flags.adopt_module_key_flags(data_flags)`, so
 that its `--help` lists them.
 """
 
-import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
 import cli
+import table_flags
 from models.errors import InputError
 from research.predictors.data_options import DataOptions
 from research.regression_lm.data_sets import DENSITY, KINDS
 
+flags.adopt_module_key_flags(table_flags)
 DATA = cli.choice("data", "csv", "kind of --path", KINDS)
 PATH = flags.DEFINE_string("path", None, "file or folder of the data")
 TARGETS = flags.DEFINE_list("targets", [], "columns to predict, in order")
-_TEXT = flags.DEFINE_string(
-  "text_column",
-  None,
-  "of jsonl (x if not given), csv (all columns that are no targets) and"
-  " programs (source if not given; typed, sized, jaxpr, stablehlo)",
-)
 _GROUP = flags.DEFINE_string(
   "group_column", None, "of jsonl and csv: rows that belong together"
-)
-_COLUMNS = flags.DEFINE_list(
-  "columns", [], "of csv that are read beside the targets; all if not given"
-)
-_LEAVE_OUT = flags.DEFINE_list(
-  "leave_out", [], "columns of csv that are not read, such as other results"
-)
-_DELIMITER = flags.DEFINE_string(
-  "delimiter", None, "between cells of csv, such as ; or tab; found out if not"
-)
-_DECIMAL = cli.choice("decimal", None, "mark of decimals in csv", (".", ","))
-_MISSING = flags.DEFINE_list(
-  "missing", [], "spellings of a missing value beside NA, null, -, ? and such"
 )
 _BY_GROUP = flags.DEFINE_bool(
   "by_group", False, "hold out whole groups, such as all runs of a program"
@@ -66,13 +50,6 @@ _COPIES = cli.integer(
 _SEED = cli.integer("split_seed", 0, "of the split", 0)
 
 
-def _delimiter() -> str | None:
-  given = {"tab": "\t", "\\t": "\t"}.get(_DELIMITER.value, _DELIMITER.value)
-  if given is not None and len(given) != 1:
-    raise InputError(f"--delimiter={given}: give one character, or tab")
-  return given
-
-
 def check_path() -> None:
   """Raises InputError where the data needs a --path, and it leads nowhere."""
   if DATA.value == DENSITY:
@@ -82,18 +59,15 @@ def check_path() -> None:
   cli.check_path(PATH.value)
 
 
-def data_options() -> DataOptions:
-  """The flags as options."""
+def data_options(described: Mapping[str, Any] | None = None) -> DataOptions:
+  """The flags as options, or the options that a model was trained with."""
+  if described:
+    return DataOptions.from_json(described)
   return DataOptions(
     kind=DATA.value,
     targets=tuple(TARGETS.value),
-    text=_TEXT.value,
     group=_GROUP.value,
-    columns=tuple(_COLUMNS.value),
-    leave_out=tuple(_LEAVE_OUT.value),
-    delimiter=_delimiter(),
-    decimal=_DECIMAL.value,
-    missing=tuple(_MISSING.value),
+    **table_flags.layout(),
     by_group=_BY_GROUP.value,
     train=_TRAIN.value,
     valid=_VALID.value,
@@ -103,11 +77,3 @@ def data_options() -> DataOptions:
     prompt_shots=_SHOTS.value,
     text_copies=_COPIES.value,
   )
-
-
-def from_json(described: dict) -> DataOptions:
-  """The options that a model was trained with."""
-  names = {field.name for field in dataclasses.fields(DataOptions)}
-  found = {name: v for name, v in described.items() if name in names}
-  lists = {name: tuple(v) for name, v in found.items() if isinstance(v, list)}
-  return DataOptions(**(found | lists))

@@ -131,9 +131,7 @@ def main(_) -> None:
     described = lm.info.get("data")
   elif not _KEPT.value or _RESULT.value or data_flags.DATA.value == DENSITY:
     raise InputError("--model=none trains peers of a table for --peers_dir")
-  options = (
-    data_flags.from_json(described) if described else data_flags.data_options()
-  )
+  options = data_flags.data_options(described)
   if options.kind == DENSITY:
     rows, lines = _density(lm)
   else:

@@ -1,6 +1,8 @@
 """Which rows of which data are for training, validation and the test."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 from research.predictors import splits
 from research.predictors.splits import Split
@@ -52,6 +54,14 @@ class DataOptions:
   named: str | None = None
   prompt_shots: int = 0
   text_copies: int = 1
+
+  @classmethod
+  def from_json(cls, described: Mapping[str, Any]) -> Self:
+    """The options that a model was trained with, as its `info` keeps them."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    found = {name: v for name, v in described.items() if name in names}
+    lists = {name: tuple(v) for name, v in found.items() if isinstance(v, list)}
+    return cls(**(found | lists))
 
   def layout(self, text: str | None = None) -> Layout:
     """How a file of rows is read; `text` stands where no column is named."""

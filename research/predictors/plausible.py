@@ -70,6 +70,7 @@ class Range:
     free: np.ndarray | None = None,
     *,
     keep_infinite: bool = False,
+    first: int = 0,
   ) -> np.ndarray:
     """Draws (B, S, O) of which others of the text replace implausible ones.
 
@@ -81,6 +82,7 @@ class Range:
       seed: of the choice among plausible draws.
       free: (B, O) which numbers were drawn, and not given; None for all.
       keep_infinite: infinities are values of their own, and stay.
+      first: place of the first text, on which the choice depends.
     """
     outside = (draws < self.low) | (draws > self.high)
     if keep_infinite:
@@ -93,7 +95,7 @@ class Range:
       bad = np.flatnonzero(wrong[text])
       good = np.flatnonzero(~wrong[text])
       if len(good):
-        generator = np.random.default_rng((seed, 61, int(text)))
+        generator = np.random.default_rng((seed, 61, first + int(text)))
         found[text, bad] = draws[text, generator.choice(good, len(bad))]
       else:
         clipped = np.clip(draws[text], self.low, self.high)

@@ -49,6 +49,14 @@ class Row(collections.UserDict):
     self.first, self.last = first, last
 
 
+class Digits(str):
+  """A number of a JSON file as it stands there, such as "1.50"."""
+
+  def __repr__(self) -> str:
+    """As in the file, without quotes."""
+    return str(self)
+
+
 class Rows(list[Row]):
   """Rows of a file, and how many of its columns without a name are left out."""
 
@@ -192,8 +200,38 @@ def _quotes(row: Row) -> str:
   return ", or close its quotes" if row.first < row.last else ""
 
 
-def jsonl_rows(path: str | pathlib.Path, text: str) -> list[Row]:
+def any_rows(
+  path: str | pathlib.Path, text: str | None, delimiter: str | None = None
+) -> Rows:
+  """Rows of CSV or of JSON lines, whichever a file is, with cells as written.
+
+  Args:
+    path: of the file.
+    text: column of texts that every row must have; None for none.
+    delimiter: as for `csv_rows`.
+
+  Raises:
+    InputError: as `csv_rows` and `jsonl_rows`.
+  """
+  path = pathlib.Path(path).expanduser()
+  is_json = ".json" in path.name.lower()
+  if not is_json and not read_text(path).lstrip().startswith("{"):
+    return csv_rows(path, delimiter)
+  rows = Rows(jsonl_rows(path, text, as_written=True))
+  if not rows:
+    raise InputError(f"{path}: has no row")
+  return rows
+
+
+def jsonl_rows(
+  path: str | pathlib.Path, text: str | None, *, as_written: bool = False
+) -> list[Row]:
   """The objects of a file of JSON lines, each with a text in column `text`.
+
+  Args:
+    path: of the file.
+    text: column of texts; None asks for none.
+    as_written: numbers are `Digits`.
 
   Raises:
     InputError: the file cannot be read, or a line does not do.
@@ -206,24 +244,28 @@ def jsonl_rows(path: str | pathlib.Path, text: str) -> list[Row]:
       " such as jq -c '.[]' makes of an array"
     )
   rows = []
+  kept = {
+    name: Digits for name in ("parse_float", "parse_int", "parse_constant")
+  }
+  parsed = kept if as_written else {"parse_int": _integer}
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     where = f"{path} line {number}"
     try:
-      found = json.loads(line, object_pairs_hook=_object, parse_int=_integer)
+      found = json.loads(line, object_pairs_hook=_object, **parsed)
     except _TwiceError as error:
       raise InputError(f"{where}: has {error} twice: remove one") from error
     except (ValueError, RecursionError):
       found = None
     if not isinstance(found, dict):
       raise InputError(f"{where}: is no JSON object: mend it")
-    if text not in found:
+    if text is not None and text not in found:
       raise InputError(
         f"{where}: has no text {text!r}, but {some(found)}: name the column of "
         "texts with --text_column"
       )
-    if not isinstance(found[text], str):
+    if text is not None and type(found[text]) is not str:
       raise InputError(
         f"{where}: {text} is {shown(found[text])}, which is no text: write a"
         " string"

@@ -33,6 +33,7 @@ class Table:
     features: (N, F) float64 for tabular peers, NaN where a number is missing; F
       may be 0.
     feature_names: F, where they are known.
+    columns: those that texts are written of, in their order, if they are.
     places: N places in the file, such as "runs.csv line 7", where known.
     notes: lines on what was left out.
     parts: named split -> N times "train", "valid" or "test", for data that
@@ -53,6 +54,7 @@ class Table:
   groups: Sequence[str]
   features: np.ndarray
   feature_names: Sequence[str] = ()
+  columns: Sequence[str] = ()
   places: Sequence[str] = ()
   notes: Sequence[str] = ()
   parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
@@ -147,11 +149,11 @@ def read_csv(
   hidden = {*targets, *layout.leave_out, layout.group}
   columns = [name for name in layout.columns or names if name not in hidden]
   read = [*targets, *(columns if layout.text is None else ())]
-  _check_decimals(path, rows, read, layout)
+  check_decimals(path, rows, read, layout)
   if layout.text is not None:
     write = lambda row: row[layout.text]
   elif columns:
-    write = lambda row: ", ".join(f"{n}: {row[n].strip()}" for n in columns)
+    write = lambda row: text_of_columns(row, columns)
   else:
     raise InputError(
       f"{path}: has no column beside {', '.join(targets)} to predict from"
@@ -165,10 +167,17 @@ def read_csv(
     () if layout.text is not None else columns,
     spelling=layout.spelling,
   )
+  if layout.text is None:
+    table = dataclasses.replace(table, columns=columns)
   if not rows.unnamed:
     return table
   note = f"{rows.unnamed} columns without a name left out"
   return dataclasses.replace(table, notes=[note, *table.notes])
+
+
+def text_of_columns(row: Row, columns: Sequence[str]) -> str:
+  """A row of a CSV file as a text: "lr: 0.1, depth: 3"."""
+  return ", ".join(f"{name}: {row[name].strip()}" for name in columns)
 
 
 def _check_columns(path, names, targets, layout: Layout) -> None:
@@ -192,7 +201,7 @@ def _check_columns(path, names, targets, layout: Layout) -> None:
     raise InputError(f"--text_column={layout.text}: is a target: take another")
 
 
-def _check_decimals(path, rows, columns, layout: Layout) -> None:
+def check_decimals(path, rows, columns, layout: Layout) -> None:
   """Raises InputError where all of a column may be decimal commas."""
   if layout.decimal is not None:
     return
@@ -264,7 +273,7 @@ def make_table(
     raise InputError(
       f"{path}: has no column {error} of groups in every row"
     ) from error
-  texts = [_text(path, row, text) for row in rows]
+  texts = [checked_text(path, row, text) for row in rows]
   found = cells.features(rows, features, spelling)
   if found.left_out:
     notes.append(f"peers are not given {', '.join(found.left_out)}")
@@ -306,7 +315,12 @@ def _target(path, row: Row, name: str, spelling: Spelling) -> float:
   return number
 
 
-def _text(path, row: Row, text: Callable[[Row], str]) -> str:
+def checked_text(path, row: Row, text: Callable[[Row], str]) -> str:
+  """The text of a row.
+
+  Raises:
+    InputError: it is empty, or no Unicode; names the place.
+  """
   found = text(row)
   where = reading.place(path, row)
   if not found.strip():

@@ -364,6 +364,7 @@ class RegressionLM:
     given: Sequence[Any] | None = None,
     prompt: Prompt | Sequence[Example] | None = None,
     plausible: bool = True,
+    first: int = 0,
   ) -> np.ndarray:
     """Draws numbers (B, S, O) float64 for texts; NaN where a draw is none.
 
@@ -379,6 +380,8 @@ class RegressionLM:
       prompt: examples that stand in front of the texts, as for `prompted`.
       plausible: draw anew what lies far outside of all training targets
         (`plausible.Range`); models of before know no range.
+      first: place of `xs[0]`: calls for parts of many texts draw what one call
+        for all of them does.
 
     Raises:
       InputError: a text or an option does not do.
@@ -386,6 +389,7 @@ class RegressionLM:
     rule, seed = arguments.sampling(temperature, top_p), arguments.seed(seed)
     num_samples = arguments.integer("num_samples", num_samples, 1)
     xs, codec = arguments.listed("xs", xs), self.model.codec
+    first = arguments.integer("first", first, 0)
     if not xs:
       return np.empty((0, num_samples, codec.num_objectives))
     if prompt is not None and not isinstance(prompt, Prompt):
@@ -396,7 +400,8 @@ class RegressionLM:
       given = arguments.listed("given", given)
       known = sampling.known_ids(self.model, given, len(xs))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      jax.random.key(seed), np.arange(len(xs), dtype=np.uint32)
+      jax.random.key(seed),
+      np.arange(first, first + len(xs), dtype=np.uint32),
     )
     ids = sampling.draw_texts(
       self.model,
@@ -417,7 +422,7 @@ class RegressionLM:
     if known is not None:
       free = known[:, :: codec.format.length] == START
     special = codec.format.special
-    return limits.cut(draws, seed, free, keep_infinite=special)
+    return limits.cut(draws, seed, free, keep_infinite=special, first=first)
 
   def predict(
     self,
@@ -431,6 +436,7 @@ class RegressionLM:
     given: Sequence[Any] | None = None,
     prompt: Prompt | Sequence[Example] | None = None,
     plausible: bool = True,
+    first: int = 0,
   ) -> Prediction:
     """Mean, median, quantiles and a central interval, from draws.
 
@@ -446,6 +452,7 @@ class RegressionLM:
       given: as for `sample`.
       prompt: as for `prompted`.
       plausible: as for `sample`.
+      first: as for `sample`.
 
     Raises:
       InputError: a text or an option does not do.
@@ -460,6 +467,7 @@ class RegressionLM:
       given=given,
       prompt=prompt,
       plausible=plausible,
+      first=first,
     )
     margins = self.info.get("margins", {}).get(repr(level))
     return Prediction(draws, level, margins and Margins.from_json(margins))

@@ -47,5 +47,8 @@ class Source(Protocol):
   def summary(self) -> list[str]:
     """What the data holds, in lines."""
 
+  def columns(self) -> list[dict[str, Any]] | None:
+    """Columns that texts are written of, as `seen.Column.to_json`, if any."""
+
   def describe(self) -> dict[str, Any]:
     """JSON values that say which examples these are, without paths."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.errors import InputError
 from models.numbers import Ieee, Normalized, NumberFormat
-from research.predictors import summary, tables
+from research.predictors import seen, summary, tables
 from research.predictors.data_options import DataOptions
 from research.predictors.examples import Example
 from research.predictors.splits import Split
@@ -111,6 +111,11 @@ class TableSource:
   def summary(self) -> list[str]:
     """Rows, targets, text, features, and repeats across the split."""
     return summary.lines(self.table, self.parts)
+
+  def columns(self) -> list[dict[str, Any]] | None:
+    """What the training part shows of the columns of its texts."""
+    found = seen.columns(self.table, self.parts.train)
+    return found and [column.to_json() for column in found]
 
   def describe(self) -> dict[str, Any]:
     """The options, and a digest of the training rows."""

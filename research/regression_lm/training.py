@@ -114,6 +114,7 @@ def train(run: Run, say: Say) -> RegressionLM:
     lm.info["step"], trained = best.load(trained)
   lm.params = freezing.join(trained, still)
   lm.info["data"] = run.source.describe()
+  lm.info["columns"] = run.source.columns()
   if prepared.has_range:
     lm.learn_range(prepared.values)
   if not (run.workdir / "model").exists():

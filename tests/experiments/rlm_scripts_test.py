@@ -1,6 +1,8 @@
 """The scripts of regression language models, as a user runs them."""
 
+import csv
 import json
+import lzma
 
 import numpy as np
 import pytest
@@ -108,6 +110,49 @@ def test_evaluation_stands_beside_its_peers(home, trained):
   assert len(err.strip().splitlines()) == 1
 
 
+def test_new_rows_are_predicted(home, trained):
+  described = json.loads((trained / "model/config.json").read_text())
+  columns = [column["name"] for column in described["info"]["columns"]]
+  assert columns[0] == "block_size_x" and "time_ms_A100" not in columns
+  heading, first, *_ = lzma.open(ROOT / DATA, "rt").read().splitlines()
+  given = dict(zip(heading.split(","), first.split(",")))
+  new, out = home / "new.csv", home / "predicted.csv"
+  names = [*reversed(columns), "who"]
+  row = ",".join([given.get(name, "me") for name in names])
+  new.write_text(f"{','.join(names)}\n{row}\n{row}\n")
+  arguments = [f"--model={trained / 'model'}", f"--path={new}", "--samples=4"]
+  arguments += ["--leave_out=none", "--columns="]
+  code, said, err = scripts.run("predict_rlm", *arguments, f"--out={out}")
+  assert code == 0, err
+  assert "not read, as the model was trained without: who" in said
+  text = ", ".join(f"{name}: {given[name]}" for name in columns)
+  assert f"text: {text[:160]}" in said and "predictions of 2 rows" in said
+  rows = list(csv.DictReader(out.read_text().splitlines()))
+  for end in ("low", "median", "high"):
+    assert all(float(row[f"time_ms_MI250X_{end}"]) > 0 for row in rows)
+  assert [row["who"] for row in rows] == ["me", "me"]
+  # The file is not written over, unless a flag says so.
+  code, _, err = scripts.run("predict_rlm", *arguments, f"--out={out}")
+  assert code == 2 and "is not overwritten" in err
+  more = ["--overwrite", "--draws", "--batch=1", "--keep=who", "--any_number"]
+  more += [f"--calibrate_on={ROOT / DATA}", "--any_cell", "--dtype=float32"]
+  more += ["--seed=1", "--temperature=1", "--top_p=1", "--level=0.8"]
+  code, _, err = scripts.run("predict_rlm", *arguments, *more, f"--out={out}")
+  assert code == 0, err
+  wider = list(csv.DictReader(out.read_text().splitlines()))
+  assert len(wider[0]) == 9 and len(wider[0]["time_ms_A100_draws"].split()) == 4
+  for words, change in [
+    ("has no column block_size_y", ("block_size_y", "size")),
+    ("name what stands between the columns with --delimiter", (",", ":")),
+    ("a missing value, which training never saw", (row, "nan" + row[2:])),
+  ]:
+    new.write_text(f"{','.join(names)}\n{row}\n".replace(*change))
+    path = home / "none.csv"
+    code, _, err = scripts.run("predict_rlm", *arguments, f"--out={path}")
+    assert code == 2 and words in err and not path.exists()
+    assert len(err.strip().splitlines()) == 1, err
+
+
 def split_of(rows):
   """Flags of the data that the model was trained with."""
   targets = dict.fromkeys(row["target"] for row in rows)
@@ -153,6 +198,14 @@ def test_a_learning_curve_keeps_what_is_done(home):
     ("train_rlm", ["--numbers=p10", "--mantissa_digits=40"], "digits=40"),
     ("eval_rlm", ["--model=nowhere"], "is missing"),
     ("eval_rlm", ["--model=none"], "for --peers_dir"),
+    ("predict_rlm", [], "--path: give the file of the rows"),
+    ("predict_rlm", ["--path=none.csv"], "none.csv: no such file"),
+    (
+      "predict_rlm",
+      ["--path=README.md", "--model=nowhere"],
+      "is missing: give",
+    ),
+    ("predict_rlm", ["--path=README.md", "--delimiter=;;"], "give one char"),
     ("analyse_rlm", [], "--answers: give"),
     ("learning_curve_rlm", ["--data=csv"], "--path: give"),
     ("train_rlm", [*MESSY, "--delimiter=;;"], "--delimiter=;;: give one"),

@@ -76,6 +76,9 @@ class DensitySource:
     """Its name."""
     return ["synthetic densities of two numbers"]
 
+  def columns(self) -> None:
+    """Its texts are written of none."""
+
   def describe(self) -> dict[str, Any]:
     """Its name."""
     return {"kind": DENSITY}

@@ -1,0 +1,257 @@
+"""Predictions of a model for the rows of a file, written as a file.
+
+Rows are read as in training, predicted in batches, and written beside their own
+cells: median and both ends of the interval of every target, and the draws where
+they are asked for.
+"""
+
+import csv
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from models.errors import InputError
+from research.core import files
+from research.predictors import new_rows, reading, tables
+from research.predictors.data_options import DataOptions
+from research.predictors.new_rows import NewRows
+from research.predictors.seen import Column
+from research.regression_lm import data_sets, sources
+from research.regression_lm.api import RegressionLM
+
+SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": None}
+# Rows of validation that calibrate intervals, at most.
+_CALIBRATED = 1000
+
+
+def check_out(path: str | None, overwrite: bool) -> pathlib.Path:
+  """The file to write, looked at before anything is computed.
+
+  Raises:
+    InputError: it has no name that says what to write, or is there.
+  """
+  endings = ", ".join(SUFFIXES)
+  if not path:
+    raise InputError(f"--out: name the file to write, one of {endings}")
+  found = pathlib.Path(path).expanduser()
+  if found.suffix.lower() not in SUFFIXES:
+    raise InputError(f"--out={path}: give a name that ends in {endings}")
+  if found.is_dir() or (found.exists() and not overwrite):
+    raise InputError(
+      f"--out={path}: exists and is not overwritten: give another name, or "
+      "--overwrite"
+    )
+  return found
+
+
+def targets_of(lm: RegressionLM) -> list[str]:
+  """Names of what a model predicts: those of its data, or y, or y1, y2, ..."""
+  named = (lm.info.get("data") or {}).get("targets") or []
+  if len(named) == lm.num_objectives:
+    return list(named)
+  count = lm.num_objectives
+  return ["y"] if count == 1 else [f"y{i}" for i in range(1, count + 1)]
+
+
+def read(
+  lm: RegressionLM,
+  path: str | pathlib.Path,
+  given: tables.Layout,
+  *,
+  any_cell: bool = False,
+) -> NewRows:
+  """Reads rows as the model's training read its own.
+
+  Args:
+    lm: a model, with what `training` wrote down.
+    path: of the rows.
+    given: what differs from training; see `new_rows.read`.
+    any_cell: take cells that are unlike all of training.
+
+  Raises:
+    InputError: the file does not do, or texts of the model are not written of
+      columns and `given` names no column of texts.
+  """
+  described = lm.info.get("data") or {}
+  options = DataOptions.from_json({"kind": "", **described})
+  kept = lm.info.get("columns")
+  columns = kept and [Column.from_json(value) for value in kept]
+  trained = options.layout("x" if options.kind == "jsonl" else None)
+  made_by_set = options.kind not in ("csv", "jsonl")
+  if made_by_set and not columns and not (given.text or given.columns):
+    kind = options.kind or "no file"
+    raise InputError(
+      f"the model was trained on texts of {kind}: write such texts into a "
+      "column and name it with --text_column"
+    )
+  return new_rows.read(
+    path, targets_of(lm), trained, columns, given, any_cell=any_cell
+  )
+
+
+def calibrate(
+  lm: RegressionLM, path: str | pathlib.Path, samples: int, **how: Any
+) -> None:
+  """Widens intervals by the validation rows of the file of training.
+
+  Args:
+    lm: the model.
+    path: the file that it was trained on.
+    samples: draws a row, as many as predictions take.
+    **how: level, temperature and so on, as predictions take them.
+
+  Raises:
+    InputError: the file is another, or no row was held out for validation.
+  """
+  described = lm.info.get("data") or {}
+  if described.get("kind") in (None, data_sets.DENSITY):
+    raise InputError("--calibrate_on: the model was trained on no table")
+  source = sources.open_source(DataOptions.from_json(described), str(path))
+  sources.check_same(source, described)
+  if not source.held_out():
+    raise InputError(
+      "--calibrate_on: the model was trained without validation rows"
+    )
+  lm.calibrate(source.held_out()[:_CALIBRATED], samples, **how)
+
+
+def batches(
+  lm: RegressionLM, rows: NewRows, *, samples: int, batch: int, draws: bool,
+  **how: Any,
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+  """Predictions of rows, so many rows at a time.
+
+  What a row is given depends on its place and the seed, not on the batch.
+
+  Args:
+    lm: the model.
+    rows: of `read`.
+    samples: draws a row.
+    batch: rows of one step.
+    draws: also give the draws.
+    **how: as `RegressionLM.predict` takes it.
+
+  Yields:
+    For each row TARGET_median, TARGET_low, TARGET_high, which are None where no
+    draw is a number, and TARGET_draws, a list.
+  """
+  names = targets_of(lm)
+  for start in range(0, len(rows), batch):
+    texts = rows.texts[start : start + batch]
+    found = lm.predict(texts, samples, first=start, **how)
+    columns = {"median": found.median, "low": found.low, "high": found.high}
+    yield [
+      {
+        f"{name}_{what}": _number(values[row, place])
+        for place, name in enumerate(names)
+        for what, values in columns.items()
+      }
+      | {
+        f"{name}_draws": [_number(v) for v in found.samples[row, :, place]]
+        for place, name in enumerate(names)
+        if draws
+      }
+      for row in range(len(texts))
+    ]
+
+
+def predicted_names(lm: RegressionLM, draws: bool) -> list[str]:
+  """Names of the columns that `batches` makes, in the order of a file."""
+  kinds = ("median", "low", "high", *(("draws",) if draws else ()))
+  return [f"{name}_{kind}" for name in targets_of(lm) for kind in kinds]
+
+
+def write(
+  out: pathlib.Path,
+  rows: NewRows,
+  found: Iterator[Sequence[Mapping[str, Any]]],
+  names: Sequence[str],
+  *,
+  keep: Sequence[str] | None = None,
+  delimiter: str | None = None,
+  decimal: str = ".",
+  advance: Callable[[int], None] = lambda more: None,
+) -> None:
+  """Writes rows with their predictions; the file appears whole or not at all.
+
+  Args:
+    out: a .csv, .tsv or .jsonl file.
+    rows: N.
+    found: predictions, in batches.
+    names: of their columns.
+    keep: columns of the rows that are copied; None copies all.
+    delimiter: of .csv; the comma if None.
+    decimal: mark of decimals of predictions in .csv and .tsv.
+    advance: told how many rows more are done.
+
+  Raises:
+    InputError: a column is not there, or has the name of a prediction.
+  """
+  copied = rows.names if keep is None else list(keep)
+  for name in copied:
+    if name not in rows.names:
+      raise InputError(
+        f"--keep: there is no column {name!r}, but {reading.some(rows.names)}"
+      )
+    if name in names:
+      raise InputError(
+        f"the rows have a column {name!r} already: give the columns to copy "
+        "with --keep, or rename it"
+      )
+  ending = out.suffix.lower()
+  # Half of a surrogate pair, which JSON may hold, is no UTF-8.
+  how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+  with files.whole(out) as draft, open(draft, "w", **how) as file:
+    if ending == ".jsonl":
+      put = lambda line: file.write(json.dumps(_values(line)) + "\n")
+    else:
+      by = delimiter if delimiter and ending == ".csv" else SUFFIXES[ending]
+      table = csv.writer(file, delimiter=by, lineterminator="\n")
+      table.writerow([*copied, *names])
+      put = lambda line: table.writerow(
+        [_cell(line.get(name), decimal) for name in (*copied, *names)]
+      )
+    done = 0
+    for batch in found:
+      for more in batch:
+        row = rows.cells[done]
+        put({n: row[n] for n in copied if n in row}
+            | {n: more[n] for n in names})  # fmt: skip
+        done += 1
+      advance(len(batch))
+
+
+def _number(value: float) -> float | None:
+  return None if math.isnan(value) else float(value)
+
+
+def _values(line: Mapping[str, Any]) -> dict[str, Any]:
+  """A line as JSON can hold it."""
+  return {name: _value(value) for name, value in line.items()}
+
+
+def _value(value: Any) -> Any:
+  if isinstance(value, reading.Digits):
+    value = json.loads(value)
+  if isinstance(value, list):
+    return [_value(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None if math.isnan(value) else str(value)
+  return value
+
+
+def _cell(value: Any, decimal: str) -> str:
+  """A cell of CSV; a list is numbers with spaces between them."""
+  if value is None:
+    return ""
+  if isinstance(value, str):
+    return value
+  if isinstance(value, float):
+    return repr(value).replace(".", decimal)
+  if isinstance(value, list) and all(
+    item is None or isinstance(item, float) for item in value
+  ):
+    return " ".join(_cell(item, decimal) or "nan" for item in value)
+  return json.dumps(value)

@@ -127,7 +127,7 @@ def in_format(weights, form_in, form_out):
     if form is None:
       return w
     run = functools.partial(quantize, format=form, axis=-2)
-    return jax.vmap(run)(w)
+    return jax.jit(jax.vmap(run))(w)
 
   return dataclasses.replace(
     weights,

@@ -48,7 +48,7 @@ def make(
     gated_norm=normal(layers, inner, scale=0.1, mean=1.0),
     out_proj=normal(layers, inner, width, scale=inner**-0.5),
   )
-  cast = lambda tree: jax.tree.map(lambda v: v.astype(dtype), tree)
+  cast = jax.jit(lambda tree: jax.tree.map(lambda v: v.astype(dtype), tree))
   return (
     normal(batch, width),
     cast(weights),

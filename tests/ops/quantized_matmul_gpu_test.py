@@ -27,13 +27,24 @@ interpreted = functools.partial(
   interpret=plgpu.InterpretGPUParams(),
 )
 
+# One program, where its ops alone would be dozens.
+few = jax.jit(quantize, static_argnums=1)
+
 
 def operands(form, rows, depth, width, activations=None, seed=0):
   rng = np.random.default_rng(seed)
   x = jnp.asarray(rng.normal(size=(rows, depth)), jnp.bfloat16)
   w = jnp.asarray(rng.normal(size=(width, depth)), jnp.float32)
-  x = x if activations is None else quantize(x, activations)
-  return x, quantize(w, form).T
+  return x if activations is None else few(x, activations), few(w, form).T
+
+
+def shapes(form, rows, depth, width, activations=None):
+  """The shapes of operands, of which the numbers of large ones take seconds."""
+  x = jax.ShapeDtypeStruct((rows, depth), jnp.bfloat16)
+  w = jax.ShapeDtypeStruct((width, depth), jnp.float32)
+  if activations is not None:
+    x = jax.eval_shape(lambda x: quantize(x, activations), x)
+  return x, jax.eval_shape(lambda w: quantize(w, form).T, w)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +114,7 @@ def test_leading_axes_gradients_and_stacks():
 def test_lowers_for_hopper_and_moves_no_weight(
   rows, depth, width, form, activations
 ):
-  x, w = jax.eval_shape(lambda: operands(form, rows, depth, width, activations))
+  x, w = shapes(form, rows, depth, width, activations)
   run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
   text = lowered(run, x, w)
   assert text.count("custom_call @mosaic_gpu_v2") == 1
@@ -113,7 +124,7 @@ def test_lowers_for_hopper_and_moves_no_weight(
 
 
 def test_stacked_weights_lower_as_one_kernel():
-  x, w = jax.eval_shape(lambda: operands("int4:128", 4, 256, 64))
+  x, w = shapes("int4:128", 4, 256, 64)
   stack = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), w
   )
@@ -162,15 +173,15 @@ def test_launches_fit_the_machine(rows, bits):
   ],
 )
 def test_what_it_does_not_take(form, activations, shape, message):
-  x, w = jax.eval_shape(lambda: operands(form, *shape, activations))
+  x, w = shapes(form, *shape, activations)
   assert message in mosaic_gpu.unfit(x, w)
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(lambda: interpreted(*operands(form, *shape, activations)))
+    jax.eval_shape(interpreted, x, w)
 
 
 def test_more_rows_are_for_another_kernel():
   for rows in (mosaic_gpu.MAX_ROWS, mosaic_gpu.MAX_ROWS + 1):
-    x, w = jax.eval_shape(lambda m=rows: operands("int8:row", m, 256, 64))
+    x, w = shapes("int8:row", rows, 256, 64)
     run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
     many = rows > mosaic_gpu.MAX_ROWS
     assert ("quantized_matmul_wide" in lowered(run, x, w)) == many
@@ -179,7 +190,7 @@ def test_more_rows_are_for_another_kernel():
 def test_any_number_of_scales(monkeypatch):
   monkeypatch.setattr(mosaic_gpu.dispatch, "needs_wgmma", lambda: None)
   for depth in (2048, 2560, 8192):
-    x, w = jax.eval_shape(lambda d=depth: operands("int4:128", 1, d, 64))
+    x, w = shapes("int4:128", 1, depth, 64)
     assert mosaic_gpu.supports(x, w) is None
 
 

@@ -46,14 +46,24 @@ VARIANTS = {
   "W8A16": (None, "int8:row"),
 }
 
+# One program, where its ops alone would be dozens.
+few = jax.jit(quantize, static_argnums=1)
+
 
 def operands(activations, form, rows, depth, width, seed=0):
   rng = np.random.default_rng(seed)
   x = jnp.asarray(rng.normal(size=(rows, depth)), jnp.bfloat16)
   w = jnp.asarray(rng.normal(size=(width, depth)), jnp.float32)
-  return x if activations is None else quantize(x, activations), quantize(
-    w, form
-  ).T
+  return x if activations is None else few(x, activations), few(w, form).T
+
+
+def shapes(activations, form, rows, depth, width):
+  """The shapes of operands, of which the numbers of large ones take seconds."""
+  x = jax.ShapeDtypeStruct((rows, depth), jnp.bfloat16)
+  w = jax.ShapeDtypeStruct((width, depth), jnp.float32)
+  if activations is not None:
+    x = jax.eval_shape(lambda x: quantize(x, activations), x)
+  return x, jax.eval_shape(lambda w: quantize(w, form).T, w)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +147,7 @@ def test_leading_axes_and_gradients():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lowers_for_hopper_as_one_kernel_that_moves_no_weight(variant):
-  x, w = jax.eval_shape(lambda: operands(*VARIANTS[variant], 4096, 8192, 8192))
+  x, w = shapes(*VARIANTS[variant], 4096, 8192, 8192)
   run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
   text = lowered(run, x, w)
   assert text.count("custom_call @mosaic_gpu_v2") == 1
@@ -149,7 +159,7 @@ def test_lowers_for_hopper_as_one_kernel_that_moves_no_weight(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("shape", [(65, 256, 72), (4094, 2560, 10576)])
 def test_rests_along_every_axis_lower_for_hopper(variant, shape):
-  x, w = jax.eval_shape(lambda: operands(*VARIANTS[variant], *shape))
+  x, w = shapes(*VARIANTS[variant], *shape)
   for dtype in (jnp.bfloat16, jnp.float32):
     run = functools.partial(mosaic_gpu.forward, dtype=dtype)
     assert "quantized_matmul_wide" in lowered(run, x, w)
@@ -161,7 +171,7 @@ def test_clusters_and_float32_lower_for_hopper(cluster):
     (Config(cluster=cluster), "int8:row"),
     (transposed(cluster=cluster), "int4:row"),
   ):
-    x, w = jax.eval_shape(lambda f=form: operands("int8:row", f, 512, 256, 512))
+    x, w = shapes("int8:row", form, 512, 256, 512)
     run = functools.partial(
       mosaic_gpu.forward, dtype=jnp.float32, config=config
     )
@@ -218,10 +228,10 @@ def test_launches_fit_the_machine(operand, bits, groups):
   ],
 )
 def test_what_it_does_not_take(activations, form, shape, message):
-  x, w = jax.eval_shape(lambda: operands(activations, form, *shape))
+  x, w = shapes(activations, form, *shape)
   assert message in mosaic_gpu.unfit(x, w)
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(lambda: interpreted(*operands(activations, form, *shape)))
+    jax.eval_shape(interpreted, x, w)
 
 
 @pytest.mark.parametrize(
@@ -235,12 +245,12 @@ def test_what_it_does_not_take(activations, form, shape, message):
   ],
 )
 def test_launches_that_cannot_be(config, message):
-  x, w = jax.eval_shape(lambda: operands("int8:row", "int8:row", 65, 512, 64))
+  x, w = shapes("int8:row", "int8:row", 65, 512, 64)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(lambda x, w: interpreted(x, w, config=config), x, w)
 
 
 def test_weights_in_registers_are_rows_of_the_matrix_unit():
-  x, w = jax.eval_shape(lambda: operands("int8:row", "int4:row", 65, 512, 64))
+  x, w = shapes("int8:row", "int4:row", 65, 512, 64)
   with pytest.raises(ValueError, match="weights in registers are 64 rows"):
     jax.eval_shape(lambda x, w: interpreted(x, w, config=Config()), x, w)

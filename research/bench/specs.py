@@ -27,11 +27,23 @@ OPS = (
   "quantized_matmul_w8a8",
   "quantized_matmul_w4a8",
   "quantized_matmul_w4a8_columns",
+  "butterfly_matmul",
+  "monarch_matmul",
+  "fourier_mix",
   "selective_scan_step",
   "ssd_step",
   "causal_conv1d_step",
 )
-IMPLEMENTATIONS = ("xla", "mosaic_gpu", "mosaic_tpu")
+IMPLEMENTATIONS = (
+  "xla",
+  "xla_dense",
+  "xla_merged",
+  "xla_radix2",
+  "xla_fft",
+  "xla_dft",
+  "mosaic_gpu",
+  "mosaic_tpu",
+)
 OP_PEERS = ("plain", "mamba_ssm")
 STEPS = ("xla", "mosaic_gpu")
 # Of products of float32.

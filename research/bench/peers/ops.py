@@ -16,7 +16,7 @@ import numpy as np
 from research.bench.case import Call, Row
 from research.bench.suites import op_passes
 from research.bench.suites.op_cases import Arrays, OpCase, floating
-from research.bench.timing import in_turn
+from research.bench.timing import cold_sets, in_turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +143,8 @@ def make(
 
 
 def _plain(case: OpCase, which: str, sets: Sequence[Arrays]) -> Call:
+  if case.plain_arrays is not None:
+    sets = cold_sets(case.plain_arrays(), jax.default_backend())
   passes = op_passes.passes_of(sets, jax.default_backend())
   call = op_passes.prepare(case.plain, sets, which, passes=passes)
   first = lambda output: np.asarray(jax.tree.leaves(output)[0])

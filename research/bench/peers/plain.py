@@ -84,3 +84,10 @@ def token_logprob(arrays: dict[str, jax.Array]) -> jax.Array:
     jax.nn.log_softmax(logits), arrays["targets"][..., None], axis=-1
   )
   return picked[..., 0]
+
+
+def fourier_mix(arrays: dict[str, jax.Array]) -> jax.Array:
+  """The complex transform of both axes in float32, of which half is left."""
+  x = arrays["x"]
+  y = jnp.fft.fftn(x.astype(jnp.float32), axes=(-2, -1))
+  return y.real.astype(x.dtype)

@@ -10,6 +10,9 @@ each counted with the recurrence itself, not with what a parallel form adds:
   ssd              4 N P FLOPs a head and token, backward 10 N P
   token_logprob    2 E V FLOPs and V exponentials a token, backward 6 E V
   quantized_matmul 2 C D FLOPs a token, C channels and D features
+  butterfly_matmul 4 E log2 E FLOPs a token, backward twice as many
+  monarch_matmul   4 E B FLOPs a token, B channels a block, backward twice
+  fourier_mix      2.5 E log2(L E) FLOPs a token, a real FFT's, backward too
 """
 
 import dataclasses
@@ -22,11 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.errors import InputError
+from ops.butterfly_matmul import (
+  butterfly_matmul,
+  butterfly_matmul_reference,
+  twiddle_shape,
+)
 from ops.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_reference,
   causal_conv1d_step,
 )
+from ops.fourier_mix import fourier_mix
+from ops.monarch_matmul import monarch_matmul, monarch_matmul_reference
 from ops.quantized import QTensor, dequantize, quantize
 from ops.quantized_matmul import quantized_matmul, quantized_matmul_reference
 from ops.rms_norm import rms_norm, rms_norm_reference
@@ -77,8 +87,11 @@ SIZES = {
   "370m": _published(1024),
   "1.3b": _published(2048),
   "2.8b": _published(2560),
-  # The square that products of few bits are compared at.
-  "8192": dataclasses.replace(_published(8192), channels=8192),
+  # Squares that products are compared at.
+  **{
+    str(width): dataclasses.replace(_published(width), channels=width)
+    for width in (256, 512, 1024, 2048, 4096, 8192)
+  },
 }
 
 
@@ -96,6 +109,7 @@ class OpCase:
     call: (arrays, implementation) to outputs, y first.
     reference: arrays in NumPy to y in float64.
     plain: arrays to y by plain JAX, or None.
+    plain_arrays: makes the arrays that `plain` takes, where they are others.
     flops: of the forward and of the backward.
     exps: of the forward and of the backward.
     differentiable: whether it is timed backward.
@@ -110,6 +124,7 @@ class OpCase:
   call: Callable[[Arrays, str | None], Any]
   reference: Callable[[Mapping[str, np.ndarray]], np.ndarray]
   plain: Callable[[Arrays], jax.Array] | None = None
+  plain_arrays: Callable[[], Arrays] | None = None
   flops: tuple[float, float] = (0.0, 0.0)
   exps: tuple[float, float] = (0.0, 0.0)
   differentiable: bool = True
@@ -376,6 +391,89 @@ def _quantized_matmul(name, size, batch, length, draw):
   )
 
 
+def _structured(op, function, reference, shape, x, weights, macs):
+  """A product of rows with a matrix that has few parameters.
+
+  Its plain form is the product with the whole matrix, whose own gradient is
+  one more, as that of the parameters is.
+  """
+
+  def call(arrays, implementation):
+    return function(**arrays, implementation=implementation)
+
+  def whole():
+    weight = function(jnp.eye(x.shape[-1]), **weights)
+    return {"x": x, "weight": weight.astype(x.dtype)}
+
+  tokens = float(x.shape[0] * x.shape[1])
+  return OpCase(
+    op=op,
+    function=function,
+    shape=f"B{x.shape[0]} L{x.shape[1]} {shape}",
+    arrays={"x": x, **weights},
+    sequences=frozenset({"x"}),
+    call=call,
+    reference=lambda arrays: reference(**arrays),
+    plain=lambda arrays: arrays["x"] @ arrays["weight"],
+    plain_arrays=whole,
+    flops=(2 * tokens * macs, 4 * tokens * macs),
+  )
+
+
+def _butterfly_matmul(size, batch, length, draw):
+  width = size.width
+  shape = twiddle_shape(width, width)
+  return _structured(
+    "butterfly_matmul",
+    butterfly_matmul,
+    butterfly_matmul_reference,
+    f"E{width}",
+    draw(batch, length, width),
+    # So that values stay of about one.
+    {"twiddle": 0.5**0.5 * draw.parameter(*shape)},
+    2.0 * width * shape[2],
+  )
+
+
+def _monarch_matmul(size, batch, length, draw):
+  blocks = 1 << round(np.log2(size.width) / 2)
+  each = size.width // blocks
+  factor = lambda: each**-0.5 * draw.parameter(blocks, each, each)
+  return _structured(
+    "monarch_matmul",
+    monarch_matmul,
+    monarch_matmul_reference,
+    f"E{size.width} of {blocks} blocks",
+    draw(batch, length, size.width),
+    {"first": factor(), "second": factor()},
+    2.0 * size.width * each,
+  )
+
+
+def _fourier_mix(size, batch, length, draw):
+  values = batch * length * size.width
+  flops = 2.5 * values * float(np.log2(length * size.width))
+
+  def exact(arrays):
+    return np.fft.fftn(arrays["x"], axes=(-2, -1)).real
+
+  return OpCase(
+    op="fourier_mix",
+    function=fourier_mix,
+    shape=f"B{batch} L{length} E{size.width}",
+    arrays={"x": draw(batch, length, size.width)},
+    # Of a row's first tokens alone, the first results are others.
+    sequences=frozenset(),
+    batched=frozenset({"x"}),
+    call=lambda arrays, implementation: fourier_mix(
+      **arrays, implementation=implementation
+    ),
+    reference=exact,
+    plain=plain.fourier_mix,
+    flops=(flops, flops),
+  )
+
+
 def _step(op, function, reference, arrays, state, sequences, call, **more):
   def in_float64(arrays):
     rest = {name: v for name, v in arrays.items() if name != "state"}
@@ -458,6 +556,9 @@ BUILDERS = {
     f"quantized_matmul_{name}": functools.partial(_quantized_matmul, name)
     for name in _PRODUCTS
   },
+  "butterfly_matmul": _butterfly_matmul,
+  "monarch_matmul": _monarch_matmul,
+  "fourier_mix": _fourier_mix,
   "selective_scan_step": _selective_scan_step,
   "ssd_step": _ssd_step,
   "causal_conv1d_step": _causal_conv1d_step,

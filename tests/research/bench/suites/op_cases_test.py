@@ -39,6 +39,13 @@ def test_operations_by_hand():
   case = cases.build("token_logprob", "tiny:2x8", "float32")
   assert case.phases("fwd")[0].flops == 2 * 16 * 32 * 300
   assert case.phases("bwd")[0].flops == 6 * 16 * 32 * 300
+  # Five stages of four multiplications and additions a pair; blocks of 8.
+  case = cases.build("butterfly_matmul", "tiny:2x8", "float32")
+  assert case.flops == (16 * 5 * 16 * 8, 2 * 16 * 5 * 16 * 8)
+  case = cases.build("monarch_matmul", "tiny:2x8", "float32")
+  assert case.flops == (2 * 16 * 2 * 32 * 8, 4 * 16 * 2 * 32 * 8)
+  case = cases.build("fourier_mix", "tiny:2x8", "float32")
+  assert case.flops == (2.5 * 2 * 8 * 32 * 8,) * 2
 
 
 @pytest.mark.parametrize("op", cases.BUILDERS)
@@ -49,7 +56,8 @@ def test_ops_agree_with_their_references_and_plain_forms(op):
   assert measure.forward_error(case, y) < 1e-5
   assert measure.forward_error(case, 1.01 * y) == pytest.approx(0.01, rel=0.1)
   if case.plain is not None:
-    assert measure.forward_error(case, jax.jit(case.plain)(case.arrays)) < 1e-5
+    arrays = case.plain_arrays() if case.plain_arrays else case.arrays
+    assert measure.forward_error(case, jax.jit(case.plain)(arrays)) < 1e-5
   else:
     assert not case.differentiable
 
@@ -87,7 +95,9 @@ def test_a_call_takes_all_sets(which):
 @pytest.mark.parametrize(
   "dtype, low, high", [("float32", 0.0, 1e-5), ("bfloat16", 1e-4, 0.03)]
 )
-@pytest.mark.parametrize("op", ["ssd", "selective_scan", "causal_conv1d"])
+@pytest.mark.parametrize(
+  "op", ["ssd", "selective_scan", "causal_conv1d", "fourier_mix"]
+)
 def test_the_whole_shape_against_float32(op, dtype, low, high):
   case = cases.build(op, "tiny:2x80", dtype)
   function = lambda arrays: case.call(arrays, "xla")

@@ -17,7 +17,7 @@ from flag_kinds import choice as choice
 from flag_kinds import integer as integer
 from flag_kinds import number as number
 from flag_kinds import numbers as numbers
-from models import locate
+from models import input_files, locate
 from models.errors import InputError, advice_on
 from models.text import text_path
 from research.results.files import command as command
@@ -25,6 +25,15 @@ from research.results.files import write_result as write_result
 
 # --help lists the flags of the script: they are its own, not this module's.
 flags.disclaim_key_flags()
+
+
+_MOST_UNPACKED = integer(
+  "most_unpacked_mb",
+  None,
+  "how much a packed input file may unpack to; by default 16 times its size "
+  "and 32 MB",
+  lower=1,
+)
 
 
 def say(line: str) -> None:
@@ -117,8 +126,10 @@ def run(main: Callable[[list[str]], Any]) -> None:
     if not flags.FLAGS["verbosity"].present:
       # Libraries tell every file they write at INFO; users asked for a bar.
       logging.set_verbosity(logging.WARNING)
+    most = _MOST_UNPACKED.value
     try:
-      return main(argv)
+      with input_files.unpacking(most and most * 1_000_000):
+        return main(argv)
     except Exception as error:
       if line := advice_on(error):
         return _fail(line)

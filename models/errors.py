@@ -2,6 +2,8 @@
 
 import errno
 import re
+import reprlib
+from typing import Any
 
 _DENIED = ("EACCES", "EEXIST", "ENOTDIR", "EPERM", "EROFS")
 # NumPy, safetensors, tokenizers and TensorStore (of Orbax) tell of a full disk
@@ -13,11 +15,59 @@ _DISK_FULL = re.compile(
 )
 
 
+# Characters of a message, and of a value inside of one.
+_LONGEST, _LONGEST_VALUE = 1000, 60
+
+
 class InputError(ValueError):
   """Bad input from a user: one line that says what, where and what to do.
 
-  Scripts in `experiments/` print the line and exit with code 2.
+  Scripts in `experiments/` print the line and exit with code 2. A long line
+  loses its middle: files decide what stands in messages.
   """
+
+  def __init__(self, message: object = ""):
+    """Takes the line."""
+    super().__init__(_without_middle(str(message), _LONGEST))
+
+
+def _without_middle(text: str, length: int) -> str:
+  if len(text) <= length:
+    return text
+  end = length // 4
+  return f"{text[: length - end - 5]} ... {text[-end:]}"
+
+
+def shown(value: Any, length: int = _LONGEST_VALUE) -> str:
+  """A value of a file as a message may show it: short, on one line.
+
+  No value costs much: neither long texts, nor deep lists, nor tuples that hold
+  themselves a thousand times are written out.
+  """
+  short = reprlib.Repr()
+  short.maxlevel = 2
+  short.maxlist = short.maxtuple = short.maxdict = short.maxset = 4
+  short.maxfrozenset = short.maxdeque = short.maxarray = 4
+  short.maxstring = short.maxlong = short.maxother = length
+  try:
+    return _without_middle(short.repr(value), length)
+  except Exception:  # Python refuses to write integers of 4,300 digits.
+    return f"<{type(value).__name__}>"
+
+
+def reason(error: BaseException) -> str:
+  """What an exception of a library says, in a few words.
+
+  An error's own text is not asked for, since that of a KeyError writes out the
+  whole key, which may come of a file.
+  """
+  detail = error.args[0] if error.args else ""
+  if isinstance(error, OSError):
+    detail = error.strerror or detail
+  text = detail if isinstance(detail, str) else shown(detail)
+  line = " ".join(text[:1000].split())
+  name = type(error).__name__
+  return _without_middle(f"{name}: {line}" if line else name, 120)
 
 
 def not_finite() -> InputError:
@@ -26,6 +76,14 @@ def not_finite() -> InputError:
     "the model's logits are NaN or infinite: its weights are damaged, or too "
     "large for their dtype; get the checkpoint again, or give --dtype=float32"
   )
+
+
+def is_panic(error: BaseException) -> bool:
+  """Whether a library in Rust failed a check of its own.
+
+  The class is pyo3's, is made at the first such error, and is no Exception.
+  """
+  return type(error).__name__ == "PanicException"
 
 
 def is_disk_full(error: BaseException | None) -> bool:

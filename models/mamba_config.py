@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 from typing import Literal, Self
 
+from models import config_checks
+from models.errors import InputError, shown
 from models.transformer_config import TransformerConfig
 
 Kind = Literal["mamba1", "mamba2"]
@@ -40,6 +42,22 @@ class AttentionLayers:
   head_dim: int
   d_ff: int = 0
   rope_theta: float = 10000.0
+
+  def __post_init__(self):
+    """Checks the sizes; raises InputError."""
+    config_checks.rising(
+      "attention indices", self.indices, config_checks.MOST_LAYERS
+    )
+    config_checks.sizes(self, ["num_heads", "num_kv_heads", "head_dim"])
+    config_checks.sizes(self, ["d_ff"], least=0)
+    config_checks.positive("rope_theta", self.rope_theta)
+    if self.num_heads % self.num_kv_heads:
+      raise InputError(
+        f"num_heads={self.num_heads} is no multiple of "
+        f"num_kv_heads={self.num_kv_heads}"
+      )
+    if self.head_dim % 2:
+      raise InputError(f"head_dim={self.head_dim} is odd: rotations need pairs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,32 +120,29 @@ class MambaConfig:
   splits: tuple[int, ...] = ()
 
   def __post_init__(self):
-    """Checks what no array shape would."""
+    """Checks what no array shape would; raises InputError."""
     if self.kind not in ("mamba1", "mamba2"):
-      raise ValueError(f"kind={self.kind!r} is neither 'mamba1' nor 'mamba2'")
-    for name in _SIZES:
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r} is no positive integer")
+      raise InputError(
+        f"kind={shown(self.kind)} is neither 'mamba1' nor 'mamba2'"
+      )
+    config_checks.sizes(self, _SIZES)
+    if self.dt_rank is not None:
+      config_checks.sizes(self, ["dt_rank"])
+    config_checks.positive("norm_eps", self.norm_eps, most=1)
+    config_checks.switch("tie_embeddings", self.tie_embeddings)
     if self.kind == "mamba2" and self.d_inner % self.head_dim:
-      raise ValueError(
+      raise InputError(
         f"d_inner={self.d_inner} is no multiple of head_dim={self.head_dim}"
       )
     if self.kind == "mamba2" and self.num_heads % self.num_groups:
-      raise ValueError(
+      raise InputError(
         f"{self.num_heads} heads are no multiple of "
         f"num_groups={self.num_groups}"
       )
-    indices, layers = self.attention_indices, range(self.num_layers)
-    if list(indices) != sorted(set(indices) & set(layers)):
-      raise ValueError(
-        f"attention indices {indices} do not rise within "
-        f"{self.num_layers} layers"
-      )
-    if list(self.splits) != sorted(set(self.splits) & set(layers)):
-      raise ValueError(
-        f"splits {self.splits} do not rise within {self.num_layers} layers"
-      )
+    config_checks.rising(
+      "attention indices", self.attention_indices, self.num_layers
+    )
+    config_checks.rising("splits", self.splits, self.num_layers)
 
   @property
   def family(self) -> str:

@@ -1,9 +1,9 @@
 """The config of regression language models, with named sizes."""
 
 import dataclasses
-import math
 from typing import Any, Self
 
+from models import config_checks
 from models.errors import InputError
 from models.mamba_config import MambaConfig
 from models.t5gemma_config import T5GemmaConfig
@@ -73,12 +73,10 @@ class RegressionLMConfig:
       )
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.type is int and (not isinstance(value, int) or value < 1):
-        raise InputError(f"{field.name}={value!r} is no positive integer")
-      if field.type is float and not (
-        isinstance(value, int | float) and 0 < value < math.inf
-      ):
-        raise InputError(f"{field.name}={value!r} is no positive number")
+      if field.type is int:
+        config_checks.sizes(self, [field.name])
+      if field.type is float:
+        config_checks.positive(field.name, value)
     if self.num_heads % self.num_kv_heads:
       raise InputError(
         f"num_heads={self.num_heads} is no multiple of "

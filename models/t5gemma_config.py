@@ -1,10 +1,19 @@
 """The config of the encoders of T5Gemma and T5Gemma-2."""
 
 import dataclasses
-import math
 from typing import Any, Self
 
-from models.errors import InputError
+from models import config_checks
+from models.errors import InputError, shown
+
+_SIZES = (
+  "vocab_size",
+  "d_model",
+  "d_ff",
+  "num_heads",
+  "num_kv_heads",
+  "head_dim",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,17 +58,8 @@ class T5GemmaConfig:
 
   def __post_init__(self):
     """Checks the sizes; raises InputError."""
-    for name in (
-      "vocab_size",
-      "d_model",
-      "d_ff",
-      "num_heads",
-      "num_kv_heads",
-      "head_dim",
-    ):
-      self._check(name, int, 1)
-    self._check("behind", int, 0)
-    self._check("ahead", int, 0)
+    config_checks.sizes(self, _SIZES)
+    config_checks.sizes(self, ["behind", "ahead"], least=0)
     for name in (
       "query_scalar",
       "rope_theta",
@@ -67,11 +67,14 @@ class T5GemmaConfig:
       "sliding_rope_theta",
       "norm_eps",
     ):
-      self._check(name, int | float, math.ulp(0))
+      config_checks.positive(name, getattr(self, name))
     if self.softcap is not None:
-      self._check("softcap", int | float, math.ulp(0))
+      config_checks.positive("softcap", self.softcap)
+    config_checks.switch("qk_norm", self.qk_norm)
     if not self.sliding or not all(isinstance(s, bool) for s in self.sliding):
-      raise InputError(f"sliding={self.sliding!r} is no tuple of booleans")
+      raise InputError(f"sliding={shown(self.sliding)} is no tuple of booleans")
+    if self.num_layers > config_checks.MOST_LAYERS:
+      raise InputError(f"{self.num_layers} layers are too many")
     if self.num_heads % self.num_kv_heads:
       raise InputError(
         f"num_heads={self.num_heads} is no multiple of "
@@ -79,12 +82,6 @@ class T5GemmaConfig:
       )
     if self.head_dim % 2:
       raise InputError(f"head_dim={self.head_dim} is odd: rotations need pairs")
-
-  def _check(self, name: str, kind: Any, least: float) -> None:
-    value = getattr(self, name)
-    is_number = isinstance(value, kind) and not isinstance(value, bool)
-    if not is_number or not least <= value < math.inf:
-      raise InputError(f"{name}={value!r} does not do for an encoder")
 
   @property
   def num_layers(self) -> int:

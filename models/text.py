@@ -1,10 +1,9 @@
 """The texts that ship with the repository, and text files of the user."""
 
-import gzip
-import lzma
 import os
 import pathlib
 
+from models import input_files
 from models.errors import InputError
 
 _CORPORA = pathlib.Path(__file__).parents[1] / "data/corpora"
@@ -14,7 +13,7 @@ _SHIPPED = {
   "wikitext2:test": "wikitext2_test.raw.txt.xz",
   "gutenberg:slice": "gutenberg_slice.txt.xz",
 }
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".txt": open}
+_SUFFIXES = (".xz", ".gz", ".txt")
 
 
 def text_path(name: str | os.PathLike[str]) -> pathlib.Path:
@@ -32,7 +31,7 @@ def text_path(name: str | os.PathLike[str]) -> pathlib.Path:
       f"{path}: no such text; give {', '.join(_SHIPPED)}, or the path of a "
       ".txt, .txt.xz or .txt.gz file"
     )
-  if path.suffix not in _OPENERS:
+  if path.suffix not in _SUFFIXES:
     raise InputError(
       f"{path}: is not named .txt, .txt.xz or .txt.gz: rename or convert it"
     )
@@ -55,13 +54,9 @@ def load_text(name: str | os.PathLike[str]) -> str:
     InputError: there is no such text, or it cannot be read.
   """
   path = text_path(name)
-  opener = _OPENERS[path.suffix]
-  try:
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-      return file.read()
-  except UnicodeDecodeError as error:
-    raise InputError(f"{path}: is not UTF-8 text: convert it") from error
-  except (OSError, EOFError, lzma.LZMAError) as error:
+  if path.suffix != ".txt" and not input_files.is_packed(path):
     raise InputError(
-      f"{path}: cannot be read, or was cut short: get the file again"
-    ) from error
+      f"{path}: cannot be read as its name says, since it is not packed: get "
+      "the file again, or rename it"
+    )
+  return input_files.read_text(path)

@@ -14,8 +14,9 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers import models as bpe_models
 
+from models import input_files
 from models.convert import Checkpoint, gguf_io, shards
-from models.errors import InputError
+from models.errors import InputError, is_panic, reason
 
 _CONTROL = int(gguf.TokenType.CONTROL)
 _USER_DEFINED = int(gguf.TokenType.USER_DEFINED)
@@ -61,11 +62,13 @@ class Tokenizer:
       found = self.backend.encode_batch_fast(
         list(texts), add_special_tokens=False
       )
-    except Exception as error:  # The library raises nothing narrower.
+    except BaseException as error:  # The library raises nothing narrower.
+      if not isinstance(error, Exception) and not is_panic(error):
+        raise
       text = repr(texts[0][:40]) if len(texts) == 1 else "one of the texts"
       raise InputError(
-        f"the tokenizer cannot read {text} ({error}): give a text of its own "
-        "words"
+        f"the tokenizer cannot read {text} ({reason(error)}): give a text of "
+        "its own words"
       ) from error
     return [encoding.ids for encoding in found]
 
@@ -105,15 +108,22 @@ def from_json(path: pathlib.Path) -> Tokenizer:
       f"{path}: is missing: put the model's tokenizer.json there, or give "
       "--tokenizer"
     )
-  try:
-    backend = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # The library raises nothing narrower.
-    raise InputError(
-      f"{path}: is no readable tokenizer: get the file again"
-    ) from error
-  return Tokenizer(
-    backend=backend, vocab_size=_size(backend), bos_id=_begin_id(backend)
-  )
+  backend = read_backend(path)
+  with input_files.errors_at(path, wrong="is no readable tokenizer"):
+    return Tokenizer(
+      backend=backend, vocab_size=_size(backend), bos_id=_begin_id(backend)
+    )
+
+
+def read_backend(path: pathlib.Path) -> tokenizers.Tokenizer:
+  """The same, as the library has it; the file may be packed by gzip.
+
+  Raises:
+    InputError: the file is missing or damaged.
+  """
+  text = input_files.read_text(path)
+  with input_files.errors_at(path, wrong="is no readable tokenizer"):
+    return tokenizers.Tokenizer.from_str(text)
 
 
 def _size(backend: tokenizers.Tokenizer) -> int:
@@ -131,7 +141,7 @@ def _begin_id(backend: tokenizers.Tokenizer) -> int | None:
       whole = backend.encode(text, add_special_tokens=True).ids
     except Exception:  # Unknown, and the library raises nothing narrower.
       continue
-    if plain:
+    if plain and whole:
       return whole[0] if whole[0] != plain[0] else None
   return None
 
@@ -163,20 +173,13 @@ def _with_files(tokenizer: Tokenizer, directory: pathlib.Path) -> Tokenizer:
   templates = chat | described
   path = directory / "chat_template.jinja"
   if path.exists():
-    templates["chat_template"] = _read_text(path)
+    templates["chat_template"] = input_files.read_text(path)
   return dataclasses.replace(
     tokenizer,
     end_ids=_ids_within(ends, tokenizer.vocab_size),
     chat_template=_template(templates.get("chat_template")),
     names=names,
   )
-
-
-def _read_text(path: pathlib.Path) -> str:
-  try:
-    return path.read_text(encoding="utf-8")
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path}: cannot be read: get the file again") from error
 
 
 def _ids_within(ids: Iterable[Any], size: int) -> tuple[int, ...]:
@@ -326,7 +329,7 @@ def from_llama2c(path: pathlib.Path, vocab_size: int) -> Tokenizer:
 def _read_llama2c(
   path: pathlib.Path, vocab_size: int
 ) -> tuple[list[str], list[float]]:
-  data = path.read_bytes()
+  data = input_files.read_bytes(path)
   entry = struct.Struct("<fi")
   tokens, scores = [], []
   position = 4  # Behind the length of the longest token.

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Self
 
+from models import config_checks
+from models.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
@@ -22,6 +25,17 @@ class RopeScaling:
   high_freq_factor: float
   original_max_position: int
 
+  def __post_init__(self):
+    """Checks the numbers; raises InputError."""
+    for name in ("factor", "low_freq_factor", "high_freq_factor"):
+      config_checks.positive(name, getattr(self, name))
+    config_checks.sizes(self, ["original_max_position"])
+    if self.high_freq_factor <= self.low_freq_factor:
+      raise InputError(
+        f"high_freq_factor={self.high_freq_factor} is not above "
+        f"low_freq_factor={self.low_freq_factor}"
+      )
+
 
 _LLAMA31 = RopeScaling(
   factor=8.0,
@@ -30,6 +44,22 @@ _LLAMA31 = RopeScaling(
   original_max_position=8192,
 )
 _LLAMA32 = dataclasses.replace(_LLAMA31, factor=32.0)
+_SIZES = (
+  "vocab_size",
+  "d_model",
+  "num_heads",
+  "num_kv_heads",
+  "head_dim",
+  "max_position",
+  "vocab_multiple",
+)
+_SWITCHES = (
+  "tie_embeddings",
+  "qkv_bias",
+  "qk_norm",
+  "float32_stream",
+  "scaled_outputs",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,12 +109,21 @@ class TransformerConfig:
   scaled_outputs: bool = False
 
   def __post_init__(self):
-    """Checks what no array shape would."""
+    """Checks what no array shape would; raises InputError."""
+    config_checks.sizes(self, _SIZES)
+    config_checks.sizes(self, ["num_layers", "d_ff"], least=0)
+    for name in ("rope_theta", "rope_factor"):
+      config_checks.positive(name, getattr(self, name))
+    config_checks.positive("norm_eps", self.norm_eps, most=1)
+    for name in _SWITCHES:
+      config_checks.switch(name, getattr(self, name))
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(
+      raise InputError(
         f"num_heads={self.num_heads} is no multiple of "
         f"num_kv_heads={self.num_kv_heads}"
       )
+    if self.head_dim % 2:
+      raise InputError(f"head_dim={self.head_dim} is odd: rotations need pairs")
 
   @property
   def family(self) -> str:

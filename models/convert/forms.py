@@ -10,6 +10,7 @@ import numpy as np
 
 from models import language_model
 from models.convert import hf_config, mamba, names, quantized
+from models.errors import InputError
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 
@@ -52,6 +53,12 @@ def assemble(
     InputError: a tensor is missing, unknown or of a wrong shape.
   """
   form = FORMS[type(config)]
+  if config.num_layers > len(source.names):
+    raise InputError(
+      f"{source.label('of a layer')} is missing: the config names "
+      f"{config.num_layers} layers, the file has {len(source.names)} tensors: "
+      "get it again, or correct the config"
+    )
   return names.build(form.leaves(config), source, dtype, form.label)
 
 

@@ -3,6 +3,7 @@
 Quantized tensors are dequantized to float32 one at a time from a memory map.
 """
 
+import math
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 import gguf
 import numpy as np
 
+from models import config_checks, input_files
 from models.convert.names import TensorSource, half_split_rows
-from models.errors import InputError
+from models.errors import InputError, shown
 from models.layers import rope_frequencies
 from models.transformer_config import RopeScaling, TransformerConfig
 
@@ -35,6 +37,7 @@ _LAYER_NAMES = {
   "ffn_up": "mlp.up_proj",
   "ffn_down": "mlp.down_proj",
 }
+_AGAIN = "get it again"
 _ROPE_FACTORS = "rope_freqs.weight"
 _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
@@ -53,16 +56,44 @@ class _CheckedReader(gguf.GGUFReader):
     # a vocabulary takes hundreds of thousands of slices.
     self._bytes = mapped.view(np.ndarray)
 
+  def _get(self, offset, dtype, count=1, override_order=None):
+    # Behind the end the library takes what there is, which may be nothing, and
+    # so a count that lies keeps it busy without end.
+    end = int(offset) + np.dtype(dtype).itemsize * int(count)
+    if end > len(self.data):
+      raise IndexError("beyond the end")
+    return super()._get(offset, dtype, count, override_order)
+
+  def _get_field_parts(self, orig_offs, raw_type):
+    if gguf.GGUFValueType(raw_type) != gguf.GGUFValueType.ARRAY:
+      return super()._get_field_parts(orig_offs, raw_type)
+    kind = gguf.GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
+    if kind == gguf.GGUFValueType.ARRAY:
+      raise ValueError("arrays of arrays are not read here")
+    number = self.gguf_scalar_to_np.get(kind)
+    if number is None:
+      return super()._get_field_parts(orig_offs, raw_type)
+    # The library makes an array of every number, a hundred times its bytes.
+    head = [
+      self._get(orig_offs, np.uint32),
+      self._get(orig_offs + 4, np.uint64),
+    ]
+    values = self._get(orig_offs + 12, number, head[1][0])
+    types = [gguf.GGUFValueType.ARRAY, kind]
+    return 12 + values.nbytes, [*head, values], [2], types
+
   def _build_tensors(self, start_offs, fields):
+    total = 0
     for field in fields:
       dims, kind, offset = field.parts[3], field.parts[4], field.parts[5]
       quant = gguf.GGMLQuantizationType(int(kind[0]))
       block, size = gguf.GGML_QUANT_SIZES[quant]
-      end = start_offs + int(offset[0]) + int(np.prod(dims)) * size // block
-      if end > len(self.data):
+      held = math.prod(dims.tolist()) * size // block
+      end, total = start_offs + int(offset[0]) + held, total + held
+      if max(end, total) > len(self.data):
         raise InputError(
           f"tensor {field.name!r} lies beyond the end of the file, which was "
-          "cut short: get it again"
+          "cut short, or on another: get it again"
         )
     super()._build_tensors(start_offs, fields)
 
@@ -95,7 +126,9 @@ def open_gguf(path: pathlib.Path) -> GgufFile:
     InputError: it is no GGUF file, was cut short, or lacks a part.
   """
   first = GgufFile([_open(path)])
-  count = metadata(first, "split.count", 1)
+  with input_files.errors_of_config(path):
+    count = metadata(first, "split.count", 1)
+    config_checks.size("split.count", count, least=0)
   if count <= 1:
     return first
   match = _PART.fullmatch(path.name)
@@ -115,16 +148,13 @@ def open_gguf(path: pathlib.Path) -> GgufFile:
 
 
 def _open(path: pathlib.Path) -> gguf.GGUFReader:
-  try:
-    return _CheckedReader(path)
-  except InputError as error:
-    raise InputError(f"{path}: {error}") from error
-  except OSError as error:
-    raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-  except (ValueError, IndexError, KeyError) as error:
-    raise InputError(
-      f"{path}: is no readable GGUF file, or was cut short: get it again"
-    ) from error
+  input_files.regular(path, _AGAIN)
+  wrong = "is no readable GGUF file, or was cut short"
+  with input_files.errors_at(path, _AGAIN, wrong):
+    try:
+      return _CheckedReader(path)
+    except InputError as error:
+      raise InputError(f"{path}: {error}") from error
 
 
 def metadata(reader: GgufFile, key: str, default: Any = None) -> Any:
@@ -142,10 +172,14 @@ def read_config(reader: GgufFile, path: str) -> TransformerConfig:
   arch = metadata(reader, "general.architecture")
   if arch not in _ARCHITECTURES:
     raise InputError(
-      f"{path}: architecture {arch!r} is not supported; "
+      f"{path}: architecture {shown(arch)} is not supported; "
       f"use one of {', '.join(_ARCHITECTURES)}"
     )
+  with input_files.errors_of_config(path):
+    return _config(reader, arch, path)
 
+
+def _config(reader: GgufFile, arch: str, path: str) -> TransformerConfig:
   def need(key: str) -> Any:
     value = metadata(reader, f"{arch}.{key}")
     if value is None:
@@ -154,17 +188,22 @@ def read_config(reader: GgufFile, path: str) -> TransformerConfig:
       )
     return value
 
-  d_model, num_heads = need("embedding_length"), need("attention.head_count")
+  size = lambda key: config_checks.size(f"{arch}.{key}", need(key))
+  d_model, num_heads = size("embedding_length"), size("attention.head_count")
   head_dim = metadata(
     reader, f"{arch}.attention.key_length", d_model // num_heads
   )
   rotated = metadata(reader, f"{arch}.rope.dimension_count", head_dim)
   if rotated != head_dim:
     raise InputError(
-      f"{path}: rotates {rotated} of {head_dim} lanes of a head, which is not "
-      "supported: use another model"
+      f"{path}: rotates {shown(rotated)} of {shown(head_dim)} lanes of a head, "
+      "which is not supported: use another model"
     )
-  theta = float(metadata(reader, f"{arch}.rope.freq_base", 10000.0))
+  theta = float(
+    config_checks.positive(
+      "rope.freq_base", metadata(reader, f"{arch}.rope.freq_base", 10000.0)
+    )
+  )
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   if "token_embd.weight" not in tensors:
     raise InputError(
@@ -172,9 +211,9 @@ def read_config(reader: GgufFile, path: str) -> TransformerConfig:
     )
   return TransformerConfig(
     vocab_size=int(tensors["token_embd.weight"].shape[-1]),
-    num_layers=need("block_count"),
+    num_layers=size("block_count"),
     d_model=d_model,
-    d_ff=need("feed_forward_length"),
+    d_ff=size("feed_forward_length"),
     num_heads=num_heads,
     num_kv_heads=metadata(reader, f"{arch}.attention.head_count_kv", num_heads),
     head_dim=head_dim,
@@ -201,8 +240,8 @@ def _rope_factor(reader: GgufFile, arch: str, path: str) -> float:
     return 1.0
   if kind != "linear":
     raise InputError(
-      f"{path}: RoPE scaling {kind!r} is not supported; use a model with none, "
-      "linear, or Llama-3 scaling"
+      f"{path}: RoPE scaling {shown(kind)} is not supported; use a model with "
+      "none, linear, or Llama-3 scaling"
     )
   # The second is the key of old files; 0 stands for none in both.
   old = metadata(reader, f"{arch}.rope.scale_linear", 0.0)
@@ -297,5 +336,7 @@ def _gguf_name(name: str) -> str:
     if name == other:
       return own
   match = re.fullmatch(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)", name)
+  if match is None:
+    return name
   own = {other: own for own, other in _LAYER_NAMES.items()}[match[2]]
   return f"blk.{match[1]}.{own}.{match[3]}"

@@ -1,9 +1,11 @@
 """`config.json` of Hugging Face to `TransformerConfig` and back."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from models.errors import InputError
+from models import config_checks, input_files
+from models.errors import InputError, shown
 from models.transformer_config import RopeScaling, TransformerConfig
 
 _FAMILIES = ("llama", "qwen2", "qwen3")
@@ -39,14 +41,14 @@ def from_hf(hf: dict[str, Any], path: str) -> TransformerConfig:
   family = hf.get("model_type")
   if family not in _FAMILIES:
     raise InputError(
-      f"{path}: model_type {family!r} is not supported; "
+      f"{path}: model_type {shown(family)} is not supported; "
       f"use one of {', '.join(_FAMILIES)}"
     )
   fixed = _FIXED if family == "qwen2" else _FIXED | {"attention_bias": False}
   for key, value in fixed.items():
     if hf.get(key, value) != value:
       raise InputError(
-        f"{path}: {key}={hf[key]!r} is not supported, only {value!r}: use "
+        f"{path}: {key}={shown(hf[key])} is not supported, only {value!r}: use "
         "another checkpoint"
       )
 
@@ -55,27 +57,37 @@ def from_hf(hf: dict[str, Any], path: str) -> TransformerConfig:
       raise InputError(f"{path}: {key} is missing: get the file again")
     return hf[key]
 
-  num_heads = need("num_attention_heads")
+  with input_files.errors_of_config(path):
+    return _config(hf, need, family, path)
+
+
+def _config(
+  hf: dict[str, Any], need: Callable[[str], Any], family: str, path: str
+) -> TransformerConfig:
+  size = lambda key: config_checks.size(key, need(key))
+  given = lambda key, default: default if hf.get(key) is None else hf[key]
+  num_heads = size("num_attention_heads")
   # Transformers 5 gathers both in one entry, older versions keep them apart.
   rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+  theta = rope.get("rope_theta") or given("rope_theta", 10000.0)
   return TransformerConfig(
     vocab_size=need("vocab_size"),
-    num_layers=need("num_hidden_layers"),
+    num_layers=size("num_hidden_layers"),
     d_model=need("hidden_size"),
-    d_ff=need("intermediate_size"),
+    d_ff=size("intermediate_size"),
     num_heads=num_heads,
     num_kv_heads=hf.get("num_key_value_heads") or num_heads,
-    head_dim=hf.get("head_dim") or need("hidden_size") // num_heads,
-    rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta", 10000.0)),
+    head_dim=hf.get("head_dim") or size("hidden_size") // num_heads,
+    rope_theta=float(config_checks.positive("rope_theta", theta)),
     **_rope_scaling(rope, hf, path),
     norm_eps=need("rms_norm_eps"),
     # Where the config is silent, a head in the file says that it is untied.
-    tie_embeddings=hf.get("tie_word_embeddings", True),
+    tie_embeddings=given("tie_word_embeddings", True),
     qkv_bias=family == "qwen2",
     qk_norm=family == "qwen3",
     max_position=need("max_position_embeddings"),
     # The key is that of Mamba's configs; transformers keeps it unasked.
-    float32_stream=hf.get("residual_in_fp32", False),
+    float32_stream=given("residual_in_fp32", False),
   )
 
 
@@ -87,15 +99,16 @@ def _rope_scaling(
   if kind == "default":
     return {}
   if kind == "linear" and "factor" in rope:
-    return {"rope_factor": float(rope["factor"])}
+    factor = config_checks.positive("factor", rope["factor"])
+    return {"rope_factor": float(factor)}
   # Transformers takes the original length from the top level too.
   original = _SCALING_KEYS["original_max_position"]
   rope = {original: hf.get(original)} | rope
   values = {own: rope.get(key) for own, key in _SCALING_KEYS.items()}
   if kind != "llama3" or None in values.values():
     raise InputError(
-      f"{path}: RoPE scaling {kind!r} is not supported, only 'linear' and a "
-      "whole 'llama3': use another checkpoint"
+      f"{path}: RoPE scaling {shown(kind)} is not supported, only 'linear' and "
+      "a whole 'llama3': use another checkpoint"
     )
   return {"rope_scaling": RopeScaling(**values)}
 

@@ -4,11 +4,13 @@ Seven int32 (D, F, L, H, N, V, context; V negative when the head is untied),
 then float32 arrays one after the other, without names.
 """
 
+import math
 import pathlib
 import struct
 
 import numpy as np
 
+from models import input_files
 from models.convert.names import TensorSource, half_split_rows
 from models.errors import InputError
 from models.transformer_config import TransformerConfig
@@ -24,11 +26,9 @@ def read_config(path: pathlib.Path) -> TransformerConfig:
   Raises:
     InputError: the file is too short or its header is nonsense.
   """
-  try:
-    with path.open("rb") as file:
-      header = file.read(_HEADER.size)
-  except OSError as error:
-    raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+  path = input_files.regular(path)
+  with input_files.errors_at(path), path.open("rb") as file:
+    header = file.read(_HEADER.size)
   if len(header) < _HEADER.size:
     raise InputError(f"{path}: is cut short in its header: get it again")
   d_model, d_ff, layers, heads, kv_heads, vocab, context = _HEADER.unpack(
@@ -40,17 +40,18 @@ def read_config(path: pathlib.Path) -> TransformerConfig:
       f"{path}: header {header.hex()} is not that of a llama2.c file "
       "(version 0): give such a file"
     )
-  return TransformerConfig(
-    vocab_size=abs(vocab),
-    num_layers=layers,
-    d_model=d_model,
-    d_ff=d_ff,
-    num_heads=heads,
-    num_kv_heads=kv_heads,
-    head_dim=d_model // heads,
-    tie_embeddings=vocab > 0,
-    max_position=context,
-  )
+  with input_files.errors_of_config(path):
+    return TransformerConfig(
+      vocab_size=abs(vocab),
+      num_layers=layers,
+      d_model=d_model,
+      d_ff=d_ff,
+      num_heads=heads,
+      num_kv_heads=kv_heads,
+      head_dim=d_model // heads,
+      tie_embeddings=vocab > 0,
+      max_position=context,
+    )
 
 
 def tensor_source(
@@ -87,7 +88,7 @@ def tensor_source(
   data = np.memmap(path, np.uint8, mode="r")
   tensors, end = {}, _HEADER.size
   for name, shape in order:
-    start, end = end, end + 4 * int(np.prod(shape))
+    start, end = end, end + 4 * math.prod(shape)
     if end > len(data):
       raise InputError(
         f"{path}: tensor {name!r} lies beyond the end of the file, which was "

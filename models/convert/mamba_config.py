@@ -1,10 +1,12 @@
 """`config.json` of Mamba checkpoints to `MambaConfig` and back."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+from models import input_files
 from models.convert.names import TensorSource
-from models.errors import InputError
+from models.errors import InputError, shown
 from models.mamba_config import AttentionLayers, MambaConfig
 
 # Keys whose other values this model does not compute, and what it does.
@@ -65,27 +67,33 @@ def from_json(json: dict[str, Any], path: str) -> MambaConfig:
     InputError: an unsupported option, a missing key, or sizes that do not fit.
   """
   read = _from_hf if "model_type" in json else _from_mamba_ssm
-  try:
-    config = read(json, path)
+  with input_files.errors_of_config(path):
+    config = _of_keys(read, json, path)
     tie_key = (
       "tie_word_embeddings" if "model_type" in json else "tie_embeddings"
     )
     # Where the config is silent, a head in the file says that it is untied.
     return dataclasses.replace(config, tie_embeddings=json.get(tie_key, True))
+
+
+def _of_keys(
+  read: Callable[[dict[str, Any], str], MambaConfig],
+  json: dict[str, Any],
+  path: str,
+) -> MambaConfig:
+  try:
+    return read(json, path)
   except KeyError as error:
-    key = error.args[0]
+    key = shown(error.args[0])[1:-1]
     raise InputError(f"{path}: {key} is missing: get the file again") from error
-  except (ValueError, TypeError) as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{path}: {error}: correct the config") from error
 
 
 def describes(json: dict[str, Any]) -> bool:
   """Whether a `config.json` is of a Mamba model."""
   if "d_model" in json and "n_layer" in json:
     return True
-  return str(json.get("model_type")).removesuffix(_HYBRID) in _KINDS
+  kind = json.get("model_type")
+  return isinstance(kind, str) and kind.removesuffix(_HYBRID) in _KINDS
 
 
 def _refuse_others(
@@ -94,8 +102,8 @@ def _refuse_others(
   for key, value in fixed.items():
     if values.get(key, value) != value:
       raise InputError(
-        f"{path}: {key}={values[key]!r} is not supported, only {value!r}: use "
-        "another checkpoint"
+        f"{path}: {key}={shown(values[key])} is not supported, only {value!r}: "
+        "use another checkpoint"
       )
 
 
@@ -106,8 +114,8 @@ def _from_hf(hf: dict[str, Any], path: str) -> MambaConfig:
   # Infinity is written in several ways, none of them a small number.
   if low != 0 or (isinstance(high, int | float) and high < 1e6):
     raise InputError(
-      f"{path}: time_step_limit={hf['time_step_limit']!r} is not supported: "
-      "use another checkpoint"
+      f"{path}: time_step_limit={shown(hf['time_step_limit'])} is not "
+      "supported: use another checkpoint"
     )
   sizes = {}
   if kind == "mamba2":
@@ -129,8 +137,8 @@ def _from_hf(hf: dict[str, Any], path: str) -> MambaConfig:
   config = _with_rank(config, hf.get("time_step_rank"))
   if kind == "mamba2" and config.num_heads != hf["num_heads"]:
     raise InputError(
-      f"{path}: num_heads={hf['num_heads']} where expand, hidden_size and "
-      f"head_dim give {config.num_heads}: correct the config"
+      f"{path}: num_heads={shown(hf['num_heads'])} where expand, hidden_size "
+      f"and head_dim give {config.num_heads}: correct the config"
     )
   return config
 
@@ -138,7 +146,9 @@ def _from_hf(hf: dict[str, Any], path: str) -> MambaConfig:
 def _attention(values: dict[str, Any] | None) -> AttentionLayers | None:
   if values is None:
     return None
-  return AttentionLayers(**(values | {"indices": tuple(values["indices"])}))
+  if isinstance(values["indices"], list):
+    values = values | {"indices": tuple(values["indices"])}
+  return AttentionLayers(**values)
 
 
 def _from_mamba_ssm(json: dict[str, Any], path: str) -> MambaConfig:
@@ -147,15 +157,16 @@ def _from_mamba_ssm(json: dict[str, Any], path: str) -> MambaConfig:
   layer = ssm.pop("layer", "Mamba1")
   if layer not in ("Mamba1", "Mamba2"):
     raise InputError(
-      f"{path}: ssm_cfg.layer={layer!r} is not supported, only 'Mamba1' and "
-      "'Mamba2': use another checkpoint"
+      f"{path}: ssm_cfg.layer={shown(layer)} is not supported, only 'Mamba1' "
+      "and 'Mamba2': use another checkpoint"
     )
   kind = layer.lower()
   _refuse_others(ssm, _FIXED_SSM_CFG, path)
   known = _SSM_CFG.keys() | _FIXED_SSM_CFG.keys() | _IGNORED_SSM_CFG
   for key in sorted(ssm.keys() - known):
     raise InputError(
-      f"{path}: ssm_cfg.{key} is not supported: use another checkpoint"
+      f"{path}: ssm_cfg.{shown(key)[1:-1]} is not supported: use another "
+      "checkpoint"
     )
   sizes = {own: ssm[key] for key, own in _SSM_CFG.items() if key in ssm}
   rank = sizes.pop("dt_rank", None)

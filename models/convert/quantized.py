@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models import input_files
 from models.errors import InputError
 from ops.quantized import QTensor, Quantizer, QWeight, Taps, formats
 
@@ -28,6 +29,8 @@ from ops.quantized import QTensor, Quantizer, QWeight, Taps, formats
 KEY = "frugax.quantized"
 # For config.json: other programs would take the weights for missing.
 CONFIG = {"quantization_config": {"quant_method": "frugax"}}
+_UNREADABLE = "its quantized tensors cannot be read"
+_AGAIN = "get the file again, or a version of this code that knows the format"
 NODES = QTensor | QWeight | Quantizer | Taps
 _PARTS = {
   QTensor: ("values", "scales", "zeros"),
@@ -115,7 +118,7 @@ class Quantized:
         arrays that are not there.
     """
     self._stored, self._label = stored, label
-    try:
+    with input_files.errors_at(label, _AGAIN, _UNREADABLE):
       text = json.loads((header or {}).get(KEY, "{}"))
       self._kinds = {name: _KINDS[text[name]["kind"]] for name in text}
       self._parts = {name: tuple(text[name]["parts"]) for name in text}
@@ -127,16 +130,12 @@ class Quantized:
         }
         for name, kind in self._kinds.items()
       }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-      raise InputError(
-        f"{label}: its quantized tensors cannot be read: {error}; get the file "
-        "again, or a version of this code that knows the format"
-      ) from error
 
+    held = {*stored, *self._kinds}
     for name, parts in self._parts.items():
       for part in parts:
         whole = f"{name}.{part}"
-        if whole not in stored and whole not in self._kinds:
+        if whole not in held:
           raise InputError(
             f"{label}: tensor {whole!r} is missing: get the file again"
           )
@@ -158,6 +157,12 @@ class Quantized:
     """The shape that one stands for, from those of arrays."""
     if name not in self:
       return shape_of(name)
+    with input_files.errors_at(f"{self._label}: tensor {name!r}"):
+      return self._shape(name, shape_of)
+
+  def _shape(
+    self, name: str, shape_of: Callable[[str], tuple[int, ...]]
+  ) -> tuple[int, ...]:
     kind = self._kinds[name]
     shape = self.shape(f"{name}.{_PARTS[kind][0]}", shape_of)
     if kind is not QTensor:
@@ -178,7 +183,7 @@ class Quantized:
       InputError: arrays do not fit each other or the format.
     """
     kind, static = self._kinds[name], self._static[name]
-    try:
+    with input_files.errors_at(f"{self._label}: tensor {name!r}"):
       own = dict.fromkeys(_PARTS[kind])
       for part in self._parts[name]:
         whole = f"{name}.{part}"
@@ -190,11 +195,6 @@ class Quantized:
       node = kind(**own, **static)
       if kind is QTensor:
         node.check()
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-      raise InputError(
-        f"{self._label}: tensor {name!r} is damaged: {error}: get the file "
-        "again"
-      ) from error
     return node
 
 

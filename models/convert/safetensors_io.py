@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from models import files
+from models import files, input_files
 from models.convert import forms
 from models.convert.quantized import CONFIG, NODES, Quantized, to_arrays
 from models.errors import InputError
@@ -49,7 +49,7 @@ class SafetensorsFile:
       return self._quantized.read(name, self._handle.get_tensor)
     try:
       return self._handle.get_tensor(name)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, safetensors.SafetensorError) as error:
       kind = self._handle.get_slice(name).get_dtype()
       raise InputError(
         f"{self._path}: tensor {name!r} is of type {kind}, which is not read "
@@ -65,16 +65,14 @@ class SafetensorsFile:
 
 
 def _open(path: pathlib.Path) -> safetensors.safe_open:
-  try:
-    return safetensors.safe_open(path, framework="numpy")
-  except FileNotFoundError as error:
-    raise InputError(
-      f"{path}: is missing, though the index lists it: get it again"
-    ) from error
-  except OSError as error:
-    raise InputError(f"{path}: cannot be read: {error}") from error
-  except safetensors.SafetensorError as error:
-    raise InputError(f"{path}: {_damage(path)}: get the file again") from error
+  input_files.regular(path)
+  with input_files.errors_at(path, wrong="cannot be read"):
+    try:
+      return safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+      raise InputError(
+        f"{path}: {_damage(path)}: get the file again"
+      ) from error
 
 
 def _damage(path: pathlib.Path) -> str:
@@ -89,8 +87,11 @@ def _damage(path: pathlib.Path) -> str:
       header = json.loads(file.read(length))
       header.pop("__metadata__", None)
       ends = {name: entry["data_offsets"][1] for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (
+      ValueError, LookupError, TypeError, AttributeError, RecursionError,
+    ):  # fmt: skip
       return "has a damaged header"
+  ends = {name: end for name, end in ends.items() if isinstance(end, int)}
   for name, end in sorted(ends.items(), key=lambda item: item[1]):
     if 8 + length + end > size:
       return (

@@ -1,12 +1,12 @@
 """Directories of checkpoints: one file of tensors, or several with an index."""
 
-import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
 
+from models import input_files
 from models.convert.names import TensorSource
 from models.errors import InputError
 
@@ -30,17 +30,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     InputError: the file is missing or is no JSON object.
   """
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError as error:
-    raise InputError(f"{path}: is missing: get the checkpoint again") from error
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f"{path}: is no readable JSON: get the file again"
-    ) from error
-  if not isinstance(value, dict):
-    raise InputError(f"{path}: is no JSON object: get the file again")
-  return value
+  return input_files.read_json(path, advice="get the checkpoint again")
 
 
 def open_file(
@@ -66,7 +56,11 @@ def open_index(
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise InputError(f"{index}: has no weight_map: get the file again")
-  files = {name: index.parent / file for name, file in weight_map.items()}
+  paths = {
+    file: input_files.beside(index, file)
+    for file in _distinct(index, weight_map.values())
+  }
+  files = {name: paths[file] for name, file in weight_map.items()}
   opened = {path: opener(path) for path in sorted(set(files.values()))}
   held = {path: set(file.names()) for path, file in opened.items()}
   for name, path in files.items():
@@ -76,6 +70,14 @@ def open_index(
         "the file again"
       )
   return _source(files, opened)
+
+
+def _distinct(index: pathlib.Path, names: Iterable[Any]) -> list[str]:
+  """Names of files, each once; raises InputError where one is no text."""
+  for name in names:
+    if not isinstance(name, str):
+      input_files.beside(index, name)
+  return sorted(set(names))
 
 
 def _source(

@@ -8,13 +8,13 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from models import locate, t5gemma
+from models import config_checks, input_files, locate, t5gemma
 from models.convert import directory, hub, shards
 from models.convert.names import TensorSource, build, leaves_of
-from models.errors import InputError
+from models.errors import InputError, shown
 from models.t5gemma_config import T5GemmaConfig
 
 _FIRST, _SECOND = "t5gemma", "t5gemma2"
@@ -110,7 +110,7 @@ def from_hf(hf: Mapping[str, Any], path: str) -> T5GemmaConfig:
   kind = hf.get("model_type")
   if kind not in (_FIRST, _SECOND):
     raise InputError(
-      f"{path}: model_type {kind!r} is not supported, only {_FIRST!r} and "
+      f"{path}: model_type {shown(kind)} is not supported, only {_FIRST!r} and "
       f"{_SECOND!r}: use another checkpoint"
     )
   parts = ("encoder",) if kind == _FIRST else ("encoder", "text_config")
@@ -131,60 +131,57 @@ def from_hf(hf: Mapping[str, Any], path: str) -> T5GemmaConfig:
   for key, value in fixed.items():
     if text.get(key, value) != value:
       raise InputError(
-        f"{path}: {key}={text[key]!r} is not supported, only {value!r}: use "
-        "another checkpoint"
+        f"{path}: {key}={shown(text[key])} is not supported, only {value!r}: "
+        "use another checkpoint"
       )
-  window = need("sliding_window")
-  if not isinstance(window, int) or window < 1:
-    raise InputError(f"{path}: sliding_window={window!r}: get the file again")
+  with input_files.errors_of_config(path):
+    return _config(text, need, kind, path)
+
+
+def _config(
+  text: Mapping[str, Any], need: Callable[[str], Any], kind: str, path: str
+) -> T5GemmaConfig:
+  window = config_checks.size("sliding_window", need("sliding_window"))
   behind, ahead = window - 1, window - 1
   if kind == _SECOND:
     behind, ahead = (window + 1) // 2 - 1, window // 2
-  try:
-    return T5GemmaConfig(
-      vocab_size=need("vocab_size"),
-      d_model=need("hidden_size"),
-      d_ff=need("intermediate_size"),
-      num_heads=need("num_attention_heads"),
-      num_kv_heads=need("num_key_value_heads"),
-      head_dim=need("head_dim"),
-      sliding=_sliding(text, kind, need("num_hidden_layers"), path),
-      behind=behind,
-      ahead=ahead,
-      query_scalar=need("query_pre_attn_scalar"),
-      softcap=text.get("attn_logit_softcapping"),
-      qk_norm=kind == _SECOND,
-      norm_eps=need("rms_norm_eps"),
-      **_rope(text, kind, path),
-    )
-  except InputError as error:
-    line = str(error)
-    raise InputError(
-      line if line.startswith(path) else f"{path}: {line}"
-    ) from error
+  return T5GemmaConfig(
+    vocab_size=need("vocab_size"),
+    d_model=need("hidden_size"),
+    d_ff=need("intermediate_size"),
+    num_heads=need("num_attention_heads"),
+    num_kv_heads=need("num_key_value_heads"),
+    head_dim=need("head_dim"),
+    sliding=_sliding(text, kind, need("num_hidden_layers"), path),
+    behind=behind,
+    ahead=ahead,
+    query_scalar=need("query_pre_attn_scalar"),
+    softcap=text.get("attn_logit_softcapping"),
+    qk_norm=kind == _SECOND,
+    norm_eps=need("rms_norm_eps"),
+    **_rope(text, kind, path),
+  )
 
 
 def _sliding(
   text: Mapping[str, Any], kind: str, count: Any, path: str
 ) -> tuple[bool, ...]:
   """Which layers see their neighbours alone."""
-  if not isinstance(count, int) or count < 1:
-    raise InputError(f"{path}: num_hidden_layers={count!r}: get the file again")
+  config_checks.size("num_hidden_layers", count, most=config_checks.MOST_LAYERS)
   kinds = text.get("layer_types")
   if kinds is None:
     # Older files name no pattern: every second layer (T5Gemma) or every sixth
     # (T5Gemma-2) sees all tokens.
     every = text.get("sliding_window_pattern", 2 if kind == _FIRST else 6)
-    if not isinstance(every, int) or every < 1:
-      raise InputError(f"{path}: sliding_window_pattern={every!r} is unknown")
+    config_checks.size("sliding_window_pattern", every)
     return tuple((i + 1) % every != 0 for i in range(count))
   if not isinstance(kinds, list) or len(kinds) != count:
     raise InputError(f"{path}: layer_types does not name {count} layers")
   for name in kinds:
     if name not in (_SLIDING, _FULL):
       raise InputError(
-        f"{path}: layer_types has {name!r}, only {_SLIDING!r} and {_FULL!r} "
-        "are supported: use another checkpoint"
+        f"{path}: layer_types has {shown(name)}, only {_SLIDING!r} and "
+        f"{_FULL!r} are supported: use another checkpoint"
       )
   return tuple(name == _SLIDING for name in kinds)
 
@@ -205,7 +202,7 @@ def _rope(text: Mapping[str, Any], kind: str, path: str) -> dict[str, float]:
     name = rope.get("rope_type", rope.get("type", "default"))
     if name not in names:
       raise InputError(
-        f"{path}: RoPE scaling {name!r} is not supported, only "
+        f"{path}: RoPE scaling {shown(name)} is not supported, only "
         f"{' and '.join(names)}: use another checkpoint"
       )
   return {

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from models.errors import InputError
+from models import input_files
+from models.errors import InputError, reason, shown
 
 _REBUILD = "torch._utils _rebuild_tensor_v2"
 _ORDERED_DICT = "collections OrderedDict"
@@ -43,6 +44,13 @@ _OPCODES = frozenset(
   "APPENDS EMPTY_DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL BINPERSID REDUCE "
   "BUILD".split()
 )
+# Those whose results can be keys of a dict.
+_HASHABLE = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPERSID", "REDUCE")
+_MARK = None
+# Parts of a tuple that PyTorch writes: an axis each, and some ten more.
+_WEIGHT = 1000
+# How often tensors may share their bytes; tied ones do so twice.
+_SHARED = 8
 _MAGIC = b"PK\x03\x04"
 _ADVICE = "get it again, or a version with safetensors"
 
@@ -118,12 +126,16 @@ class _Unpickler(pickle.Unpickler):
 
   def persistent_load(self, pid: Any) -> _Storage:
     if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-      raise _Refused(f"the reference {pid!r}")
+      raise _Refused(f"the reference {shown(pid)}")
     _, kind, key, _, size = pid
-    if kind not in _STORAGES or not isinstance(key, str) or not key.isalnum():
-      raise _Refused(f"the storage {kind!r} {key!r}")
+    # Values are asked for their type first, because tuples that hold themselves
+    # many times take forever to be hashed.
+    if not isinstance(kind, str) or kind not in _STORAGES:
+      raise _Refused(f"the storage {shown(kind)}")
+    if not isinstance(key, str) or not key.isalnum():
+      raise _Refused(f"the storage {shown(kind)} {shown(key)}")
     if type(size) is not int or size < 0:
-      raise _Refused(f"a storage of {size!r} elements")
+      raise _Refused(f"a storage of {shown(size)} elements")
     return _Storage(key, np.dtype(_STORAGES[kind]), size)
 
 
@@ -155,17 +167,14 @@ class Archive:
     Raises:
       InputError: the file is damaged, or holds anything but tensors.
     """
-    self.path = path
+    self.path = input_files.regular(path, _ADVICE)
     try:
       self._zip = zipfile.ZipFile(path)
       self._root = _root(self._zip)
       self.tensors = _tensors(self._member("data.pkl"))
-    except FileNotFoundError as error:
-      raise InputError(
-        f"{path}: is missing, though the index lists it: get it again"
-      ) from error
+      _check_total(self.tensors, self.path.stat().st_size)
     except OSError as error:
-      raise InputError(f"{path}: cannot be read: {error}") from error
+      raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     except zipfile.BadZipFile as error:
       raise InputError(
         f"{path}: was cut short, or is no file of PyTorch 1.6 or newer: "
@@ -194,12 +203,9 @@ class Archive:
     Raises:
       InputError: its bytes are damaged or missing.
     """
-    try:
+    label = f"{self.path}: tensor {name!r}"
+    with input_files.errors_at(label, _ADVICE, "is damaged or cut short"):
       return self._elements(self.tensors[name])
-    except (KeyError, OSError, zipfile.BadZipFile) as error:
-      raise InputError(
-        f"{self.path}: tensor {name!r} is damaged or cut short: {_ADVICE}"
-      ) from error
 
   def _elements(self, tensor: LazyTensor) -> np.ndarray:
     storage = tensor.storage
@@ -232,18 +238,68 @@ def _root(archive: zipfile.ZipFile) -> str:
   return root
 
 
-def _tensors(pickled: bytes) -> dict[str, LazyTensor]:
+def _check_total(tensors: dict[str, LazyTensor], size: int) -> None:
+  """Refuses many tensors of the same bytes, which become so many arrays."""
+  total = sum(
+    math.prod(tensor.shape) * tensor.storage.dtype.itemsize
+    for tensor in tensors.values()
+  )
+  if total > _SHARED * size:
+    raise _Refused(f"tensors of {total} bytes in a file of {size}")
+
+
+def _check_opcodes(pickled: bytes) -> None:
+  """Walks through a pickle without running it; raises _Refused.
+
+  A tuple may hold another one a hundred times, as that one does a third. Such
+  takes few bytes and no memory, but no computer ends to hash or to print it.
+  So tuples are weighed as if they were written out.
+  """
+  stack: list[Any] = []
+  memo: dict[int, Any] = {}
   for opcode, argument, _ in pickletools.genops(pickled):
-    if opcode.name == "GLOBAL":
+    name = opcode.name
+    if name == "GLOBAL":
       _check_global(argument)
-    elif opcode.name not in _OPCODES:
-      raise _Refused(f"pickle opcode {opcode.name}")
-    elif opcode.name == "LONG_BINPUT" and argument > len(pickled):
+    elif name not in _OPCODES:
+      raise _Refused(f"pickle opcode {name}")
+    elif name == "LONG_BINPUT" and argument > len(pickled):
       raise _Refused(f"{argument} entries in {len(pickled)} bytes")
+    if name in ("BINPUT", "LONG_BINPUT"):
+      memo[argument] = stack[-1]
+    elif name == "MEMOIZE":
+      memo[len(memo)] = stack[-1]
+    elif name in ("BINGET", "LONG_BINGET"):
+      stack.append(memo[argument])
+    else:
+      weight = 1 + sum(_popped(stack, opcode.stack_before))
+      if name not in _HASHABLE:
+        weight = 1
+      elif weight > _WEIGHT:
+        raise _Refused("a tuple of too many parts")
+      for made in opcode.stack_after:
+        is_mark = made is pickletools.markobject
+        stack.append(_MARK if is_mark else weight)
+
+
+def _popped(stack: list[Any], before: list[Any]) -> list[int]:
+  """Weights that an opcode takes from the stack."""
+  found = []
+  for what in reversed(before):
+    if what is pickletools.stackslice:
+      while (weight := stack.pop()) is not _MARK:
+        found.append(weight)
+    elif what is not pickletools.markobject:
+      found.append(stack.pop() or 0)
+  return found
+
+
+def _tensors(pickled: bytes) -> dict[str, LazyTensor]:
+  _check_opcodes(pickled)
   found = _Unpickler(io.BytesIO(pickled)).load()
   if not isinstance(found, dict):
     raise _Refused(f"a {type(found).__name__} in the place of a dict")
   for name, tensor in found.items():
     if not isinstance(name, str) or not isinstance(tensor, LazyTensor):
-      raise _Refused(f"entry {name!r} of type {type(tensor).__name__}")
+      raise _Refused(f"entry {shown(name)} of type {type(tensor).__name__}")
   return dict(found)

@@ -1,24 +1,16 @@
 """Records of evaluation data in local files of the usual forms."""
 
-import bz2
 import csv
-import gzip
 import io
-import json
-import lzma
 import pathlib
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from models import input_files
 from models.errors import InputError
 
-_OPENERS: dict[str, Callable] = {
-  "": open,
-  ".gz": gzip.open,
-  ".xz": lzma.open,
-  ".bz2": bz2.open,
-}
+_ENDINGS = ("", ".gz", ".xz", ".bz2")
 _KINDS = (".json", ".jsonl")
 _ARCHIVES = ("mmlu_dev_test.tar.xz", "mmlu.tar.xz", "mmlu.tar.gz", "mmlu.tar")
 
@@ -65,54 +57,50 @@ def _candidates(
       yield folder / archive, lambda path: _read_archive(path, name)
     return
   for kind in _KINDS:
-    for ending in _OPENERS:
+    for ending in _ENDINGS:
       yield folder / f"{name}{kind}{ending}", _read_json
 
 
 def _guarded(
   path: pathlib.Path, read: Callable[[pathlib.Path], list[dict]]
 ) -> list[dict[str, Any]]:
-  try:
+  with input_files.errors_at(path, wrong="cannot be read"):
     records = read(path)
-  except (
-    OSError,
-    EOFError,
-    ValueError,
-    lzma.LZMAError,
-    tarfile.TarError,
-  ) as error:
-    raise InputError(
-      f"{path}: cannot be read ({type(error).__name__}): get the file again"
-    ) from error
   if not all(isinstance(record, dict) for record in records):
     raise InputError(f"{path}: is no list of records: get the file again")
   return records
 
 
 def _read_json(path: pathlib.Path) -> list[dict[str, Any]]:
-  ending = path.suffix if path.suffix in _OPENERS else ""
-  with _OPENERS[ending](path, "rt", encoding="utf-8") as file:
-    text = file.read()
+  text = input_files.read_text(path)
   if ".jsonl" in path.suffixes:
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
-  records = json.loads(text)
+    return [
+      input_files.parse_json(line, f"{path} line {number}", object)
+      for number, line in enumerate(text.split("\n"), 1)
+      if line.strip()
+    ]
+  records = input_files.parse_json(text, path, object)
   return records if isinstance(records, list) else [records]
 
 
 def _read_folder(path: pathlib.Path) -> list[dict[str, Any]]:
   records = []
   for file in sorted(path.glob("*.csv")):
-    records += _read_csv(file.stem, file.read_text(encoding="utf-8"))
+    records += _read_csv(file.stem, input_files.read_text(file))
   return records
 
 
 def _read_archive(path: pathlib.Path, name: str) -> list[dict[str, Any]]:
   records = []
-  with tarfile.open(path) as archive:
+  data = input_files.read_bytes(path)
+  with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
     members = {
       member.name: member
       for member in archive.getmembers()
-      if member.isfile() and member.name.endswith(".csv")
+      # Files with holes say how large they are, without as many bytes.
+      if member.isfile()
+      and not member.issparse()
+      and member.name.endswith(".csv")
     }
     for member in sorted(members):
       if f"/{member}".rpartition("/")[0].endswith(f"/{name}"):

@@ -4,27 +4,19 @@ All tables are read here. A row knows its lines in the file, so that whatever is
 wrong with it can be told with its place.
 """
 
-import bz2
 import collections
 import csv
-import gzip
 import io
 import json
-import lzma
 import pathlib
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from models import errors, input_files
 from models.errors import InputError
 
-_OPENERS = {
-  b"\x1f\x8b": gzip.decompress,
-  b"\xfd7zXZ\x00": lzma.decompress,
-  b"BZh": bz2.decompress,
-}
 _OTHERS = {
   b"\x28\xb5\x2f\xfd": "Zstandard",
   b"PK\x03\x04": "a ZIP archive or a spreadsheet",
@@ -81,18 +73,9 @@ def read_text(path: str | pathlib.Path) -> str:
     InputError: it is missing, cut short, or no such text.
   """
   path = pathlib.Path(path).expanduser()
-  if not path.is_file():
+  if not path.exists():
     raise InputError(f"{path}: no such file")
-  try:
-    data = path.read_bytes()
-    for first, unpack in _OPENERS.items():
-      if data.startswith(first):
-        data = unpack(data)
-        break
-  except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
-    raise InputError(
-      f"{path}: cannot be read, or was cut short: get the file again"
-    ) from error
+  data = input_files.read_bytes(path)
   for first, name in _OTHERS.items():
     if data.startswith(first):
       raise InputError(
@@ -293,8 +276,9 @@ def _integer(digits: str) -> int | float:
 
 def shown(value: Any) -> str:
   """A value as a message shows it: short, on one line."""
-  text = repr(value) if not isinstance(value, bool) else str(value).lower()
-  return text if len(text) <= 40 else f"{text[:36]} ..."
+  if isinstance(value, bool):
+    return str(value).lower()
+  return errors.shown(value, 40)
 
 
 def some(row: Any) -> str:

@@ -1,6 +1,5 @@
 """Tokenizers for training: by name, by file, or made from the text itself."""
 
-import gzip
 import json
 import pathlib
 import sys
@@ -242,13 +241,7 @@ def _sample(documents: Sequence[str], progress: bool) -> Iterator[str]:
 
 
 def _from_gzip(path: pathlib.Path) -> Tokenizer:
-  try:
-    text = gzip.decompress(path.read_bytes()).decode()
-    backend = tokenizers.Tokenizer.from_str(text)
-  except Exception as error:  # The library raises nothing narrower.
-    raise InputError(
-      f"{path}: is no readable tokenizer: get the file again"
-    ) from error
+  backend = tokenizer_lib.read_backend(path)
   return Tokenizer(
     backend=backend, vocab_size=backend.get_vocab_size(), bos_id=None
   )

@@ -3,6 +3,7 @@
 A process a case, because absl's flags are global to one.
 """
 
+import gzip
 import json
 import os
 import shutil
@@ -20,13 +21,14 @@ SCRIPT = """
 '''Shows what a script shares.'''
 import os, signal
 import cli
+from models import input_files
 from models.errors import InputError
 STEPS = cli.integer("steps", 3, "how many steps", lower=1, upper=9)
 RATE = cli.number("rate", 0.5, "the rate", lower=0.0, upper=1.0)
 BUDGETS = cli.numbers("budgets", [0.3, 0.6], "the grid", lower=0.0, upper=1.0)
 PRESET = cli.choice("preset", "a2", "the preset", ["a2", "b3"])
 DO = cli.choice("do", "", "what", ["", "input", "bug", "stop", "deny", "end",
-                                      "memory", "full", "compiled"])
+                                      "memory", "full", "compiled", "unpack"])
 
 class Ended(Exception):
   exit_code = 143
@@ -42,6 +44,8 @@ def main(_):
     raise ValueError("RESOURCE_EXHAUSTED: write: No space left on device")
   if DO.value == "compiled":
     print(os.environ["JAX_COMPILATION_CACHE_DIR"])
+  if DO.value == "unpack":
+    print(len(input_files.read_bytes(os.environ["PACKED"])))
   if DO.value == "stop":
     # A shell that starts tests in the background has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -217,3 +221,14 @@ def test_commit_marks_changed_code_but_not_changed_results(tmp_path):
   assert commit() == head
   module.write_text(source + "# changed\n")
   assert commit() == f"{head}+dirty"
+
+
+def test_a_packed_file_unpacks_to_a_bound(script, tmp_path):
+  path = tmp_path / "a.gz"
+  path.write_bytes(gzip.compress(bytes(40_000_000), 1))
+  done = python(script, "--do=unpack", PACKED=str(path))
+  assert done.returncode == 2 and "--most_unpacked_mb" in done.stderr
+  done = python(
+    script, "--do=unpack", "--most_unpacked_mb=50", PACKED=str(path)
+  )
+  assert done.returncode == 0 and "40000000" in done.stdout

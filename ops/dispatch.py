@@ -10,11 +10,10 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
-type Implementation = Literal["xla", "mosaic_gpu", "mosaic_tpu"]
 type Supports = Callable[..., str | None]
 
 # Compute capability of the oldest GPU that has wgmma.

@@ -154,7 +154,7 @@ def _half(size: int) -> int:
   return -(-(size // 2 + 1) // _MULTIPLE) * _MULTIPLE
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _waves(size: int) -> tuple[np.ndarray, np.ndarray]:
   """Cosines and sines of 2 pi jk / size, j and k up to size / 2, and zeros."""
   half = size // 2 + 1

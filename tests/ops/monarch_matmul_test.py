@@ -23,7 +23,7 @@ CASES = {
 }
 RUNS = [
   *((case, "float32") for case in CASES),
-  *((case, "bfloat16") for case in ("padded", "uneven")),
+  ("padded", "bfloat16"),
   ("uneven", "complex64"),
 ]
 
@@ -107,8 +107,13 @@ def test_rows_of_any_rank_and_vmap():
 
 def test_it_is_the_dense_product():
   x, first, second, _ = draw("padded", "float32")
-  whole = monarch_matmul(jnp.eye(10), first, second)
-  y = monarch_matmul(x, first, second)
+
+  @jax.jit
+  def run(x):
+    whole = monarch_matmul(jnp.eye(10), first, second)
+    return monarch_matmul(x, first, second), whole
+
+  y, whole = run(x)
   assert_close(y, wide(x) @ wide(whole), 2 * bound("float32", first, second))
 
 

@@ -5,9 +5,10 @@ M rows of C channels, padded to n = 2^k, to D features by S stacks of K blocks:
   radix2  6 M S n k K operations on vectors, and 2 k K passes over float32
   merged  2 M S n K sum(R) operations on matrix units, for groups of R channels,
           and 4 passes a group: a batch of products reads and writes, and what
-          lies between two batches is transposed
+          lies between two batches is transposed; but first n S K sum(R)
+          entries are made
   dense   2 M C D operations, K times where blocks are not merged, and one pass;
-          but first n^2 S K entries are made, and written twice
+          but first n^2 S K entries are made
 
 The time of a form is the larger of its operations and its bytes at a machine's
 rates. Few rows are decided by what is made of the twiddle, many by the rows.
@@ -18,6 +19,10 @@ import dataclasses
 # Channels of the largest group are 2^6: on a GPU groups of up to some 200
 # channels wait for memory, and entries made of a twiddle grow with the group.
 WIDEST = 6
+# Bytes that an entry made of the twiddle moves: matrices double in width stage
+# by stage, twice the last one's size in all, are read and written in float32,
+# and that one is then cast.
+_MADE = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +101,14 @@ def counts(
     "dense": (
       factor * (2.0 * rows * ends + join),
       factor * 2 * made,
-      itemsize * (rows * (in_features + used * out_features) + made) + 8 * made,
+      itemsize * (rows * (in_features + used * out_features) + made)
+      + _MADE * made,
     ),
     "merged": (
       factor * 2.0 * rows * few,
       factor * 2 * few,
-      itemsize * (4.0 * rows * width * len(groups) * blocks + few) + 8 * few,
+      itemsize * (4.0 * rows * width * len(groups) * blocks + few)
+      + _MADE * few,
     ),
     "radix2": (
       0.0,

@@ -259,6 +259,8 @@ def test_sizes():
     (65536, 4096, 2, "gpu", "merged"),
     (65536, 1024, 4, "gpu", "merged"),
     (1, 1024, 2, "gpu", "radix2"),
+    (16, 1024, 2, "cpu", "radix2"),
+    (64, 1024, 4, "cpu", "merged"),
     (2048, 64, 4, "cpu", "dense"),
     (2048, 1024, 4, "cpu", "merged"),
     (1, 1024, 4, "cpu", "radix2"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import InputError
+from models.errors import InputError, shown
 from models.numbers import rounding
 from models.numbers.grammar import Builder, Grammar
 
@@ -442,8 +442,8 @@ def from_json(value: dict[str, Any]) -> NumberFormat:
   Raises:
     InputError: it describes none.
   """
-  sizes = dict(value)
   try:
+    sizes = dict(value)
     return _KINDS[sizes.pop("kind")](**sizes)
   except (KeyError, TypeError) as error:
-    raise InputError(f"number format {value!r} is unknown") from error
+    raise InputError(f"number format {shown(value)} is unknown") from error

@@ -8,7 +8,6 @@ our own because array data with a flipped bit loads without an error otherwise.
 
 import contextlib
 import hashlib
-import json
 import logging
 import pathlib
 import shutil
@@ -22,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from models.errors import InputError
+from models import input_files
+from models.errors import InputError, reason, shown
 from research.core import files
 
 Tree = Any
@@ -132,19 +132,19 @@ class Checkpointer:
       except _Unusable as error:
         reasons[path] = str(error)
         continue
-      for bad, reason in reasons.items():
+      for bad, why in reasons.items():
         aside = _free_name(bad)
         bad.rename(aside)
         print(
-          f"warning: checkpoint {bad}: {reason}; going on from step {step},"
+          f"warning: checkpoint {bad}: {why}; going on from step {step},"
           f" the bad one is kept as {aside.name}",
           file=sys.stderr,
         )
       return step, state
     if reasons:
-      path, reason = next(iter(reasons.items()))
+      path, why = next(iter(reasons.items()))
       raise InputError(
-        f"no usable checkpoint in {self._directory} ({path.name}: {reason}):"
+        f"no usable checkpoint in {self._directory} ({path.name}: {why}):"
         " give the flags it was made with, or another --workdir, or remove it"
       )
     return None
@@ -162,9 +162,10 @@ def _load(path: pathlib.Path, abstract_state: Tree, run: str | None) -> Tree:
   if None not in (run, manifest.get("run")) and manifest["run"] != run:
     raise _Unusable("is of a run with other flags")
   for name, digest in manifest["files"].items():
-    file = path / name
-    if not file.is_file():
-      raise _Unusable(f"file {name} is missing")
+    try:
+      file = input_files.beside(path / _MANIFEST, name)
+    except InputError as error:
+      raise _Unusable(f"file {shown(name)} is missing") from error
     if files.digest_of_file(file) != digest:
       raise _Unusable(f"file {name} is damaged")
   stored, wanted = manifest["leaves"], _signature(abstract_state)
@@ -178,8 +179,7 @@ def _load(path: pathlib.Path, abstract_state: Tree, run: str | None) -> Tree:
     with warnings.catch_warnings(action="ignore"):
       arrays = ocp.load(path / _STATE, _to_abstract(abstract_state))
   except Exception as error:
-    line = (str(error).splitlines() or [""])[0]
-    raise _Unusable(f"Orbax cannot read it ({line})") from error
+    raise _Unusable(f"Orbax cannot read it ({reason(error)})") from error
   return _from_arrays(arrays, abstract_state)
 
 
@@ -264,10 +264,16 @@ def _file_digests(folder: pathlib.Path) -> dict[str, str]:
 
 def _manifest_or_empty(path: pathlib.Path) -> dict[str, Any]:
   try:
-    manifest = json.loads((path / _MANIFEST).read_text())
-  except (OSError, ValueError):
+    manifest = input_files.read_kept(path / _MANIFEST)
+  except InputError:
     return {}
-  return manifest if isinstance(manifest, dict) else {}
+  for name in {"leaves", "files"} & manifest.keys():
+    found = manifest[name]
+    if not isinstance(found, dict) or not all(
+      isinstance(text, str) for text in found.values()
+    ):
+      return {}
+  return manifest
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:

@@ -7,13 +7,12 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from models import arrays as arrays_lib
 from models.errors import InputError
 from models.files import (
   Path,
@@ -90,21 +89,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
   Raises:
     InputError: the file is absent or damaged.
   """
-  try:
-    # NumPy leaves a file open that it opened itself and cannot read.
-    with open(path, "rb") as stream:
-      return dict(np.load(stream, allow_pickle=False))
-  except FileNotFoundError as error:
-    raise InputError(f"{path}: no such file") from error
-  # NumPy, zipfile and zlib each have errors of their own for the same thing;
-  # AttributeError and TypeError come of a lone array, which is no archive.
-  except (
-    OSError, ValueError, EOFError, KeyError, AttributeError, TypeError,
-    NotImplementedError, zipfile.BadZipFile, zlib.error,
-  ) as error:  # fmt: skip
-    raise InputError(
-      f"{path}: is damaged: remove it, and it is made again"
-    ) from error
+  if not pathlib.Path(path).exists():
+    raise InputError(f"{path}: no such file")
+  return arrays_lib.read_npz(path, "remove it, and it is made again")
 
 
 def digest(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from models import input_files
 from models.errors import InputError
 from research.core import files
 
@@ -39,7 +40,7 @@ def read_jsonl(path: str | pathlib.Path) -> list[dict[str, Any]]:
   path = pathlib.Path(path)
   if not path.exists():
     return []
-  lines = path.read_text().splitlines()
+  lines = input_files.read_bytes(path).splitlines()
   rows = [_parse_line(line) for line in lines]
   if None in rows:
     raise InputError(
@@ -133,22 +134,26 @@ class MetricsLog:
     self._events.write_event(event)
 
 
-def _parse_line(line: str) -> dict[str, Any] | None:
+def _parse_line(line: bytes) -> dict[str, Any] | None:
   try:
     row = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
   return row if isinstance(row, dict) else None
 
 
 def _truncate(path: pathlib.Path, first_step: int) -> None:
   """Keeps, byte for byte, the lines of steps before `first_step`."""
-  lines = path.read_text().splitlines(keepends=True)
+  lines = input_files.read_bytes(path).splitlines(keepends=True)
   kept = [
     line
     for line in lines
-    if line.endswith("\n")
-    and (_parse_line(line) or {}).get("step", first_step) < first_step
+    if line.endswith(b"\n") and _step(line, first_step) < first_step
   ]
   if kept != lines:
-    files.write_text(path, "".join(kept))
+    files.write_bytes(path, b"".join(kept))
+
+
+def _step(line: bytes, otherwise: int) -> int:
+  step = (_parse_line(line) or {}).get("step")
+  return step if isinstance(step, int) else otherwise

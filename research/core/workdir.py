@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from models.errors import InputError
+from models import input_files
+from models.errors import InputError, shown
 from research.core import files
 
 _LOCK = ".lock"
@@ -91,18 +92,14 @@ def _check_flags(workdir: pathlib.Path, flags: dict[str, Any]) -> None:
           f"{workdir} holds {name} but no {FLAGS}: give another --workdir"
         )
     return
-  try:
-    before = json.loads(path.read_text())
-    names = sorted(before.keys() | flags.keys())
-  except (ValueError, AttributeError) as error:
-    raise InputError(f"{path} is damaged: {_NEW_WORKDIR}") from error
-  for name in names:
+  before = input_files.read_kept(path, advice=_NEW_WORKDIR)
+  for name in sorted(before.keys() | flags.keys()):
     now, then = flags.get(name), before.get(name)
     if now != then:
       if isinstance(now, dict) and isinstance(then, dict):
         parts = [k for k in {**then, **now} if now.get(k) != then.get(k)]
         now, then = ({k: x.get(k) for k in parts} for x in (now, then))
       raise InputError(
-        f"--{name} is {now!r} but {workdir} was started with {then!r}:"
-        f" {_NEW_WORKDIR}"
+        f"--{name} is {shown(now, 200)} but {workdir} was started with"
+        f" {shown(then, 200)}: {_NEW_WORKDIR}"
       )

@@ -1,7 +1,6 @@
 """Judges a language model: perplexity of a text, and tasks by likelihood."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from models import input_files
 from models.errors import InputError
 from research.core import files, metrics
 from research.decoding.text import Generator, TextOptions, generate_all
@@ -219,12 +219,10 @@ def kept(
     return judge()[0], False
   path = workdir / f"{name}.json"
   if path.exists():
-    try:
-      return json.loads(path.read_text(encoding="utf-8"))["rows"], True
-    except (ValueError, KeyError, TypeError) as error:
-      raise InputError(
-        f"{path}: is damaged: remove it, and the task runs again"
-      ) from error
+    again = "remove it, and the task runs again"
+    found = input_files.read_kept(path, advice=again)
+    with input_files.errors_at(path, again):
+      return found["rows"], True
   rows, items = judge()
   files.write_json(path, metrics.to_json_value({"rows": rows, "items": items}))
   return rows, False

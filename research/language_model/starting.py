@@ -1,11 +1,11 @@
 """What a run starts from: a model with its tokenizer, or a kept state."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from models import input_files
 from models.convert import load
 from models.errors import InputError
 from models.tokenizer import Tokenizer, load_tokenizer
@@ -77,12 +77,7 @@ def check(start: str, flags: Mapping[str, Any]) -> None:
   """
   states, step = kept_states(start)
   path = states.directory.parent / "flags.json"
-  try:
-    before = dict(json.loads(path.read_text()))
-  except (OSError, ValueError, TypeError) as error:
-    raise InputError(
-      f"{path}: is missing or damaged: give its model"
-    ) from error
+  before = input_files.read_kept(path, advice="give its model")
   names = [*_OF_MODEL]
   if flags["tokenizer"] == tokenizing.BPE:
     names += ["text", "documents"]

@@ -6,7 +6,6 @@ other, so a fold holds out all of them.
 """
 
 import ast
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,8 @@ _RENAMED = {
 }
 # Level 4 has one model of the hub at several sizes of its input.
 _SIZES = re.compile(r"^(level4/)\d+_(.*)_bs\d+_seq\d+\.py$")
+# That a timing must have, beside its numbers.
+_COLUMNS = ("src", "level", "name", "hardware", "run", "mode")
 _NUMBER = re.compile(r"^(level\d+/\d+)_")
 
 
@@ -37,16 +38,22 @@ def read(folder: pathlib.Path) -> tuple[dict[str, str], list[Row]]:
   """
   sources = folder / "kernelbench_sources.jsonl.gz"
   codes = {}
-  for line in reading.read_lines(sources):
-    if line.strip():
-      row = json.loads(line)
-      codes[row["src"]] = row["code"]
+  for row in reading.jsonl_rows(sources, "code"):
+    if not isinstance(row.get("src"), str):
+      raise InputError(
+        f"{reading.place(sources, row)}: has no text 'src': get the file again"
+      )
+    codes[row["src"]] = row["code"]
   path = folder / "kernelbench_timings.csv.gz"
   rows = reading.csv_rows(path)
+  for column in _COLUMNS:
+    if column not in rows[0]:
+      raise InputError(f"{path}: has no column {column!r}: get the file again")
   for row in rows:
     if row["src"] not in codes:
       raise InputError(
-        f"{reading.place(path, row)}: is of an unknown program {row['src']!r}"
+        f"{reading.place(path, row)}: is of an unknown program "
+        f"{reading.shown(row['src'])}"
       )
   problem = problems(rows, codes)
   for row in rows:
@@ -100,7 +107,7 @@ def _statements(code: str) -> str:
   """A program without comments, docstrings and spaces."""
   try:
     tree = ast.parse(code)
-  except (SyntaxError, ValueError, RecursionError):
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
     return code
   for node in ast.walk(tree):
     if isinstance(body := getattr(node, "body", None), list):

@@ -1,6 +1,7 @@
 """Tables of JAX programs and what they cost, for predictors."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,12 +42,27 @@ def programs(
   column = _PYTHON.get(view, view)
   shown = program_text.sized if view == SIZED else str
   rows = reading.jsonl_rows(path, column)
+  first = rows[0] if rows else {}
+  splits = [name for name in first if name.startswith("split_")]
+  wanted = [_AGAIN[target] for target in targets if target in _AGAIN]
   for number, row in enumerate(rows, 1):
-    missing = {*_COSTS, *targets, "operators"} - row.keys()
+    missing = {*_COSTS, *targets, *wanted, *splits, "operators"} - row.keys()
     if missing:
       raise InputError(f"{path} line {number}: has no {sorted(missing)[0]!r}")
+    for name in (*_COSTS, *wanted):
+      if not _is_number(row[name]):
+        raise InputError(
+          f"{path} line {number}: {name} is {reading.shown(row[name])}, which "
+          "is no number: mend it"
+        )
+    for name in ("operators", *splits):
+      if not isinstance(row[name], str):
+        raise InputError(
+          f"{path} line {number}: {name} is {reading.shown(row[name])}, which "
+          "is no text: mend it"
+        )
     # A compiler says -1 where it cannot count.
-    row.update({name: None for name in _COSTS if row[name] < 0})
+    row.update({name: None for name in _COSTS if (row[name] or 0) < 0})
     try:
       row["text"] = shown(row[column])
     except InputError as error:
@@ -57,7 +73,6 @@ def programs(
   if len(found) != len(rows):
     raise InputError(f"{path}: a program has none of the targets: remove it")
   numbers = lambda name: np.array([row[name] for row in rows], np.float64)
-  splits = [name for name in rows[0] if name.startswith("split_")]
   codes = [row[column] for row in rows]
 
   def other_texts(row: int, count: int, seed: int) -> list[str]:
@@ -81,9 +96,15 @@ def programs(
   )
 
 
+def _is_number(value: Any) -> bool:
+  if isinstance(value, bool) or not isinstance(value, int | float | None):
+    return False
+  return value is None or abs(value) < math.inf
+
+
 def _sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   """Sizes that stand in the programs; none where a text is no program."""
   try:
-    return size_features.of_texts([row.get("typed", "") for row in rows])
+    return size_features.of_texts([str(row.get("typed", "")) for row in rows])
   except InputError:
     return {}

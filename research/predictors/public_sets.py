@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from models import arrays as arrays_lib
 from models.errors import InputError
 from research.predictors import kernelbench as kernelbench_files
 from research.predictors import reading, tables
@@ -175,13 +176,9 @@ def nasbench_graph(path: pathlib.Path, targets: Sequence[str]) -> Table:
 
 
 def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-  if not path.is_file():
+  if not path.exists():
     raise InputError(f"{path}: no such file")
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      return dict(arrays)
-  except Exception as error:  # zipfile, zlib, numpy: all mean the same.
-    raise InputError(f"{path}: cannot be read: get the file again") from error
+  return arrays_lib.read_npz(path)
 
 
 def _with_features(path, rows, targets, features) -> Table:

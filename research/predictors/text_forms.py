@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from models import input_files
 from models.errors import InputError
 from research.predictors import cells, made_up_numbers, public_sets, reading
 
@@ -121,7 +122,7 @@ def _proxies(
   ]
   place = {name: row for row, name in enumerate(names)}
   columns: dict[str, np.ndarray] = {}
-  try:
+  with input_files.errors_at(path, wrong="has no proxies of these cells"):
     for images, cells in json.loads(reading.read_text(path)).items():
       for cell, facts in cells.items():
         for proxy, fact in facts.items():
@@ -131,10 +132,6 @@ def _proxies(
             name = f"proxy_{proxy}_{images}"
             column = columns.setdefault(name, np.full(len(ops), np.nan))
             column[place[cell]] = fact["score"]
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(
-      f"{path}: has no proxies of these cells ({type(error).__name__}: {error})"
-    ) from error
   return columns
 
 

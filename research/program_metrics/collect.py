@@ -10,7 +10,6 @@ started anew.
 import collections
 import dataclasses
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from multiprocessing import connection
 from typing import Any
 
+from models import input_files
 from models.errors import InputError
 from research.core import files
 from research.core import workdir as workdir_lib
@@ -225,7 +225,4 @@ def _path(folder: pathlib.Path, chunk: list[int]) -> pathlib.Path:
 
 
 def _read(path: pathlib.Path) -> list[Row]:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{path} is damaged: remove it") from error
+  return input_files.read_kept(path, list)

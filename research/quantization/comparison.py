@@ -9,7 +9,6 @@ process, since they run the same programs, and their mean is told beside each.
 
 import dataclasses
 import functools
-import json
 import multiprocessing
 import pathlib
 import pickle
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from models import language_model
+from models import input_files, language_model
 from models.convert import load
 from models.errors import InputError
 from research.core import files, metrics
@@ -182,12 +181,8 @@ class Comparison:
     """The name, rows of a recipe for all models, and a line about them."""
     path = self._folder / f"{name}.json"
     if path.exists():
-      try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-      except ValueError as error:
-        raise InputError(
-          f"{path}: is damaged: remove it, and the recipe runs again"
-        ) from error
+      again = "remove it, and the recipe runs again"
+      rows = input_files.read_kept(path, list, again)
       return name, rows, f"{name}: {BEFORE}"
     rows, line = self._part(name)
     files.write_json(path, metrics.to_json_value(rows))

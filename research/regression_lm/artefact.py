@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import numbers, regression_lm
+from models import input_files, numbers, regression_lm
 from models import tokenizer as tokenizer_lib
 from models.convert.safetensors_io import SafetensorsFile
-from models.errors import InputError
+from models.errors import InputError, shown
 from models.numbers import TargetCodec
 from models.regression_lm import Params
 from models.regression_lm_config import RegressionLMConfig
@@ -98,17 +98,13 @@ def load(
   directory = pathlib.Path(directory).expanduser()
   path = directory / CONFIG
   described = _read_config(path)
-  try:
+  with input_files.errors_at(path, wrong="does not describe a model"):
     config = RegressionLMConfig.from_json(described["model"])
     codec = TargetCodec(
       format=numbers.from_json(described["numbers"]),
       num_objectives=described["num_objectives"],
     )
     max_length, info = int(described["max_length"]), dict(described["info"])
-  except (KeyError, TypeError, ValueError) as error:
-    raise InputError(
-      f"{path}: does not describe a model ({error}): get the file again"
-    ) from error
   expected = (len(codec.tokens), codec.length)
   if expected != (config.target_vocab_size, config.target_length):
     raise InputError(
@@ -134,21 +130,16 @@ def load(
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    described = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError as error:
+  if not path.exists():
     raise InputError(
       f"{path}: is missing: give the folder that a model was saved to"
-    ) from error
-  except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-    raise InputError(
-      f"{path}: is no readable JSON: get the file again"
-    ) from error
+    )
+  described = input_files.parse_json(input_files.read_text(path), path, object)
   if not isinstance(described, dict) or described.get("kind") != _KIND:
     raise InputError(f"{path}: is not of a regression language model")
   if described.get("version") != _VERSION:
     raise InputError(
-      f"{path}: has version {described.get('version')!r}, this code reads "
+      f"{path}: has version {shown(described.get('version'))}, this code reads "
       f"{_VERSION}"
     )
   return described
@@ -157,8 +148,6 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 def _read_params(
   path: pathlib.Path, config: RegressionLMConfig, dtype: str | None
 ) -> Params:
-  if not path.is_file():
-    raise InputError(f"{path}: is missing: get the folder again")
   file = SafetensorsFile(path)
   wanted = _shapes(regression_lm.abstract_params(config))
   found = set(file.names())

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 
+from models import input_files
 from models.errors import InputError
 from models.regression_lm import Params
 from research.core import files, workdir
@@ -65,15 +66,12 @@ class Best:
     return step, jax.tree.map(jnp.asarray, artefact.unflatten(flat))
 
   def _metadata(self) -> dict[str, str]:
-    try:
+    with input_files.errors_at(self._path, "give another --workdir"):
       with safetensors.safe_open(self._path, framework="numpy") as file:
         found = file.metadata() or {}
       found = {"run": self._run} | found
       metadata = {name: found[name] for name in ("loss", "step", "run")}
-    except (safetensors.SafetensorError, OSError, KeyError) as error:
-      raise InputError(
-        f"{self._path}: is damaged: give another --workdir"
-      ) from error
+      float(metadata["loss"]), int(metadata["step"])
     if metadata["run"] != self._run:
       raise InputError(
         f"{self._path}: is of a run with other flags: give another --workdir"

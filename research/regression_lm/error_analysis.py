@@ -37,7 +37,9 @@ def read(path: pathlib.Path) -> list[Row]:
         raise ValueError
       for target in targets:
         float(row[target]["truth"] or 0), float(row[target]["median"] or 0)
-    except (ValueError, KeyError, TypeError) as error:
+    except (
+      ValueError, LookupError, TypeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
       raise InputError(
         f"{path} line {number}: is no answer of eval_rlm.py --answers"
       ) from error

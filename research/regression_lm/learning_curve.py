@@ -1,13 +1,13 @@
 """Models and peers by the number of training examples, over seeds."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from models import input_files
 from models.errors import InputError
 from research.core import files, metrics
 from research.predictors.calibration import Margins, Prediction
@@ -88,10 +88,7 @@ def run(
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{path} is damaged: remove it") from error
+  return input_files.read_kept(path, list)
 
 
 def _line(rows: Sequence[dict[str, Any]]) -> str:

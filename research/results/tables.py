@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from models import input_files
 from models.errors import InputError
 from research.results import (
   first_comments,
@@ -71,21 +72,10 @@ def _table(kind: str, path: pathlib.Path, name: str) -> str:
   """The Markdown of one result file, and where it is from."""
   if not path.exists():
     return "not measured yet\n"
-  try:
-    result = json.loads(path.read_text(encoding="utf-8"))
+  wrong = f"is no result of kind {kind}"
+  with input_files.errors_at(path, "write it anew, or name its kind", wrong):
+    result = json.loads(path.read_bytes())
     return f"{KINDS[kind](result['rows'])}\n{_origin(result, name)}\n"
-  except (
-    AttributeError,
-    IndexError,
-    KeyError,
-    StopIteration,
-    TypeError,
-    ValueError,
-  ) as error:
-    raise InputError(
-      f"{path}: is no result of kind {kind} ({type(error).__name__}: {error}): "
-      "write it anew, or name its kind"
-    ) from error
 
 
 def _origin(result: Mapping[str, Any], name: str) -> str:

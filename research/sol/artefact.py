@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from models.errors import InputError
+from models.errors import InputError, reason
 from research.core import files
 from research.sol.options import Options
 from research.sol.policy import InputStats
@@ -114,13 +114,7 @@ def load(directory: pathlib.Path) -> Artefact:
     raise InputError(
       f"{path} is missing: train a policy there with train_sol.py first"
     ) from error
-  except (
-    json.JSONDecodeError,
-    KeyError,
-    TypeError,
-    UnicodeDecodeError,
-    safetensors.SafetensorError,
-  ) as error:
+  except Exception as error:
     raise InputError(
-      f"{path} is damaged ({error}): train the policy again"
+      f"{path} is damaged ({reason(error)}): train the policy again"
     ) from error

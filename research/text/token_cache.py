@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from models import control_tokens
+from models import arrays, control_tokens, input_files
 from models import text as text_lib
 from models.errors import InputError
 from models.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ from research.text import tokenizing
 from research.text.packing import Corpus
 
 _VERSION = 3
+_DTYPES = ("<u2", "<i4")
 _PIECE = 1 << 20
 _GROUP = 1 << 24
 
@@ -106,16 +107,17 @@ def load_corpus(
 
 
 def _read(place: pathlib.Path, digest: str) -> Corpus:
-  try:
-    meta = json.loads((place / "meta.json").read_text())
-    tokens = np.memmap(place / "tokens.bin", meta["dtype"], "r")
-    starts = np.load(place / "starts.npy")
+  with input_files.errors_at(
+    place, "remove it, and the tokens are made again", "is damaged"
+  ):
+    meta = json.loads((place / "meta.json").read_bytes())
+    if meta["dtype"] not in _DTYPES:
+      raise ValueError("of another type of numbers")
+    path = input_files.regular(place / "tokens.bin")
+    tokens = np.memmap(path, meta["dtype"], "r")
+    starts = arrays.read_npy(place / "starts.npy")
     if _checksum(tokens, starts) != meta["checksum"]:
       raise ValueError("other bytes than were written")
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(
-      f"{place}: is damaged: remove it, and the tokens are made again"
-    ) from error
   return Corpus(tokens=tokens, starts=starts, digest=digest)
 
 

@@ -1,13 +1,13 @@
 """The parts of a transfer comparison that are missing are computed."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from models import input_files
 from models.errors import InputError
 from research.core import files
 from research.predictors.peers import PeerError
@@ -151,10 +151,7 @@ def kept(workdir: pathlib.Path) -> dict[str, Any]:
   """
   found = {}
   for path in sorted(workdir.glob("*/how.json")):
-    try:
-      found[path.parent.name] = json.loads(path.read_text())
-    except ValueError as error:
-      raise InputError(f"{path} is damaged: remove it") from error
+    found[path.parent.name] = input_files.read_kept(path)
   return found
 
 

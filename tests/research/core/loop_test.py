@@ -183,7 +183,7 @@ def test_workdirs_of_others_are_refused(tmp_path):
   assert (tmp_path / "metrics.jsonl").read_text() == "mine"
   (tmp_path / "w").mkdir()
   (tmp_path / "w" / "flags.json").write_text("{")
-  with pytest.raises(InputError, match="flags.json is damaged"):
+  with pytest.raises(InputError, match="flags.json: is damaged"):
     toy.train(tmp_path / "w")
 
 

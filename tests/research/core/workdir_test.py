@@ -67,7 +67,7 @@ def test_a_claim_keeps_flags_and_clears_drafts_away(tmp_path):
   with pytest.raises(InputError, match="--rate is 1 but .* with 0.5"):
     workdir.claim(tmp_path, {"rate": 1, "text": ["a"]})
   (tmp_path / "flags.json").write_text("[]")
-  with pytest.raises(InputError, match=r"flags.json is damaged"):
+  with pytest.raises(InputError, match=r"flags.json: is damaged"):
     workdir.claim(tmp_path, {})
 
 

@@ -220,7 +220,7 @@ def test_graph_networks_and_accelerators(tmp_path):
   with pytest.raises(InputError, match="no target 'cora_speed'"):
     public_sets.nasbench_graph(tmp_path, ["cora_speed"])
   (tmp_path / "nasbench_graph_light.npz").write_bytes(b"PK broken")
-  with pytest.raises(InputError, match="cannot be read"):
+  with pytest.raises(InputError, match="is damaged"):
     public_sets.nasbench_graph(tmp_path, ["cora_perf"])
   path = tmp_path / "accel.csv"
   path.write_text("id,block0_e,block0_k,block1_e,top1\n0,6,3,4,71.5\n")

@@ -128,5 +128,5 @@ def test_mistakes_are_one_line(tmp_path):
     collect.collect(plan(workers=len(os.sched_getaffinity(0)) + 1), tmp_path)
   (tmp_path / "000000.json").write_text("[{")
   (tmp_path / "000001.json").write_text("[]")
-  with pytest.raises(InputError, match="000000.json is damaged: remove it"):
+  with pytest.raises(InputError, match="000000.json: is damaged: remove it"):
     collect.collect(plan(), tmp_path)

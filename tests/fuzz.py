@@ -1,0 +1,215 @@
+"""Readers against mutated files: clean errors only, bounded time and memory.
+
+    python -m tests.fuzz --mutations=100000 --formats=gguf,safetensors
+
+mutates small valid files of each format (bits flipped, ends cut, parts spliced,
+lengths replaced, brackets nested deep) and gives them to the reader in child
+processes. It prints a line a format: how many were read, how many refused by
+InputError, and every traceback, hang (over ten seconds) and use of memory
+beyond 16 times the file and 64 MB, with the seed that makes it again. It ends
+with 1 where there was one. The suite runs some hundred a format.
+"""
+
+import argparse
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import random
+import re
+import signal
+import struct
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+
+from models.errors import InputError
+
+SECONDS = 10
+_RATIO, _ROOM = 16, 64 << 20
+_SIZES = (0, 1, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**60, 2**63, 2**64 - 1)
+_TEXTS = (
+  b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'"\\ud800"', b"9" * 400,
+  b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"\xff\xfe", b"\x00", b"true",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A reader and a file that it reads.
+
+  Attributes:
+    make: writes the files of an example into an empty folder.
+    target: the one to mutate.
+    read: reads the folder; may raise InputError.
+  """
+
+  make: Callable[[pathlib.Path], None]
+  target: str
+  read: Callable[[pathlib.Path], object]
+
+
+def mutate(data: bytes, seed: int) -> bytes:
+  """One to three mutations of a file, always the same for a seed."""
+  draw = random.Random(seed)
+  found = bytearray(data)
+  for _ in range(draw.choice((1, 1, 2, 3))):
+    at = draw.randrange(len(found) + 1)
+    kind = draw.randrange(7)
+    if kind == 0 and found:
+      found[at % len(found)] ^= 1 << draw.randrange(8)
+    elif kind == 1:
+      del found[at:]
+    elif kind == 2:
+      size = struct.pack("<Q", draw.choice(_SIZES))
+      width = draw.choice((1, 4, 8))
+      found[at : at + width] = size[:width]
+    elif kind == 3:
+      found[at:at] = draw.choice(_TEXTS)
+    elif kind == 4:
+      end = at + draw.randrange(1, 64)
+      found[at:at] = found[draw.randrange(len(found) + 1) :][:64]
+      del found[end : end + draw.randrange(64)]
+    elif kind == 5:
+      del found[at : at + draw.randrange(1, 9)]
+    else:
+      _replace_value(found, draw)
+  return bytes(found)
+
+
+def _replace_value(found: bytearray, draw: random.Random) -> None:
+  """Puts another value behind one of the colons or commas of JSON and CSV."""
+  places = [i for i, byte in enumerate(found) if byte in b":,"]
+  if not places:
+    return
+  start = draw.choice(places) + 1
+  ends = [found.find(end, start) for end in (b",", b"}", b"\n")]
+  end = min((end for end in ends if end >= 0), default=len(found))
+  found[start:end] = draw.choice(_TEXTS)
+
+
+def attempt(
+  form: Format, folder: pathlib.Path, data: bytes, seed: int
+) -> str | None:
+  """Reads one mutation; None for a reader that behaves, else what it did."""
+  mutated = mutate(data, seed)
+  (folder / form.target).write_bytes(mutated)
+  before = _memory(anew=True)
+  signal.setitimer(signal.ITIMER_REAL, SECONDS)
+  fault = None
+  try:
+    form.read(folder)
+  except InputError as error:
+    line = str(error)
+    if "\n" in line or len(line) > 1000:
+      fault = f"a message of {len(line)} characters"
+  except BaseException as error:
+    places = traceback.extract_tb(error.__traceback__)
+    fault = f"{type(error).__name__} at {places[-1].name} of {places[-1].line}"
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+  used = _memory() - before
+  if fault is None and used > _RATIO * len(mutated) + _ROOM:
+    fault = f"{used >> 20} MB for a file of {len(mutated)} bytes"
+  return fault
+
+
+def _memory(anew: bool = False) -> int:
+  """The most bytes that the process held, since it was asked for anew."""
+  if anew:
+    # The kernel forgets the peak of before, which importing JAX has set high.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+  status = pathlib.Path("/proc/self/status").read_text()
+  return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
+
+
+def _hang(*_):
+  raise TimeoutError(f"over {SECONDS} seconds")
+
+
+def faults(
+  form: Format, seeds: Iterator[int] | range
+) -> Iterator[tuple[int, str]]:
+  """The seeds whose mutation a reader fails on, and how."""
+  before = signal.signal(signal.SIGALRM, _hang)
+  try:
+    with tempfile.TemporaryDirectory() as name:
+      folder = pathlib.Path(name)
+      form.make(folder)
+      data = (folder / form.target).read_bytes()
+      form.read(folder)
+      for seed in seeds:
+        if fault := attempt(form, folder, data, seed):
+          yield seed, fault
+  finally:
+    signal.signal(signal.SIGALRM, before)
+
+
+def _child(name: str, first: int, count: int, pipe) -> None:
+  from tests import fuzz_formats
+
+  # Libraries in Rust write about each failed check by themselves.
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+  seeds = _told(range(first, first + count), pipe)
+  for seed, fault in faults(fuzz_formats.FORMATS[name], seeds):
+    pipe.send((seed, fault))
+  pipe.send((None, ""))
+
+
+def _told(seeds: range, pipe) -> Iterator[int]:
+  for seed in seeds:
+    pipe.send((seed, ""))
+    yield seed
+
+
+def run(name: str, mutations: int, batch: int = 2000) -> list[tuple[int, str]]:
+  """Faults of a reader; a child that dies or hangs outside of Python is one."""
+  context, found, first = multiprocessing.get_context("spawn"), [], 0
+  while first < mutations:
+    count = min(batch, mutations - first)
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(name, first, count, theirs))
+    child.start()
+    theirs.close()
+    at, after = first, first + count
+    try:
+      while True:
+        if not ours.poll(6 * SECONDS):
+          raise EOFError
+        seed, fault = ours.recv()
+        if seed is None:
+          break
+        at = seed
+        if fault:
+          found.append((seed, fault))
+    except EOFError:
+      child.kill()
+      found.append((at, "the process hangs or died"))
+      after = at + 1
+    child.join()
+    first = after
+  return found
+
+
+def main() -> int:
+  """Runs the command of this file's first comment."""
+  from tests import fuzz_formats
+
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--mutations", type=int, default=100_000)
+  parser.add_argument("--formats", default=",".join(fuzz_formats.FORMATS))
+  options = parser.parse_args()
+  bad = 0
+  for name in options.formats.split(","):
+    found = run(name, options.mutations)
+    bad += len(found)
+    line = f"{name}: {options.mutations} mutations, {len(found)} faults"
+    print(line, flush=True)
+    for seed, fault in found[:20]:
+      print(f"  seed {seed}: {fault}", flush=True)
+  return 1 if bad else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

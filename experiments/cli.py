@@ -17,6 +17,7 @@ from flag_kinds import choice as choice
 from flag_kinds import integer as integer
 from flag_kinds import number as number
 from flag_kinds import numbers as numbers
+from flag_kinds import parsed
 from models import input_files, locate
 from models.errors import InputError, advice_on
 from models.text import text_path
@@ -104,9 +105,9 @@ def _keep_compiled_programs() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   try:
-    rest = flags.FLAGS(argv)
+    rest = parsed(argv)
   except flags.Error as error:
-    _fail(error)
+    _fail(InputError(error))
   except SystemExit:
     sys.exit(0)  # --help was asked for and given; absl would say failure.
   if rest[1:]:

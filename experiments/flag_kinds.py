@@ -81,3 +81,21 @@ def choice(
 ) -> flags.FlagHolder:
   """Defines --name, one of `names`; any other value lists them."""
   return flags.DEFINE_enum(name, default, list(names), text)
+
+
+def parsed(argv: list[str]) -> list[str]:
+  """Parses all flags, and gives back what is none.
+
+  Raises:
+    flags.Error: for flagfiles, too, that are no text or name themselves, whose
+      errors absl lets pass as they are.
+  """
+  try:
+    rest = flags.FLAGS(argv)
+  except (ValueError, RecursionError, OSError) as error:
+    line = " ".join(str(error).split())
+    raise flags.Error(f"flags or a flagfile cannot be read: {line}") from error
+  for name in flags.FLAGS:
+    if "\0" in str(flags.FLAGS[name].value):
+      raise flags.Error(f"--{name} has a zero byte: give it anew")
+  return rest

@@ -234,6 +234,11 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
     InputError: the file holds none, or one of an unsupported kind.
   """
   reader = gguf_io.open_gguf(path)
+  with input_files.errors_at(path, wrong="its tokenizer is damaged"):
+    return _in_gguf(reader, path)
+
+
+def _in_gguf(reader: gguf_io.GgufFile, path: pathlib.Path) -> Tokenizer:
   kind = gguf_io.metadata(reader, "tokenizer.ggml.model")
   pre = gguf_io.metadata(reader, "tokenizer.ggml.pre")
   tokens = gguf_io.metadata(reader, "tokenizer.ggml.tokens")
@@ -274,7 +279,9 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
   return Tokenizer(
     backend=backend,
     vocab_size=len(tokens),
-    bos_id=bos_id if adds_bos else None,
+    bos_id=next(iter(_ids_within([bos_id], len(tokens))), None)
+    if adds_bos
+    else None,
     end_ids=_ids_within([eos_id], len(tokens)),
     chat_template=_template(
       gguf_io.metadata(reader, "tokenizer.chat_template")

@@ -115,7 +115,7 @@ def _read(place: pathlib.Path, digest: str) -> Corpus:
       raise ValueError("of another type of numbers")
     path = input_files.regular(place / "tokens.bin")
     tokens = np.memmap(path, meta["dtype"], "r")
-    starts = arrays.read_npy(place / "starts.npy")
+    starts = arrays.read_npy(place / "starts.npy", "remove its folder")
     if _checksum(tokens, starts) != meta["checksum"]:
       raise ValueError("other bytes than were written")
   return Corpus(tokens=tokens, starts=starts, digest=digest)

@@ -232,3 +232,20 @@ def test_a_packed_file_unpacks_to_a_bound(script, tmp_path):
     script, "--do=unpack", "--most_unpacked_mb=50", PACKED=str(path)
   )
   assert done.returncode == 0 and "40000000" in done.stdout
+
+
+@pytest.mark.parametrize(
+  "content",
+  [b"--steps\n", b"\xff\xfe--steps=3", b"--preset=a\0b", b"--nosteps=3\n",
+   b"--steps=" + b"9" * 5000, b"--flagfile={}\n"],
+)  # fmt: skip
+def test_flagfiles_that_are_none_are_one_line(script, tmp_path, content):
+  path = tmp_path / "f.flags"
+  path.write_bytes(content.replace(b"{}", str(path).encode()))
+  done = python(script, f"--flagfile={path}")
+  if content.startswith(b"--flagfile"):
+    assert done.returncode in (0, 2)
+  else:
+    assert done.returncode == 2
+  assert "Traceback" not in done.stderr
+  assert len(done.stderr) < 1200 and done.stderr.count("\n") <= 1

@@ -50,7 +50,8 @@ def rising(name: str, values: Any, bound: int) -> Sequence[int]:
     raise InputError(f"{name}={shown(values)} is no list of integers")
   before = -1
   for value in values:
-    if type(value) is not int or not before < value < bound:
+    is_integer = isinstance(value, numbers.Integral)
+    if not is_integer or isinstance(value, bool) or not before < value < bound:
       raise InputError(
         f"{name} {shown(values)} do not rise within {bound} layers"
       )

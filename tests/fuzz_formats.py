@@ -27,10 +27,12 @@ from models import (
 )
 from models.convert import directory, mamba, t5gemma, torch_bin
 from models.mamba_config import MambaConfig
+from models.numbers import Ieee
 from models.transformer_config import TransformerConfig
 from research.core import checkpoint, metrics, workdir
 from research.evaluation import task_data
 from research.predictors import kernelbench, program_table, tables
+from research.regression_lm import RegressionLM, artefact
 from research.results import tables as result_tables
 from research.text import token_cache
 from tests.fuzz import Format
@@ -316,6 +318,11 @@ def _read_result(folder):
   return result_tables._table("speed", folder / "r.json", "r.json")
 
 
+def _regression_lm(folder):
+  lm = RegressionLM.from_scratch(size="tiny", numbers=Ieee(mantissa_digits=2))
+  lm.save(folder / "m")
+
+
 _FLAGS = {"rate": 0.5, "text": ["a"], "name": None}
 
 FORMATS = {
@@ -393,6 +400,9 @@ FORMATS = {
     _tokens, "meta.json", lambda folder: token_cache._read(folder, "x")
   ),
   "checkpoint": Format(_checkpoint, "3/manifest.json", _read_checkpoint),
+  "regression_lm": Format(
+    _regression_lm, "m/config.json", lambda folder: artefact.load(folder / "m")
+  ),
   "flags": Format(
     _writes("flags.json", _FLAGS), "flags.json",
     lambda folder: workdir._check_flags(folder, _FLAGS),

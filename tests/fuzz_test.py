@@ -11,7 +11,7 @@ from tests.fuzz_formats import FORMATS
 
 # Those that make arrays of JAX take a hundred times as long as others.
 _SLOW = ("safetensors", "quantized", "config", "index", "gguf", "llama2c")
-_SLOWER = ("checkpoint",)
+_SLOWER = ("checkpoint", "regression_lm")
 
 
 @pytest.mark.parametrize("name", FORMATS)

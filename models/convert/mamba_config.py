@@ -73,7 +73,8 @@ def from_json(json: dict[str, Any], path: str) -> MambaConfig:
       "tie_word_embeddings" if "model_type" in json else "tie_embeddings"
     )
     # Where the config is silent, a head in the file says that it is untied.
-    return dataclasses.replace(config, tie_embeddings=json.get(tie_key, True))
+    tied = True if json.get(tie_key) is None else json[tie_key]
+    return dataclasses.replace(config, tie_embeddings=tied)
 
 
 def _of_keys(

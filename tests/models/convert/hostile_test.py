@@ -207,3 +207,13 @@ def test_pickles_that_never_end_are_refused(tmp_path, pickled):
 
 def test_llama2c_reads_no_pipe(tmp_path):
   assert str(tmp_path) in _fails(llama2c.read_config, tmp_path)
+
+
+@pytest.mark.parametrize("hf", [_HF, _MAMBA])
+def test_sizes_of_a_config_that_are_huge_together_are_told(tmp_path, hf):
+  sizes = [key for key in hf if isinstance(hf[key], int)]
+  huge = hf | dict.fromkeys(sizes, 2**31 - 2) | {"num_hidden_layers": 1}
+  for key in sizes:
+    _fails(load, _folder(tmp_path, huge | {key: hf[key]}))
+    line = _fails(load, _folder(tmp_path, hf | {key: 2**31 - 2}))
+    assert "config.json" in line or "model.safetensors" in line

@@ -81,6 +81,10 @@ def read(
       for name in asked or names
       if name not in hidden
     ]
+  if not columns:
+    raise InputError(
+      f"{path}: has no column beside {reading.some(targets)} to predict from"
+    )
   wanted = [column.name for column in columns]
   if given.columns and set(given.columns) - set(targets) != set(wanted):
     raise InputError(

@@ -60,7 +60,7 @@ class Column:
       found = dataclasses.replace(found, words=words)
       is_text = isinstance(found.name, str)
       sound = is_text and (found.low is None or found.low <= found.high)
-    except TypeError:
+    except (TypeError, ValueError):
       sound = False
     if not sound:
       raise InputError(

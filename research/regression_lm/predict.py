@@ -77,6 +77,8 @@ def read(
   described = lm.info.get("data") or {}
   options = DataOptions.from_json({"kind": "", **described})
   kept = lm.info.get("columns")
+  if not isinstance(kept, list | None):
+    kept = [kept]
   columns = kept and [Column.from_json(value) for value in kept]
   trained = options.layout("x" if options.kind == "jsonl" else None)
   made_by_set = options.kind not in ("csv", "jsonl")

@@ -3,6 +3,7 @@
 import csv
 import json
 import lzma
+import subprocess
 
 import numpy as np
 import pytest
@@ -151,6 +152,43 @@ def test_new_rows_are_predicted(home, trained):
     code, _, err = scripts.run("predict_rlm", *arguments, f"--out={path}")
     assert code == 2 and words in err and not path.exists()
     assert len(err.strip().splitlines()) == 1, err
+
+
+def pasted(home, script):
+  """Arguments of the page's command for one's own table, with files in home."""
+  page = (ROOT / "docs/regression_lm.md").read_text()
+  page = page.partition("## Your own table")[2].partition("\n## ")[0]
+  text = page.replace("\\\n", " ").partition(f"experiments/{script}.py ")[2]
+  for name in ("runs.csv", "new.csv", "predicted.csv", "runs/mine"):
+    text = text.replace(f"={name}", f"={home / name}")
+  return text.partition("\n")[0].split()
+
+
+def test_the_commands_for_a_table_of_ones_own(tmp_path):
+  page = (ROOT / "docs/regression_lm.md").read_text()
+  makes = [line for line in page.splitlines() if line.startswith("xzcat ")]
+  for line in makes:
+    line = line.replace(" data/", f" {ROOT}/data/")
+    subprocess.run(line, shell=True, check=True, cwd=tmp_path)
+  assert len(makes) == 2
+  # What is said is pasted, and then made small.
+  small = [*SMALL, "--steps=1", "--test=20", "--valid=12", "--train=30"]
+  words = ["experiments/train_rlm.py", *pasted(tmp_path, "train_rlm"), *small]
+  code, out, err = processes.run(tmp_path, words)
+  assert code == 0 and "30 for training, 12 for validation" in out, err
+  code, out, err = scripts.run(
+    "eval_rlm", *pasted(tmp_path, "eval_rlm"), "--peers=ridge on TF-IDF",
+    "--samples=4", "--bootstrap=10",
+  )  # fmt: skip
+  assert code == 0 and "regression LM" in out, err
+  words = [*pasted(tmp_path, "predict_rlm"), "--samples=4"]
+  code, out, err = scripts.run("predict_rlm", *words)
+  assert code == 0 and "predictions of 10 rows" in out, err
+  lines = (tmp_path / "predicted.csv").read_text().splitlines()
+  assert lines[0].endswith(
+    ",filter_width,time_ms_A100_median,time_ms_A100_low,time_ms_A100_high"
+  )
+  assert len(lines) == 11 and all(line.count(",") == 12 for line in lines)
 
 
 def split_of(rows):

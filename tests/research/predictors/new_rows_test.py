@@ -178,6 +178,8 @@ def test_a_model_that_kept_no_columns(tmp_path):
   given = Layout(columns=("depth", "lr"))
   found = read(tmp_path, content, columns=None, given=given)
   assert found.texts == ["depth: 3, lr: 0.1"]
+  with pytest.raises(InputError, match="no column beside acc to predict from"):
+    read(tmp_path, "acc\n1\n", columns=None)
   with pytest.raises(InputError, match="--columns=seed: the model reads lr, d"):
     read(tmp_path, content, given=Layout(columns=("seed",)))
 

@@ -154,6 +154,14 @@ def test_the_validation_rows_widen_intervals(home, lm):
     predict.calibrate(lm, home / "runs.csv", SAMPLES)
 
 
+@pytest.mark.parametrize("kept", [3, "lr", ["lr"], [{"name": "lr", "low": 1}]])
+def test_a_damaged_model_is_told(home, kept):
+  lm = RegressionLM.from_pretrained(home / "model")
+  lm.info["columns"] = kept
+  with pytest.raises(InputError, match="does not describe its columns"):
+    predict.read(lm, home / "new.csv", Layout())
+
+
 def test_texts_of_a_model_that_no_table_trained(home, lm):
   made = RegressionLM.from_scratch(size="tiny", num_objectives=2)
   (home / "texts.jsonl").write_text('{"code": "a"}\n')

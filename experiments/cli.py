@@ -24,16 +24,18 @@ from models.text import text_path
 from research.results.files import command as command
 from research.results.files import write_result as write_result
 
-# --help lists the flags of the script: they are its own, not this module's.
+# --help lists the flags of the script, and of this module's the one of all.
 flags.disclaim_key_flags()
 
 
 _MOST_UNPACKED = integer(
   "most_unpacked_mb",
   None,
-  "how much a packed input file may unpack to; by default 16 times its size "
-  "and 32 MB",
+  "MB that a packed file may unpack to; by default 16 times its size and 32",
   lower=1,
+)
+flags.FLAGS.register_key_flag_for_module(
+  sys.argv[0], flags.FLAGS[_MOST_UNPACKED.name]
 )
 
 

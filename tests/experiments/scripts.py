@@ -44,7 +44,9 @@ def loaded(name: str) -> Iterator[tuple[set[str], set[str]]]:
   try:
     spec.loader.exec_module(made)
     defined = set(flags.FLAGS) - flags_before
-    listed = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(made)}
+    # Its own, and what every script takes, which is the running program's.
+    keys = flags.FLAGS.get_key_flags_for_module
+    listed = {flag.name for one in (made, sys.argv[0]) for flag in keys(one)}
     yield {flag for flag in defined if not _of_a_library(flag)}, listed
   finally:
     sys.path.remove(str(FOLDER))

@@ -11,7 +11,8 @@ SCRIPTS = pathlib.Path(__file__).parents[2] / "experiments"
 HEAVY = ("jax", "flax", "optax", "orbax", "scipy", "tokenizers", "safetensors",
          "matplotlib", "huggingface_hub", "sklearn", "xgboost")  # fmt: skip
 
-# Each script in a fork, since absl's flags are global and cli is shared.
+# Each script in a fork, since absl's flags are global. cli, which all share, is
+# there already, and would define its flag twice.
 _PROGRAM = """
 import os, pathlib, runpy, sys
 sys.path.insert(0, sys.argv[1])
@@ -19,7 +20,8 @@ import cli
 heavy = sys.argv[2].split()
 for script in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
   if not (child := os.fork()):
-    runpy.run_path(str(script))
+    if script.stem != "cli":
+      runpy.run_path(str(script))
     print(script.name, *[name for name in heavy if name in sys.modules])
     sys.stdout.flush()
     os._exit(0)

@@ -64,3 +64,14 @@ def sizes(config: Any, names: Iterable[str], least: int = 1) -> None:
   for name in names:
     most = MOST_LAYERS if "layers" in name else MOST
     size(name, getattr(config, name), least, most)
+
+
+def heads(config: Any) -> None:
+  """Checks that heads share keys evenly, and that rotations find pairs."""
+  if config.num_heads % config.num_kv_heads:
+    raise InputError(
+      f"num_heads={config.num_heads} is no multiple of "
+      f"num_kv_heads={config.num_kv_heads}"
+    )
+  if config.head_dim % 2:
+    raise InputError(f"head_dim={config.head_dim} is odd: rotations need pairs")

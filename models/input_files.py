@@ -211,9 +211,13 @@ def read_text(path: Path, advice: str = AGAIN) -> str:
   Raises:
     InputError: as `read_bytes`, or it is no UTF-8.
   """
-  data = read_bytes(path, advice)
+  return decoded(path, read_bytes(path, advice))
+
+
+def decoded(path: Path, data: bytes, encoding: str = "utf-8-sig") -> str:
+  """The text of a file's bytes; raises InputError where it is none."""
   try:
-    return data.decode("utf-8-sig")
+    return data.decode(encoding)
   except UnicodeDecodeError as error:
     line = data[: error.start].count(b"\n") + 1
     raise InputError(

@@ -51,13 +51,7 @@ class AttentionLayers:
     config_checks.sizes(self, ["num_heads", "num_kv_heads", "head_dim"])
     config_checks.sizes(self, ["d_ff"], least=0)
     config_checks.positive("rope_theta", self.rope_theta)
-    if self.num_heads % self.num_kv_heads:
-      raise InputError(
-        f"num_heads={self.num_heads} is no multiple of "
-        f"num_kv_heads={self.num_kv_heads}"
-      )
-    if self.head_dim % 2:
-      raise InputError(f"head_dim={self.head_dim} is odd: rotations need pairs")
+    config_checks.heads(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

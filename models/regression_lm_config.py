@@ -77,13 +77,7 @@ class RegressionLMConfig:
         config_checks.sizes(self, [field.name])
       if field.type is float:
         config_checks.positive(field.name, value)
-    if self.num_heads % self.num_kv_heads:
-      raise InputError(
-        f"num_heads={self.num_heads} is no multiple of "
-        f"num_kv_heads={self.num_kv_heads}"
-      )
-    if self.head_dim % 2:
-      raise InputError(f"head_dim={self.head_dim} is odd: rotations need pairs")
+    config_checks.heads(self)
     if self.encoder == "mamba2" and 2 * self.d_model % self.mamba_head_dim:
       raise InputError(
         f"mamba_head_dim={self.mamba_head_dim} does not divide "

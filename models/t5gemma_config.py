@@ -75,13 +75,7 @@ class T5GemmaConfig:
       raise InputError(f"sliding={shown(self.sliding)} is no tuple of booleans")
     if self.num_layers > config_checks.MOST_LAYERS:
       raise InputError(f"{self.num_layers} layers are too many")
-    if self.num_heads % self.num_kv_heads:
-      raise InputError(
-        f"num_heads={self.num_heads} is no multiple of "
-        f"num_kv_heads={self.num_kv_heads}"
-      )
-    if self.head_dim % 2:
-      raise InputError(f"head_dim={self.head_dim} is odd: rotations need pairs")
+    config_checks.heads(self)
 
   @property
   def num_layers(self) -> int:

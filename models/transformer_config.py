@@ -117,13 +117,7 @@ class TransformerConfig:
     config_checks.positive("norm_eps", self.norm_eps, most=1)
     for name in _SWITCHES:
       config_checks.switch(name, getattr(self, name))
-    if self.num_heads % self.num_kv_heads:
-      raise InputError(
-        f"num_heads={self.num_heads} is no multiple of "
-        f"num_kv_heads={self.num_kv_heads}"
-      )
-    if self.head_dim % 2:
-      raise InputError(f"head_dim={self.head_dim} is odd: rotations need pairs")
+    config_checks.heads(self)
 
   @property
   def family(self) -> str:

@@ -82,14 +82,8 @@ def read_text(path: str | pathlib.Path) -> str:
         f"{path}: is {name}, which is not read: give CSV or JSON lines, as they"
         " are or packed by gzip, xz or bzip2"
       )
-  try:
-    text = data.decode("utf-16" if data[:2] in _UTF16 else "utf-8-sig")
-  except UnicodeDecodeError as error:
-    line = data[: error.start].count(b"\n") + 1
-    raise InputError(
-      f"{path} line {line}: is not UTF-8 text: convert it, such as by"
-      " iconv -f latin1 -t utf-8"
-    ) from error
+  encoding = "utf-16" if data[:2] in _UTF16 else "utf-8-sig"
+  text = input_files.decoded(path, data, encoding)
   return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -17,6 +17,7 @@ from ops.butterfly_matmul import (
   tuning,
   twiddle_shape,
 )
+from tests.ops.complex_arrays import assert_alike, wide
 from tests.ops.sequence_op import EPSILON, assert_close, tolerance
 
 FORMS = ["xla_dense", "xla_merged", "xla_radix2"]
@@ -100,18 +101,6 @@ def draw(case, dtype="float32", rows=ROWS):
   twiddle = values("complex64" if dtype == "complex64" else "float32", *shape)
   x, dy = values(dtype, rows, features), values(dtype, rows, outputs)
   return x, twiddle * 0.5, dy
-
-
-def wide(array):
-  """The same numbers in float64 or complex128."""
-  kind = np.complex128 if np.iscomplexobj(array) else np.float64
-  return np.asarray(array).astype(kind)
-
-
-def assert_alike(found, exact, limit):
-  for part in (np.real, np.imag):
-    if np.iscomplexobj(exact) or part is np.real:
-      assert_close(part(wide(found)), part(exact), limit)
 
 
 @pytest.mark.parametrize("form, case, dtype", RUNS)

@@ -11,6 +11,7 @@ from ops import monarch_matmul
 from ops.butterfly_matmul import butterfly_matmul_reference, twiddle_shape
 from ops.butterfly_matmul import xla as butterfly
 from ops.monarch_matmul import init_monarch, monarch_matmul_reference
+from tests.ops.complex_arrays import assert_alike, wide
 from tests.ops.sequence_op import EPSILON, assert_close, tolerance
 
 # In and out features, then both factors' shapes: square, with padding at either
@@ -54,17 +55,6 @@ def bound(dtype, first, second):
   if dtype != "bfloat16":
     return tolerance("float32", terms * (4 if dtype == "complex64" else 1))
   return tolerance("float32", terms) + 4 * EPSILON[dtype] * 2**0.5
-
-
-def wide(array):
-  kind = np.complex128 if np.iscomplexobj(array) else np.float64
-  return np.asarray(array).astype(kind)
-
-
-def assert_alike(found, exact, limit):
-  for part in (np.real, np.imag):
-    if np.iscomplexobj(exact) or part is np.real:
-      assert_close(part(wide(found)), part(exact), limit)
 
 
 @pytest.mark.parametrize("case, dtype", RUNS)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops import hopper, quantize, quantized_matmul
+from ops import hopper, quantized_matmul
 from ops.quantized_matmul import (
   mosaic_gpu,
   mosaic_gpu_product,
@@ -18,6 +18,7 @@ from ops.quantized_matmul import (
 )
 from ops.quantized_matmul.mosaic_gpu import Config, configure
 from tests.hopper_lowering import lowered
+from tests.ops.quantized_products import operands, shapes
 from tests.ops.quantized_test import TWO_LEVELS
 from tests.ops.sequence_op import assert_close, tolerance
 
@@ -26,25 +27,6 @@ interpreted = functools.partial(
   dtype=jnp.float32,
   interpret=plgpu.InterpretGPUParams(),
 )
-
-# One program, where its ops alone would be dozens.
-few = jax.jit(quantize, static_argnums=1)
-
-
-def operands(form, rows, depth, width, activations=None, seed=0):
-  rng = np.random.default_rng(seed)
-  x = jnp.asarray(rng.normal(size=(rows, depth)), jnp.bfloat16)
-  w = jnp.asarray(rng.normal(size=(width, depth)), jnp.float32)
-  return x if activations is None else few(x, activations), few(w, form).T
-
-
-def shapes(form, rows, depth, width, activations=None):
-  """The shapes of operands, of which the numbers of large ones take seconds."""
-  x = jax.ShapeDtypeStruct((rows, depth), jnp.bfloat16)
-  w = jax.ShapeDtypeStruct((width, depth), jnp.float32)
-  if activations is not None:
-    x = jax.eval_shape(lambda x: quantize(x, activations), x)
-  return x, jax.eval_shape(lambda w: quantize(w, form).T, w)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops import hopper, quantize
+from ops import hopper
 from ops.quantized_matmul import (
   mosaic_gpu,
   mosaic_gpu_walk,
@@ -23,6 +23,7 @@ from ops.quantized_matmul import (
 )
 from ops.quantized_matmul.mosaic_gpu_walk import Config, Sizes
 from tests.hopper_lowering import lowered
+from tests.ops.quantized_products import operands, shapes
 from tests.ops.sequence_op import assert_close, tolerance
 
 interpreted = functools.partial(
@@ -45,25 +46,6 @@ VARIANTS = {
   "W4A16": (None, "int4:128"),
   "W8A16": (None, "int8:row"),
 }
-
-# One program, where its ops alone would be dozens.
-few = jax.jit(quantize, static_argnums=1)
-
-
-def operands(activations, form, rows, depth, width, seed=0):
-  rng = np.random.default_rng(seed)
-  x = jnp.asarray(rng.normal(size=(rows, depth)), jnp.bfloat16)
-  w = jnp.asarray(rng.normal(size=(width, depth)), jnp.float32)
-  return x if activations is None else few(x, activations), few(w, form).T
-
-
-def shapes(activations, form, rows, depth, width):
-  """The shapes of operands, of which the numbers of large ones take seconds."""
-  x = jax.ShapeDtypeStruct((rows, depth), jnp.bfloat16)
-  w = jax.ShapeDtypeStruct((width, depth), jnp.float32)
-  if activations is not None:
-    x = jax.eval_shape(lambda x: quantize(x, activations), x)
-  return x, jax.eval_shape(lambda w: quantize(w, form).T, w)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +95,7 @@ def shapes(activations, form, rows, depth, width):
   ],
 )
 def test_values(activations, form, shape, config):
-  x, w = operands(activations, form, *shape)
+  x, w = operands(form, *shape, activations)
   y = interpreted(x, w, config=config)
   # Levels are exact in the dtype of the product, and sums float32 or int32.
   assert_close(
@@ -122,7 +104,7 @@ def test_values(activations, form, shape, config):
 
 
 def test_result_in_bfloat16_is_rounded_once():
-  x, w = operands("int8:row", "int4:row", 66, 128, 64)
+  x, w = operands("int4:row", 66, 128, 64, "int8:row")
   config = transposed(rows=64)
   y = interpreted(x, w, config=config)
   z = interpreted(x, w, config=config, dtype=jnp.bfloat16)
@@ -130,7 +112,7 @@ def test_result_in_bfloat16_is_rounded_once():
 
 
 def test_leading_axes_and_gradients():
-  x, w = operands(None, "int4:128", 80, 128, 64)
+  x, w = operands("int4:128", 80, 128, 64)
   run = functools.partial(interpreted, config=transposed(rows=64))
   y, pull = jax.vjp(lambda x: run(x.reshape(2, 40, 128), w), x)
   plain, pull_plain = jax.vjp(lambda x: xla.forward(x, w, dtype=jnp.float32), x)
@@ -147,7 +129,8 @@ def test_leading_axes_and_gradients():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lowers_for_hopper_as_one_kernel_that_moves_no_weight(variant):
-  x, w = shapes(*VARIANTS[variant], 4096, 8192, 8192)
+  activations, form = VARIANTS[variant]
+  x, w = shapes(form, 4096, 8192, 8192, activations)
   run = functools.partial(mosaic_gpu.forward, dtype=jnp.bfloat16)
   text = lowered(run, x, w)
   assert text.count("custom_call @mosaic_gpu_v2") == 1
@@ -159,7 +142,8 @@ def test_lowers_for_hopper_as_one_kernel_that_moves_no_weight(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("shape", [(65, 256, 72), (4094, 2560, 10576)])
 def test_rests_along_every_axis_lower_for_hopper(variant, shape):
-  x, w = shapes(*VARIANTS[variant], *shape)
+  activations, form = VARIANTS[variant]
+  x, w = shapes(form, *shape, activations)
   for dtype in (jnp.bfloat16, jnp.float32):
     run = functools.partial(mosaic_gpu.forward, dtype=dtype)
     assert "quantized_matmul_wide" in lowered(run, x, w)
@@ -171,7 +155,7 @@ def test_clusters_and_float32_lower_for_hopper(cluster):
     (Config(cluster=cluster), "int8:row"),
     (transposed(cluster=cluster), "int4:row"),
   ):
-    x, w = shapes("int8:row", form, 512, 256, 512)
+    x, w = shapes(form, 512, 256, 512, "int8:row")
     run = functools.partial(
       mosaic_gpu.forward, dtype=jnp.float32, config=config
     )
@@ -228,7 +212,7 @@ def test_launches_fit_the_machine(operand, bits, groups):
   ],
 )
 def test_what_it_does_not_take(activations, form, shape, message):
-  x, w = shapes(activations, form, *shape)
+  x, w = shapes(form, *shape, activations)
   assert message in mosaic_gpu.unfit(x, w)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(interpreted, x, w)
@@ -245,12 +229,12 @@ def test_what_it_does_not_take(activations, form, shape, message):
   ],
 )
 def test_launches_that_cannot_be(config, message):
-  x, w = shapes("int8:row", "int8:row", 65, 512, 64)
+  x, w = shapes("int8:row", 65, 512, 64, "int8:row")
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(lambda x, w: interpreted(x, w, config=config), x, w)
 
 
 def test_weights_in_registers_are_rows_of_the_matrix_unit():
-  x, w = shapes("int8:row", "int4:row", 65, 512, 64)
+  x, w = shapes("int4:row", 65, 512, 64, "int8:row")
   with pytest.raises(ValueError, match="weights in registers are 64 rows"):
     jax.eval_shape(lambda x, w: interpreted(x, w, config=Config()), x, w)

@@ -1,0 +1,1 @@
+"""Cycles and resources of accelerators, by models that can be checked."""

@@ -12,7 +12,6 @@ one folder. Half an hour on a CPU core; flagfiles say what to expect.
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 
@@ -21,7 +20,7 @@ from absl import flags
 import cli
 import option_flags
 from models.errors import InputError
-from research.regression_lm.transfer.options import Settings
+from research.regression_lm.transfer.options import Settings, Tried
 from research.results import files as artefacts
 
 _SETS = ("nasbench201", "kernel_tuner", "csv")
@@ -65,26 +64,24 @@ def _settings() -> tuple[Settings, dict]:
   }
   found = {}
   for name in _FROM.value:
-    try:
-      result = json.loads(pathlib.Path(name).read_text())
-      score, tried = float(result["score"]), result["settings"]
-      tried = Settings(**tried)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      raise InputError(f"--settings_from {name}: is no such result") from error
-    targets = sorted({row["target"] for row in result["rows"]})
-    if set(targets) & {name.partition(":")[0] for name in _TARGETS.value}:
+    tried = Tried.of_result(name)
+    if set(tried.targets) & {t.partition(":")[0] for t in _TARGETS.value}:
       raise InputError(f"{name}: is of the target, which must have no say")
-    found[pathlib.Path(name).name] = (score, tried, targets)
+    found[pathlib.Path(name).name] = tried
   if not found:
     return flagged, {"how": "as the flags say"}
-  best = max(found, key=lambda name: found[name][0])
+  best = max(found, key=lambda name: found[name].score)
   # Flags that are given beside the results, such as a larger ensemble, win.
-  return dataclasses.replace(found[best][1], **present), {
+  return dataclasses.replace(found[best].settings, **present), {
     "how": f"best mean {_MEASURE.value} on other targets",
     "best": best,
     "tried": {
-      name: {"score": score, "targets": targets, **dataclasses.asdict(tried)}
-      for name, (score, tried, targets) in found.items()
+      name: {
+        "score": tried.score,
+        "targets": tried.targets,
+        **dataclasses.asdict(tried.settings),
+      }
+      for name, tried in found.items()
     },
   }
 

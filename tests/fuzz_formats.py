@@ -1,4 +1,7 @@
-"""The formats of `fuzz.py`: small valid files, and what reads them."""
+"""The formats of `fuzz.py`: small valid files, and what reads them.
+
+Those of public sets and of what runs keep are in `fuzz_sets.py`.
+"""
 
 import gzip
 import io
@@ -36,6 +39,7 @@ from research.regression_lm import RegressionLM, artefact
 from research.results import tables as result_tables
 from research.text import token_cache
 from tests.fuzz import Format
+from tests.fuzz_sets import SETS
 
 _HF = {
   "model_type": "llama",
@@ -410,3 +414,4 @@ FORMATS = {
   "metrics": Format(_metrics, "metrics.jsonl", _read_metrics),
   "result": Format(_writes("r.json", _RESULT), "r.json", _read_result),
 }  # fmt: skip
+FORMATS |= SETS

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from models import input_files
 from models.errors import InputError
-from tests.fuzz import SECONDS, Format, faults, mutate
+from tests.fuzz import SECONDS, Format, Outcome, mutate, outcome
 from tests.fuzz_formats import FORMATS
 
 # Those that make arrays of JAX take a hundred times as long as others.
@@ -16,8 +17,8 @@ _SLOWER = ("checkpoint", "regression_lm")
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_mutated_files_are_read_or_refused_in_one_line(name):
-  count = 8 if name in _SLOWER else 25 if name in _SLOW else 200
-  assert list(faults(FORMATS[name], range(count))) == []
+  count = 8 if name in _SLOWER else 25 if name in _SLOW else 100
+  assert outcome(FORMATS[name], range(count)).faults == []
 
 
 def test_mutations_are_the_same_for_a_seed_and_differ_between_seeds():
@@ -27,11 +28,25 @@ def test_mutations_are_the_same_for_a_seed_and_differ_between_seeds():
   assert len(set(found)) > 100 and data not in found[:5]
 
 
+def _reads(parse):
+  """Parses as readers do, which take any exception for damage."""
+  with input_files.errors_at("a"):
+    parse()
+
+
+def test_outcomes_of_batches_are_added():
+  found = Outcome(refused=1, most_bytes=7, seconds=0.5)
+  found.add(Outcome(refused=2, most_bytes=5, seconds=1.5, faults=[(3, "x")]))
+  assert found == Outcome(
+    refused=3, most_bytes=7, seconds=2.0, faults=[(3, "x")]
+  )
+
+
 @pytest.mark.parametrize(
   ("read", "fault"),
   [
     (lambda: 1 / 0, "ZeroDivisionError"),
-    (lambda: time.sleep(SECONDS + 1), "TimeoutError"),
+    (lambda: _reads(lambda: time.sleep(SECONDS + 1)), "_HangError"),
     (lambda: b"x" * (100 << 20), "MB for a file"),
   ],
 )
@@ -43,7 +58,7 @@ def test_what_readers_do_wrong_is_found(monkeypatch, read, fault):
     "a",
     lambda folder: read() if next(calls) else None,
   )
-  ((seed, found),) = faults(form, range(1))
+  ((seed, found),) = outcome(form, range(1)).faults
   assert seed == 0 and fault in found
 
 
@@ -53,4 +68,5 @@ def test_a_clean_error_is_none():
       raise InputError("a: is damaged")
 
   form = Format(lambda folder: (folder / "a").write_bytes(b"abc"), "a", read)
-  assert list(faults(form, range(20))) == []
+  found = outcome(form, range(20))
+  assert found.faults == [] and 0 < found.refused <= 20

@@ -1,9 +1,13 @@
 """Options as frozen dataclasses, of which scripts make flags."""
 
 import dataclasses
+import math
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
+
+from models.errors import InputError, shown
 
 SCHEDULES = ("cosine", "wsd", "constant")
 
@@ -19,6 +23,39 @@ def option(default: Any, text: str, **bounds: Any) -> Any:
   return dataclasses.field(
     default=default, metadata={"text": text, "bounds": bounds}
   )
+
+
+def from_json[T](kind: type[T], described: Mapping[str, Any]) -> T:
+  """Options of a file, held to the types and bounds that flags are held to.
+
+  Args:
+    kind: a dataclass of fields made by `option`.
+    described: values by name.
+
+  Raises:
+    InputError: a name is unknown, or a value would not do as a flag.
+  """
+  fields = {field.name: field for field in dataclasses.fields(kind)}
+  for name, value in described.items():
+    if name not in fields:
+      raise InputError(f"{shown(name)} is no option of {kind.__name__}")
+    _check(fields[name], value)
+  return kind(**described)
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+  types = typing.get_args(field.type) or (field.type,)
+  numbers = (int, float) if float in types else types
+  bounds = field.metadata["bounds"]
+  does = type(value) in numbers
+  if does and isinstance(value, int | float) and not isinstance(value, bool):
+    low, high = bounds.get("lower"), bounds.get("upper")
+    does = math.isfinite(value)
+    does &= (low is None or value >= low) and (high is None or value <= high)
+  if does and "choices" in bounds and value is not None:
+    does = value in bounds["choices"]
+  if not does:
+    raise InputError(f"{field.name}={shown(value)} is no value of this option")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,14 @@
 """Held-out loss of finished or running runs, over tokens and over time."""
 
 import dataclasses
-import json
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from models import input_files
 from models.errors import InputError
 from research.core import metrics, plots
 
@@ -53,6 +53,24 @@ def read(workdir: pathlib.Path, name: str) -> Curve:
       f"{workdir}: holds no evaluation of a language model: train there first "
       "with train_lm.py"
     )
+  advice = "train there anew"
+  with input_files.errors_at(workdir / "metrics.jsonl", advice):
+    measured = _measured(rows)
+  origin, path = {}, workdir / "result.json"
+  if path.exists():
+    result = input_files.read_kept(path, advice=advice)
+    with input_files.errors_at(path, advice):
+      origin = {key: result[key] for key in ("device", "commit", "versions")}
+  return Curve(
+    name=name,
+    flags=input_files.read_kept(workdir / "flags.json", advice=advice),
+    origin=origin,
+    **measured,
+  )
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """What the lines of a run tell of it, as fields of `Curve`."""
   points, seconds, before = [], 0.0, rows[0]["step"]
   # The time of the first line is left out, because it is that of compilation.
   for row in rows[1:] if len(rows) > 1 else rows:
@@ -62,23 +80,15 @@ def read(workdir: pathlib.Path, name: str) -> Curve:
       points.append((row["tokens"], seconds, row["eval_loss"]))
   tokens, times, losses = np.asarray(points, np.float64).T
   steady = rows[1:] or rows
-  origin, result = {}, workdir / "result.json"
-  if result.exists():
-    found = json.loads(result.read_text())
-    origin = {key: found[key] for key in ("device", "commit", "versions")}
+  speeds = [row["tokens_per_second"] for row in steady]
   shares = [row["mfu"] for row in steady if "mfu" in row]
-  return Curve(
-    name=name,
-    tokens=tokens,
-    seconds=times,
-    loss=losses,
-    tokens_per_second=statistics.median(
-      row["tokens_per_second"] for row in steady
-    ),
-    mfu=statistics.median(shares) if shares else None,
-    flags=json.loads((workdir / "flags.json").read_text()),
-    origin=origin,
-  )
+  return {
+    "tokens": tokens,
+    "seconds": times,
+    "loss": losses,
+    "tokens_per_second": statistics.median(speeds),
+    "mfu": statistics.median(shares) if shares else None,
+  }
 
 
 def shared_origin(curves: Sequence[Curve]) -> dict[str, Any]:

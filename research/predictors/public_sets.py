@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models import arrays as arrays_lib
-from models.errors import InputError
+from models.errors import InputError, shown
 from research.predictors import kernelbench as kernelbench_files
 from research.predictors import reading, tables
+from research.predictors.cells import Spelling
 from research.predictors.tables import Layout, Table
 
 # NAS-Bench-201: operation on the edge from node to node, in the file's order.
@@ -100,7 +101,7 @@ def _cell_ops(cell: str) -> list[str]:
   names = [part.split("~")[0] for part in cell.replace("+", "").split("|")]
   names = [name for name in names if name]
   if len(names) != len(_EDGES) or not set(names) <= set(_OPS):
-    raise InputError(f"{cell!r} is no cell of NAS-Bench-201")
+    raise InputError(f"{shown(cell)} is no cell of NAS-Bench-201")
   return names
 
 
@@ -143,8 +144,18 @@ def accel_nasbench(path: pathlib.Path, targets: Sequence[str]) -> Table:
     row["text"] = " | ".join(
       f"{block} {' '.join(parts)}" for block, parts in blocks.items()
     )
-  features = np.array([[float(row[n]) for n in names] for row in rows])
+  features = np.array([[_number(path, row, n) for n in names] for row in rows])
   return _with_features(path, rows, targets, features)
+
+
+def _number(path: pathlib.Path, row: reading.Row, name: str) -> float:
+  number = Spelling().number(row[name])
+  if number is None:
+    raise InputError(
+      f"{reading.place(path, row)}: {name} is {reading.shown(row[name])}, which"
+      " is no number: get the file again"
+    )
+  return number
 
 
 def nasbench_graph(path: pathlib.Path, targets: Sequence[str]) -> Table:

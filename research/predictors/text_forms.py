@@ -76,7 +76,10 @@ def nasbench201(
   """
   rows = reading.csv_rows(path)
   columns = _columns(rows)
-  anything = next(name for name in columns if name.startswith("val_acc"))
+  accuracies = [name for name in columns if name.startswith("val_acc")]
+  if not accuracies:
+    raise InputError(f"{path}: has no column of numbers val_acc_...")
+  anything = accuracies[0]
   table = public_sets.nasbench201(path, [anything])
   if len(table) != len(rows):
     raise InputError(f"{path}: a cell has no {anything}")
@@ -170,13 +173,15 @@ def kernel_tuner(path: pathlib.Path, hidden: Sequence[str] = ()) -> Facts:
     if len({row[name] for row in rows}) > 1
   }
   features = cells.features(rows, settings, cells.Spelling()).values
-  products = {
-    name: np.prod([columns[n] for n in settings if n.startswith(part)], axis=0)
-    for name, part in (("threads", "block_size"), ("points", "tile_size"))
-    if any(n.startswith(part) and n in columns for n in settings)
-  }
-  if len(products) == 2:
-    products["area"] = products["threads"] * products["points"]
+  products = {}
+  with np.errstate(invalid="ignore", over="ignore"):
+    for name, part in (("threads", "block_size"), ("points", "tile_size")):
+      found = [columns[n] for n in settings if n.startswith(part)
+               and n in columns]  # fmt: skip
+      if found:
+        products[name] = np.prod(found, axis=0)
+    if len(products) == 2:
+      products["area"] = products["threads"] * products["points"]
   told |= {n: [f"{v:g}" for v in values] for n, values in products.items()}
   fields = [
     [f"{name} {values[i]}" for name, values in told.items()]
@@ -247,6 +252,7 @@ def load(
   if proxies and kind != "nasbench201":
     raise InputError(f"proxies are of nasbench201, not of {kind!r}")
   path = pathlib.Path(path).expanduser()
-  if kind == "nasbench201":
-    return nasbench201(path, proxies and pathlib.Path(proxies).expanduser())
-  return SETS[kind](path, hidden)
+  with input_files.errors_at(path, wrong=f"is no set {kind}"):
+    if kind == "nasbench201":
+      return nasbench201(path, proxies and pathlib.Path(proxies).expanduser())
+    return SETS[kind](path, hidden)

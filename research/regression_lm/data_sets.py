@@ -2,6 +2,7 @@
 
 import pathlib
 
+from models import input_files
 from models.errors import InputError
 from research.predictors import program_table, public_sets, tables
 from research.predictors.data_options import DataOptions
@@ -30,7 +31,8 @@ def load(options: DataOptions, path: str | pathlib.Path) -> Table:
   elif o.kind == PROGRAMS and o.text is not None:
     table = program_table.programs(path, o.targets, o.text)
   elif o.kind in SETS:
-    table = SETS[o.kind](path, o.targets)
+    with input_files.errors_at(path, wrong=f"is no set {o.kind}"):
+      table = SETS[o.kind](path, o.targets)
   else:
     raise InputError(
       f"data {o.kind!r} is unknown: take jsonl, csv or one of {list(SETS)}"

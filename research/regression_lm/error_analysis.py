@@ -4,6 +4,7 @@ Axis letter: M rows.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,11 +33,14 @@ def read(path: pathlib.Path) -> list[Row]:
       continue
     try:
       row = json.loads(line)
-      targets = [key for key in row if key not in ("row", "group")]
+      # Every line has the targets of the first one.
+      targets = {*(found[0] if found else row)} - {"row", "group"}
       if not targets or not isinstance(row["group"], str):
         raise ValueError
       for target in targets:
-        float(row[target]["truth"] or 0), float(row[target]["median"] or 0)
+        for value in (row[target]["truth"], row[target]["median"]):
+          if not math.isfinite(0 if value is None else float(value)):
+            raise ValueError
     except (
       ValueError, LookupError, TypeError, OverflowError, RecursionError,
     ) as error:  # fmt: skip

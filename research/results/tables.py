@@ -14,6 +14,7 @@ from models import input_files
 from models.errors import InputError
 from research.results import (
   first_comments,
+  fuzz,
   predictions,
   program_metrics,
   quality,
@@ -34,6 +35,7 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "program_metrics": program_metrics.table,
   "quantization": quantization.table,
   "quantization_tasks": quantization.tasks,
+  "fuzz": fuzz.table,
 }
 
 _OPEN = "<!-- table:"

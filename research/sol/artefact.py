@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from models.errors import InputError, reason
 from research.core import files
+from research.core.options import from_json
 from research.sol.options import Options
 from research.sol.policy import InputStats
 
@@ -100,7 +101,7 @@ def load(directory: pathlib.Path) -> Artefact:
     path = directory / "policy.safetensors"
     tree = _unflatten(safetensors.numpy.load_file(path))
     return Artefact(
-      options=Options(**meta["options"]),
+      options=from_json(Options, meta["options"]),
       mode=meta["mode"],
       model=meta["model"],
       params=tree["params"],

@@ -77,7 +77,7 @@ def test_settings_come_from_another_target_and_parts_are_joined(home):
     (["--path=none.csv", "--targets=a", "--d_model=17"], "multiple of 16"),
     (
       ["--path=none.csv", "--targets=a", "--settings_from=none.json"],
-      "is no such result",
+      "none.json: is missing: name a result of transfer_rlm.py with",
     ),
   ],
 )

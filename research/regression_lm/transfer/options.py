@@ -1,9 +1,12 @@
 """Settings of the models of `transfer`."""
 
 import dataclasses
+import pathlib
+from typing import Self
 
+from models import input_files
 from models.errors import InputError
-from research.core.options import option
+from research.core.options import from_json, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,4 +49,35 @@ class Settings:
     if self.test_views > self.views:
       raise InputError(
         f"test_views={self.test_views} are more than views={self.views}"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tried:
+  """Settings that a comparison tried, and how good they were.
+
+  Attributes:
+    score: mean of a measure over the targets.
+    settings: of the models.
+    targets: columns that were predicted.
+  """
+
+  score: float
+  settings: Settings
+  targets: list[str]
+
+  @classmethod
+  def of_result(cls, path: str | pathlib.Path) -> Self:
+    """Reads a result file of `transfer_rlm.py`.
+
+    Raises:
+      InputError: it is none.
+    """
+    advice = "name a result of transfer_rlm.py with --settings_from"
+    result = input_files.read_json(path, advice=advice)
+    with input_files.errors_at(path, advice, "is no such result"):
+      return cls(
+        score=float(result["score"]),
+        settings=from_json(Settings, result["settings"]),
+        targets=sorted({row["target"] for row in result["rows"]}),
       )

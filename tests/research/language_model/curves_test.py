@@ -118,3 +118,20 @@ def test_a_run_of_one_line_is_a_point(run):
 def test_a_folder_without_evaluations_is_told(tmp_path):
   with pytest.raises(InputError, match="holds no evaluation"):
     curves.read(tmp_path, "none")
+
+
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("flags.json", "[" * 3000),
+    ("flags.json", "[]"),
+    ("result.json", '{"device": 1}'),
+    ("result.json", '"\\ud8'),
+    ("metrics.jsonl", '{"step": 1, "eval_loss": 2}\n'),
+    ("metrics.jsonl", '{"step": [], "eval_loss": 2, "step_seconds": 1}\n'),
+  ],
+)
+def test_damaged_files_of_a_run_are_one_line(run, name, text):
+  (run / name).write_text(text)
+  with pytest.raises(InputError, match=f"{name}: is damaged: train"):
+    curves.read(run, "ours")

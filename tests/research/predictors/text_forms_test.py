@@ -55,6 +55,20 @@ def test_proxies_are_columns_of_the_cells_that_have_them(cells, tmp_path):
     text_forms.load("kernel_tuner", cells, path)
 
 
+@pytest.mark.parametrize(
+  "text",
+  [
+    CELLS.replace("val_acc_x", "accuracy"),
+    CELLS.replace("|none~2|", "|pass~2|"),
+    CELLS.replace("|none~0|", "||", 1),
+  ],
+)
+def test_cells_of_another_kind_are_one_line(cells, text):
+  cells.write_text(text)
+  with pytest.raises(InputError, match="nasbench201|NAS-Bench-201|val_acc"):
+    text_forms.load("nasbench201", cells)
+
+
 def test_settings_that_never_change_are_left_out():
   facts = text_forms.load(
     "kernel_tuner", ROOT / "data/kernel_tuner/convolution.csv.xz"

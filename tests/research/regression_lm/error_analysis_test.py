@@ -46,7 +46,11 @@ def test_the_part_with_the_errors_has_the_rank_error(answers):
 @pytest.mark.parametrize(
   "text",
   ["", "no json\n", '{"row": 1, "group": "a"}\n', '{"row": 1, "x": 2}\n',
-   '{"group": "a", "x": {"truth": "high", "median": 1}}\n'],
+   '{"group": "a", "x": {"truth": "high", "median": 1}}\n',
+   '{"group": "a", "x": {"truth": [], "median": 1}}\n',
+   '{"group": "a", "x": {"truth": 1, "median": Infinity}}\n',
+   '{"group": "a", "x": {"truth": 1, "median": 1}}\n'
+   '{"group": "a", "y": {"truth": 1, "median": 1}}\n'],
 )  # fmt: skip
 def test_other_files_are_one_line(tmp_path, text):
   path = tmp_path / "x.jsonl"

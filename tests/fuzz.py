@@ -199,7 +199,7 @@ def _told(seeds: range, pipe) -> Iterator[int]:
     yield seed
 
 
-def run(name: str, mutations: int, batch: int = 10_000) -> Outcome:
+def run(name: str, mutations: int, batch: int = 50_000) -> Outcome:
   """A reader's outcome; a child that dies or hangs outside of Python fails."""
   context, whole, first = multiprocessing.get_context("spawn"), Outcome(), 0
   while first < mutations:

@@ -20,14 +20,14 @@ from models.mamba_config import MambaConfig
 from models.module import Params
 from ops.quantized import QWeight, Taps
 from research.quantization import calibration, structure
+from research.search import Genetic, Genome, Subsets, Weighted, run
 
 # As published: candidates, rounds, and how many join in a round by each way.
-_POPULATION, _ROUNDS, _MUTATIONS, _CROSSINGS = 40, 5, 10, 10
+_HOW = Genetic(population=40, rounds=5, mutations=10, crossings=10)
 # Evaluations of a search; a candidate that comes again costs none.
-EVALUATIONS = _POPULATION + _ROUNDS * (_MUTATIONS + _CROSSINGS)
+EVALUATIONS = _HOW.evaluations
 # Batches that candidates are judged by, the last of those of calibration.
 _BATCHES = 4
-Genome = tuple[int, ...]
 
 
 def search(
@@ -59,36 +59,15 @@ def search(
   check(config)
   judge = _Judge(config, params, batches[-_BATCHES:], advance)
   count = max(1, round(share * config.num_layers))
-  generator = np.random.default_rng(seed)
-  everyone = range(config.num_layers)
-
-  def drawn(among, kept=()):
-    free = [layer for layer in among if layer not in kept]
-    more = generator.choice(free, count - len(kept), replace=False)
-    return tuple(sorted([*kept, *map(int, more)]))
-
-  def mutated(parent):
-    lost = int(generator.choice(parent))
-    return drawn(
-      [layer for layer in everyone if layer != lost] or everyone,
-      tuple(layer for layer in parent if layer != lost),
-    )
-
-  def crossed(first, second):
-    both = tuple(sorted(set(first) & set(second)))
-    return drawn(sorted(set(first) | set(second)), both)
-
-  people = [drawn(everyone) for _ in range(_POPULATION)]
-  people.sort(key=judge)
-  for _ in range(_ROUNDS):
-    parents = people[: _POPULATION // 2]
-    picked = generator.integers(len(parents), size=_MUTATIONS + 2 * _CROSSINGS)
-    picked = [parents[i] for i in picked]
-    children = [mutated(one) for one in picked[:_MUTATIONS]]
-    rest = picked[_MUTATIONS:]
-    children += [crossed(*two) for two in zip(rest[::2], rest[1::2])]
-    people = sorted([*parents, *children], key=judge)
-  return people[0]
+  found = run(
+    Subsets(config.num_layers, count),
+    judge.losses,
+    _HOW,
+    seed=seed,
+    preference=Weighted(),
+    objectives=("loss",),
+  )
+  return found.genomes[found.best(Weighted())]
 
 
 def check(config: language_model.Config) -> None:
@@ -143,22 +122,23 @@ def _float_input(kernel: Any) -> Any:
 
 
 class _Judge:
-  """Maps a candidate to its loss in nats a token; keeps what it found."""
+  """The losses of candidates, in nats a token."""
 
-  def __init__(self, config, params, batches, advance):
+  def __init__(self, config, params, batches, advance=None):
     self._config, self._params = config, params
     self._tight = structure.unstacked(config, params)
     self._loose = [_loose(layer) for layer in self._tight]
     self._kinds = [one.kind for one in language_model.layers_of(config)]
     self._batches = [jnp.asarray(batch) for batch in batches]
-    self._advance, self._found = advance, {}
+    self._advance = advance or (lambda _: None)
 
-  def __call__(self, genome: Genome) -> float:
-    if genome not in self._found:
-      self._found[genome] = self._loss(genome)
-      if self._advance is not None:
-        self._advance(1)
-    return self._found[genome]
+  def losses(self, genomes: list[Genome]) -> np.ndarray:
+    """(N,); infinity where a loss is NaN."""
+    found = []
+    for genome in genomes:
+      found.append(self._loss(genome))
+      self._advance(1)
+    return np.nan_to_num(found, nan=np.inf, posinf=np.inf)
 
   def _loss(self, genome) -> float:
     losses = []

@@ -6,31 +6,34 @@ are rebuilt with the `tokenizers` package, and give the ids of `EncodeAsIds`: no
 begin or end token, and control pieces such as "<s>" are no part of any text.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from models.encoding import Tokenizer, put_begin
 from models.errors import InputError
-from models.tokenizer import Tokenizer
 
 SUFFIX = ".model"
 SPACE = "\u2581"
-_UNIGRAM, _BPE = 1, 2
+UNIGRAM, BPE = 1, 2
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6
 # Numbers where there should be bytes, and the like.
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, struct.error)
 # Below every path of other pieces: chosen by no text.
 _NEVER = 1e5
+# What a piece is called in the vocabulary, by its text and type.
+_Name = Callable[[str, int], str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Model:
+class Model:
   """What a file says.
 
   Attributes:
@@ -40,6 +43,9 @@ class _Model:
     charsmap: rules of normalisation, empty for none.
     dummy_prefix: whether a text gets a space in front.
     fewer_spaces: whether runs of spaces become one, and outer ones are lost.
+    begin: id of the token that texts of a language model begin with; none where
+      it is that of no piece.
+    end: the same of their end.
   """
 
   pieces: list[tuple[str, float, int]]
@@ -48,6 +54,8 @@ class _Model:
   charsmap: bytes
   dummy_prefix: bool
   fewer_spaces: bool
+  begin: int = 1
+  end: int = 2
 
 
 def read(path: pathlib.Path) -> Tokenizer:
@@ -60,7 +68,51 @@ def read(path: pathlib.Path) -> Tokenizer:
   Raises:
     InputError: the file is missing, damaged, or of an unsupported kind.
   """
-  path = pathlib.Path(path)
+  model = _open(pathlib.Path(path))
+  with _rebuilding(path):
+    backend = build(model)
+  return Tokenizer(backend=backend, vocab_size=len(model.pieces), bos_id=None)
+
+
+def read_marked(path: pathlib.Path) -> Tokenizer:
+  """The same for a language model, whose texts may hold begin and end tokens.
+
+  As with Llama's tokenizer of Hugging Face, a text should begin with one.
+
+  Raises:
+    InputError: as `read`.
+  """
+  model = _open(pathlib.Path(path))
+  kinds, size = [kind for *_, kind in model.pieces], len(model.pieces)
+  with _rebuilding(path):
+    backend = build(model, plain_names=True)
+    backend.add_tokens(
+      [
+        tokenizers.AddedToken(text, special=True, normalized=False)
+        for text, _, kind in model.pieces
+        if kind in (_CONTROL, _UNKNOWN)
+      ]
+    )
+    begin, end = (
+      i if 0 <= i < size and kinds[i] == _CONTROL else None
+      for i in (model.begin, model.end)
+    )
+    put_begin(backend, begin)
+    names = {
+      part: model.pieces[i][0]
+      for part, i in (("bos_token", begin), ("eos_token", end))
+      if i is not None
+    }
+  return Tokenizer(
+    backend=backend,
+    vocab_size=size,
+    bos_id=begin,
+    end_ids=() if end is None else (end,),
+    names=names,
+  )
+
+
+def _open(path: pathlib.Path) -> Model:
   try:
     model = _parse(path.read_bytes())
   except OSError as error:
@@ -71,33 +123,56 @@ def read(path: pathlib.Path) -> Tokenizer:
     raise InputError(
       f"{path}: is no model of SentencePiece ({error}): get the file again"
     ) from error
-  if model.kind not in (_UNIGRAM, _BPE):
+  if model.kind not in (UNIGRAM, BPE):
     raise InputError(
       f"{path}: is of model type {model.kind}, only unigram (1) and BPE (2) "
       "are supported: use another tokenizer"
     )
   if len({text for text, _, _ in model.pieces}) != len(model.pieces):
     raise InputError(f"{path}: repeats a piece: get the file again")
+  return model
+
+
+@contextlib.contextmanager
+def _rebuilding(path: pathlib.Path) -> Iterator[None]:
   try:
-    backend = tokenizers.Tokenizer(
-      _unigram(model) if model.kind == _UNIGRAM else _bpe(model)
-    )
-    backend.normalizer = _normalizer(model)
+    yield
   except Exception as error:  # The library raises nothing narrower.
     raise InputError(
       f"{path}: cannot be rebuilt ({error}): get the file again"
     ) from error
+
+
+def build(model: Model, plain_names: bool = False) -> tokenizers.Tokenizer:
+  """The tokenizer of a model, of the package `tokenizers`.
+
+  Args:
+    model: unigram or BPE.
+    plain_names: give control pieces their own names, as language models need
+      that search a text for them; without, no text has them.
+
+  Raises:
+    Exception: the model is damaged.
+  """
+  if plain_names:
+    name = lambda text, kind: text
+  else:
+    name = _name
+  backend = tokenizers.Tokenizer(
+    _unigram(model, name) if model.kind == UNIGRAM else _bpe(model, name)
+  )
+  backend.normalizer = _normalizer(model)
   marked = [text for text, _, kind in model.pieces if kind == _USER]
-  if marked and model.kind == _BPE:
+  if marked and model.kind == BPE and not plain_names:
     # The longest first, as SentencePiece looks for them.
     longest = sorted(marked, key=len, reverse=True)
     pattern = tokenizers.Regex("|".join(map(re.escape, longest)))
     backend.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
   backend.decoder = decoder(model.dummy_prefix)
-  return Tokenizer(backend=backend, vocab_size=len(model.pieces), bos_id=None)
+  return backend
 
 
-def _unigram(model: _Model) -> models.Unigram:
+def _unigram(model: Model, name: _Name) -> models.Unigram:
   normal = [score for _, score, kind in model.pieces if kind == _NORMAL]
   least, most = min(normal, default=0.0), max(normal, default=0.0)
 
@@ -109,15 +184,14 @@ def _unigram(model: _Model) -> models.Unigram:
 
   return models.Unigram(
     [
-      (_name(text, kind), score(text, v, kind))
-      for text, v, kind in model.pieces
+      (name(text, kind), score(text, v, kind)) for text, v, kind in model.pieces
     ],
     unk_id=_unknown(model),
     byte_fallback=model.byte_fallback,
   )
 
 
-def _bpe(model: _Model) -> models.BPE:
+def _bpe(model: Model, name: _Name) -> models.BPE:
   known = {text: score for text, score, kind in model.pieces if kind == _NORMAL}
   ids = {text: i for i, (text, _, _) in enumerate(model.pieces)}
   merges = [
@@ -126,12 +200,13 @@ def _bpe(model: _Model) -> models.BPE:
     for cut in range(1, len(text))
     if text[:cut] in known and text[cut:] in known
   ]
+  unknown = _unknown(model)
   return models.BPE(
     vocab={
-      _name(text, kind): i for i, (text, _, kind) in enumerate(model.pieces)
+      name(text, kind): i for i, (text, _, kind) in enumerate(model.pieces)
     },
     merges=[(left, right) for *_, left, right in sorted(merges)],
-    unk_token=_name(*model.pieces[_unknown(model)][::2]),
+    unk_token=None if unknown is None else name(*model.pieces[unknown][::2]),
     fuse_unk=True,
     byte_fallback=model.byte_fallback,
     # Only what `pre_tokenizer` set apart is a word by itself.
@@ -144,13 +219,12 @@ def _name(text: str, kind: int) -> str:
   return f" {text}" if kind in (_CONTROL, _UNKNOWN) else text
 
 
-def _unknown(model: _Model) -> int:
-  return next(
-    i for i, (*_, kind) in enumerate(model.pieces) if kind == _UNKNOWN
-  )
+def _unknown(model: Model) -> int | None:
+  kinds = [kind for *_, kind in model.pieces]
+  return kinds.index(_UNKNOWN) if _UNKNOWN in kinds else None
 
 
-def _normalizer(model: _Model) -> normalizers.Normalizer:
+def _normalizer(model: Model) -> normalizers.Normalizer:
   rules = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
   spaces = space_rules(model.dummy_prefix, model.fewer_spaces)
   return normalizers.Sequence([*rules, *spaces])
@@ -192,7 +266,7 @@ def decoder(dummy_prefix: bool = True) -> decoders.Decoder:
   return decoders.Sequence(steps)
 
 
-def _parse(data: bytes) -> _Model:
+def _parse(data: bytes) -> Model:
   """The message ModelProto; raises ValueError and its like where it is none."""
   fields = list(_fields(data))
   pieces = [_piece(value) for number, value in fields if number == 1]
@@ -206,13 +280,15 @@ def _parse(data: bytes) -> _Model:
     raise ValueError("spaces behind words or kept are not supported")
   if any(kind not in (1, 2, 3, 4, 6) for *_, kind in pieces):
     raise ValueError("unused pieces are not supported")
-  return _Model(
+  return Model(
     pieces=pieces,
-    kind=trainer.get(3, _UNIGRAM),
+    kind=trainer.get(3, UNIGRAM),
     byte_fallback=bool(trainer.get(35, 0)),
     charsmap=normalizer.get(2, b""),
     dummy_prefix=bool(normalizer.get(3, 1)),
     fewer_spaces=bool(normalizer.get(4, 1)),
+    begin=trainer.get(41, 1),
+    end=trainer.get(42, 2),
   )
 
 

@@ -21,6 +21,7 @@ from tokenizers import pre_tokenizers
 from models import (
   arrays,
   convert,
+  gguf_tokenizer,
   input_files,
   language_model,
   quantized,
@@ -154,6 +155,20 @@ def _gguf(folder):
 def _read_gguf(folder):
   loaded = convert.load(folder / "m.gguf")
   return tokenizer.load_tokenizer(loaded).encode("a 12")
+
+
+def _gguf_pieces(folder):
+  writer = gguf.GGUFWriter(folder / "m.gguf", "llama")
+  writer.add_tokenizer_model("llama")
+  pieces = ["<unk>", "<s>", "</s>", "<0x0A>", "\u2581", "a", "\u2581a"]
+  writer.add_token_list(pieces)
+  writer.add_token_types([2, 3, 3, 6, 1, 1, 1])
+  writer.add_token_scores([-float(i) for i in range(7)])
+  writer.add_chat_template("{{ messages }}")
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
 
 
 def _llama2c(folder):
@@ -347,6 +362,10 @@ FORMATS = {
     ),
   ),
   "gguf": Format(_gguf, "m.gguf", _read_gguf),
+  "gguf_pieces": Format(
+    _gguf_pieces, "m.gguf",
+    lambda folder: gguf_tokenizer.read(folder / "m.gguf").encode("a a"),
+  ),
   "llama2c": Format(
     _llama2c, "m.bin", lambda folder: convert.load(folder / "m.bin")
   ),

@@ -238,7 +238,7 @@ def load_tokenizer(run: Run) -> Tokenizer:
     return token_cache.bpe(
       run.text, options.documents, options.vocab_size, run.cache
     )
-  return tokenizing.load(options.tokenizer)
+  return tokenizing.load(options.tokenizer, marks=True)
 
 
 def _corpora(run: Run, tokenizer: Tokenizer) -> tuple[Corpus, Corpus]:

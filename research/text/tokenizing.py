@@ -5,7 +5,6 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
-import huggingface_hub
 import tokenizers
 from tokenizers import (
   decoders,
@@ -15,9 +14,9 @@ from tokenizers import (
   trainers,
 )
 
-from models import sentence_piece
+from models import gguf_tokenizer, sentence_piece
 from models import tokenizer as tokenizer_lib
-from models.convert import Checkpoint
+from models.convert import Checkpoint, hub
 from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.core.progress import counter
@@ -40,13 +39,19 @@ _LONGEST_WORD = 256
 _QUICK = 1 << 20
 
 
-def load(name: str) -> Tokenizer:
+def load(name: str, *, marks: bool = False) -> Tokenizer:
   """Reads a tokenizer.
+
+  Files beside it that say which tokens end a text, or how chats are written,
+  are read as well.
 
   Args:
     name: "bytes", a key of `HUB_IDS`, another hub id "org/name", or the path
-      of a `tokenizer.json` (also .json.gz) or of a folder that holds one, or
-      that of a `.model` file of SentencePiece.
+      of a `tokenizer.json` (also .json.gz), of a folder that holds one or a
+      `tokenizer.model`, of a `.model` file of SentencePiece, or of a `.gguf`
+      file that holds one.
+    marks: whether the begin and end tokens of a `.model` file may stand in
+      texts, as a language model needs it.
 
   Raises:
     InputError: there is none, or it is damaged.
@@ -55,43 +60,47 @@ def load(name: str) -> Tokenizer:
     return of_bytes()
   path = pathlib.Path(name).expanduser()
   if path.is_dir():
-    path = path / "tokenizer.json"
-  if path.suffix == ".gz" and path.exists():
-    return _from_gzip(path)
-  if path.suffix == sentence_piece.SUFFIX and path.exists():
-    return sentence_piece.read(path)
+    return tokenizer_lib.in_folder(path)
   if path.exists():
-    return tokenizer_lib.from_json(path)
+    return _of_file(path, marks)
   hub_id = HUB_IDS.get(name, name)
-  files = (".json", ".gz", sentence_piece.SUFFIX)
+  files = (".json", ".gz", ".gguf", sentence_piece.SUFFIX)
   if hub_id.count("/") != 1 or path.suffix in files:
     raise InputError(
       f"--tokenizer={name}: no such tokenizer; give {BYTES}, {BPE}, "
-      f"{', '.join(HUB_IDS)}, a hub id, or the path of a tokenizer.json or of "
-      "a .model file"
+      f"{', '.join(HUB_IDS)}, a hub id, or the path of a tokenizer.json, of a "
+      ".model or of a .gguf file"
     )
-  try:
-    found = huggingface_hub.hf_hub_download(
-      hub_id, "tokenizer.json", etag_timeout=10
-    )
-  except Exception as error:  # Errors of several libraries, with one remedy.
-    raise InputError(
-      f"--tokenizer={name}: {hub_id} cannot be had from the Hugging Face hub "
-      f"({type(error).__name__}): check the name and the network, or give the "
-      "path of a tokenizer.json"
-    ) from error
-  return tokenizer_lib.from_json(pathlib.Path(found))
+  return tokenizer_lib.in_folder(hub.download_tokenizer(hub_id))
+
+
+def _of_file(path: pathlib.Path, marks: bool) -> Tokenizer:
+  if path.suffix == ".gz":
+    return _from_gzip(path)
+  if path.suffix == ".gguf":
+    return gguf_tokenizer.read(path)
+  if path.suffix == sentence_piece.SUFFIX:
+    read = sentence_piece.read_marked if marks else sentence_piece.read
+    return read(path)
+  if path.name == tokenizer_lib.FILES[0]:
+    return tokenizer_lib.in_folder(path.parent)
+  return tokenizer_lib.from_json(path)
 
 
 def of_checkpoint(checkpoint: Checkpoint, name: str | None) -> Tokenizer:
   """The tokenizer of a model, or the one that `load` finds by name.
+
+  What the model's own files say of ends and chats counts for both.
 
   Raises:
     InputError: there is none, or it has more tokens than the model.
   """
   if name is None:
     return tokenizer_lib.load_tokenizer(checkpoint)
-  return tokenizer_lib.within(load(name), checkpoint.config.vocab_size)
+  tokenizer = load(name, marks=True)
+  if name != BYTES:
+    tokenizer = tokenizer_lib.with_files_of(checkpoint, tokenizer)
+  return tokenizer_lib.within(tokenizer, checkpoint.config.vocab_size)
 
 
 def of_bytes() -> Tokenizer:

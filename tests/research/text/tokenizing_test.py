@@ -1,11 +1,14 @@
 import gzip
+import json
 
 import huggingface_hub
 import numpy as np
 import pytest
 
 from models import control_tokens
+from models.convert import Checkpoint
 from models.errors import InputError
+from models.transformer_config import TransformerConfig
 from research.text import tokenizing
 
 TEXT = "Grüße, 世界!\n\n\ttwo  spaces \U0001f600"
@@ -70,8 +73,9 @@ def test_a_model_of_sentencepiece_by_path(tmp_path):
       for number, (text, kind) in enumerate(pieces)
     )
   )
-  tokenizer = tokenizing.load(str(path))
-  assert list(tokenizer.encode("a aq")) == [3, 3, 0]
+  for marks in (False, True):
+    tokenizer = tokenizing.load(str(path), marks=marks)
+    assert list(tokenizer.encode("a aq")) == [3, 3, 0]
   with pytest.raises(InputError, match="no such tokenizer"):
     tokenizing.load(str(tmp_path / "no.model"))
 
@@ -108,6 +112,27 @@ def test_large_texts_are_sampled_evenly(monkeypatch):
   assert "".join(parts).count("b") == 700
 
 
+def test_files_beside_say_where_texts_end(saved, tmp_path):
+  config = {"eos_token": "a", "chat_template": "x"}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+  end = saved[0].backend.token_to_id("a")
+  (tmp_path / "m").mkdir()
+  described = {"eos_token_id": [7, 9]}
+  (tmp_path / "m/generation_config.json").write_text(json.dumps(described))
+  checkpoint = Checkpoint(
+    config=TransformerConfig.tiny(vocab_size=300),
+    params={},
+    name="test",
+    path=tmp_path / "m",
+  )
+  for name in (str(saved[1]), str(tmp_path)):
+    found = tokenizing.load(name)
+    assert found.end_ids == (end,) and found.chat_template == "x"
+    # Those of the model count with the tokenizer that it is given.
+    assert tokenizing.of_checkpoint(checkpoint, name).end_ids == (end, 7, 9)
+  assert tokenizing.of_checkpoint(checkpoint, "bytes").end_ids == ()
+
+
 @pytest.mark.parametrize("form", ["file", "folder", "gzip"])
 def test_a_tokenizer_by_path(saved, form, tmp_path):
   tokenizer, path = saved
@@ -126,21 +151,21 @@ def test_a_tokenizer_by_path(saved, form, tmp_path):
 def test_names_are_hub_ids(saved, monkeypatch, name, hub_id):
   asked = []
 
-  def download(hub_id, file, **_):
-    asked.append((hub_id, file))
-    return str(saved[1])
+  def download(hub_id, allow_patterns, **_):
+    asked.append((hub_id, "tokenizer.json" in allow_patterns))
+    return str(saved[1].parent)
 
-  monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   assert tokenizing.load(name).vocab_size == 280
-  assert asked == [(hub_id, "tokenizer.json")]
+  assert asked == [(hub_id, True)]
 
 
 def test_what_the_hub_does_not_give_is_told(monkeypatch):
   def download(*_, **__):
     raise ConnectionError("no network")
 
-  monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-  with pytest.raises(InputError, match="--tokenizer=gpt2.*ConnectionError"):
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  with pytest.raises(InputError, match="--tokenizer=.*gpt2.*ConnectionError"):
     tokenizing.load("gpt2")
 
 

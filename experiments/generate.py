@@ -31,7 +31,7 @@ _FILE = flags.DEFINE_string(
   "prompt_file",
   None,
   'a text file that is one prompt, or a .jsonl file with a {"prompt": ...} a '
-  "line",
+  'line, of chats {"messages": ...}',
 )
 _CHAT = flags.DEFINE_bool("chat", False, "a prompt is a user's turn")
 _SYSTEM = flags.DEFINE_string("system", None, "the system's turn, with --chat")
@@ -53,14 +53,18 @@ _STATE = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, ".jsonl file of texts to write")
 
 
-def _prompts() -> list[str]:
+def _prompts() -> list:
   """All prompts that the flags name."""
-  from research.text.prompts import read
+  from research.text import prompts
 
-  prompts = _PROMPT.value + (read(_FILE.value) if _FILE.value else [])
-  if not prompts:
+  if _SYSTEM.value is not None and not _CHAT.value:
+    raise InputError("--system is a turn of a chat: give --chat as well")
+  found = list(_PROMPT.value)
+  if _FILE.value:
+    found += prompts.read(_FILE.value, chat=_CHAT.value)
+  if not found:
     raise InputError("there is no prompt: give --prompt or --prompt_file")
-  return prompts
+  return found
 
 
 def _write(prompts, completions) -> None:
@@ -87,11 +91,12 @@ def main(_) -> None:
 
   state_format = _STATE.value and StateFormat.parse(_STATE.value)
 
-  from models import control_tokens
+  from models import chat
   from models.convert import load
   from research.decoding.plain import Plain
   from research.decoding.sampling import Sampling
   from research.decoding.text import Generator, TextOptions
+  from research.text.prompts import chats, shown
   from research.text.tokenizing import of_checkpoint
 
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
@@ -100,16 +105,10 @@ def main(_) -> None:
   generator = Generator(
     checkpoint.config, checkpoint.params, tokenizer, method=method
   )
-  texts = prompts
   if _CHAT.value:
-    system = [{"role": "system", "content": _SYSTEM.value}]
-    system = system if _SYSTEM.value is not None else []
-    texts = [
-      control_tokens.chat_text(
-        tokenizer, [*system, {"role": "user", "content": prompt}]
-      )
-      for prompt in prompts
-    ]
+    encoded = chat.encode(tokenizer, chats(prompts, _SYSTEM.value))
+  else:
+    encoded = [generator.encode(prompt) for prompt in prompts]
   options = TextOptions(
     max_tokens=_MAX_TOKENS.value,
     sampling=Sampling(
@@ -128,18 +127,14 @@ def main(_) -> None:
   if alone and not _CHAT.value:
     sys.stdout.write(prompts[0])
   try:
-    completions = generator(
-      [generator.encode(text) for text in texts],
-      options,
-      show if alone else None,
-    )
+    completions = generator(encoded, options, show if alone else None)
   finally:
     # What goes wrong is told on a line of its own.
     if alone:
       print(flush=True)
   if not alone:
     for prompt, completion in zip(prompts, completions, strict=True):
-      print(f"=== {prompt!r} ({completion.reason})\n{completion.text}")
+      print(f"=== {shown(prompt)!r} ({completion.reason})\n{completion.text}")
   if _OUTPUT.value:
     _write(prompts, completions)
   print(generator.speed, file=sys.stderr)

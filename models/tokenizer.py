@@ -19,7 +19,9 @@ from models.errors import InputError
 # Of a tokenizer in a folder; the first one that is there counts.
 FILES = ("tokenizer.json", "tokenizer.model")
 # Special tokens that files name.
-_PARTS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_PARTS = tuple(
+  f"{part}_token" for part in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

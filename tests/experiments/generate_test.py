@@ -90,17 +90,67 @@ def test_a_state_of_few_bits_is_asked_for(tmp_path):
   assert code == 2 and "state_format=int8:5: quantize: groups of 5" in err
 
 
-def test_a_chat_has_the_models_own_form(bare, tmp_path):
-  model = shutil.copytree(bare, tmp_path / "model")
+@pytest.fixture(scope="module")
+def talker(bare, tmp_path_factory):
+  """A model of bytes with a template of chats; writes it anew."""
+  model = shutil.copytree(bare, tmp_path_factory.mktemp("chat") / "model")
   tokenizing.of_bytes().backend.save(str(model / "tokenizer.json"))
-  template = (
+
+  def write(template):
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": template}))
+    return f"--model={model}"
+
+  return write
+
+
+def test_a_chat_has_the_models_own_form(talker):
+  model = talker(
     "{% for m in messages %}{{ raise_exception(m.content) }}{% endfor %}"
   )
-  path = model / "tokenizer_config.json"
-  path.write_text(json.dumps({"chat_template": template}))
-  code, _, err = run(f"--model={model}", "--prompt=Hi you", "--chat")
+  code, _, err = run(model, "--prompt=Hi you", "--chat")
   assert code == 2 and "template fails (Hi you)" in err
   assert "SmolLM" not in err
+  code, _, err = run(model, "--prompt=Hi", "--system=Be brief.", "--chat")
+  assert code == 2 and "template fails (Be brief.)" in err
+
+
+def test_chats_of_several_turns_come_from_a_file(talker, tmp_path):
+  model = talker(
+    "{% for m in messages %}{{ m.role[0] ~ m.content }}{% endfor %}"
+  )
+  path, output = tmp_path / "chats.jsonl", tmp_path / "o.jsonl"
+  turns = [
+    {"role": role, "content": word}
+    for role, word in (("user", "a"), ("assistant", "b"), ("user", "c"))
+  ]
+  rows = [{"messages": turns}, {"prompt": "d"}]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  flags = (model, f"--prompt_file={path}", "--max_tokens=4")
+  code, out, err = run(*flags, "--chat", "--system=s", f"--output={output}")
+  assert code == 0, err
+  assert "=== 'c' (" in out and "=== 'd' (" in out
+  # Of "ss", "ua", "ab" and "uc", and of "ss" and "ud".
+  assert "prefill 12 tokens" in err
+  found = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [row["prompt"] for row in found] == [turns, "d"]
+  code, _, err = run(*flags)
+  assert code == 2 and "line 1 is a chat" in err
+  for messages in ([], "a", [{"role": "user"}], [{"role": 1, "content": "a"}]):
+    path.write_text(json.dumps({"messages": messages}))
+    code, _, err = run(*flags, "--chat")
+    assert code == 2 and '"messages" is no list' in err
+
+
+def test_the_last_line_break_of_a_file_is_no_part_of_its_prompt(tmp_path):
+  path = tmp_path / "prompt.txt"
+  outputs = set()
+  for end in (b"", b"\n", b"\r\n"):
+    path.write_bytes(b"Once\n\na" + end)
+    code, out, err = run(f"--prompt_file={path}", "--max_tokens=1")
+    assert code == 0 and "prefill 5 tokens" in err, err
+    outputs.add(out)
+  assert len(outputs) == 1 and outputs.pop().startswith("Once\n\na")
 
 
 def test_a_long_prompt_is_told_on_a_line_of_its_own():
@@ -117,6 +167,7 @@ def test_a_long_prompt_is_told_on_a_line_of_its_own():
     (("--prompt=a", "--state_format=int7"), ("state_format=int7", "int8:32")),
     (("--prompt=a", "--state_format=int8"), ("no recurrent state",)),
     (("--prompt=a", "--chat"), ("--chat", "im_start")),
+    (("--prompt=a", "--system=b"), ("--system", "--chat")),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(flags, parts):

@@ -10,7 +10,7 @@ _DENIED = ("EACCES", "EEXIST", "ENOTDIR", "EPERM", "EROFS")
 # or quota in words of their own.
 _DISK_FULL = re.compile(
   r"no space left on device|disk quota exceeded|storagefull|quotaexceeded"
-  r"|os error (28|122)\b|code: (28|122)\b|\d+ requested and \d+ written",
+  r"|os error (28|122)\b|code: (28|122)\b|\b\d+ requested and \d+ written",
   re.IGNORECASE,
 )
 
@@ -91,7 +91,10 @@ def is_disk_full(error: BaseException | None) -> bool:
   while error is not None:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
       return True
-    if _DISK_FULL.search(str(error)):
+    # An error that holds a value of a file is not asked for its text, since
+    # that writes out the whole value.
+    told = " ".join(arg[:10_000] for arg in error.args if isinstance(arg, str))
+    if _DISK_FULL.search(told):
       return True
     error = error.__cause__ or error.__context__
   return False

@@ -7,7 +7,7 @@ import pytest
 
 from models import input_files
 from models.errors import InputError
-from tests.fuzz import SECONDS, Format, Outcome, mutate, outcome
+from tests.fuzz import SECONDS, Format, Outcome, mutate, outcome, run
 from tests.fuzz_formats import FORMATS
 
 # Those that make arrays of JAX take a hundred times as long as others.
@@ -35,11 +35,21 @@ def _reads(parse):
 
 
 def test_outcomes_of_batches_are_added():
-  found = Outcome(refused=1, most_bytes=7, seconds=0.5)
+  found = Outcome(refused=1, most_bytes=7, seconds=0.5, most_seconds=0.5)
   found.add(Outcome(refused=2, most_bytes=5, seconds=1.5, faults=[(3, "x")]))
   assert found == Outcome(
-    refused=3, most_bytes=7, seconds=2.0, faults=[(3, "x")]
+    refused=3,
+    most_bytes=7,
+    seconds=2.0,
+    most_seconds=0.5,
+    faults=[(3, "x")],
   )
+
+
+def test_a_process_that_dies_is_a_fault_and_others_go_on(monkeypatch):
+  # Its process ends without an outcome.
+  monkeypatch.setattr("tests.fuzz._child", print)
+  assert [seed for seed, _ in run("csv", 2).faults] == [0, 1]
 
 
 @pytest.mark.parametrize(

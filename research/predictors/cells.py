@@ -14,7 +14,8 @@ import numpy as np
 # Spellings of a missing value, in small letters.
 MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "-",
            "--", "?", ".")  # fmt: skip
-_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+# A digit belongs to one part alone, or long cells would take forever.
+_NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?inf(inity)?", re.IGNORECASE)
 # A column of more different words is an identity, not a category.
 _MOST_WORDS = 100

@@ -85,7 +85,7 @@ def nasbench201(
     raise InputError(f"{path}: a cell has no {anything}")
   words = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3",
            "avg_pool_3x3")  # fmt: skip
-  ops = [re.findall(r"(\w+)~\d", row["arch_str"]) for row in rows]
+  ops = [re.findall(r"\b(\w+)~\d", row["arch_str"]) for row in rows]
   short = dict(zip(words, ("none", "skip", "point", "conv", "pool")))
   built = [
     [f"{edge} {short[op]}" for edge, op in zip("abcdef", cell)] for cell in ops

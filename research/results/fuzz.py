@@ -11,7 +11,8 @@ _COLUMNS = {
   "refused": "refused",
   "faults": "faults",
   "most_mb": "most memory, MB",
-  "ms": "ms a file",
+  "ms": "CPU ms a file",
+  "slowest_ms": "slowest, ms",
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from models.errors import InputError
 from research.predictors import peers, splits, summary, tables
+from research.predictors.cells import Spelling
 from research.predictors.number_scale import NumberScale
 from research.predictors.tables import Layout
 
@@ -31,6 +32,15 @@ def test_words_are_one_hot_and_gaps_cost_no_column(tmp_path):
       [0, 1, np.nan, 1],
     ],
   )
+
+
+def test_long_cells_take_no_longer_than_their_length():
+  number = Spelling().number
+  assert number("9" * 200_000) == np.inf and number("9" * 200_000 + "x") is None
+  for cell in ("5", "5.", ".5", "-5.25e-3", "+5E2"):
+    assert number(cell) == float(cell)
+  for cell in (".", "5e", "e5", "5_0", "1.2.3", ""):
+    assert number(cell) is None
 
 
 def test_names_of_rows_are_no_features(tmp_path):

@@ -29,7 +29,7 @@ def read_npz(
       with archive.open(name) as stream:
         data = input_files.read_bounded(stream, size, path)
       size += len(data)
-      found[name.removesuffix(".npy")] = _array(data)
+      found[name.removesuffix(".npy")] = npy_array(data)
   return found
 
 
@@ -43,11 +43,15 @@ def read_npy(
   """
   path = input_files.regular(path, advice)
   with input_files.errors_at(path, advice):
-    return _array(path.read_bytes())
+    return npy_array(path.read_bytes())
 
 
-def _array(data: bytes) -> np.ndarray:
-  """The array of a .npy file's bytes; makes none before it has its size."""
+def npy_array(data: bytes) -> np.ndarray:
+  """The array of a .npy file's bytes; makes none before it has its size.
+
+  Raises:
+    ValueError: or another error; they are none, or damaged.
+  """
   form = np.lib.format
   stream = io.BytesIO(data)
   version = form.read_magic(stream)

@@ -133,15 +133,38 @@ class MambaBlock(nnx.Module):
     on_mixed: Callable[[jax.Array], jax.Array],
   ) -> jax.Array:
     """Maps (B, L, D); `on_mixed` is applied to what the mixers add."""
-    normed = self.mixer_norm(x)
-    ids = jnp.where(mask, 0, -1).astype(jnp.int32)
-    mixed = _mix(self.forward_mixer, normed, ids, implementations)
-    # Padding comes first in the reversed text and leaves the state at zero.
-    back = _mix(
-      self.backward_mixer, normed[:, ::-1], ids[:, ::-1], implementations
+    mixed = mix_both(
+      self.forward_mixer,
+      self.backward_mixer,
+      self.mixer_norm(x),
+      mask,
+      implementations,
     )
-    x = x + on_mixed(mixed + back[:, ::-1])
+    x = x + on_mixed(mixed)
     return x + self.mlp(self.mlp_norm(x), hooks)
+
+
+def mix_both(
+  forward_mixer: Mamba2Mixer,
+  backward_mixer: Mamba2Mixer,
+  x: jax.Array,
+  mask: jax.Array,
+  implementations: Implementations,
+) -> jax.Array:
+  """What two mixers make of a text and of the reversed one, added up.
+
+  Args:
+    forward_mixer: reads the text from its first token.
+    backward_mixer: reads it from its last one.
+    x: (B, L, D).
+    mask: (B, L) bool, the tokens that are seen, which begin a row.
+    implementations: of the ops.
+  """
+  ids = jnp.where(mask, 0, -1).astype(jnp.int32)
+  mixed = _mix(forward_mixer, x, ids, implementations)
+  # Padding comes first in the reversed text and leaves the state at zero.
+  back = _mix(backward_mixer, x[:, ::-1], ids[:, ::-1], implementations)
+  return mixed + back[:, ::-1]
 
 
 def _mix(mixer, x, segment_ids, implementations):

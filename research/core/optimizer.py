@@ -12,7 +12,7 @@ from research.core.options import SCHEDULES
 Tree = Any
 # Leaves by name: gains and shifts have no scale that decay should shrink, and
 # the dynamics of a state-space layer are not weights of a product.
-_UNDECAYED = ("scale", "bias", "A_log", "D", "dt_bias")
+_UNDECAYED = ("scale", "bias", "A_log", "D", "dt_bias", "twiddle")
 
 
 def decayed(params: Tree) -> Tree:
@@ -20,7 +20,8 @@ def decayed(params: Tree) -> Tree:
 
   It does to the matrices, the token table and the taps of convolutions, not to
   norms, biases, and `A_log`, `D`, `dt_bias` of state-space layers (as in their
-  release, github.com/state-spaces/mamba). Names decide, not ranks: layers are
+  release, github.com/state-spaces/mamba), nor to the factors of butterflies,
+  whose product would shrink by all of them. Names decide, not ranks: layers are
   stacked, so a gain has two axes here.
   """
 

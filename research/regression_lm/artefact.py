@@ -10,13 +10,8 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from models import input_files, numbers, regression_lm
+from models import input_files, numbers, regression_lm, weight_files
 from models import tokenizer as tokenizer_lib
-from models.convert.safetensors_io import SafetensorsFile
 from models.errors import InputError, shown
 from models.numbers import TargetCodec
 from models.regression_lm import Params
@@ -66,7 +61,7 @@ def save(directory: str | os.PathLike[str], artefact: Artefact) -> None:
       f"{directory}: exists and is not overwritten: give another directory"
     )
   with files.whole_folder(directory) as draft:
-    files.write_safetensors(draft / WEIGHTS, flatten(artefact.params))
+    weight_files.write(draft / WEIGHTS, artefact.params)
     artefact.tokenizer.backend.save(str(draft / TOKENIZER))
     described = {
       "kind": _KIND,
@@ -112,7 +107,9 @@ def load(
       f"{expected[1]}, its model {config.target_vocab_size} in rows of "
       f"{config.target_length}: get the file again"
     )
-  params = _read_params(directory / WEIGHTS, config, param_dtype)
+  params = weight_files.read(
+    directory / WEIGHTS, regression_lm.abstract_params(config), param_dtype
+  )
   tokenizer = tokenizer_lib.from_json(directory / TOKENIZER)
   for name, file in (("weights", WEIGHTS), ("tokenizer", TOKENIZER)):
     found = files.digest_of_file(directory / file)
@@ -143,57 +140,3 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
       f"{_VERSION}"
     )
   return described
-
-
-def _read_params(
-  path: pathlib.Path, config: RegressionLMConfig, dtype: str | None
-) -> Params:
-  file = SafetensorsFile(path)
-  wanted = _shapes(regression_lm.abstract_params(config))
-  found = set(file.names())
-  for name in sorted(found ^ wanted.keys()):
-    what = "lacks" if name in wanted else "holds the unknown"
-    raise InputError(f"{path}: {what} tensor {name!r}: get the file again")
-  flat = {}
-  for name, shape in wanted.items():
-    if file.shape(name) != shape:
-      raise InputError(
-        f"{path}: tensor {name!r} has shape {file.shape(name)}, the model "
-        f"needs {shape}: get the file again"
-      )
-    array = file.read(name)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-      raise InputError(f"{path}: tensor {name!r} is {array.dtype}")
-    if not np.isfinite(array.astype(np.float32)).all():
-      raise InputError(f"{path}: tensor {name!r} is not finite")
-    flat[name] = jnp.asarray(array, dtype or array.dtype)
-  return unflatten(flat)
-
-
-def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
-  return {name: leaf.shape for name, leaf in _leaves(tree).items()}
-
-
-def _leaves(tree: Params) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def flatten(params: Params) -> dict[str, np.ndarray]:
-  """Parameters by names such as "decoder.attn.q_proj.kernel", on the host."""
-  leaves = jax.device_get(_leaves(params))
-  return {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
-
-
-def unflatten(flat: dict[str, Any]) -> Params:
-  """The nested dict that `flatten` was given."""
-  tree: Params = {}
-  for name, leaf in flat.items():
-    *parents, last = name.split(".")
-    place = tree
-    for parent in parents:
-      place = place.setdefault(parent, {})
-    place[last] = leaf
-  return tree

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 
-from models import input_files
+from models import input_files, weight_files
 from models.errors import InputError
 from models.regression_lm import Params
 from research.core import files, workdir
-from research.regression_lm import artefact
 
 
 class Best:
@@ -45,7 +44,7 @@ class Best:
     # The loss is written with all its digits, so that a run that goes on
     # compares with the same number.
     found = {"step": str(step), "loss": repr(float(loss)), "run": self._run}
-    files.write_safetensors(self._path, artefact.flatten(params), found)
+    files.write_safetensors(self._path, weight_files.flatten(params), found)
     self.loss, self.step = float(loss), step
 
   def load(self, like: Params) -> tuple[int, Params]:
@@ -59,11 +58,11 @@ class Best:
     """
     step = int(self._metadata()["step"])
     flat = safetensors.numpy.load_file(self._path)
-    wanted: dict[str, Any] = artefact.flatten(like)
+    wanted: dict[str, Any] = weight_files.flatten(like)
     shapes = {name: leaf.shape for name, leaf in flat.items()}
     if shapes != {name: leaf.shape for name, leaf in wanted.items()}:
       raise InputError(f"{self._path}: is of another model: remove it")
-    return step, jax.tree.map(jnp.asarray, artefact.unflatten(flat))
+    return step, jax.tree.map(jnp.asarray, weight_files.unflatten(flat))
 
   def _metadata(self) -> dict[str, str]:
     with input_files.errors_at(self._path, "give another --workdir"):

@@ -86,6 +86,10 @@ train_sol --model=tiny --text=foo
 transfer_rlm
 transfer_rlm --path=. --targets=x --peers=foo
 transfer_rlm --path=. --targets=x --models=foo
+train_lra --task=foo
+train_lra --task=text
+train_lra --task=image --data=/nowhere
+train_lra --augment
 """
 # These two need JAX itself, but no model of flax.
 AFTER_JAX = """

@@ -1,0 +1,1 @@
+"""Long Range Arena: tasks of long sequences, and the training of encoders."""

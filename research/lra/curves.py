@@ -1,0 +1,48 @@
+"""Validation accuracy over updates, and accuracy over cost, as pictures."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.core import plots
+from research.core.plots import Series
+
+
+def plot(
+  path: str | pathlib.Path,
+  runs: Mapping[str, tuple[Sequence[Mapping[str, Any]], Sequence[int]]],
+  title: str,
+) -> None:
+  """Draws the validation accuracy of runs.
+
+  Args:
+    path: of the PNG.
+    runs: name -> lines of `metrics.jsonl`, and the members that are shown; a
+      bar goes from the worst of them to the best.
+    title: what the picture shows.
+  """
+  series = []
+  for number, (name, (lines, members)) in enumerate(runs.items()):
+    told = [line for line in lines if "valid_accuracy" in line]
+    found = np.array([line["valid_accuracy"] for line in told], float)
+    found = found[:, list(members)]
+    series.append(
+      Series(
+        name=name,
+        x=[line["updates"] for line in told],
+        y=found.mean(1),
+        low=found.min(1),
+        high=found.max(1),
+        role="baseline" if number else "ours",
+      )
+    )
+  plots.pareto_plot(
+    path,
+    series,
+    "updates",
+    "validation accuracy (more is better)",
+    title,
+    subtitle="mean of the seeds; bars from the worst to the best",
+  )

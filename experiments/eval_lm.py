@@ -34,6 +34,9 @@ _TEXT = flags.DEFINE_string(
   "wikitext2:test",
   "of perplexity: wikitext2:train|valid|test, gutenberg:slice, or a file",
 )
+_FIELD = flags.DEFINE_string(
+  "text_field", "text", "of the records of a .jsonl or .parquet --text"
+)
 _WINDOW = cli.integer("window", 512, "tokens of its windows", 2)
 _OVERLAP = cli.integer("overlap", 0, "tokens of a window that are context", 0)
 _WINDOWS = cli.integer(
@@ -59,8 +62,9 @@ _PRECISION = cli.choice(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "keep finished tasks here")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
+_COLUMNS = "model task data shots metric value stderr low high items"
 _DECIDING = (_MODEL, _TEXT, _WINDOW, _OVERLAP, _WINDOWS, _SHOTS, _LIMIT)
-_DECIDING += (_LENGTH, _DTYPE, _PRECISION, _TOKENIZER)
+_DECIDING += (_LENGTH, _DTYPE, _PRECISION, _TOKENIZER, _FIELD)
 
 
 def _workdir() -> pathlib.Path | None:
@@ -87,7 +91,7 @@ def main(_) -> None:
     if name == tasks.PERPLEXITY:
       todo[name] = tasks.Text(
         data=_TEXT.value,
-        text=load_text(_TEXT.value),
+        text=load_text(_TEXT.value, _FIELD.value),
         window=_WINDOW.value,
         overlap=_OVERLAP.value,
         max_windows=_WINDOWS.value,
@@ -107,17 +111,16 @@ def main(_) -> None:
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
-  config = checkpoint.config
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
-  model = (config, checkpoint.params, tokenizer)
-  length = config.max_position or 8192
+  model = (checkpoint.config, checkpoint.params, tokenizer)
+  length = checkpoint.config.max_position or 8192
   length = min(_LENGTH.value or length, length)
   if tasks.PERPLEXITY in todo and _WINDOW.value > length:
     raise InputError(f"--window={_WINDOW.value}: {length} tokens at most")
   scorer = scoring.Scorer(*model, max_length=length, batch_tokens=_BATCH.value)
   generator = Generator(*model)
   common = {
-    "system": config.family,
+    "system": checkpoint.config.family,
     "model": checkpoint.name,
     "method": "dense",
     "budget": 1.0,
@@ -138,8 +141,7 @@ def main(_) -> None:
     rows += found
     if before:
       print(f"{name}: done before, read from {_WORKDIR.value}")
-  columns = "model task data shots metric value stderr low high items"
-  cli.show(rows, columns.split())
+  cli.show(rows, tuple(_COLUMNS.split()))
   cli.keep(_RESULT.value, rows, began)
 
 

@@ -24,7 +24,8 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/lm", "folder of the run")
 _TEXT = flags.DEFINE_list(
   "text",
   ["gutenberg:slice"],
-  "training texts: shipped names, or .txt, .txt.xz, .txt.gz files",
+  "training texts: shipped names, or .txt, .md, .jsonl (also .xz, .gz) and "
+  ".parquet files",
 )
 _EVAL_TEXT = flags.DEFINE_list(
   "eval_text", [], "held-out texts; the end of --text if not given"

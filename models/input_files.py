@@ -178,17 +178,27 @@ def read_bounded(stream: IO[bytes], size: int, path: object) -> bytes:
   Raises:
     InputError: there is more.
   """
-  most = _most_unpacked.get() or _RATIO * size + _ROOM
+  most = most_unpacked(size)
   found = bytearray()
   while piece := stream.read(_PIECE):
     found += piece
     if len(found) > most:
-      raise InputError(
-        f"{path}: unpacks to more than {most / 1e6:,.0f} MB from "
-        f"{size / 1e6:,.1f}: if that is no mistake, unpack it, or give more as "
-        "--most_unpacked_mb"
-      )
+      raise too_much(path, most, size)
   return bytes(found)
+
+
+def most_unpacked(size: int) -> int:
+  """Bytes that a packed file of `size` bytes may unpack to; see `unpacking`."""
+  return _most_unpacked.get() or _RATIO * size + _ROOM
+
+
+def too_much(path: object, most: int, size: int) -> InputError:
+  """The error for a file of `size` bytes that unpacks to more than `most`."""
+  return InputError(
+    f"{path}: unpacks to more than {most / 1e6:,.0f} MB from "
+    f"{size / 1e6:,.1f}: if that is no mistake, unpack it, or give more as "
+    "--most_unpacked_mb"
+  )
 
 
 @contextlib.contextmanager

@@ -69,6 +69,9 @@ class Options:
   documents: str = option(
     "auto", "how a text is cut into documents", choices=DOCUMENTS
   )
+  text_field: str = option(
+    "text", "of .jsonl and .parquet texts, whose records are documents"
+  )
   document_mask: bool = option(
     True, "tokens see their own document alone, not all of their window"
   )

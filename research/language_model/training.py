@@ -236,7 +236,11 @@ def load_tokenizer(run: Run) -> Tokenizer:
   options = run.options
   if options.tokenizer == tokenizing.BPE:
     return token_cache.bpe(
-      run.text, options.documents, options.vocab_size, run.cache
+      run.text,
+      options.documents,
+      options.vocab_size,
+      run.cache,
+      options.text_field,
     )
   return tokenizing.load(options.tokenizer, marks=True)
 
@@ -247,6 +251,7 @@ def _corpora(run: Run, tokenizer: Tokenizer) -> tuple[Corpus, Corpus]:
     tokenizer,
     run.cache,
     rule=run.options.documents,
+    field=run.options.text_field,
     progress=run.progress,
   )
   corpus = load(run.text)

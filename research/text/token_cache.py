@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from models import arrays, control_tokens, input_files
+from models import arrays, control_tokens, input_files, text_records
 from models import text as text_lib
 from models.errors import InputError
 from models.tokenizer import Tokenizer
@@ -25,7 +25,9 @@ _PIECE = 1 << 20
 _GROUP = 1 << 24
 
 
-def digest_of_texts(names: Sequence[str], rule: str) -> str:
+def digest_of_texts(
+  names: Sequence[str], rule: str, field: str = text_records.FIELD
+) -> str:
   """Identifies the documents of texts by the bytes of their files.
 
   Raises:
@@ -33,39 +35,52 @@ def digest_of_texts(names: Sequence[str], rule: str) -> str:
   """
   if not names:
     raise InputError("--text: there is none: name at least one")
-  digest = hashlib.sha256(f"{_VERSION} {rule}".encode())
+  what = f"{_VERSION} {rule}"
+  if field != text_records.FIELD:
+    what += f" {field}"
+  digest = hashlib.sha256(what.encode())
   for name in names:
     with text_lib.text_path(name).open("rb") as stream:
       digest.update(hashlib.file_digest(stream, "sha256").digest())
   return digest.hexdigest()
 
 
-def read_documents(names: Sequence[str], rule: str) -> list[str]:
+def read_documents(
+  names: Sequence[str], rule: str, field: str = text_records.FIELD
+) -> list[str]:
   """Documents of all texts; a text never goes on in the next file.
+
+  A record of a .jsonl or .parquet file is a document, whatever the rule.
 
   Raises:
     InputError: a text cannot be read, or all are empty.
   """
   documents = []
   for name in names:
-    documents += documents_lib.split(text_lib.load_text(name), rule)
+    parts, are_records = text_lib.load_parts(name, field)
+    documents += parts if are_records else documents_lib.split(*parts, rule)
   if not documents:
     raise InputError(f"{', '.join(names)}: there is nothing but blanks in it")
   return documents
 
 
 def bpe(
-  names: Sequence[str], rule: str, vocab_size: int, folder: pathlib.Path
+  names: Sequence[str],
+  rule: str,
+  vocab_size: int,
+  folder: pathlib.Path,
+  field: str = text_records.FIELD,
 ) -> Tokenizer:
   """The byte-level BPE of texts, learned once and kept in `folder`.
 
   Raises:
     InputError: a text cannot be read.
   """
-  key = f"{digest_of_texts(names, rule)[:16]}-bpe{vocab_size}.json"
+  key = f"{digest_of_texts(names, rule, field)[:16]}-bpe{vocab_size}.json"
   path = folder / key
   if not path.exists():
-    tokenizer = tokenizing.train_bpe(read_documents(names, rule), vocab_size)
+    documents = read_documents(names, rule, field)
+    tokenizer = tokenizing.train_bpe(documents, vocab_size)
     with files.whole(path) as draft:
       tokenizer.backend.save(str(draft))
   return tokenizing.load(str(path))
@@ -77,6 +92,7 @@ def load_corpus(
   folder: pathlib.Path,
   *,
   rule: str = "auto",
+  field: str = text_records.FIELD,
   progress: bool = True,
 ) -> Corpus:
   """The tokens of texts, from `folder` if they were made before.
@@ -90,19 +106,21 @@ def load_corpus(
     tokenizer: its boundary token is put in front of every document.
     folder: of the cache; made if absent.
     rule: of `documents.split`.
+    field: of the records of .jsonl and .parquet files.
     progress: show progress on stderr.
 
   Raises:
     InputError: a text cannot be read, or the cache is damaged.
   """
-  digest = hashlib.sha256(digest_of_texts(names, rule).encode())
+  digest = hashlib.sha256(digest_of_texts(names, rule, field).encode())
   digest.update(tokenizer.backend.to_str().encode())
   digest = digest.hexdigest()[:16]
   place = folder / digest
   if not place.exists():
     # Another run may have written the same tokens meanwhile.
     with contextlib.suppress(FileExistsError):
-      _write(place, read_documents(names, rule), tokenizer, progress)
+      documents = read_documents(names, rule, field)
+      _write(place, documents, tokenizer, progress)
   return _read(place, digest)
 
 

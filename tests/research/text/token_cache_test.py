@@ -72,6 +72,23 @@ def test_120_documents_are_120(tmp_path, form, end):
     assert len(found) == 120 + (form[0] != " ")
 
 
+def test_records_are_documents_whatever_the_rule(tmp_path):
+  tokenizer, path = tokenizing.of_bytes(), tmp_path / "a.jsonl"
+  path.write_text(
+    '{"text": "a\\n\\u001e\\nb", "c": "d"}\n{"text": "e", "c": "f"}'
+  )
+  load = lambda **options: token_cache.load_corpus(
+    [str(path)], tokenizer, tmp_path / "cache", progress=False, **options
+  )
+  for rule in ("auto", "whole"):
+    found = documents_of(load(rule=rule), tokenizer)
+    assert found == ["a\n\x1e\nb", "e"]
+  assert documents_of(load(field="c"), tokenizer) == ["d", "f"]
+  assert len(list((tmp_path / "cache").iterdir())) == 3
+  learned = token_cache.bpe([str(path)], "auto", 260, tmp_path / "cache", "c")
+  assert learned.encode("df").shape == (2,)
+
+
 def test_tokens_come_back_as_their_documents(tmp_path, text):
   tokenizer = tokenizing.of_bytes()
   folder = tmp_path / "cache"

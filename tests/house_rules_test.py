@@ -30,6 +30,7 @@ METHODS = {
   "program_metrics",
   "quantization",
   "lra",
+  "codesign",
 }
 ABOVE_METHODS = {"bench", "results"}
 TEXT = {".py", ".sh", ".md", ".toml", ".lock", ".flags", ".json", ".ipynb", ""}

@@ -104,7 +104,7 @@ def pareto_plot(
   for text, s in zip(legend.get_texts(), ordered, strict=True):
     text.set_fontweight("bold" if s.role == "ours" else "normal")
     text.set_color(_OURS if s.role == "ours" else _INK)
-  _headline(axis, title, subtitle)
+  headline(axis, title, subtitle)
   save(figure, path)
 
 
@@ -286,7 +286,8 @@ def _log_scale(axis) -> None:
   axis.tick_params(axis="y", which="minor", labelsize=9, labelcolor=_INK)
 
 
-def _headline(axis, title: str, subtitle: str) -> None:
+def headline(axis, title: str, subtitle: str) -> None:
+  """Writes a bold title, and a fainter line under it, where it is not ""."""
   axis.set_title(
     title,
     loc="left",

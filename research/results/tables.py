@@ -13,6 +13,7 @@ from typing import Any
 from models import input_files
 from models.errors import InputError
 from research.results import (
+  codesign,
   first_comments,
   fuzz,
   predictions,
@@ -35,6 +36,9 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "program_metrics": program_metrics.table,
   "quantization": quantization.table,
   "quantization_tasks": quantization.tasks,
+  "codesign": codesign.front,
+  "codesign_searches": codesign.searches,
+  "codesign_claims": codesign.claims,
   "fuzz": fuzz.table,
 }
 

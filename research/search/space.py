@@ -60,6 +60,10 @@ class Product:
 
   choices: Mapping[str, Sequence[Any]]
   feasible: Callable[[Columns], np.ndarray] | None = None
+  # What `feasible` said of single points, which searches ask for again.
+  _known: dict[Genome, bool] = dataclasses.field(
+    default_factory=dict, compare=False, repr=False
+  )
 
   def __post_init__(self):
     """Raises InputError where a decision has no value, or one twice."""
@@ -174,7 +178,9 @@ class Product:
     """
     for _ in range(tries):
       found = once()
-      if self._passed([found])[0]:
+      if found not in self._known:
+        self._known[found] = bool(self._passed([found])[0])
+      if self._known[found]:
         return found
     if otherwise is not None:
       return otherwise()

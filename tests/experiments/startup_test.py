@@ -52,6 +52,13 @@ bench --suite=language_model --decode=foo
 bench --suite=language_model --train=foo
 bench --suite=regression_lm --sample=foo
 bench --suite=sol --model=/nowhere
+codesign_fabnet
+codesign_fabnet --space=foo
+codesign_fabnet --objectives=foo
+codesign_fabnet --methods=foo
+codesign_fabnet --accuracies=/nowhere
+codesign_fabnet --device=zynq7045 --objectives=dsp
+codesign_fabnet --fixed=p_bu=3 --objectives=dsp
 eval_lm --tasks=foo
 eval_lm --tasks=lambada
 eval_lm --text=foo

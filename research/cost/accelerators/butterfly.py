@@ -35,6 +35,8 @@ _DEPTH_OF_BLOCK = 1024
 # half precision, which take DSPs when the IP is set to medium usage. One DSP
 # each is a reconstruction.
 _MULTIPLIERS, _SUBTRACTORS = 4, 2
+# What an engine for attention has at least one of.
+_ATTENTION = ("p_head", "p_qk", "p_sv", "p_softmax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Engine:
     p_head: engines for attention, each for one head; 0 has none.
     p_qk: multipliers of each for scores.
     p_sv: multipliers of each for the sum of values.
+    p_softmax: scores of each that pass the softmax a cycle; the released model
+      of a dense accelerator has one.
     bits: of a number.
     clock_mhz: of the accelerator.
     efficiency: share of cycles that do work; the released scripts take .85.
@@ -86,6 +90,7 @@ class Engine:
   p_head: Sizes = 0
   p_qk: Sizes = 0
   p_sv: Sizes = 0
+  p_softmax: Sizes = 1
   bits: int = 16
   clock_mhz: float = 200.0
   efficiency: float = 0.85
@@ -165,7 +170,8 @@ class Resources:
   part of the release.
 
   Attributes:
-    dsp: slices, by the multipliers of the RTL.
+    dsp: slices, by the multipliers of the RTL; those of a softmax are not known
+      and not counted.
     bram36: block RAMs of 36 kbit, by the RAMs of the RTL.
   """
 
@@ -209,8 +215,8 @@ def attention_layer_cycles(
 ) -> dict[str, np.ndarray]:
   """Cycles of one ABfly block, by its products: a reconstruction.
 
-  Rows of scores follow each other through three stages: q k', softmax with one
-  score a cycle, and the sum of values.
+  Rows of scores follow each other through three stages: q k', softmax, and the
+  sum of values.
 
   Args:
     engine: configuration, with engines for attention.
@@ -224,14 +230,14 @@ def attention_layer_cycles(
     InputError: a size cannot be used, or there is no engine for attention.
   """
   check(engine, network)
-  for name in ("p_head", "p_qk", "p_sv"):
+  for name in _ATTENTION:
     if np.any(np.asarray(getattr(engine, name)) < 1):
       raise InputError(f"{name}: an ABfly block needs at least 1")
   d, h = _power(network.hidden), _power(network.ffn)
   rows, width = np.asarray(network.length), np.asarray(network.hidden)
   head = width // network.heads
   step = np.maximum(
-    np.maximum(_ceil(rows * head, engine.p_qk), rows),
+    np.maximum(_ceil(rows * head, engine.p_qk), _ceil(rows, engine.p_softmax)),
     _ceil(rows * head, engine.p_sv),
   )
   groups = _ceil(network.heads, engine.p_head)
@@ -259,7 +265,17 @@ def cycles(
   fourier = sum(layer_cycles(engine, network, rules).values())
   if not rules.attention or not np.any(network.attention_layers):
     return (blocks + network.attention_layers) * fourier
-  attention = sum(attention_layer_cycles(engine, network, rules).values())
+  # Points of a space that do not attend need no engine for attention.
+  idle = np.asarray(network.attention_layers) == 0
+  attending = dataclasses.replace(
+    engine,
+    **{
+      name: np.where(idle, np.maximum(getattr(engine, name), 1),
+                     getattr(engine, name))
+      for name in _ATTENTION
+    },
+  )  # fmt: skip
+  attention = sum(attention_layer_cycles(attending, network, rules).values())
   return blocks * fourier + network.attention_layers * attention
 
 

@@ -1,0 +1,1 @@
+"""Joint search over a network and the accelerator that runs it."""

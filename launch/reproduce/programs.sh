@@ -9,9 +9,10 @@ Usage: launch/reproduce/programs.sh set OUT [SECONDS]
        launch/reproduce/programs.sh SPLIT OUT UPDATES
 
 First the set, on all cores but two: called again it adds to what is in
-runs/programs until the programs are all there (some 2.8 core-hours). Then a
+runs/programs until the programs are all there (some 5 core-hours). Then a
 table for each SPLIT: random 3600, operators 1800, sizes 1800; one GPU, some
-seven minutes each. P=5 trains so many peers at a time.
+seven minutes each. P=5 trains so many peers at a time; called again it goes on
+where it stopped.
 TEXT
 }
 

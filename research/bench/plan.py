@@ -30,7 +30,7 @@ class Plan:
 
   Attributes:
     passes: of `specs.PASSES`, or none for all.
-    peers: names of peers.
+    peers: names of peers, or None for all that a suite has.
     repeats: measurements of a call at most.
     seconds: of a call's measurements, about.
     profile: name the kernels that the time of ours goes to.
@@ -39,7 +39,7 @@ class Plan:
   """
 
   passes: Sequence[str] = ()
-  peers: Sequence[str] = ()
+  peers: Sequence[str] | None = None
   repeats: int = 20
   seconds: float = 2.0
   profile: bool = False
@@ -117,8 +117,9 @@ class _Runner:
       yield from self._built(case, build, _Entry(name=name, made=None))
 
   def _peers(self, case: Case) -> Iterator[_Entry]:
+    asked = self._plan.peers
     for peer in case.peers:
-      if peer.name not in self._plan.peers or not peer.ways:
+      if not peer.ways or (asked is not None and peer.name not in asked):
         continue
       reason = peer.missing()
       if reason is not None:

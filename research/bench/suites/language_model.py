@@ -62,7 +62,7 @@ class Suite(SuiteOfCases):
       InputError: a name does not exist.
     """
     del note
-    specs.check_language_model(**vars(self), peers=plan.peers)
+    specs.check_language_model(**vars(self), peers=plan.peers or ())
     options = {
       "tokens": self.tokens,
       "state_format": StateFormat.parse(self.state_format),

@@ -42,7 +42,7 @@ class Suite(SuiteOfCases):
       InputError: a name or shape does not exist.
     """
     del note
-    specs.check_ops(**vars(self), passes=plan.passes, peers=plan.peers)
+    specs.check_ops(**vars(self), passes=plan.passes, peers=plan.peers or ())
     return self._cases()
 
   def _cases(self) -> Iterator[Case]:

@@ -14,8 +14,8 @@ from research.cost.roofline import Ceilings
 TRAIN, SAMPLE = "16/1+1:2x16:bfloat16", "16/1+1:2x16x3:float32"
 
 
-def run(peers=(), **options):
-  notes, chosen = [], plan.Plan(repeats=1, peers=peers)
+def run(**options):
+  notes, chosen = [], plan.Plan(repeats=1)
   cases = Suite(**options).cases(chosen, notes.append)
   return list(plan.run(cases, chosen, print, notes.append)), notes
 
@@ -68,9 +68,7 @@ def checkout(tmp_path, monkeypatch):
 
 def test_the_peer_stands_beside_ours_by_setting(known, checkout):
   wide = TRAIN.replace("bfloat16", "float32")
-  rows, notes = run(
-    ["regress-lm"], train=[TRAIN, wide], sample=[SAMPLE], **checkout
-  )
+  rows, notes = run(train=[TRAIN, wide], sample=[SAMPLE], **checkout)
   assert notes == []
   assert [(row["op"], row["dtype"], row["peer_detail"]) for row in rows] == [
     ("update", "bfloat16", "bfloat16"),
@@ -82,15 +80,14 @@ def test_the_peer_stands_beside_ours_by_setting(known, checkout):
   for row in rows:
     assert row["peer_ms"] == 1000.0 and row["peer_params"] == 5
   rows, _ = run(
-    ["regress-lm"], sample=[SAMPLE], **checkout, peer_texts=1,
-    peer_settings=["tf32"],
+    sample=[SAMPLE], **checkout, peer_texts=1, peer_settings=["tf32"],
   )  # fmt: skip
   assert rows[0]["peer_detail"] == "tf32, scaled up from 1 texts"
 
 
 def test_a_peer_that_ends_early_is_said(known, checkout, monkeypatch):
   monkeypatch.setattr(suites, "_VOCAB", 9)
-  rows, notes = run(["regress-lm"], train=[TRAIN], **checkout)
+  rows, notes = run(train=[TRAIN], **checkout)
   assert notes == ["peer regress-lm is left out: exit code 1"]
   assert rows[0]["peer_ms"] == 1000.0  # What it told before is kept.
 

@@ -27,16 +27,15 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
 _TASKS = flags.DEFINE_list(
   "tasks",
   ["perplexity"],
-  "perplexity, lambada, arc_easy, arc_challenge, piqa, boolq, mmlu, gsm8k",
+  "perplexity, lambada, arc_easy, arc_challenge, hellaswag, winogrande, piqa, "
+  "boolq, mmlu, gsm8k",
 )
 _TEXT = flags.DEFINE_string(
   "text",
   "wikitext2:test",
   "of perplexity: wikitext2:train|valid|test, gutenberg:slice, or a file",
 )
-_FIELD = flags.DEFINE_string(
-  "text_field", "text", "of the records of a .jsonl or .parquet --text"
-)
+_FIELD = flags.DEFINE_string("text_field", "text", "of records of --text")
 _WINDOW = cli.integer("window", 512, "tokens of its windows", 2)
 _OVERLAP = cli.integer("overlap", 0, "tokens of a window that are context", 0)
 _WINDOWS = cli.integer(

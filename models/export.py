@@ -7,8 +7,8 @@ from typing import Any
 
 from models import control_tokens, files
 from models.convert import save_safetensors
+from models.encoding import Tokenizer
 from models.language_model import Config, Params
-from models.tokenizer import Tokenizer
 
 
 def save(
@@ -22,7 +22,9 @@ def save(
 
   The token that stood between the texts in training begins and ends a text.
   Every file that names special tokens does it by that one: without, a program
-  takes the default ids of the architecture, which are other tokens or none.
+  takes the default ids of the architecture, which are other tokens or none. A
+  model with a template of chats keeps it, and the names that it may write; all
+  tokens that end a text of it are listed.
 
   Args:
     directory: made if needed; must hold no checkpoint yet.
@@ -37,7 +39,13 @@ def save(
   """
   directory = pathlib.Path(directory)
   boundary = control_tokens.start_id(tokenizer)
-  ids = {"bos_token_id": boundary, "eos_token_id": boundary}
+  ends = [boundary]
+  if tokenizer.chat_template is not None:
+    ends = list(dict.fromkeys([boundary, *control_tokens.end_ids(tokenizer)]))
+  ids = {
+    "bos_token_id": boundary,
+    "eos_token_id": boundary if len(ends) == 1 else ends,
+  }
   token = tokenizer.backend.id_to_token(boundary)
   described = {
     # By the name of the architecture it would be that of Llama, which adds
@@ -47,6 +55,10 @@ def save(
     "eos_token": token,
     "clean_up_tokenization_spaces": False,
   }
+  if tokenizer.chat_template is not None:
+    known = lambda name: tokenizer.backend.token_to_id(name) is not None
+    described |= {p: x for p, x in tokenizer.names.items() if known(x)}
+    described["chat_template"] = tokenizer.chat_template
   if config.max_position is not None:
     described["model_max_length"] = config.max_position
   save_safetensors(directory, config, params, ids | dict(more or {}))

@@ -130,9 +130,9 @@ def judge_task(
 def encode_task(scorer: Scorer, task: Task) -> list[Row]:
   """What is scored of a task by likelihood: each choice of each item."""
   return [
-    scorer.encode_pair(item.context, choice)
+    scorer.encode_pair(context, choice)
     for item in task.items
-    for choice in item.choices
+    for context, choice in item.pairs
   ]
 
 
@@ -191,6 +191,8 @@ def _judge_choice(
     normed = totals / np.maximum(sizes, 1)
     values["acc"].append(float(totals.argmax() == item.answer))
     values["acc_norm"].append(float(normed.argmax() == item.answer))
+  if any(item.contexts for item in task.items):
+    del values["acc_norm"]  # The same, since continuations are.
   return values
 
 

@@ -16,7 +16,7 @@ import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from models import control_tokens
+from models import chat
 from models.errors import InputError
 from research.core.progress import counter
 from research.decoding.sampling import Sampling
@@ -105,12 +105,13 @@ class Adapter:
     chat_history: Iterable[Mapping[str, str]],
     add_generation_prompt: bool = True,
   ) -> str:
-    """A chat as text; see `models.control_tokens.chat_text`."""
-    return control_tokens.chat_text(
+    """A chat as text; see `models.chat.write`."""
+    (text,) = chat.write(
       self.scorer.tokenizer,
-      list(chat_history),
+      [list(chat_history)],
       begin_answer=add_generation_prompt,
     )
+    return text
 
 
 def wrap(scorer: Scorer, generator: Generator) -> Any:

@@ -21,9 +21,10 @@ def read_records(
   """Reads the records of the first of `names` that there is.
 
   A name stands for NAME.json (a list), NAME.jsonl (a record a line), either of
-  them also compressed (.gz, .xz, .bz2). "mmlu/test" stands for a folder with
-  one SUBJECT_test.csv a subject (question, four choices, answer), or for the
-  same inside of mmlu_dev_test.tar.xz or mmlu.tar[.xz|.gz].
+  them also compressed (.gz, .xz, .bz2). "mmlu/test" stands also for a folder
+  with a file a subject, SUBJECT_test.csv (question, four choices, answer) or
+  SUBJECT_test.jsonl, or for the former inside of mmlu_dev_test.tar.xz or
+  mmlu.tar[.xz|.gz].
 
   Args:
     folder: where to look.
@@ -44,18 +45,17 @@ def read_records(
         return path, _guarded(path, read)
   raise InputError(
     f"--data={folder}: has no file for {task}: put {names[0]}"
-    f"{'' if '/' in names[0] else '.json or .jsonl'} there"
+    f"{'' if names[0].startswith('mmlu/') else '.json or .jsonl'} there"
   )
 
 
 def _candidates(
   folder: pathlib.Path, name: str
 ) -> Iterator[tuple[pathlib.Path, Callable[[pathlib.Path], list[dict]]]]:
-  if "/" in name:
+  if name.startswith("mmlu/"):
     yield folder / name, _read_folder
     for archive in _ARCHIVES:
       yield folder / archive, lambda path: _read_archive(path, name)
-    return
   for kind in _KINDS:
     for ending in _ENDINGS:
       yield folder / f"{name}{kind}{ending}", _read_json
@@ -87,6 +87,11 @@ def _read_folder(path: pathlib.Path) -> list[dict[str, Any]]:
   records = []
   for file in sorted(path.glob("*.csv")):
     records += _read_csv(file.stem, input_files.read_text(file))
+  for file in sorted(path.glob("*.jsonl")):
+    subject = file.stem.rpartition("_")[0] or file.stem
+    for record in _read_json(file):
+      named = isinstance(record, dict) and "subject" not in record
+      records.append(record | {"subject": subject} if named else record)
   return records
 
 

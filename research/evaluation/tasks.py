@@ -2,10 +2,10 @@
 
 A task is a list of items: a context and one or several continuations. Prompts,
 few-shot forms and answer patterns are those of lm-evaluation-harness 0.4
-(lambada_openai, arc_easy, arc_challenge, piqa, boolq, mmlu, gsm8k), with two
-differences: few-shot examples are the first ones of their pool, for every
-task, and `acc_norm` divides by the bytes of an answer, which differs from its
-characters only outside of ASCII.
+(lambada_openai, arc_easy, arc_challenge, hellaswag, winogrande, piqa, boolq,
+mmlu, gsm8k), with two differences: few-shot examples are the first ones of
+their pool, for every task, and `acc_norm` divides by the bytes of an answer,
+which differs from its characters only outside of ASCII.
 """
 
 import dataclasses
@@ -32,11 +32,20 @@ class Item:
     choices: continuations, the space before them included; of a generation
       task the one reference answer.
     answer: index of the right choice.
+    contexts: where they are what differs, one a choice in the place of
+      `context`; the continuations are the same.
   """
 
   context: str
   choices: tuple[str, ...]
   answer: int = 0
+  contexts: tuple[str, ...] = ()
+
+  @property
+  def pairs(self) -> list[tuple[str, str]]:
+    """Context and continuation of each choice."""
+    contexts = self.contexts or [self.context] * len(self.choices)
+    return list(zip(contexts, self.choices, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,9 +54,10 @@ class Task:
 
   Attributes:
     name: as users give it.
-    kind: `CHOICE`: the likeliest continuation is the answer (acc, acc_norm);
-      `CLOZE`: the continuation's likelihood (acc, perplexity); `GENERATION`:
-      greedy text (exact_match, strict and flexible).
+    kind: `CHOICE`: the likeliest continuation is the answer (acc, and acc_norm
+      where the continuations differ); `CLOZE`: the continuation's likelihood
+      (acc, perplexity); `GENERATION`: greedy text (exact_match, strict and
+      flexible).
     data: file the items come from, and what was changed.
     shots: examples in the context.
     items: the questions.
@@ -92,10 +102,12 @@ class _Question:
   choices: tuple[str, ...]
   answer: int = 0
   group: str = ""
+  texts: tuple[str, ...] = ()
 
   @property
   def solved(self) -> str:
-    return f"{self.text}{self.choices[self.answer]}\n\n"
+    text = self.texts[self.answer] if self.texts else self.text
+    return f"{text}{self.choices[self.answer]}\n\n"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,10 +219,12 @@ def _item(
     )
   group = question.group.replace("_", " ")
   solved = "".join(example.solved for example in examples)
+  before = form.heading.format(group=group) + solved
   return Item(
-    context=form.heading.format(group=group) + solved + question.text,
+    context=before + question.text,
     choices=question.choices,
     answer=question.answer,
+    contexts=tuple(before + text for text in question.texts),
   )
 
 
@@ -222,11 +236,47 @@ def _lambada(record: Mapping) -> _Question:
 def _arc(record: Mapping) -> _Question | None:
   if "instruction" in record:
     return _listed(record, "question", "Answer")
-  choices = record["choices"]
+  question = record["question"]
+  if isinstance(question, Mapping):
+    # As the authors publish it.
+    listed = question["choices"]
+    texts, labels = ([x[key] for x in listed] for key in ("text", "label"))
+    question = question["stem"]
+  else:
+    texts, labels = record["choices"]["text"], record["choices"]["label"]
   return _Question(
-    text=f"Question: {record['question']}\nAnswer:",
-    choices=tuple(f" {text}" for text in choices["text"]),
-    answer=choices["label"].index(record["answerKey"]),
+    text=f"Question: {question}\nAnswer:",
+    choices=tuple(f" {text}" for text in texts),
+    answer=labels.index(record["answerKey"]),
+  )
+
+
+def _hellaswag(record: Mapping) -> _Question:
+  context = f"{record['ctx_a']} {record['ctx_b'].capitalize()}"
+  return _Question(
+    text=_without_marks(f"{record['activity_label']}: {context}"),
+    choices=tuple(f" {_without_marks(end)}" for end in record["endings"]),
+    answer=int(record["label"]),
+  )
+
+
+def _without_marks(text: str) -> str:
+  """The text without what WikiHow's pages left in it, as "[step]"."""
+  text = text.strip().replace(" [title]", ". ")
+  return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _winogrande(record: Mapping) -> _Question:
+  """The rest of a sentence is judged behind either word in its gap."""
+  sentence = record["sentence"]
+  gap = sentence.index("_")
+  rest = sentence[gap + 1 :].strip()
+  words = (record["option1"], record["option2"])
+  return _Question(
+    text=sentence[:gap],
+    texts=tuple(f"{sentence[:gap]}{word}" for word in words),
+    choices=(f" {rest}",) * 2,
+    answer=("1", "2").index(str(record["answer"])),
   )
 
 
@@ -276,7 +326,9 @@ def _boolq(record: Mapping) -> _Question | None:
 
 
 def _mmlu(record: Mapping) -> _Question:
-  choices, answer = record["choices"], str(record["answer"])
+  choices, answer = record.get("choices"), str(record["answer"])
+  if choices is None:
+    choices = [record[letter] for letter in _LETTERS]
   lines = [f"{x}. {text}" for x, text in zip(_LETTERS, choices, strict=True)]
   return _Question(
     text="\n".join([record["question"].strip(), *lines, "Answer:"]),
@@ -297,21 +349,43 @@ _MMLU_HEADING = (
   "The following are multiple choice questions (with answers) about {group}."
   "\n\n"
 )
+
+
+def _arc_files(name: str, part: str) -> tuple[str, ...]:
+  """Names of ARC's files: those seen before, and those of its authors."""
+  short = f"{name.lower().replace('-', '_')}.{part.lower()}"
+  official = f"{name}-{part}"
+  return f"{name}.{part.lower()}", official, f"{name}/{official}", short
+
+
 _FORMS = {
   "lambada": _Form(
     kind=CLOZE, files=("lambada_test", "lambada"), pool=(), parse=_lambada
   ),
   "arc_easy": _Form(
     kind=CHOICE,
-    files=("ARC-Easy.test", "arc_easy"),
-    pool=("ARC-Easy.train", "arc_easy.train"),
+    files=_arc_files("ARC-Easy", "Test") + ("arc_easy",),
+    pool=_arc_files("ARC-Easy", "Train"),
     parse=_arc,
   ),
   "arc_challenge": _Form(
     kind=CHOICE,
-    files=("ARC-Challenge.test", "arc_challenge"),
-    pool=("ARC-Challenge.train", "arc_challenge.train"),
+    files=_arc_files("ARC-Challenge", "Test") + ("arc_challenge",),
+    pool=_arc_files("ARC-Challenge", "Train"),
     parse=_arc,
+  ),
+  "hellaswag": _Form(
+    kind=CHOICE,
+    files=("hellaswag.validation", "hellaswag_val", "hellaswag"),
+    pool=("hellaswag.train", "hellaswag_train"),
+    parse=_hellaswag,
+  ),
+  "winogrande": _Form(
+    kind=CHOICE,
+    files=("winogrande.validation", "winogrande_dev", "winogrande_1.1/dev")
+    + ("winogrande", "dev"),
+    pool=("winogrande.train", "winogrande_1.1/train_xl", "train_xl"),
+    parse=_winogrande,
   ),
   "piqa": _Form(
     kind=CHOICE,
@@ -327,8 +401,8 @@ _FORMS = {
   ),
   "mmlu": _Form(
     kind=CHOICE,
-    files=("mmlu/test",),
-    pool=("mmlu/dev",),
+    files=("mmlu/test", "mmlu.test", "mmlu_test", "mmlu"),
+    pool=("mmlu/dev", "mmlu.dev", "mmlu_dev"),
     parse=_mmlu,
     heading=_MMLU_HEADING,
   ),

@@ -8,7 +8,7 @@ from typing import Any
 from models import input_files
 from models.convert import load
 from models.errors import InputError
-from models.tokenizer import Tokenizer, load_tokenizer
+from models.tokenizer import Tokenizer
 from research.core.checkpoint import Checkpointer
 from research.core.state import TrainState
 from research.language_model.architectures import Config, Params
@@ -16,8 +16,8 @@ from research.language_model.options import SIZES, Options
 from research.text import tokenizing
 
 # What a model brings with it.
-_OF_MODEL = ("arch", "preset", *SIZES, "tie_embeddings", "tokenizer",
-             "vocab_size", "vocab_multiple")  # fmt: skip
+_OF_MODEL = ("arch", "preset", *SIZES, "tie_embeddings", "vocab_size",
+             "vocab_multiple")  # fmt: skip
 
 
 def kept_states(start: str) -> tuple[Checkpointer, int] | None:
@@ -38,6 +38,8 @@ def kept_states(start: str) -> tuple[Checkpointer, int] | None:
 def model(start: str, options: Options) -> tuple[Config, Params, Tokenizer]:
   """A model to fine-tune, in float32, and its tokenizer.
 
+  That of the options is taken where they name one, for models that have none.
+
   Raises:
     InputError: it cannot be read, options ask for another model, or its
       sequences are shorter than `options.length`.
@@ -49,7 +51,10 @@ def model(start: str, options: Options) -> tuple[Config, Params, Tokenizer]:
         f"--{field.name}={value}: --start={start} brings its own: leave it out"
       )
   checkpoint = load(start)
-  config, tokenizer = checkpoint.config, load_tokenizer(checkpoint)
+  config, name = checkpoint.config, options.tokenizer
+  tokenizer = tokenizing.of_checkpoint(
+    checkpoint, None if name == tokenizing.BPE else name
+  )
   if tokenizer.vocab_size > config.vocab_size:
     raise InputError(
       f"--start={start}: its tokenizer has {tokenizer.vocab_size} ids, its "

@@ -3,6 +3,7 @@
 Where transformers is not installed, what it gave stands in for it.
 """
 
+import dataclasses
 import importlib.util
 import json
 
@@ -10,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from models import control_tokens, export, language_model
-from models.convert import load
+from models import control_tokens, encoding, export, language_model
+from models.convert import Checkpoint, load
 from models.mamba_config import MambaConfig
 from models.tokenizer import load_tokenizer
 from models.transformer_config import TransformerConfig
@@ -117,3 +118,36 @@ def test_transformers_opens_it(exported):
     generation = transformers.GenerationConfig.from_pretrained(folder)
     assert generation.eos_token_id == generation.bos_token_id == 256
   assert found == GOLDEN
+
+
+def test_a_model_that_chats_keeps_its_form(exported, tmp_path):
+  """Template, names, all ends, and the begin token of a text."""
+  _, config, params = exported
+  backend = tokenizing.of_bytes().backend
+  backend.add_special_tokens(["<b>", "<e>", "<|im_end|>"])
+  encoding.put_begin(backend, 257)
+  template = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+  tokenizer = encoding.Tokenizer(
+    backend=backend,
+    vocab_size=260,
+    bos_id=257,
+    end_ids=(258,),
+    chat_template=template,
+    names={"bos_token": "<b>", "eos_token": "<e>", "pad_token": "no token"},
+  )
+  export.save(tmp_path / "m", config, params, tokenizer)
+  found = load_tokenizer(
+    Checkpoint(
+      config=dataclasses.replace(config, vocab_size=260),
+      params={},
+      name="m",
+      path=tmp_path / "m",
+    )
+  )
+  assert (found.chat_template, found.bos_id) == (template, 257)
+  assert found.names == {"bos_token": "<b>", "eos_token": "<e>"}
+  ends = control_tokens.end_ids(tokenizer)
+  assert set(control_tokens.end_ids(found)) == {257, *ends} > {258, 259}
+  generation = read(tmp_path / "m", "generation_config")
+  assert generation["bos_token_id"] == 257
+  assert generation["eos_token_id"] == [257, *ends]

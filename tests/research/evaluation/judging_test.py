@@ -125,6 +125,20 @@ def test_choices_are_judged_by_likelihood_and_by_bytes(scorer, generator):
   assert counts == [[7, 7]]
 
 
+def test_contexts_are_judged_by_one_continuation(scorer, generator):
+  """The likelier beginning is the answer; by bytes it is the same."""
+  contexts = (STEM.replace("girl", "qzx"), STEM)
+  items = [
+    Item(context="", contexts=contexts, choices=(" Lily",) * 2, answer=answer)
+    for answer in (1, 0)
+  ]
+  found, values = judging.judge_task(
+    scorer, generator, task(tasks.CHOICE, items), advance=Counts()
+  )
+  assert values == {"acc": [1.0, 0.0]}
+  assert [one.metric for one in found] == ["acc"]
+
+
 def test_a_cloze_is_judged_by_its_likeliest_tokens(scorer, generator):
   items = [
     Item(context=STEM, choices=(" Lily",)),

@@ -36,8 +36,21 @@ ARC_PLAIN = {
   "answerKey": "2",
 }
 
+# As its authors publish it.
+ARC_OFFICIAL = {
+  "id": "Mercury_1",
+  "question": {
+    "stem": "What is wet?",
+    "choices": [
+      {"text": text, "label": label}
+      for text, label in zip(ARC_PLAIN["choices"]["text"], "ABC", strict=True)
+    ],
+  },
+  "answerKey": "B",
+}
 
-@pytest.mark.parametrize("record", [ARC, ARC_PLAIN])
+
+@pytest.mark.parametrize("record", [ARC, ARC_PLAIN, ARC_OFFICIAL])
 @pytest.mark.parametrize("name", ["arc_easy", "arc_challenge"])
 def test_arc_answers_are_continuations(tmp_path, name, record):
   stem = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge"}[name]
@@ -46,6 +59,68 @@ def test_arc_answers_are_continuations(tmp_path, name, record):
   assert item.context == "Question: What is wet?\nAnswer:"
   assert item.choices == (" sand.", " water", " a dry\nplace")
   assert item.answer == 1
+
+
+@pytest.mark.parametrize("name", ["ARC-Easy-Test", "ARC-Easy/ARC-Easy-Test"])
+def test_arc_lies_as_its_archive_has_it(tmp_path, name):
+  (tmp_path / "ARC-Easy").mkdir()
+  write(tmp_path, f"{name}.jsonl", [ARC_OFFICIAL])
+  write(tmp_path, "ARC-Easy-Train.jsonl", [ARC_OFFICIAL, ARC_PLAIN])
+  task = tasks.load_task("arc_easy", tmp_path, shots=2)
+  solved = "Question: What is wet?\nAnswer: water\n\n"
+  assert task.items[0].context == 2 * solved + "Question: What is wet?\nAnswer:"
+  assert task.data == f"{name}.jsonl"
+
+
+HELLASWAG = {
+  "ind": 24,
+  "activity_label": "Roof shingle removal",
+  "ctx_a": "A man is sitting [header] on a  roof.",
+  "ctx_b": "he Then",
+  "ctx": "A man is sitting on a roof. he Then",
+  "split": "val",
+  "endings": ["wraps it [title] Up", " rips [step] tiles.", "sits", "stands"],
+  "label": 1,
+}
+
+
+@pytest.mark.parametrize("label", [1, "1"])
+def test_hellaswag_endings_are_continuations(tmp_path, label):
+  """As the harness asks: marks of web pages go, ctx_b gets a capital."""
+  write(tmp_path, "hellaswag_val.jsonl", [HELLASWAG | {"label": label}])
+  write(tmp_path, "hellaswag_train.jsonl", [HELLASWAG | {"ctx_b": ""}])
+  item = only("hellaswag", tmp_path)
+  text = "Roof shingle removal: A man is sitting on a roof."
+  assert item.context == f"{text} He then"
+  assert item.choices == (" wraps it. Up", " rips tiles.", " sits", " stands")
+  assert item.answer == 1
+  item = only("hellaswag", tmp_path, shots=1)
+  assert item.context == f"{text} rips tiles.\n\n{text} He then"
+
+
+WINOGRANDE = {
+  "qID": "1",
+  "sentence": "Sarah was better than Maria so _ always got the easy cases.",
+  "option1": "Sarah",
+  "option2": "Maria",
+  "answer": "2",
+}
+
+
+@pytest.mark.parametrize(
+  "name", ["winogrande_1.1/dev", "dev", "winogrande.validation"]
+)
+def test_winogrande_judges_the_rest_behind_either_word(tmp_path, name):
+  (tmp_path / "winogrande_1.1").mkdir()
+  write(tmp_path, f"{name}.jsonl", [WINOGRANDE])
+  write(tmp_path, "winogrande_1.1/train_xl.jsonl", [WINOGRANDE])
+  item = only("winogrande", tmp_path)
+  first = "Sarah was better than Maria so "
+  rest = " always got the easy cases."
+  assert item.pairs == [(first + "Sarah", rest), (first + "Maria", rest)]
+  assert item.answer == 1
+  item = only("winogrande", tmp_path, shots=1)
+  assert item.contexts[0] == f"{first}Maria{rest}\n\n{first}Sarah"
 
 
 PIQA = {
@@ -116,6 +191,32 @@ def test_mmlu_shows_examples_of_the_subject(tmp_path):
     tasks.load_task("mmlu", tmp_path, shots=5)
 
 
+@pytest.mark.parametrize(
+  "form",
+  [
+    {"choices": [*"abcd"], "answer": 2},
+    {"choices": [*"abcd"], "answer": "C"},
+    dict(zip("ABCD", "abcd", strict=True), answer="C"),
+  ],
+)
+@pytest.mark.parametrize("name", ["mmlu_test", "mmlu/test/anatomy_test"])
+def test_mmlu_in_json_lines(tmp_path, name, form):
+  record = {"question": "Who?", "subject": "us_history"} | form
+  (tmp_path / "mmlu/test").mkdir(parents=True)
+  if "/" in name:
+    del record["subject"]
+  else:
+    (tmp_path / "mmlu/test").rmdir()
+  write(tmp_path, f"{name}.jsonl", [record])
+  item = only("mmlu", tmp_path)
+  subject = "anatomy" if "/" in name else "us history"
+  assert item.context.startswith(
+    "The following are multiple choice questions (with answers) about "
+    f"{subject}.\n\nWho?\nA. a\nB. b"
+  )
+  assert item.choices == (" A", " B", " C", " D") and item.answer == 2
+
+
 def test_gsm8k_shows_solved_examples(tmp_path):
   record = {"question": "1 + 1?", "answer": "It is <<1+1=2>>2.\n#### 2"}
   write(tmp_path, "gsm8k_test.jsonl", [record])
@@ -162,10 +263,18 @@ def test_a_limit_takes_items_from_all_over(tmp_path):
     ("piqa", PIQA | {"instruction": "Choose."}),
     ("piqa", PIQA_PLAIN | {"label": -1}),
     ("boolq", {"question": "a", "passage": "b", "answer": "maybe"}),
+    ("hellaswag", HELLASWAG | {"label": ""}),
+    ("hellaswag", HELLASWAG | {"label": 4}),
+    ("hellaswag", HELLASWAG | {"endings": 5}),
+    ("winogrande", WINOGRANDE | {"answer": ""}),
+    ("winogrande", WINOGRANDE | {"sentence": "no gap"}),
+    ("arc_easy", ARC_OFFICIAL | {"answerKey": "D"}),
+    ("arc_easy", ARC_OFFICIAL | {"question": {"stem": "a"}}),
+    ("mmlu", {"question": "a", "choices": [*"abc"], "answer": 0}),
   ],
 )
 def test_malformed_records_are_named(tmp_path, name, record):
-  good = {"lambada": {"text": "a b"}, "piqa": PIQA, "boolq": None}[name]
+  good = {"lambada": {"text": "a b"}, "piqa": PIQA}.get(name)
   records = [record] if good is None else [good, record]
   write(tmp_path, f"{name}.jsonl", records)
   with pytest.raises(InputError, match=f"record {len(records)} is no {name}"):

@@ -12,7 +12,7 @@ from models import tokenizer as tokenizer_lib
 from models.errors import InputError
 from research.core import mesh as mesh_lib
 from research.core import metrics
-from research.language_model import training
+from research.language_model import starting, training
 from research.language_model.options import Options
 
 OPTIONS = Options(
@@ -117,6 +117,13 @@ def test_a_model_is_fine_tuned_with_its_own_tokenizer(home, short):
   assert one.backend.to_str() == other.backend.to_str()
   assert json.loads((run.workdir / "flags.json").read_text())["start"]
   assert "Start: " in (run.workdir / "report.md").read_text()
+  # A model without a tokenizer is given one.
+  (run.workdir / "model/tokenizer.json").unlink()
+  with pytest.raises(InputError, match="give --tokenizer"):
+    starting.model(str(run.workdir / "model"), options)
+  given = dataclasses.replace(options, tokenizer="bytes")
+  _, _, found = starting.model(str(run.workdir / "model"), given)
+  assert found.vocab_size == 257
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,13 @@ _DEVICE = flags.DEFINE_string("device", "vcu128", "FPGA that points must fit")
 _MEMORY = flags.DEFINE_string(
   "memory", "even", "off-chip: hbm, ddr3, or even (the study of co-design)"
 )
-_FIXED = flags.DEFINE_list(
-  "fixed", [], "decisions that are not searched, such as p_be=120,p_bu=4"
+_ONLY = flags.DEFINE_list(
+  "only", [], "values of decisions, such as p_be=120,d_model=64:128"
 )
 _LENGTH = cli.integer("length", 4000, "tokens of a sequence", 1, 1 << 20)
 _RULES = flags.DEFINE_string("rules", "corrected", "corrected or released")
 _ACCURACIES = flags.DEFINE_list(
-  "accuracies", [], "files with accuracies of trained networks"
+  "accuracies", [], "files, or folders, with accuracies of trained networks"
 )
 _TASK = flags.DEFINE_string("task", "text", "that the accuracies are of")
 _PREDICTOR = flags.DEFINE_string(
@@ -53,7 +53,11 @@ _METHODS = flags.DEFINE_list(
 _BUDGET = cli.integer("budget", 100, "evaluations of each method", 1)
 _SEEDS = cli.integer("seeds", 8, "of each method", 1, 1000)
 _LEAST = cli.number(
-  "least_accuracy", None, "the fastest point that has it is chosen", 0.0, 1.0
+  "least_accuracy",
+  None,
+  "the first in the next objective that has it is chosen",
+  0.0,
+  1.0,
 )
 _SEED = cli.integer("seed", 0, "of predictors", 0)
 _PLOT = flags.DEFINE_string("plot", None, "PNG to write")
@@ -89,7 +93,7 @@ def main(_) -> None:
   given = problem.Problem(
     name=_SPACE.value, device=_DEVICE.value, memory=_MEMORY.value,
     length=_LENGTH.value, rules=_RULES.value,
-    fixed=problem.fixed(_FIXED.value),
+    only=problem.only(_ONLY.value),
   )  # fmt: skip
   plan = study.Plan(
     objectives=tuple(_OBJECTIVES.value), methods=tuple(_METHODS.value),
@@ -119,6 +123,8 @@ def main(_) -> None:
       "on networks left out of its fit, in the mean"
     )
   print(tables.front(rows), end="")
+  if _LEAST.value is not None and not any(row["chosen"] for row in rows):
+    cli.say(f"no network has an accuracy of {_LEAST.value}: none is chosen")
   runs = len(plan.methods) * plan.seeds
   rows += study.search_rows(
     plan, whole, evaluate, progress.counter("search", runs)
@@ -129,15 +135,11 @@ def main(_) -> None:
     study.write_csv(_CSV.value, [row for row in rows if row["kind"] == "front"])
     print(f"csv: {_CSV.value}")
   if _PLOT.value:
-    what = "cycles of a model, not of an FPGA"
-    if known:
-      kinds = sorted(set(known.source.values()))
-      what += f"; accuracies {' and '.join(kinds)}"
-    title = f"FABNet and its accelerator on {_DEVICE.value}"
-    picture.plot(_PLOT.value, whole, title, f"L = {given.length}; {what}")
+    picture.plot(_PLOT.value, whole, given, known)
     print(f"plot: {_PLOT.value}")
   more = {"objectives": list(plan.objectives), "task": _TASK.value}
   if known:
+    rows += study.measured_rows(known)
     more["predictor_error"] = known.error
   cli.keep(_RESULT.value, rows, began, **more)
 

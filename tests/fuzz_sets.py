@@ -9,6 +9,7 @@ import tarfile
 import numpy as np
 
 from models.errors import InputError
+from research.codesign import accuracies
 from research.evaluation import task_data
 from research.language_model import curves
 from research.predictors import new_rows, text_forms
@@ -19,6 +20,7 @@ from research.regression_lm.transfer import parts
 from research.regression_lm.transfer import run as transfer_run
 from research.regression_lm.transfer.options import Tried
 from research.regression_lm.transfer.setup import Found
+from research.search import store
 from research.sol import artefact as policy_artefact
 from research.sol.options import Options as PolicyOptions
 from research.sol.policy import InputStats
@@ -35,6 +37,13 @@ _PROXIES = {"cifar10": {"(2, 1, 0, 1, 4, 1)": {"nwot": {"score": 7.5}}}}
 _MMLU = "What is it?,a,b,c,d,B\nAnd that?,1,2,3,4,A\n"
 _ARC = {"question": "a", "choices": ["b", "c"], "answer": 0}
 _ANSWER = {"row": 3, "group": "add", "us": {"truth": 1.5, "median": 2.0}}
+_NETWORK = {
+  "d_model": 64,
+  "ratio": 2,
+  "fourier_layers": 1,
+  "attention_layers": 0,
+  "accuracy": 0.5,
+}
 _SETTINGS = {
   "score": 0.5,
   "settings": {"ensemble": 4, "grid": 17},
@@ -137,6 +146,11 @@ def _policy(folder):
 def _part(folder):
   found = Found.of_points(np.arange(3.0), np.arange(4.0))
   parts.write(folder, "m", found, "us", 4, 0)
+
+
+def _values(folder):
+  kept = store.kept(lambda one: np.ones((1, 2)), folder / "values.jsonl", 1)
+  kept([(0, 1), (2, 3)])
 
 
 def _how(folder):
@@ -252,6 +266,18 @@ SETS = {
   ),
   "transfer_how": Format(_how, "scratch/how.json", transfer_run.kept),
   "best_parameters": Format(_best, "best.safetensors", _read_best),
+  "codesign_accuracies": Format(
+    _writes("a.json", {"rows": [_NETWORK]}), "a.json",
+    lambda folder: accuracies.read([str(folder)], "text"),
+  ),
+  "codesign_csv": Format(
+    _writes("a.csv", ",".join(_NETWORK) + "\n64,2,1,0,.5\n"), "a.csv",
+    lambda folder: accuracies.read([str(folder / "a.csv")], "text"),
+  ),
+  "codesign_values": Format(
+    _values, "values.jsonl",
+    lambda folder: store.kept(None, folder / "values.jsonl", 1),
+  ),
   "flagfile": Format(
     _writes("a.flags", "# a comment\n--verbosity=0\n--nologtostderr\n"),
     "a.flags", _read_flagfile,

@@ -2,9 +2,10 @@
 
 A file is a table with a column for each of `NETWORK` (or `d_ff` in the place of
 `ratio`) and `accuracy`, a share of one: CSV, or a result JSON, whose rows have
-the same keys. Rows of other tasks and models are left out; those of several
-seeds are averaged. No accuracy is ever made up: each point says whether its
-network's was measured or predicted, and by what.
+the same keys; a folder stands for its JSON files. Rows of other tasks and
+models are left out; those of several seeds are averaged. No accuracy is ever
+made up: each point says whether its network's was measured or predicted, and by
+what.
 """
 
 import dataclasses
@@ -55,13 +56,15 @@ def read(paths: Sequence[str], task: str) -> Accuracies:
       there is none of this task.
   """
   found: dict[Key, list[float]] = {}
-  for path in paths:
-    for place, row in _rows(pathlib.Path(path).expanduser()):
+  for path in _files(paths):
+    for place, row in _rows(path):
       if str(row.get("task") or row.get("data") or task) != task:
         continue
       if str(row.get("model") or "fabnet").lower() != "fabnet":
         continue
       if "metric" in row and row["metric"] != "accuracy":
+        continue
+      if "kind" in row and row["kind"] != "measured":
         continue
       key, accuracy = _parsed(row, place)
       found.setdefault(key, []).append(accuracy)
@@ -136,6 +139,17 @@ def text(key: Key) -> str:
   return ", ".join(f"{name}: {value}" for name, value in zip(NETWORK, key))
 
 
+def _files(paths: Sequence[str]) -> list[pathlib.Path]:
+  found = []
+  for path in map(pathlib.Path, paths):
+    path = path.expanduser()
+    inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not inside:
+      raise InputError(f"--accuracies={path}: there is no JSON file inside")
+    found += inside
+  return found
+
+
 def _rows(path: pathlib.Path) -> list[tuple[str, Mapping[str, Any]]]:
   """Rows, and where each stands."""
   if path.suffix != ".json":
@@ -152,7 +166,7 @@ def _parsed(row: Mapping[str, Any], place: str) -> tuple[Key, float]:
     value = row.get(name)
     try:
       return kind(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
       raise InputError(
         f"{place}: {name}={shown(value)} is no number"
       ) from error

@@ -5,6 +5,8 @@ import pathlib
 import numpy as np
 
 from research.codesign import problem
+from research.codesign.accuracies import Accuracies
+from research.codesign.problem import Problem
 from research.core import plots
 from research.search import Found
 
@@ -20,9 +22,12 @@ _MOST = 20_000
 
 
 def plot(
-  path: str | pathlib.Path, whole: Found, title: str, subtitle: str
+  path: str | pathlib.Path,
+  whole: Found,
+  given: Problem,
+  accuracies: Accuracies | None,
 ) -> None:
-  """Draws the first objective over the second, or over its own rank.
+  """Draws the first objective over the second.
 
   Of more objectives the others are not seen: the front is drawn as points then,
   which lie apart from a line of two.
@@ -30,8 +35,8 @@ def plot(
   Args:
     path: of the PNG.
     whole: points with two objectives or more.
-    title: in one line.
-    subtitle: such as where accuracies are from.
+    given: whose points they are.
+    accuracies: of the networks, or None.
   """
   first, second = whole.objectives[:2]
   finite = np.flatnonzero(np.isfinite(whole.values).all(1))
@@ -55,7 +60,12 @@ def plot(
   axis.set_xlabel(_LABELS[second], labelpad=8)
   axis.set_ylabel(_LABELS[first], labelpad=8)
   axis.legend(frameon=False, loc="best", fontsize=9)
-  plots.headline(axis, title, subtitle)
+  what = "cycles of a model, not of an FPGA"
+  if accuracies is not None:
+    kinds = sorted(set(accuracies.source.values()))
+    what += f"; accuracies {' and '.join(kinds)}"
+  title = f"FABNet and its accelerator on {given.device}"
+  plots.headline(axis, title, f"L = {given.length}; {what}")
   plots.save(figure, path)
 
 

@@ -58,8 +58,8 @@ class Problem:
     memory: one of `butterfly.MEMORIES`.
     length: tokens of a sequence.
     rules: one of `butterfly.RULES`.
-    fixed: (decision, value) of the network or the engine, in the place of the
-      space's values; then the published space takes any number of units.
+    only: (decision, values) of the network or the engine, in the place of the
+      space's; then the published space takes any number of units.
   """
 
   name: str = "published"
@@ -67,7 +67,7 @@ class Problem:
   memory: str = "even"
   length: int = 4000
   rules: str = "corrected"
-  fixed: tuple[tuple[str, int], ...] = ()
+  only: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
   def space(self) -> Product:
     """The points, of which those that do not fit the device are left out.
@@ -77,7 +77,7 @@ class Problem:
     """
     check(self)
     choices = dict(_CHOICES[self.name])
-    choices |= {name: (value,) for name, value in self.fixed}
+    choices |= dict(self.only)
     space = Product(choices, self._feasible)
     if next(iter(space), None) is None:
       # The reason is told of the smallest engine.
@@ -89,7 +89,7 @@ class Problem:
       butterfly.check_fits(engine, network, butterfly.DEVICES[self.device])
       raise InputError(
         f"no network and engine of {self.name!r} fit {self.device}, of length "
-        f"{self.length} and {dict(self.fixed)}"
+        f"{self.length} and {dict(self.only)}"
       )
     return space
 
@@ -159,7 +159,7 @@ class Problem:
 
   def _has(self, p_be, p_bu):
     """Whether the space has an engine of these numbers."""
-    free = {"p_be", "p_bu"}.isdisjoint(dict(self.fixed))
+    free = {"p_be", "p_bu"}.isdisjoint(dict(self.only))
     if self.name == "published" and free:
       return p_be * p_bu == 512
     return np.full(np.shape(p_be), True)
@@ -177,38 +177,42 @@ def check(problem: Problem) -> None:
       raise InputError(
         f"{what} {name!r} is unknown: take one of {', '.join(known)}"
       )
-  given, names = dict(problem.fixed), _CHOICES[problem.name]
-  for name, value in given.items():
+  given, names = dict(problem.only), _CHOICES[problem.name]
+  for name, values in given.items():
     if name not in names:
       raise InputError(
-        f"{name}: {problem.name!r} has no such decision: fix some of "
+        f"{name}: {problem.name!r} has no such decision; it has "
         f"{', '.join(names)}"
       )
-    if not 0 <= value <= 1 << 16:
-      raise InputError(f"{name}={value}: give integers from 0 to 65536")
-  get = lambda name, least: given.get(name, least)
+    for value in values:
+      if not 0 <= value <= 1 << 16:
+        raise InputError(f"{name}={value}: give integers from 0 to 65536")
+  of = lambda name, least: np.asarray(given.get(name, least))
+  widths = of("d_model", HEADS)
   butterfly.check(
-    butterfly.Engine(get("p_be", 1), get("p_bu", 1)),
+    butterfly.Engine(of("p_be", 1), of("p_bu", 1)),
     butterfly.Network(
-      get("d_model", HEADS), get("d_model", HEADS) * get("ratio", 1),
-      problem.length, heads=HEADS,
+      hidden=widths,
+      ffn=widths[..., None] * of("ratio", 1),
+      length=problem.length,
+      heads=HEADS,
     ),
-  )  # fmt: skip
+  )
 
 
-def fixed(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
-  """(decision, value) from words such as "p_be=120".
+def only(words: Sequence[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+  """(decision, values) from words such as "p_be=120" or "d_model=64:128".
 
   Raises:
     InputError: a word is none.
   """
-  found = [re.fullmatch(r"(\w+)=(\d{1,9})", word) for word in words]
+  found = [re.fullmatch(r"(\w+)=(\d{1,9}(?::\d{1,9})*)", one) for one in words]
   if None in found:
     raise InputError(
-      f"fixed {','.join(words)!r}: give decisions and integers, such as "
-      "p_be=120,p_bu=4"
+      f"only {','.join(words)!r}: give decisions and integers, such as "
+      "p_be=120,d_model=64:128"
     )
-  return tuple((one[1], int(one[2])) for one in found)
+  return tuple((one[1], tuple(map(int, one[2].split(":")))) for one in found)
 
 
 def objectives(names: Sequence[str]) -> tuple[str, ...]:

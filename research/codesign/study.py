@@ -104,6 +104,19 @@ def point_row(
   return row
 
 
+def measured_rows(accuracies: Accuracies) -> list[dict[str, Any]]:
+  """Rows of all measured accuracies, which `accuracies.read` takes again."""
+  return [
+    dict(zip(NETWORK, key))
+    | {
+      "kind": "measured",
+      "accuracy": accuracies.by_network[key],
+      "seeds": seeds,
+    }
+    for key, seeds in accuracies.seeds.items()
+  ]
+
+
 def search_rows(
   plan: Plan,
   whole: Found,
@@ -152,7 +165,7 @@ def search_rows(
 
 
 def _chosen(plan: Plan, whole: Found) -> int | None:
-  """The point of the front that suffices, and is least in what comes next."""
+  """The point that suffices and is least in what comes next; None for none."""
   if plan.least_accuracy is None:
     return None
   at = plan.objectives.index("error")
@@ -163,10 +176,7 @@ def _chosen(plan: Plan, whole: Found) -> int | None:
     if whole.values[place, at] <= 1 - plan.least_accuracy + 1e-12
   ]
   if not enough:
-    best = 1 - whole.values[whole.front(), at].min()
-    raise InputError(
-      f"--least_accuracy={plan.least_accuracy}: the best network has {best:.4f}"
-    )
+    return None
   return min(enough, key=lambda place: tuple(whole.values[place, others]))
 
 

@@ -58,7 +58,7 @@ codesign_fabnet --objectives=foo
 codesign_fabnet --methods=foo
 codesign_fabnet --accuracies=/nowhere
 codesign_fabnet --device=zynq7045 --objectives=dsp
-codesign_fabnet --fixed=p_bu=3 --objectives=dsp
+codesign_fabnet --only=p_bu=3 --objectives=dsp
 eval_lm --tasks=foo
 eval_lm --tasks=lambada
 eval_lm --text=foo

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Trains networks whose accuracies experiments/codesign_fabnet.py searches by, and
+# searches: results, pictures and tables in OUT.
+set -u
+
+usage() {
+  cat <<'TEXT'
+Usage: launch/reproduce/codesign_fabnet.sh listops OUT [SECONDS]
+       launch/reproduce/codesign_fabnet.sh text DATA OUT [SECONDS]
+
+listops trains 18 networks of the large space on short ListOps: a quarter of an
+hour on two CPU cores. text trains the paper's 45 networks on LRA's Text, of
+which DATA is the folder: for one GPU. A run that ends after SECONDS (570) goes
+on where it stopped when it is started again: what it made lies in runs/.
+
+  STEPS=2000   updates of each network on Text
+  LENGTH=1024  bytes of a sequence of Text
+  SEEDS=0      seeds, trained together
+TEXT
+}
+
+TASK=${1:-}
+case $TASK in
+  listops) [[ $# -ge 2 ]] && OUT=$2 LIMIT=${3:-570} DATA= || TASK= ;;
+  text) [[ $# -ge 3 ]] && DATA=$2 OUT=$3 LIMIT=${4:-570} || TASK= ;;
+esac
+[[ $TASK == listops || $TASK == text ]] || {
+  usage
+  [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0 || exit 2
+}
+cd "$(dirname "$0")/../.."
+PY=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export TF_CPP_MIN_LOG_LEVEL=2
+FOUND=runs/codesign_$TASK
+mkdir -p "$FOUND" "$OUT"
+
+# Width, FFN over width, FBfly blocks, ABfly blocks.
+if [[ $TASK == listops ]]; then
+  # Drawn at random among widths 32, 64, 128 and at most 4 blocks.
+  NETWORKS="32,1,1,1 32,1,3,0 32,2,1,0 32,2,2,0 32,2,2,2 32,3,2,1 32,4,1,0
+    64,1,3,0 64,2,2,2 64,3,0,1 64,3,1,0 64,3,1,1 64,4,1,0 128,1,1,1
+    128,2,2,2 128,3,0,1 128,3,1,0 128,3,3,0"
+  TRAIN=(--flagfile=experiments/flagfiles/lra_tiny.flags --steps=400)
+else
+  NETWORKS=
+  for d in 64 128 256 512 1024; do
+    for ratio in 1 2 3; do
+      NETWORKS+=" $d,$ratio,1,0 $d,$ratio,2,0 $d,$ratio,1,1"
+    done
+  done
+  TRAIN=(--task=text --model=fabnet --data="$DATA" --length="${LENGTH:-1024}"
+    --steps="${STEPS:-2000}" --eval_every=500 --warmup=200 --batch=32 --heads=2
+    --dtype=bfloat16 --learning_rates=1e-3 --seeds="${SEEDS:-0}")
+fi
+
+for network in $NETWORKS; do
+  IFS=, read -r d ratio fourier attention <<<"$network"
+  file=$FOUND/${network//,/_}.json
+  [[ -s $file ]] && continue
+  ((SECONDS < LIMIT)) || { echo "stopped: start it again to go on"; exit 3; }
+  "$PY" experiments/train_lra.py "${TRAIN[@]}" --d_model="$d" \
+    --d_ff=$((d * ratio)) --layers=$((fourier + attention)) \
+    --attention_layers="$attention" --workdir="${file%.json}" \
+    --result="$file" >"${file%.json}.log" 2>&1 ||
+    { echo "error: see ${file%.json}.log" >&2; exit 1; }
+  echo "$network after $SECONDS s"
+done
+"$PY" experiments/codesign_fabnet.py \
+  --flagfile="experiments/flagfiles/codesign_$TASK.flags" \
+  --plot="$OUT/codesign_$TASK.png" --csv="$OUT/codesign_$TASK.csv" \
+  --result="$OUT/codesign_$TASK.json"

@@ -10,9 +10,11 @@ Usage: launch/reproduce/codesign_fabnet.sh listops OUT [SECONDS]
 
 listops trains 18 networks of the large space on short ListOps: a quarter of an
 hour on two CPU cores. text trains the paper's 45 networks on LRA's Text, of
-which DATA is the folder: for one GPU. A run that ends after SECONDS (570) goes
-on where it stopped when it is started again: what it made lies in runs/.
+which DATA/lra has the files: for one GPU. A run that ends after SECONDS (570)
+goes on where it stopped when it is started again: what it made lies in runs/.
+On another machine RESUME=FOLDER, an earlier OUT, brings back what was finished.
 
+  WORKERS=1    trainings at a time; 4 on a GPU
   STEPS=2000   updates of each network on Text
   LENGTH=1024  bytes of a sequence of Text
   SEEDS=0      seeds, trained together
@@ -31,9 +33,11 @@ esac
 cd "$(dirname "$0")/../.."
 PY=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-export TF_CPP_MIN_LOG_LEVEL=2
-FOUND=runs/codesign_$TASK
+export TF_CPP_MIN_LOG_LEVEL=2 XLA_PYTHON_CLIENT_PREALLOCATE=false
+[[ $TASK == text ]] && export XLA_FLAGS="--xla_gpu_enable_triton_gemm=false"
+export PY OUT LIMIT FOUND=runs/codesign_$TASK
 mkdir -p "$FOUND" "$OUT"
+[[ -n ${RESUME:-} ]] && cp "$RESUME"/[0-9]*.json "$FOUND/"
 
 # Width, FFN over width, FBfly blocks, ABfly blocks.
 if [[ $TASK == listops ]]; then
@@ -49,22 +53,36 @@ else
       NETWORKS+=" $d,$ratio,1,0 $d,$ratio,2,0 $d,$ratio,1,1"
     done
   done
-  TRAIN=(--task=text --model=fabnet --data="$DATA" --length="${LENGTH:-1024}"
+  TRAIN=(--task=text --model=fabnet --data="$DATA/lra" --length="${LENGTH:-1024}"
     --steps="${STEPS:-2000}" --eval_every=500 --warmup=200 --batch=32 --heads=2
     --dtype=bfloat16 --learning_rates=1e-3 --seeds="${SEEDS:-0}")
 fi
 
-for network in $NETWORKS; do
+train() { # LIMIT NETWORK FLAGS...: one network, unless it is there
+  local left=$(($1 - $(date +%s))) network=$2 d ratio fourier attention
+  shift 2
   IFS=, read -r d ratio fourier attention <<<"$network"
-  file=$FOUND/${network//,/_}.json
-  [[ -s $file ]] && continue
-  ((SECONDS < LIMIT)) || { echo "stopped: start it again to go on"; exit 3; }
-  "$PY" experiments/train_lra.py "${TRAIN[@]}" --d_model="$d" \
-    --d_ff=$((d * ratio)) --layers=$((fourier + attention)) \
-    --attention_layers="$attention" --workdir="${file%.json}" \
-    --result="$file" >"${file%.json}.log" 2>&1 ||
-    { echo "error: see ${file%.json}.log" >&2; exit 1; }
-  echo "$network after $SECONDS s"
+  local name=${network//,/_} run=$FOUND/${network//,/_}
+  if [[ ! -s $run.json ]]; then
+    ((left > 0)) || return 0
+    timeout -s INT -k 20 "$left" "$PY" experiments/train_lra.py "$@" \
+      --d_model="$d" --d_ff=$((d * ratio)) --layers=$((fourier + attention)) \
+      --attention_layers="$attention" --workdir="$run" --result="$run.json" \
+      >>"$run.log" 2>&1
+    echo "$network: exit $?"
+  fi
+  [[ -s $run.json ]] && cp "$run.json" "$OUT/$name.json"
+  return 0
+}
+export -f train
+
+END=$(($(date +%s) + LIMIT))
+tr -s ' \n' '\n' <<<"$NETWORKS" | grep . |
+  xargs -P "${WORKERS:-1}" -I{} bash -c 'train "$@"' _ "$END" {} "${TRAIN[@]}"
+for network in $NETWORKS; do
+  [[ -s $FOUND/${network//,/_}.json ]] && continue
+  echo "$network is missing: start it again to go on, or see $FOUND/*.log"
+  exit 3
 done
 "$PY" experiments/codesign_fabnet.py \
   --flagfile="experiments/flagfiles/codesign_$TASK.flags" \

@@ -168,8 +168,11 @@ def _choices():
     )
     for name, rules in butterfly.RULES.items()
   }
+  # Scores and sums of values, 2 L^2 d products, if no multiplier ever waits.
+  least = butterfly.milliseconds(engine, 2 * 4000**2 * 64 / _MULTIPLIERS)
   yield _row(
     "latency (ms) of one ABfly block, d = 64", "", 4000, None,
     cost["released"], cost["corrected"],
-    "attention by 256 multipliers, a reconstruction",
+    "attention by 256 multipliers, a reconstruction; by all 2,048 at least",
+    float(least),
   )  # fmt: skip

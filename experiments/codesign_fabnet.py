@@ -45,7 +45,7 @@ _RLM = flags.DEFINE_string("rlm", None, "folder of a regression language model")
 _OBJECTIVES = flags.DEFINE_list(
   "objectives",
   ["error", "latency_ms"],
-  "one to four of error, latency_ms, cycles, dsp, bram36",
+  "one to four of error, latency_ms, cycles, dsp, bram36, parameters",
 )
 _METHODS = flags.DEFINE_list(
   "methods", ["random", "genetic", "regularised", "reinforce"], "of search"

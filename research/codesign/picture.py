@@ -15,6 +15,7 @@ _LABELS = {
   "latency_ms": "latency of the cycle model (ms)",
   "cycles": "cycles of the model",
   "dsp": "DSPs (estimate)",
+  "parameters": "parameters of the blocks",
   "bram36": "block RAMs of 36 kbit (estimate)",
 }
 # Points that are drawn at most beside the front.

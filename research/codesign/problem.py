@@ -44,7 +44,7 @@ SPACES = tuple(_CHOICES)
 
 # Objectives: less is better. Costs are compared by their logarithms, because
 # they span orders of magnitude.
-_LOGARITHMIC = ("latency_ms", "cycles", "dsp", "bram36")
+_LOGARITHMIC = ("latency_ms", "cycles", "dsp", "bram36", "parameters")
 OBJECTIVES = ("error", *_LOGARITHMIC)
 
 
@@ -112,6 +112,7 @@ class Problem:
       "cycles": count,
       "dsp": found.dsp,
       "bram36": found.bram36,
+      "parameters": parameters(columns),
     }
 
   def _parts(self, columns):
@@ -231,6 +232,24 @@ def objectives(names: Sequence[str]) -> tuple[str, ...]:
       f"objectives {','.join(names)!r}: give one to four, each once"
     )
   return tuple(names)
+
+
+def parameters(columns: Columns) -> np.ndarray:
+  """Parameters (N,) of the blocks, embeddings and the head left out.
+
+  A butterfly matrix has 2 n log2(n) for each stack of n outputs, n being its
+  inputs padded to a power of two, and a bias; a block has two norms.
+  """
+
+  def matrix(inputs, outputs):
+    bits = np.maximum(np.ceil(np.log2(inputs) - 1e-12), 1).astype(np.int64)
+    n = np.int64(1) << bits
+    return -(-outputs // n) * 2 * n * bits + outputs
+
+  d, attends = columns["d_model"], columns["attention_layers"]
+  ffn = matrix(d, d * columns["ratio"]) + matrix(d * columns["ratio"], d)
+  blocks = columns["fourier_layers"] + attends
+  return blocks * (ffn + 4 * d) + attends * 4 * matrix(d, d)
 
 
 def evaluation(

@@ -37,6 +37,7 @@ def front(rows: Rows) -> str:
       "ms": f"{row['latency_ms']:,.3f}",
       "DSPs": f"{row['dsp']:,}",
       "block RAMs": f"{row['bram36']:,}",
+      "parameters": f"{row['parameters']:,}",
     }
     if any(other.get("chosen") for other in rows):
       line["chosen"] = "yes" if row["chosen"] else ""

@@ -8,6 +8,8 @@ from research.codesign import accuracies, claims, picture, problem, study
 from research.codesign.problem import NETWORK, Problem
 from research.codesign.study import Plan
 from research.cost.accelerators import butterfly
+from research.lra import architectures
+from research.lra.options import Options
 from research.results import codesign as tables
 from research.search import pareto
 
@@ -69,6 +71,18 @@ def test_costs_are_those_of_the_cycle_model():
   wanted = butterfly.cycles(engine, butterfly.Network(64, 256, 4000, 2))
   assert found["cycles"] == wanted and found["dsp"] == 2048
   np.testing.assert_allclose(found["latency_ms"], wanted / 170_000)
+
+
+@pytest.mark.parametrize("d, ratio, fourier, attention", [(64, 3, 1, 1)])
+def test_parameters_are_those_of_the_model(d, ratio, fourier, attention):
+  options = Options(
+    task="text", d_model=d, d_ff=d * ratio, layers=fourier + attention,
+    attention_layers=attention,
+  )  # fmt: skip
+  wanted = architectures.block_parameters(architectures.config(options))
+  values = zip(NETWORK, (d, ratio, fourier, attention))
+  columns = {name: np.array([value]) for name, value in values}
+  assert problem.parameters(columns) == wanted == 17152
 
 
 def test_released_rules_give_attention_away():

@@ -1,4 +1,4 @@
-# make demo [SYSTEM=sol|lm|rlm|quantize] [MODEL=smollm2|tiny] | test | tpu-check | lint
+# make demo [SYSTEM=sol|lm|rlm|quantize|fabnet] [MODEL=smollm2|tiny] | test | tpu-check | lint
 #   | doctor | clean
 SYSTEM ?= sol
 MODEL ?= smollm2
@@ -44,12 +44,22 @@ define DEMO_quantize
   --model=runs/quantize_demo/model --plot=runs/quantize_demo.png
 endef
 
+define DEMO_fabnet
+@$(SCRIPT)/train_lra.py $(FLAGFILE)/lra_tiny.flags
+@$(SCRIPT)/train_lra.py $(FLAGFILE)/lra_tiny.flags --model=transformer \
+  --attention_layers=0 --workdir=runs/lra_tiny_transformer
+@$(SCRIPT)/plot_lra.py --runs=runs/lra_tiny,runs/lra_tiny_transformer \
+  --names=FABNet,Transformer --plot=runs/fabnet_demo.png \
+  --title="Short ListOps: butterflies and Fourier mixing, and dense attention"
+endef
+
 .PHONY: help demo known model test tpu-check lint doctor clean venv
 help:
 	@echo "make demo [MODEL=smollm2|tiny]  train a SOL policy, evaluate, plot"
 	@echo "make demo SYSTEM=lm             train a Transformer and a Mamba-2, plot"
 	@echo "make demo SYSTEM=rlm            predict times of a GPU kernel, plot"
 	@echo "make demo SYSTEM=quantize       a Mamba-2 in 8 and 4 bits, plot"
+	@echo "make demo SYSTEM=fabnet         a FABNet and a Transformer, plot"
 	@echo "make test                       run all tests"
 	@echo "make tpu-check                  compile the TPU kernels for real"
 	@echo "make lint                       check format and lint"
@@ -63,7 +73,7 @@ known:
 	@test -n "$(FLAGS)" || { \
 	  echo "error: no MODEL=$(MODEL): it is smollm2 or tiny" >&2; exit 2; }
 	@$(if $(DEMO_$(SYSTEM)),true,false) || { \
-	  echo "error: no SYSTEM=$(SYSTEM): it is sol, lm, rlm or quantize" >&2; exit 2; }
+	  echo "error: no SYSTEM=$(SYSTEM): it is sol, lm, rlm, quantize or fabnet" >&2; exit 2; }
 
 # Without its dependencies: the package serves as the carrier of one file.
 model: venv

@@ -8,6 +8,8 @@ token.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from models import fabnet, module
 from models.errors import InputError
@@ -32,6 +34,19 @@ _DENSE = {
   "image": (64, 128, 2, 8),
   "pathfinder32": (64, 64, 2, 2),
 }
+# Models that are put beside each other: options in the place of others.
+VARIANTS: dict[str, dict[str, Any]] = {
+  "fabnet": {"model": "fabnet"},
+  "fabnet_abfly": {"model": "fabnet", "attention_layers": 1},
+  "transformer": {"model": "transformer"},
+  "rotary": {"model": "transformer", "positions": "rotary"},
+  "fnet": {"model": "fnet"},
+  "mamba2": {"model": "mamba2"},
+  "low_rank": {"model": "low_rank"},
+  "block_diagonal": {"model": "block_diagonal"},
+  "monarch": {"model": "monarch"},
+}
+_WIDTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256)
 _STRUCTURED = ("fabnet", "monarch", "low_rank", "block_diagonal")
 
 
@@ -109,7 +124,14 @@ def _like_butterflies(kind, d_model, d_ff, options) -> dict[str, int]:
   return {"blocks": blocks}
 
 
-def dense_with_parameters(like: FABNetConfig, wanted: int) -> FABNetConfig:
+def variant(options: Options, name: str) -> FABNetConfig:
+  """The model of a key of `VARIANTS`, all else as options say."""
+  return config(dataclasses.replace(options, **VARIANTS[name]))
+
+
+def dense_with_parameters(
+  like: FABNetConfig, wanted: int, depths: Sequence[int] = (1, 2)
+) -> FABNetConfig:
   """The dense Transformer whose blocks come closest to so many parameters.
 
   Width and depth vary; FFNs are twice as wide, heads have 8 or 16 channels.
@@ -118,17 +140,21 @@ def dense_with_parameters(like: FABNetConfig, wanted: int) -> FABNetConfig:
   Args:
     like: task, pooling and positions of it.
     wanted: parameters of all blocks, see `block_parameters`.
+    depths: that are tried.
   """
   found = [
     (abs(math.log(block_parameters(one) / wanted)), -one.num_layers, one)
-    for one in dense_family(like)
+    for one in dense_family(like, depths)
   ]
   return min(found, key=lambda item: item[:2])[2]
 
 
-def dense_family(like: FABNetConfig) -> list[FABNetConfig]:
-  """Dense Transformers of 1 to 4 blocks and widths of 8 to 256."""
-  widths = [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256]
+def dense_family(
+  like: FABNetConfig,
+  depths: Sequence[int] = (1, 2),
+  widths: Sequence[int] = _WIDTHS,
+) -> list[FABNetConfig]:
+  """Dense Transformers of some depths and widths, multiples of 8."""
   return [
     dataclasses.replace(
       like,
@@ -145,7 +171,7 @@ def dense_family(like: FABNetConfig) -> list[FABNetConfig]:
       rank=None,
       blocks=None,
     )
-    for layers in (1, 2, 3, 4)
+    for layers in depths
     for width in widths
   ]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from models.errors import InputError
 from research.core import plots
 from research.core.plots import Series
 
@@ -45,4 +46,43 @@ def plot(
     "validation accuracy (more is better)",
     title,
     subtitle="mean of the seeds; bars from the worst to the best",
+  )
+
+
+def accuracy_over_time(
+  path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]], title: str
+) -> None:
+  """Draws test accuracy over the measured time of an update, a point a model.
+
+  Args:
+    path: of the PNG.
+    rows: of `comparison.rows`; those without a time are left out.
+    title: what the picture shows.
+
+  Raises:
+    InputError: no row has a time.
+  """
+  timed = [row for row in rows if row.get("update_ms") is not None]
+  if not timed:
+    raise InputError(
+      "--times: has no row of these runs: name its models as --models"
+    )
+  series = [
+    Series(
+      name=row["model"],
+      x=[row["update_ms"]],
+      y=[row["value"]],
+      low=[row["low"]],
+      high=[row["high"]],
+      role="baseline" if number else "ours",
+    )
+    for number, row in enumerate(timed)
+  ]
+  plots.pareto_plot(
+    path,
+    series,
+    f"measured time of an update of {timed[0]['data']} (ms)",
+    "test accuracy (more is better)",
+    title,
+    subtitle="mean of the seeds with its 95% interval",
   )

@@ -16,6 +16,7 @@ from research.results import (
   codesign,
   first_comments,
   fuzz,
+  lra,
   predictions,
   program_metrics,
   quality,
@@ -39,6 +40,8 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "codesign": codesign.front,
   "codesign_searches": codesign.searches,
   "codesign_claims": codesign.claims,
+  "lra": lra.table,
+  "lra_times": lra.times,
   "fuzz": fuzz.table,
 }
 

@@ -79,9 +79,14 @@ learning_curve_rlm --path=/nowhere
 learning_curve_rlm --path=. --peers=foo
 make_program_metrics
 plot_lm
+plot_lra
+plot_lra --runs=a --names=b,c
+plot_lra --runs=a --times=/nowhere
 quantize_lm
 quantize_lm --out=.
 quantize_lm --out=new --calibration_text=foo
+time_lra --batches=0
+time_lra --augment
 train_lm --text=foo
 train_lm --eval_text=foo
 train_lm --start=/nowhere

@@ -13,6 +13,8 @@ from research.core import metrics
 from research.lra import data as data_lib
 from research.lra import training
 from research.lra.tasks import TASKS
+from research.results import lra
+from tests.experiments import scripts
 from tests.experiments.processes import run
 
 TRAIN = [
@@ -106,6 +108,41 @@ def test_a_run_that_ended_early_goes_on_to_the_same_numbers(home, trained):
       (folder / name / "model.safetensors") for folder in (workdir, again)
     ]
     assert both[0].read_bytes() == both[1].read_bytes()
+
+
+def test_runs_stand_beside_each_other_over_measured_times(home, trained):
+  workdir, _ = trained
+  times = home / "times.json"
+  row = {"model": "ours", "data": "listops", "length": 24, "operations": 1}
+  row |= {"multiplications": 7, "sample_ms": 0.5}
+  rows = [
+    row | {"pass": "update", "batch": 16, "ms": 3.0},
+    row | {"pass": "forward", "batch": 1, "ms": 0.5},
+    row | {"pass": "update", "batch": 16, "ms": 9.0, "data": "text"},
+  ]
+  times.write_text(json.dumps({"rows": rows}))
+  plot, result = home / "over_time.png", home / "compared.json"
+  flags = [f"--runs={workdir},{workdir}", "--names=ours,other"]
+  code, out, err = scripts.run(
+    "plot_lra", *flags, f"--times={times}", f"--plot={plot}",
+    f"--result={result}",
+  )  # fmt: skip
+  assert code == 0, err
+  ours, other = json.loads(result.read_text())["rows"]
+  assert (ours["update_ms"], ours["sample_ms_1"]) == (3.0, 0.5)
+  assert "update_ms" not in other and "plot:" in out
+  single = json.loads((workdir / "result.json").read_text())["rows"]
+  values = [row["value"] for row in single]
+  assert ours["values"] == values and ours["value"] == np.mean(values)
+  half = 12.71 * np.std(values, ddof=1) / 2**0.5
+  assert ours["high"] - ours["value"] == pytest.approx(half)
+  assert plot.read_bytes().startswith(b"\x89PNG")
+  table = lra.table([ours, other])
+  assert "| listops | ours " in table and "ms an update" in table
+  code, out, err = scripts.run("plot_lra", *flags, f"--plot={plot}")
+  assert code == 0 and "ms an update" in out, err
+  code, _, err = scripts.run("plot_lra", f"--runs={home}")
+  assert code == 2 and "holds no result.json" in err
 
 
 MISTAKES = [

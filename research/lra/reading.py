@@ -160,7 +160,8 @@ def read_image(
 ) -> dict[str, Split]:
   """CIFAR-10 in gray: its binary files, or arrays of images and classes.
 
-  The last 5,000 training images are for validation.
+  Training images drawn once and for all, 5,000 at most, are for validation:
+  files may be sorted by class.
   """
   side = task.side
   if length < side * side:
@@ -191,13 +192,7 @@ def read_image(
         f"{folder}: has {len(pixels)} {part} images and classes {labels.shape}"
       )
     parts[part] = _images(pixels, _labels(labels))
-  held = min(_IMAGE_VALID, len(parts["train"].labels) // 4)
-  train = parts["train"]
-  return {
-    "train": train.rows(slice(None, -held or None)),
-    "valid": train.rows(slice(len(train.labels) - held, None)),
-    "test": parts["test"],
-  }
+  return _with_valid(parts, _IMAGE_VALID)
 
 
 def _images(pixels, labels) -> Split:
@@ -269,7 +264,7 @@ def _with_valid(parts, held: int) -> dict[str, Split]:
   """Takes what validates from the training part, at random but always so."""
   train = parts["train"]
   order = np.random.default_rng(0).permutation(len(train.labels))
-  held = min(held, len(order) // 10)
+  held = min(held, max(len(order) // 10, 1))
   return {
     "train": train.rows(order[held:]),
     "valid": train.rows(order[:held]),

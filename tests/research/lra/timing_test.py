@@ -23,7 +23,7 @@ def test_a_row_a_case():
     assert row["block_parameters"] == architectures.block_parameters(model)
 
 
-@pytest.mark.parametrize("wanted", [3000, 17152])
+@pytest.mark.parametrize("wanted", [5000, 17152])
 def test_dense_ones_of_so_many_parameters(wanted):
   like = architectures.config(Options())
   found = architectures.dense_with_parameters(like, wanted, [2])

@@ -5,7 +5,8 @@
     --prompt="What is a cat?" --temperature=0.7 --top_p=0.9
 
 One prompt streams to stdout; several (--prompt again and again, or a .jsonl
-file) run as one batch and are printed whole. Speeds go to stderr. On 2 CPU
+file, of chats too) run as one batch and are printed whole. --chat writes turns
+by the model's own template. Speeds go to stderr. On 2 CPU
 cores "tiny" draws some hundred tokens a second, smollm2 about ten.
 """
 

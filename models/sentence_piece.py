@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
+from tokenizers import models as token_models
 
+from models import input_files
 from models.encoding import Tokenizer, put_begin
 from models.errors import InputError
 
@@ -114,7 +116,10 @@ def read_marked(path: pathlib.Path) -> Tokenizer:
 
 def _open(path: pathlib.Path) -> Model:
   try:
+    path = input_files.regular(path, "give a .model file")
     model = _parse(path.read_bytes())
+  except InputError:
+    raise
   except OSError as error:
     raise InputError(
       f"{path}: is missing or unreadable: give a .model file"
@@ -172,7 +177,7 @@ def build(model: Model, plain_names: bool = False) -> tokenizers.Tokenizer:
   return backend
 
 
-def _unigram(model: Model, name: _Name) -> models.Unigram:
+def _unigram(model: Model, name: _Name) -> token_models.Unigram:
   normal = [score for _, score, kind in model.pieces if kind == _NORMAL]
   least, most = min(normal, default=0.0), max(normal, default=0.0)
 
@@ -182,7 +187,7 @@ def _unigram(model: Model, name: _Name) -> models.Unigram:
       return len(text.encode()) * most - 0.1
     return value if kind == _NORMAL else least - _NEVER
 
-  return models.Unigram(
+  return token_models.Unigram(
     [
       (name(text, kind), score(text, v, kind)) for text, v, kind in model.pieces
     ],
@@ -191,7 +196,7 @@ def _unigram(model: Model, name: _Name) -> models.Unigram:
   )
 
 
-def _bpe(model: Model, name: _Name) -> models.BPE:
+def _bpe(model: Model, name: _Name) -> token_models.BPE:
   known = {text: score for text, score, kind in model.pieces if kind == _NORMAL}
   ids = {text: i for i, (text, _, _) in enumerate(model.pieces)}
   merges = [
@@ -201,7 +206,7 @@ def _bpe(model: Model, name: _Name) -> models.BPE:
     if text[:cut] in known and text[cut:] in known
   ]
   unknown = _unknown(model)
-  return models.BPE(
+  return token_models.BPE(
     vocab={
       name(text, kind): i for i, (text, _, kind) in enumerate(model.pieces)
     },

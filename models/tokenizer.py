@@ -71,6 +71,11 @@ def in_folder(directory: pathlib.Path) -> Tokenizer:
     raise InputError(_missing(directory))
   if path.suffix == sentence_piece.SUFFIX:
     tokenizer = sentence_piece.read_marked(path)
+    config = directory / "tokenizer_config.json"
+    if config.exists() and not shards.read_json(config).get(
+      "add_bos_token", True
+    ):
+      tokenizer = dataclasses.replace(tokenizer, bos_id=None)
   else:
     tokenizer = from_json(path)
   return _with_files(tokenizer, directory)

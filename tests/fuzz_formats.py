@@ -396,6 +396,10 @@ FORMATS = {
     _packed(lzma.compress, "t.txt.xz", b"some words\n" * 9), "t.txt.xz",
     lambda folder: text.load_text(folder / "t.txt.xz"),
   ),
+  "text_records": Format(
+    _writes("t.jsonl", b'{"text": "a", "n": 1}\n\n{"text": null}\n'), "t.jsonl",
+    lambda folder: text.load_parts(folder / "t.jsonl"),
+  ),
   "tasks": Format(
     _writes("arc.json", [{"question": "a", "choices": ["b"], "answer": 0}]),
     "arc.json",

@@ -43,9 +43,11 @@ def read_records(
     for path, read in _candidates(folder, name):
       if path.exists():
         return path, _guarded(path, read)
+  kinds = "" if names[0].startswith("mmlu/") else ".json or .jsonl"
+  others = f", or one of {', '.join(names[1:])}" if names[1:] else ""
   raise InputError(
-    f"--data={folder}: has no file for {task}: put {names[0]}"
-    f"{'' if names[0].startswith('mmlu/') else '.json or .jsonl'} there"
+    f"--data={folder}: has no file for {task}: put {names[0]}{kinds} there"
+    f"{others}"
   )
 
 

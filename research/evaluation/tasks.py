@@ -192,7 +192,13 @@ def _questions(
   for number, record in enumerate(records, 1):
     try:
       question = form.parse(record)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+    except (
+      LookupError,
+      ArithmeticError,
+      ValueError,
+      TypeError,
+      AttributeError,
+    ):
       question = None
     if question is None or not 0 <= question.answer < len(question.choices):
       raise InputError(
@@ -251,7 +257,9 @@ def _arc(record: Mapping) -> _Question | None:
   )
 
 
-def _hellaswag(record: Mapping) -> _Question:
+def _hellaswag(record: Mapping) -> _Question | None:
+  if not isinstance(record["endings"], list):
+    return None
   context = f"{record['ctx_a']} {record['ctx_b'].capitalize()}"
   return _Question(
     text=_without_marks(f"{record['activity_label']}: {context}"),

@@ -237,6 +237,8 @@ def test_a_folder_may_hold_a_model_of_sentencepiece(golden, tmp_path):
   found = tokenizer.load_tokenizer(checkpoint)
   assert found.bos_id == 1 and found.end_ids == (2,)
   assert found.decode(found.encode("two words")) == "two words"
+  (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+  assert tokenizer.load_tokenizer(checkpoint).bos_id is None
 
 
 def test_a_tokenizer_json_beside_takes_the_files_template(trained, tmp_path):

@@ -4,6 +4,7 @@ What is no plain array is a node: a QTensor, a QWeight, a Quantizer or the Taps
 of a layer. The parts of one named N lie there by names of their own,
 
   QTensor    "N.values", "N.scales" and, where the format has them, "N.zeros"
+             and "N.choices"
   QWeight    "N.weight", and "N.input" where activations are quantized
   Quantizer  "N.scales" where they are static
   Taps       "N.x" and so on, of what is quantized
@@ -33,7 +34,7 @@ _UNREADABLE = "its quantized tensors cannot be read"
 _AGAIN = "get the file again, or a version of this code that knows the format"
 NODES = QTensor | QWeight | Quantizer | Taps
 _PARTS = {
-  QTensor: ("values", "scales", "zeros"),
+  QTensor: ("values", "scales", "zeros", "choices"),
   QWeight: ("weight", "input"),
   Quantizer: ("scales",),
   Taps: tuple(field.name for field in dataclasses.fields(Taps)),
@@ -192,6 +193,9 @@ class Quantized:
         form = static["format"]
         stored = "uint8" if form.packed else form.dtype
         own["values"] = own["values"].view(jnp.dtype(stored))
+        kept = jnp.dtype(form.scale_dtype)
+        if kept.itemsize == 1 and not form.scale_format:
+          own["scales"] = own["scales"].view(kept)
       node = kind(**own, **static)
       if kind is QTensor:
         node.check()

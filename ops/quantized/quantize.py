@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ops import dispatch
-from ops.quantized import formats
+from ops.quantized import formats, specials
 from ops.quantized.formats import Format
 from ops.quantized.tensor import QTensor
 
@@ -72,7 +73,8 @@ def quantize(
   and max(-x, 0), and z = round(min(levels) + low / s). Values beyond the levels
   get the outermost; halves go to the even code of a grid and to the lower level
   of a codebook. A block of zeros is exact. A value that is not finite comes
-  back as such.
+  back as such. Where a format has special levels, each block has the one that
+  leaves the least squared error.
 
   Args:
     x: (..., S, ...), any float dtype; computed in float32.
@@ -93,8 +95,9 @@ def quantize(
     has straight-through ones.
 
   Raises:
-    ValueError: x is not of a float dtype, there is no such format, or its
-      groups do not divide S.
+    ValueError: x is not of a float dtype, there is no such format, its groups
+      do not divide S, or it has special levels and is to be rounded
+      stochastically.
   """
   dispatch.resolve("quantize", IMPLEMENTATIONS, implementation)
   form = formats.get(format)
@@ -107,10 +110,15 @@ def quantize(
   count = _count(form, size)
   rows = jnp.moveaxis(jax.lax.stop_gradient(x), axis, -1)
   blocks = into_blocks(rows.astype(jnp.float32), -1, count)
-  if scales is None:
-    scales, zeros = _observed(form, observer, blocks)
+  if form.specials and noise is not None:
+    raise ValueError(f"quantize: {form} cannot be rounded stochastically")
+  zeros = choices = None
+  if scales is not None:
+    scales = _given(form, scales, x.shape, axis, count)
+  elif form.specials:
+    scales, _ = _chosen(form, observer, blocks)
   else:
-    scales, zeros = _given(form, scales, x.shape, axis, count), None
+    scales, zeros = _observed(form, observer, blocks)
   scales = _kept_scales(form, scales)
   shared = lambda v: jnp.expand_dims(v.astype(jnp.float32), -1)
   steps = shared(_plain(scales))
@@ -118,7 +126,13 @@ def quantize(
   ratios = blocks / jnp.where(steps == 0, 1.0, steps)
   if zeros is not None:
     ratios = ratios + shared(zeros)
-  if noise is None:
+  if form.specials:
+    # With scales as they are kept another level may be the best.
+    _, choices = _chosen(form, observer, blocks, steps)
+    special = jnp.asarray(form.specials, jnp.float32)[choices][..., None]
+    codes = specials.encode(form, ratios, special, _nearest)
+    codes, choices = codes.reshape(rows.shape), pack(choices, form.choices)
+  elif noise is None:
     codes = _nearest(form, ratios).reshape(rows.shape)
   else:
     noise = jnp.moveaxis(noise, axis, -1)
@@ -131,6 +145,7 @@ def quantize(
     axis=axis,
     length=size,
     dtype=jnp.dtype(x.dtype),
+    choices=choices,
   )
 
 
@@ -138,12 +153,46 @@ def _kept_scales(form, scales):
   """Scales as a QTensor keeps them: in a format of their own, or an array."""
   if form.scale_format:
     return quantize(scales, form.scale_format)
+  if form.scale_dtype == "float8_e8m0fnu":
+    return _powers_of_two(scales, np.abs(form.levels).max())
   return scales.astype(form.scale_dtype)
+
+
+def _powers_of_two(scales, top):
+  """2^(floor(log2(scales top)) - floor(log2(top))) in float8_e8m0fnu."""
+  largest = jax.lax.bitcast_convert_type(scales * np.float32(top), jnp.int32)
+  # The exponents of a float32 and of such a scale have the same bias, and the
+  # last one stands for what is not finite in both.
+  exponent = largest >> 23
+  code = jnp.where(
+    exponent == 255, 255, jnp.maximum(exponent - math.floor(math.log2(top)), 0)
+  )
+  return jax.lax.bitcast_convert_type(
+    code.astype(jnp.uint8), jnp.float8_e8m0fnu
+  )
+
+
+def _axes(form, blocks):
+  """The axes of blocks (..., G, K) that share a scale."""
+  return tuple(range(blocks.ndim)) if form.group == "tensor" else (-1,)
+
+
+def _chosen(form, observer, blocks, scales=None):
+  """Scales (..., G) of blocks (..., G, K), given or not, and their choices."""
+  axes = _axes(form, blocks)
+  if scales is None:
+    largest = observer(jnp.abs(blocks), axes)
+    each = [largest / top for top in specials.tops(form)]
+  else:
+    each = [scales] * len(form.specials)
+  choices = specials.choose(form, blocks, each, axes, _nearest)
+  found = jnp.take_along_axis(jnp.stack(each), choices[None], 0)[0]
+  return jnp.squeeze(found, -1), jnp.squeeze(choices, -1)
 
 
 def _observed(form, observer, blocks):
   """Scales and zero points (..., G) of blocks (..., G, K)."""
-  axes = tuple(range(blocks.ndim)) if form.group == "tensor" else (-1,)
+  axes = _axes(form, blocks)
   scales, zeros = _observe(form, observer, blocks, axes)
   zeros = None if zeros is None else jnp.squeeze(zeros, -1)
   return jnp.squeeze(scales, -1), zeros
@@ -178,10 +227,16 @@ def levels(q: QTensor) -> jax.Array:
 
   In the format's dtype where codes are their own levels, else in float32.
   """
-  codes = unpack(q.values, q.format, q.length)
-  if q.format.codebook is None:
+  form = q.format
+  codes = unpack(q.values, form, q.length)
+  if form.codebook is None:
     return codes
-  return jnp.asarray(q.format.codebook, jnp.float32)[codes]
+  if not form.specials:
+    return jnp.asarray(form.codebook, jnp.float32)[codes]
+  choices = unpack(q.choices, form.choices, q.num_blocks)
+  special = jnp.asarray(form.specials, jnp.float32)[choices][..., None]
+  blocks = into_blocks(codes, -1, q.num_blocks)
+  return specials.decode(form, blocks, special).reshape(codes.shape)
 
 
 def into_blocks(x: jax.Array, axis: int, count: int) -> jax.Array:

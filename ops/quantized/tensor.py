@@ -34,6 +34,8 @@ class QTensor:
     scales: (..., G) in the format's scale_dtype, or a QTensor of that shape
       and axis -1 where the format has a second level.
     zeros: (..., G), whole numbers in the format's dtype, or None.
+    choices: (..., packed G) uint8, which of the format's special levels a block
+      has, packed as `Format.choices` says; None where it has none.
     format: Row of the table.
     axis: Negative: the axis that products sum over, and blocks lie along.
     length: S.
@@ -47,6 +49,7 @@ class QTensor:
   axis: int = dataclasses.field(metadata={"static": True})
   length: int = dataclasses.field(metadata={"static": True})
   dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
+  choices: jax.Array | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -72,7 +75,7 @@ class QTensor:
 
   @property
   def nbytes(self) -> int:
-    """Bytes of codes, scales and zero points."""
+    """Bytes of codes, scales, zero points and choices of levels."""
     return sum(
       math.prod(leaf.shape) * leaf.dtype.itemsize
       for leaf in jax.tree.leaves(self)
@@ -107,6 +110,18 @@ class QTensor:
       fits = len(own) == len(others) and blocks and not self.length % blocks
       if not fits or any(a not in (1, b) for a, b in zip(own, others)):
         raise ValueError(f"scales {part.shape} do not fit {self.shape}")
+    if (self.choices is None) != (not form.specials):
+      raise ValueError(f"choices of levels do not belong to {form}")
+    if form.specials:
+      wanted = (
+        *self.scales.shape[:-1],
+        form.choices.packed_size(self.num_blocks),
+      )
+      if self.choices.shape != wanted or self.choices.dtype != "uint8":
+        raise ValueError(
+          f"choices {self.choices.dtype} {self.choices.shape} do not fit "
+          f"{self.shape}"
+        )
 
   @property
   def T(self) -> Self:
@@ -150,6 +165,7 @@ class QTensor:
       values=self.values[tuple(index)],
       scales=part(self.scales),
       zeros=None if self.zeros is None else part(self.zeros),
+      choices=None if self.choices is None else part(self.choices),
     )
 
 

@@ -45,18 +45,23 @@ def gptq(
   Args:
     kernel: (D, F).
     upper: (D, D) float32, U: `factor` of what the kernel multiplies.
-    form: symmetric, without a second level; groups are made to fit D.
+    form: symmetric, without a second level of scales and special levels of
+      blocks; groups are made to fit D.
     observer: of magnitudes, for the scales.
 
   Returns:
     A `QTensor` of axis -2.
 
   Raises:
-    ValueError: the format is not symmetric, or its scales have a second level.
+    ValueError: the format is not symmetric, its scales have a second level, or
+      its blocks choose a level.
   """
   form = fitting(form, kernel.shape[0])
-  if not form.symmetric or form.scale_format:
-    raise ValueError(f"GPTQ of {form}: only symmetric formats of one level")
+  if not form.symmetric or form.scale_format or form.specials:
+    raise ValueError(
+      f"GPTQ of {form}: only symmetric formats whose scales have one level and "
+      "whose blocks all have the same levels"
+    )
   size = kernel.shape[0]
   block = form.group if isinstance(form.group, int) else math.gcd(128, size)
   whole = None

@@ -20,7 +20,9 @@ from ops.quantized import (
 
 # The group is odd, so that its packed codes straddle bytes.
 GROUP, SIZE = 5, 45
-ROWS = [f"{name}:{g}" for name in FORMATS for g in ("tensor", "row", GROUP)]
+# Rows of codebooks and scales of few bits are tested in quantized_formats_test.
+NAMES = "int8", "int6", "int4", "fp8_e4m3"
+ROWS = [f"{name}:{g}" for name in NAMES for g in ("tensor", "row", GROUP)]
 NORMAL_FLOAT = (
   -1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0,
   0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.723, 1.0,
@@ -110,7 +112,7 @@ def test_values_come_back_as_their_nearest_levels(form):
 
 
 @pytest.mark.parametrize("size", [1, 2, 33])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", NAMES)
 def test_any_length_and_axis_come_back(name, size):
   """Codes fill no whole bytes, and lie along the axis that is asked for."""
   x = jnp.swapaxes(numbers(size), 1, 2)
@@ -124,7 +126,7 @@ def test_any_length_and_axis_come_back(name, size):
     assert np.all(error <= least + 2**-20 * np.abs(values).max())
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_is_quantized_as_its_float32_values(name):
   form = formats.get(f"{name}:{GROUP}")
   x = numbers(SIZE, "bfloat16")

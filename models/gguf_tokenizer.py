@@ -68,6 +68,15 @@ _LLAMA3 = (rf"{_SHORT}|{_WORD}|\p{{N}}{{1,3}}|{_REST}",)
 _QWEN2 = (rf"{_SHORT}|{_WORD}|\p{{N}}|{_REST}",)
 _RULES = {
   "gpt-2": _Rule(patterns=(_GPT2,)),
+  # Of files that name no model; llama.cpp's own.
+  "default": _Rule(
+    patterns=(
+      r"[\p{P}\$\+<=>\^~\|]+",
+      _GPT2.removesuffix(r"|\s+"),
+      r"\p{N}+",
+      "[0-9][0-9][0-9]",
+    )
+  ),
   "olmo": _Rule(patterns=(_GPT2,), nfc=True),
   "smollm": _Rule(patterns=(r"\p{N}", _GPT2)),
   "llama-bpe": _Rule(patterns=_LLAMA3, ignore_merges=True, adds_begin=True),

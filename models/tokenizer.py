@@ -70,15 +70,40 @@ def in_folder(directory: pathlib.Path) -> Tokenizer:
   if path is None:
     raise InputError(_missing(directory))
   if path.suffix == sentence_piece.SUFFIX:
-    tokenizer = sentence_piece.read_marked(path)
-    config = directory / "tokenizer_config.json"
-    if config.exists() and not shards.read_json(config).get(
-      "add_bos_token", True
-    ):
-      tokenizer = dataclasses.replace(tokenizer, bos_id=None)
+    tokenizer = _with_added(sentence_piece.read_marked(path), directory)
   else:
     tokenizer = from_json(path)
   return _with_files(tokenizer, directory)
+
+
+def _with_added(tokenizer: Tokenizer, directory: pathlib.Path) -> Tokenizer:
+  """Adds the tokens that other files put behind those of a `.model` file.
+
+  Raises:
+    InputError: a file is damaged, or the ids have a gap.
+  """
+  path = directory / "tokenizer_config.json"
+  described = shards.read_json(path) if path.exists() else {}
+  added = {}
+  older = directory / "added_tokens.json"
+  if older.exists():
+    added = {i: {"content": x} for x, i in shards.read_json(older).items()}
+  with input_files.errors_at(path, wrong="its added tokens are damaged"):
+    for i, token in described.get("added_tokens_decoder", {}).items():
+      added[int(i)] = token
+    backend = tokenizer.backend
+    for i in sorted(added):
+      text, special = added[i]["content"], added[i].get("special", True)
+      token = tokenizers.AddedToken(text, special=special, normalized=False)
+      backend.add_tokens([token])
+      if backend.token_to_id(text) != i:
+        raise ValueError(f"token {i} does not follow those before")
+  begins = described.get("add_bos_token", True)
+  return dataclasses.replace(
+    tokenizer,
+    vocab_size=table_size(backend),
+    bos_id=tokenizer.bos_id if begins else None,
+  )
 
 
 def _missing(directory: pathlib.Path) -> str:

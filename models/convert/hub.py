@@ -11,6 +11,7 @@ _TOKENIZER_PATTERNS = (
   "config.json",
   "tokenizer.json",
   "tokenizer.model",
+  "added_tokens.json",
   "tokenizer_config.json",
   "special_tokens_map.json",
   "generation_config.json",

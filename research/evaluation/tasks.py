@@ -225,7 +225,10 @@ def _item(
     )
   group = question.group.replace("_", " ")
   solved = "".join(example.solved for example in examples)
-  before = form.heading.format(group=group) + solved
+  heading = (
+    form.heading if group else form.heading.replace(" about {group}", "")
+  )
+  before = heading.format(group=group) + solved
   return Item(
     context=before + question.text,
     choices=question.choices,
@@ -342,7 +345,7 @@ def _mmlu(record: Mapping) -> _Question:
     text="\n".join([record["question"].strip(), *lines, "Answer:"]),
     choices=tuple(f" {letter}" for letter in _LETTERS),
     answer=_LETTERS.index(answer) if answer in _LETTERS else int(answer),
-    group=record["subject"],
+    group=record.get("subject") or "",
   )
 
 

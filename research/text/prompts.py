@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from models import input_files
 from models.errors import InputError
 from models.text import load_text
 
@@ -16,18 +17,18 @@ def read(name: str, *, chat: bool = False) -> list[Prompt]:
 
   Args:
     name: of a text file that is one prompt, without the line break at its end,
-      or of a .jsonl file with a {"prompt": ...} a line.
+      also packed, or of a .jsonl file with a {"prompt": ...} a line.
     chat: whether a line may hold a chat instead, {"messages": [{"role": ...,
       "content": ...}, ...]}.
 
   Raises:
     InputError: it is missing, or a line has no prompt.
   """
-  if not name.endswith(".jsonl"):
-    text = load_text(name)
+  path = pathlib.Path(name).expanduser()
+  if path.suffix != ".jsonl":
+    text = input_files.read_text(path) if path.is_file() else load_text(name)
     # Editors end a file with one, and a model would go on behind it.
     return [text.removesuffix("\n").removesuffix("\r")]
-  path = pathlib.Path(name).expanduser()
   if not path.is_file():
     raise InputError(f"--prompt_file={path}: there is no such file")
   # Most prompts need no such file, and the module takes JAX.

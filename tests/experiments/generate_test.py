@@ -143,7 +143,7 @@ def test_chats_of_several_turns_come_from_a_file(talker, tmp_path):
 
 
 def test_the_last_line_break_of_a_file_is_no_part_of_its_prompt(tmp_path):
-  path = tmp_path / "prompt.txt"
+  path = tmp_path / "prompt"
   outputs = set()
   for end in (b"", b"\n", b"\r\n"):
     path.write_bytes(b"Once\n\na" + end)

@@ -237,8 +237,22 @@ def test_a_folder_may_hold_a_model_of_sentencepiece(golden, tmp_path):
   found = tokenizer.load_tokenizer(checkpoint)
   assert found.bos_id == 1 and found.end_ids == (2,)
   assert found.decode(found.encode("two words")) == "two words"
-  (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
-  assert tokenizer.load_tokenizer(checkpoint).bos_id is None
+  # Files beside it say what tokens follow.
+  added = {str(found.vocab_size): {"content": "<call>", "special": False}}
+  path = tmp_path / "tokenizer_config.json"
+  described = {"add_bos_token": False, "added_tokens_decoder": added}
+  path.write_text(json.dumps(described))
+  more = {"<call>": found.vocab_size, "<|im_end|>": found.vocab_size + 1}
+  (tmp_path / "added_tokens.json").write_text(json.dumps(more))
+  longer = tokenizer.load_tokenizer(checkpoint)
+  assert (longer.bos_id, longer.vocab_size) == (None, found.vocab_size + 2)
+  assert found.vocab_size + 1 in control_tokens.end_ids(longer)
+  ids = longer.encode("two<call>words<|im_end|>")
+  assert found.vocab_size in ids and longer.decode(ids) == "two<call> words"
+  for damaged in ({"9999": {"content": "x"}}, {"400": "x"}, ["x"]):
+    path.write_text(json.dumps({"added_tokens_decoder": damaged}))
+    with pytest.raises(InputError, match="added tokens are damaged"):
+      tokenizer.load_tokenizer(checkpoint)
 
 
 def test_a_tokenizer_json_beside_takes_the_files_template(trained, tmp_path):

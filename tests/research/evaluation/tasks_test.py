@@ -215,6 +215,9 @@ def test_mmlu_in_json_lines(tmp_path, name, form):
     f"{subject}.\n\nWho?\nA. a\nB. b"
   )
   assert item.choices == (" A", " B", " C", " D") and item.answer == 2
+  if record.pop("subject", None):
+    write(tmp_path, f"{name}.jsonl", [record])
+    assert "(with answers).\n\nWho?" in only("mmlu", tmp_path).context
 
 
 def test_gsm8k_shows_solved_examples(tmp_path):

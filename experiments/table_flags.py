@@ -18,7 +18,10 @@ _TEXT = flags.DEFINE_string(
   " programs (source if not given; typed, sized, jaxpr, stablehlo)",
 )
 _COLUMNS = flags.DEFINE_list(
-  "columns", [], "of csv that are read beside the targets; all if not given"
+  "columns",
+  [],
+  "that are read beside the targets, in front of a --text_column; all of csv if"
+  " neither is given",
 )
 _LEAVE_OUT = flags.DEFINE_list(
   "leave_out", [], "columns of csv that are not read, such as other results"

@@ -211,9 +211,9 @@ SETS = {
       "nasbench201", folder / "cells.csv", folder / "proxies.json"
     ),
   ),
-  "text_forms_csv": Format(
+  "text_forms_kernels": Format(
     _writes("k.csv", _KERNELS), "k.csv",
-    lambda folder: text_forms.load("csv", folder / "k.csv"),
+    lambda folder: text_forms.load("kernel_tuner", folder / "k.csv"),
   ),
   "new_rows": Format(
     _writes("k.csv", _KERNELS), "k.csv",

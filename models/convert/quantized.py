@@ -190,6 +190,8 @@ class Quantized:
         whole = f"{name}.{part}"
         own[part] = self.read(whole, read) if whole in self else read(whole)
       if kind is QTensor:
+        if static["axis"] not in (-1, -2):
+          raise ValueError(f"axis {static['axis']}")
         form = static["format"]
         stored = "uint8" if form.packed else form.dtype
         own["values"] = own["values"].view(jnp.dtype(stored))

@@ -53,8 +53,8 @@ def read(
     path: of CSV or of JSON lines.
     targets: what is predicted; no part of the text, if they are there.
     trained: how the file of training was read.
-    columns: what texts are written of, where `trained` names no column of
-      texts; None takes those that `given` and `trained` say.
+    columns: what texts are written of, or begin with where `trained` names a
+      column of texts, too; None takes those that `given` and `trained` say.
     given: what differs in this file: the mark of decimals, the delimiter,
       spellings of missing values, the column of texts, columns to leave out
       without a word.
@@ -70,23 +70,22 @@ def read(
   names = list(dict.fromkeys(name for row in rows for name in row))
   if text is not None:
     _check_there(path, rows, names, [text], "--text_column")
-    told = [tables.checked_text(path, r, lambda row: row[text]) for r in rows]
-    return NewRows(told, rows, names)
-
+    columns = columns if trained.settings else ()
   hidden = {*targets, *trained.leave_out, *given.leave_out, trained.group}
   if columns is None:
-    asked = given.columns or trained.columns
+    asked = given.columns or trained.settings
     columns = [
       Column(name=name, words=None, gaps=True)
       for name in asked or names
       if name not in hidden
     ]
-  if not columns:
+  if not columns and text is None:
     raise InputError(
       f"{path}: has no column beside {reading.some(targets)} to predict from"
     )
   wanted = [column.name for column in columns]
-  if given.columns and set(given.columns) - set(targets) != set(wanted):
+  asked = set(given.settings) - {*targets, text}
+  if asked and asked != set(wanted):
     raise InputError(
       f"--columns={','.join(given.columns)}: the model reads "
       f"{reading.some(wanted)}: leave the flag out"
@@ -94,7 +93,7 @@ def read(
   _check_there(path, rows, names, wanted, "--delimiter")
   decimal = given.decimal or trained.decimal
   here = Layout(decimal=decimal, missing=trained.missing + given.missing)
-  made = [_strings(path, row, columns) for row in rows]
+  made = [_strings(path, row, columns, text) for row in rows]
   tables.check_decimals(path, made, wanted, here)
   notes = _check_cells(path, made, columns, here.spelling, any_cell)
 
@@ -102,10 +101,10 @@ def read(
     written = {
       n: _as_trained(row[n], here.spelling, trained.spelling) for n in wanted
     }
-    return tables.text_of_columns(written, wanted)
+    return tables.text_of_row({**row, **written}, wanted, text)
 
   texts = [tables.checked_text(path, row, write) for row in made]
-  more = [name for name in names if name not in {*wanted, *hidden}]
+  more = [name for name in names if name not in {*wanted, *hidden, text}]
   if more:
     notes.append(
       f"not read, as the model was trained without: {reading.some(more)}"
@@ -132,23 +131,16 @@ def _check_there(path, rows, names, wanted: Sequence[str], flag: str) -> None:
       )
 
 
-def _strings(path, row: Row, columns: Sequence[Column]) -> Row:
+def _strings(
+  path, row: Row, columns: Sequence[Column], text: str | None
+) -> Row:
   """The cells that are read, as a CSV file would have them."""
-  found = {}
-  for column in columns:
-    cell = row[column.name]
-    if isinstance(cell, bool):
-      # Programs spell them in many ways, and training may have seen one.
-      words = [w for w in column.words or () if w.lower() == str(cell).lower()]
-      cell = words[0] if words else str(cell)
-    elif cell is None:
-      cell = ""
-    elif not isinstance(cell, str):
-      raise InputError(
-        f"{reading.place(path, row)}: {column.name} is {reading.shown(cell)}: "
-        "write a number or a string"
-      )
-    found[column.name] = cell
+  found = {
+    column.name: reading.cell(path, row, column.name, column.words or ())
+    for column in columns
+  }
+  if text is not None:
+    found[text] = row[text]
   return Row(found, row.first, row.last)
 
 

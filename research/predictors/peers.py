@@ -1,8 +1,8 @@
 """Tabular and text peers on the same split: ridge, XGBoost, MLP.
 
 They are given what a practitioner would give them: TF-IDF of words to a ridge
-whose strength is chosen by cross-validation; the features of a table, where it
-has some, to XGBoost and an MLP, else an SVD of the TF-IDF. A Gaussian process
+whose strength is chosen by cross-validation; the features of a table to XGBoost
+and an MLP, and an SVD of the TF-IDF of texts that say more. A Gaussian process
 takes features that are counts. Of programs a compiler's own counts predict the
 time, and sizes that can be counted in the text predict everything. Numbers that
 are far apart are given to all as logarithms.
@@ -48,6 +48,9 @@ class Problem:
     test_texts: M texts.
     test_features: (M, F).
     seed: of what is random.
+    train_words: N texts that say more than the features; none where they say
+      the same.
+    test_words: M texts likewise.
     train_costs: (N, C) non-negative counts of a compiler; C may be 0.
     test_costs: (M, C).
     train_sizes: (N, K) that can be counted in the text; K may be 0.
@@ -61,6 +64,8 @@ class Problem:
   test_texts: Sequence[str]
   test_features: np.ndarray
   seed: int = 0
+  train_words: Sequence[str] = ()
+  test_words: Sequence[str] = ()
   train_costs: np.ndarray | None = None
   test_costs: np.ndarray | None = None
   train_sizes: np.ndarray | None = None
@@ -139,7 +144,7 @@ def asked(
   return [name for name in names if name != "none"]
 
 
-def _tfidf(problem: Problem):
+def _tfidf(train_texts: Sequence[str], test_texts: Sequence[str]):
   from sklearn.feature_extraction.text import TfidfVectorizer
 
   vectorizer = TfidfVectorizer(
@@ -149,8 +154,8 @@ def _tfidf(problem: Problem):
     max_features=50000,
     sublinear_tf=True,
   )
-  train = vectorizer.fit_transform(problem.train_texts)
-  return train, vectorizer.transform(problem.test_texts)
+  train = vectorizer.fit_transform(train_texts)
+  return train, vectorizer.transform(test_texts)
 
 
 def _ridge(
@@ -159,7 +164,7 @@ def _ridge(
   from sklearn.linear_model import Ridge
   from sklearn.model_selection import cross_val_score
 
-  train, test = _tfidf(problem)
+  train, test = _tfidf(problem.train_texts, problem.test_texts)
   folds = min(5, len(values))
   if folds < 2:
     return np.zeros(test.shape[0])
@@ -186,13 +191,22 @@ def _workers(values: np.ndarray, threads: int | None) -> int:
 
 
 def _dense(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-  if problem.train_features.shape[1]:
-    return problem.train_features, problem.test_features
+  """The features, and an SVD of the words where these say more."""
+  features = problem.train_features, problem.test_features
+  if not features[0].shape[1]:
+    return _svd(problem.train_texts, problem.test_texts, problem.seed)
+  if not len(problem.train_words):
+    return features
+  words = _svd(problem.train_words, problem.test_words, problem.seed)
+  return tuple(np.hstack(pair) for pair in zip(features, words))
+
+
+def _svd(train_texts, test_texts, seed: int) -> tuple[np.ndarray, np.ndarray]:
   from sklearn.decomposition import TruncatedSVD
 
-  train, test = _tfidf(problem)
+  train, test = _tfidf(train_texts, test_texts)
   size = min(100, train.shape[1] - 1, train.shape[0] - 1)
-  svd = TruncatedSVD(max(size, 1), random_state=problem.seed)
+  svd = TruncatedSVD(max(size, 1), random_state=seed)
   return svd.fit_transform(train), svd.transform(test)
 
 

@@ -268,6 +268,33 @@ def _integer(digits: str) -> int | float:
   return int(digits) if len(digits) < _DIGITS else float(digits)
 
 
+def cell(path: Any, row: Row, name: str, known: Sequence[str] = ()) -> str:
+  """A cell of JSON as a CSV file would have it.
+
+  Args:
+    path: of the file, for messages.
+    row: of it.
+    name: of the column.
+    known: words that the column had before, which say how to spell a boolean.
+
+  Raises:
+    InputError: it is a list or an object.
+  """
+  value = row[name]
+  if isinstance(value, bool):
+    # Programs spell them in many ways.
+    spelled = str(value)
+    return next((w for w in known if w.lower() == spelled.lower()), spelled)
+  if value is None:
+    return ""
+  if not isinstance(value, str):
+    raise InputError(
+      f"{place(path, row)}: {name} is {shown(value)}: write a number or a "
+      "string"
+    )
+  return value
+
+
 def shown(value: Any) -> str:
   """A value as a message shows it: short, on one line."""
   if isinstance(value, bool):

@@ -59,7 +59,7 @@ def seen_by_peers(table: Table) -> str:
   if len(told) > _NAMES:
     told = [*told[:_NAMES], f"{len(told) - _NAMES} more"]
   if told:
-    return ", ".join(told)
+    return ", ".join(told) + (", words of the text" if table.words else "")
   count = table.features.shape[1]
   return f"{count} numbers of the text" if count else "words of the text"
 

@@ -34,6 +34,7 @@ class Table:
       may be 0.
     feature_names: F, where they are known.
     columns: those that texts are written of, in their order, if they are.
+    words: N texts that stand behind those columns, if there are any.
     places: N places in the file, such as "runs.csv line 7", where known.
     notes: lines on what was left out.
     parts: named split -> N times "train", "valid" or "test", for data that
@@ -55,6 +56,7 @@ class Table:
   features: np.ndarray
   feature_names: Sequence[str] = ()
   columns: Sequence[str] = ()
+  words: Sequence[str] = ()
   places: Sequence[str] = ()
   notes: Sequence[str] = ()
   parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
@@ -90,7 +92,8 @@ class Layout:
     text: column of texts; None writes the columns of a CSV file as
       "name: value", which are the features too.
     group: column of groups.
-    columns: those that are read beside targets and group; all where empty.
+    columns: those that are read beside targets and group. Where empty, the text
+      alone is read if a column of texts is named, else all.
     leave_out: columns that are neither text nor feature.
     delimiter: between the cells of a CSV file; None finds out.
     decimal: mark in front of decimals; None takes the point, and asks where
@@ -111,6 +114,11 @@ class Layout:
     """Of the cells."""
     return Spelling(decimal=self.decimal or ".", missing=self.missing)
 
+  @property
+  def settings(self) -> list[str]:
+    """The named columns that stand in front of the text."""
+    return [name for name in self.columns if name != self.text]
+
 
 def read_jsonl(
   path: str | pathlib.Path,
@@ -122,15 +130,33 @@ def read_jsonl(
   Raises:
     InputError: the file cannot be read, or a line does not do.
   """
-  rows = reading.jsonl_rows(path, layout.text)
+  columns = layout.settings
+  rows = reading.jsonl_rows(path, layout.text, as_written=bool(columns))
+  if columns:
+    rows = [_with_cells(path, row, columns) for row in rows]
+    check_decimals(path, rows, columns, layout)
   return make_table(
     path,
     rows,
     targets,
-    lambda row: row[layout.text],
+    lambda row: text_of_row(row, columns, layout.text),
     layout.group and (lambda row: row[layout.group]),
+    columns,
     spelling=layout.spelling,
+    beside=layout.text,
   )
+
+
+def _with_cells(path, row: Row, columns: Sequence[str]) -> Row:
+  """A row of JSON whose columns are as a CSV file would have them."""
+  lost = [name for name in columns if name not in row]
+  if lost:
+    raise InputError(
+      f"{reading.place(path, row)}: has no {lost[0]!r}, but "
+      f"{reading.some(row)}: mend --columns, or write null where it is missing"
+    )
+  told = {name: reading.cell(path, row, name) for name in columns}
+  return reading.Row({**row, **told}, row.first, row.last)
 
 
 def read_csv(
@@ -147,14 +173,10 @@ def read_csv(
   names = list(rows[0])
   _check_columns(path, names, targets, layout)
   hidden = {*targets, *layout.leave_out, layout.group}
-  columns = [name for name in layout.columns or names if name not in hidden]
-  read = [*targets, *(columns if layout.text is None else ())]
-  check_decimals(path, rows, read, layout)
-  if layout.text is not None:
-    write = lambda row: row[layout.text]
-  elif columns:
-    write = lambda row: text_of_columns(row, columns)
-  else:
+  asked = layout.settings or (names if layout.text is None else ())
+  columns = [name for name in asked if name not in hidden]
+  check_decimals(path, rows, [*targets, *columns], layout)
+  if not columns and layout.text is None:
     raise InputError(
       f"{path}: has no column beside {', '.join(targets)} to predict from"
     )
@@ -162,22 +184,35 @@ def read_csv(
     path,
     rows,
     targets,
-    write,
+    lambda row: text_of_row(row, columns, layout.text),
     layout.group and (lambda row: row[layout.group].strip()),
-    () if layout.text is not None else columns,
+    columns,
     spelling=layout.spelling,
+    beside=layout.text,
   )
-  if layout.text is None:
-    table = dataclasses.replace(table, columns=columns)
-  if not rows.unnamed:
-    return table
-  note = f"{rows.unnamed} columns without a name left out"
-  return dataclasses.replace(table, notes=[note, *table.notes])
+  notes = []
+  if rows.unnamed:
+    notes.append(f"{rows.unnamed} columns without a name left out")
+  unread = [n for n in names if n not in {*hidden, *columns, layout.text}]
+  if unread:
+    notes.append(f"not read: {reading.some(unread)}; --columns names more")
+  return dataclasses.replace(table, notes=[*notes, *table.notes])
 
 
-def text_of_columns(row: Row, columns: Sequence[str]) -> str:
-  """A row of a CSV file as a text: "lr: 0.1, depth: 3"."""
-  return ", ".join(f"{name}: {row[name].strip()}" for name in columns)
+def text_of_row(
+  row: Row, columns: Sequence[str], text: str | None = None
+) -> str:
+  """A row as a text: "lr: 0.1, depth: 3", and the cell of a column behind it.
+
+  Args:
+    row: of strings.
+    columns: those in front, perhaps none.
+    text: column of what stands behind, on lines of its own.
+  """
+  told = ", ".join(f"{name}: {row[name].strip()}" for name in columns)
+  if text is None:
+    return told
+  return f"{told}\n{row[text]}" if columns else row[text]
 
 
 def _check_columns(path, names, targets, layout: Layout) -> None:
@@ -228,6 +263,7 @@ def make_table(
   features: Sequence[str] = (),
   *,
   spelling: Spelling = Spelling(),  # noqa: B008 (frozen)
+  beside: str | None = None,
 ) -> Table:
   """Rows with their numbers parsed; those without any target are left out.
 
@@ -237,8 +273,9 @@ def make_table(
     targets: columns of numbers.
     text: of a row.
     group: of a row; texts are the groups where it is not given.
-    features: columns that tabular peers are given.
+    features: columns that tabular peers are given, of which texts are written.
     spelling: of the cells.
+    beside: column of what stands in the texts behind those columns.
 
   Raises:
     InputError: a target is no number, or a text is empty; names the place.
@@ -258,7 +295,7 @@ def make_table(
         f"{reading.some(rows[0])}: mend --targets"
       )
   values = np.array(
-    [[_target(path, row, name, spelling) for name in targets] for row in rows]
+    [[target_of(path, row, name, spelling) for name in targets] for row in rows]
   ).reshape(len(rows), len(targets))
   kept = np.flatnonzero(~np.isnan(values).all(axis=1))
   if not len(kept):
@@ -284,12 +321,19 @@ def make_table(
     groups=groups or texts,
     features=found.values,
     feature_names=found.names,
+    columns=features,
+    words=[row[beside] for row in rows] if features and beside else (),
     places=[reading.place(path, row) for row in rows],
     notes=notes,
   )
 
 
-def _target(path, row: Row, name: str, spelling: Spelling) -> float:
+def target_of(path, row: Row, name: str, spelling: Spelling) -> float:
+  """The number of a target, NaN where it is missing.
+
+  Raises:
+    InputError: it is no number; names the place and the flag that helps.
+  """
   if name not in row:
     near = [k for k in row if isinstance(k, str) and k.lower() == name.lower()]
     if near:

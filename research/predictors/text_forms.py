@@ -213,7 +213,6 @@ def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
 SETS: dict[str, Callable[..., Facts]] = {
   "nasbench201": nasbench201,
   "kernel_tuner": kernel_tuner,
-  "csv": kernel_tuner,
 }
 
 

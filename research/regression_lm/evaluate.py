@@ -99,6 +99,8 @@ def answers_of_peers(
       test_texts=[table.texts[i] for i in test],
       test_features=table.features[test],
       seed=seed,
+      train_words=[table.words[i] for i in train] if table.words else (),
+      test_words=[table.words[i] for i in test] if table.words else (),
       train_costs=costs[train],
       test_costs=costs[test],
       train_sizes=sizes[train],

@@ -1,5 +1,6 @@
 """The script of transfer between tasks, as a user runs it."""
 
+import csv
 import json
 
 import pytest
@@ -68,10 +69,57 @@ def test_settings_come_from_another_target_and_parts_are_joined(home):
   assert len(err.strip().splitlines()) == 1
 
 
+@pytest.fixture(scope="module")
+def own(home):
+  """Rows of two devices in one table; two rows of H100 have no number."""
+  path = home / "own.csv"
+  rows = [(device, n, n * (2 if device == "H100" else 3)) for n in range(20)
+          for device in ("A100", "H100")]  # fmt: skip
+  lines = [
+    f"{d};{n};{'' if d == 'H100' and n < 2 else ms},5" for d, n, ms in rows
+  ]
+  path.write_text("\n".join(["device;n;ms", *lines]).replace(";,5", ";"))
+  return path
+
+
+PRETRAINED = [*MODEL, "--models=pretrained", "--pretrain_steps=2", "--folds=2",
+              "--pretrain_batch=4"]  # fmt: skip
+
+
+def test_few_rows_of_a_users_own_after_many_of_others(home, own):
+  table = [f"--path={own}", "--targets=ms", "--decimal=,"]
+  tasks = ["--task_column=device", "--new_task=H100"]
+  out = home / "predicted.csv"
+  code, said, err = run(*table, *tasks, *PRETRAINED, f"--out={out}")
+  assert code == 0, err
+  assert "target ms_H100: 18 numbers, 4.5 to 38.5" in said
+  assert "source ms_A100: 20 numbers, 0.5 to 57.5" in said
+  assert "predictions of 2 rows" in said
+  rows = list(csv.DictReader(out.read_text().splitlines()))
+  assert [(row["device"], row["n"]) for row in rows] == [
+    ("H100", "0"),
+    ("H100", "1"),
+  ]
+  for row in rows:
+    low, middle, high = (
+      float(row[f"ms_H100_{k}"]) for k in ("low", "median", "high")
+    )
+    assert low <= middle <= high
+  code, _, err = run(*table, *tasks, *PRETRAINED, f"--out={out}")
+  assert code == 2 and "is not overwritten" in err
+  more = ["--data=kernel_tuner", f"--out={home / 'x.csv'}", "--overwrite"]
+  code, _, err = run(f"--path={DATA}", "--targets=time_ms_A100", *more)
+  assert code == 2 and "has no new rows: take csv" in err
+
+
 @pytest.mark.parametrize(
   "arguments, words",
   [
     ([], "give --path"),
+    (
+      [*SMALL, "--targets=time_ms_A100", "--source_paths=experiments/cli.py"],
+      "are of --data=csv",
+    ),
     (["--path=none.csv", "--targets=a"], "no such file"),
     (["--path=none.csv", "--targets=a", "--models=best"], "'best' is unknown"),
     (["--path=none.csv", "--targets=a", "--d_model=17"], "multiple of 16"),

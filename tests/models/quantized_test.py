@@ -305,6 +305,10 @@ BROKEN = {
     "there is no number format 'int5'",
   ),
   "text": (lambda arrays, text: text[UP].pop("axis"), "cannot be read"),
+  "axis": (
+    lambda arrays, text: text[UP].update(axis=text[UP]["axis"] + 2),
+    "axis [01]",
+  ),
   "values": (
     lambda arrays, text: arrays.update(
       {f"{UP}.values": arrays[f"{UP}.values"][:, 1:]}

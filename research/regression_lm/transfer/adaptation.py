@@ -105,6 +105,10 @@ def train(
   """
   builder = Builder(prepared)
   own, begins, seeds, tasks, fits = [], [], [], [], []
+  sources = [
+    _of_sources(setup, facts, prepared, start, seed, split.known[:size])
+    for seed, split in enumerate(parts)
+  ]
   for place, task in enumerate(setup.targets):
     values = facts.column(task.column)
     for seed, split in enumerate(parts):
@@ -114,7 +118,8 @@ def train(
         known = examples if held is None else np.delete(examples, held)
         scale = Scale.fit("rank", values[known, None])
         ranks = scale.scores(values[known, None])[:, 0]
-        name = _nearest(setup, facts, known, values[known])
+        rest = np.isin(examples, known)
+        name = _nearest(sources[seed][rest], values[known])
         name = len(setup.sources) + place if name is None else name
         indices = builder.add(name, task.form, known, ranks)
         asked = split.test if held is None else examples[held]
@@ -193,14 +198,30 @@ def _asked(
   }
 
 
-def _nearest(setup, facts, rows, values) -> int | None:
+def _of_sources(
+  setup, facts, prepared, start: Pretrained, seed: int, rows: np.ndarray
+) -> np.ndarray:
+  """Numbers of the sources (rows, sources), NaN where they are missing.
+
+  Where rows have none at all, since the sources are of other rows, they are
+  what the pretrained members say.
+  """
+  if not setup.sources:
+    return np.zeros((len(rows), 0))
+  columns = [facts.column(task.column)[rows] for task in setup.sources]
+  known = np.stack(columns, axis=1)
+  if np.isfinite(known).any():
+    return known
+  return source_values(setup, facts, prepared, start, seed, rows)
+
+
+def _nearest(sources: np.ndarray, values: np.ndarray) -> int | None:
   """The source most like the target on its examples, if any is alike.
 
   Its name is the target's (NASFLAT copies a device's embedding likewise).
   """
   best, place = 0.8, None
-  for number, task in enumerate(setup.sources):
-    others = facts.column(task.column)[rows]
+  for number, others in enumerate(sources.T):
     there = np.isfinite(others)
     alike = measures.spearman(others[there], values[there])
     if alike > best:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from models import input_files
 from models.errors import InputError
@@ -81,3 +82,42 @@ class Tried:
         settings=from_json(Settings, result["settings"]),
         targets=sorted({row["target"] for row in result["rows"]}),
       )
+
+
+def best_of(
+  paths: Sequence[str],
+  targets: Sequence[str],
+  measure: str,
+  given: Mapping[str, Any],
+) -> tuple[Settings, dict[str, Any]]:
+  """The settings of the best result, and how they were chosen.
+
+  Args:
+    paths: of results.
+    targets: columns to predict, as flags name them; none may have a say.
+    measure: that the scores are of, for the second value.
+    given: settings by name that stand in for those of the result.
+
+  Raises:
+    InputError: a file is no result, or is of a target.
+  """
+  found = {}
+  for path in paths:
+    tried = Tried.of_result(path)
+    if set(tried.targets) & {name.partition(":")[0] for name in targets}:
+      raise InputError(f"{path}: is of the target, which must have no say")
+    found[pathlib.Path(path).name] = tried
+  best = max(found, key=lambda name: found[name].score)
+  how = {
+    name: {
+      "score": tried.score,
+      "targets": tried.targets,
+      **dataclasses.asdict(tried.settings),
+    }
+    for name, tried in found.items()
+  }
+  return dataclasses.replace(found[best].settings, **given), {
+    "how": f"best mean {measure} on other targets",
+    "best": best,
+    "tried": how,
+  }

@@ -121,6 +121,25 @@ def _margins(methods, known, scale) -> dict[str, Margins]:
   return found
 
 
+def widened(
+  part: Found, known: np.ndarray, scale: NumberScale
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ends of 90% intervals (M,), calibrated where examples were held out.
+
+  Args:
+    part: predictions of M rows.
+    known: numbers of the examples, in their order.
+    scale: of the numbers.
+  """
+  low, high = part.interval(_LEVEL)
+  margins = _margins({"": part}, known, scale).get("")
+  if margins is None:
+    return low, high
+  return margins.widen(low[:, None], -1)[:, 0], margins.widen(high[:, None], 1)[
+    :, 0
+  ]
+
+
 def _of_interval(ends, truth, more="") -> dict[str, float]:
   low, high = ends
   inside = (low <= truth) & (truth <= high)

@@ -44,6 +44,11 @@ def predict(
     if not setup.sources or setup.source_rows:
       raise InputError(f"peer {name!r} needs sources that are known of all")
     columns = [facts.column(source.column) for source in setup.sources]
+    if np.isnan(np.stack(columns)[:, split.known]).all():
+      raise InputError(
+        f"peer {name!r}: the sources are of other rows: take 'XGBoost per "
+        "source + ridge'"
+      )
     own = facts.features[task.form]
     features = np.concatenate([own, np.stack(columns, axis=1)], axis=1)
     name = "XGBoost"
@@ -127,6 +132,13 @@ def _one(
   return peers.predict(name, problem)
 
 
+def _filled(x: np.ndarray, known: np.ndarray) -> np.ndarray:
+  """The features with the means of known ones in gaps, 0 where all are gaps."""
+  there = np.isfinite(known)
+  mean = np.where(there, known, 0).sum(0) / np.maximum(there.sum(0), 1)
+  return np.where(np.isfinite(x), x, mean)
+
+
 def ridge(
   train: np.ndarray, values: np.ndarray, test: np.ndarray
 ) -> np.ndarray:
@@ -140,6 +152,7 @@ def ridge(
   Returns:
     (M,).
   """
+  train, test = _filled(train, train), _filled(test, train)
   mean, spread = train.mean(0), train.std(0) + 1e-12
   x, z = (train - mean) / spread, (test - mean) / spread
   u, s, vt = np.linalg.svd(x, full_matrices=False)

@@ -119,11 +119,18 @@ def _model(model, setup, facts, parts, workdir, say):
   for size in missing:
     found = adaptation.train(setup, facts, prepared, parts, start, size, say)
     # Where sources are known of the tested rows nobody need predict them.
-    if setup.sources and setup.source_rows:
+    if setup.sources and _are_unknown(setup, facts, parts):
       _ridge(setup, facts, prepared, parts, start, size, workdir)
     for (place, seed), part in found.items():
       name = setup.targets[place].column
       transfer_parts.write(workdir, method, part, name, size, seed)
+
+
+def _are_unknown(setup, facts, parts) -> bool:
+  """Whether no number of a source is known of the rows of the targets."""
+  rows = np.concatenate([np.append(p.test, p.known) for p in parts])
+  columns = [facts.column(task.column)[rows] for task in setup.sources]
+  return bool(setup.source_rows) or np.isnan(columns).all()
 
 
 def _ridge(setup, facts, prepared, parts, start, size, workdir):

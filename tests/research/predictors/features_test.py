@@ -79,6 +79,27 @@ def test_peers_take_words_and_gaps(tmp_path, name):
   assert np.corrcoef(found, truth)[0, 1] > 0.9
 
 
+def test_words_beside_features_reach_peers():
+  draw = np.random.default_rng(0)
+  words = ["fast" if word else "slow" for word in draw.integers(0, 2, 60)]
+  numbers = draw.random((60, 1))
+  values = numbers[:, 0] + [3.0 * (word == "fast") for word in words]
+  found = {}
+  for name, texts in (("with", words), ("without", ())):
+    problem = peers.Problem(
+      train_texts=words[:40],
+      train_features=numbers[:40],
+      train_values=values[:40],
+      test_texts=words[40:],
+      test_features=numbers[40:],
+      train_words=texts[:40],
+      test_words=texts[40:],
+    )
+    answer = peers.predict("XGBoost", problem, threads=1)
+    found[name] = np.abs(answer - values[40:]).mean()
+  assert 4 * found["with"] < found["without"]
+
+
 def test_what_a_library_cannot_take_is_an_error_of_its_peer():
   problem = peers.Problem(
     train_texts=["a", "b", "c"],

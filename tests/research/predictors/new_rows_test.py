@@ -168,6 +168,28 @@ def test_a_column_of_texts(tmp_path):
       read(tmp_path, content, **options)
 
 
+def test_columns_in_front_of_a_text(tmp_path):
+  options = {"trained": Layout(text="code", columns=("lr", "depth"))}
+  for content, name in [
+    ('depth,code,lr,who\n3,"a\nb",0.1,me\n', "new.csv"),
+    ('{"lr": 0.1, "depth": 3, "code": "a\\nb", "who": 1}', "new.jsonl"),
+  ]:
+    found = read(tmp_path, content, name, **options)
+    assert found.texts == ["lr: 0.1, depth: 3\na\nb"]
+    assert found.notes == ["not read, as the model was trained without: who"]
+  given = Layout(text="source", columns=("depth", "source", "lr"))
+  content = "lr,depth,source\n0.2,4,c\n"
+  found = read(tmp_path, content, given=given, **options)
+  assert found.texts == ["lr: 0.2, depth: 4\nc"]
+  for content, words in [
+    ("lr,code\n1,a\n", "has no column depth, which the model reads"),
+    ("lr,depth\n1,2\n", "has no column code, which the model reads"),
+    ("lr,depth,code\n,2,a\n", "lr is '', a missing value, which training"),
+  ]:
+    with pytest.raises(InputError, match=words):
+      read(tmp_path, content, **options)
+
+
 def test_a_model_that_kept_no_columns(tmp_path):
   """Models of before know the flags of their training alone."""
   content = "lr,depth,acc,test_acc\n0.1,3,,\n"

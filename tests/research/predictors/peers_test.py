@@ -24,7 +24,7 @@ def test_a_ridge_takes_the_penalty_of_the_whole_grid(many, monkeypatch):
     test_texts=texts[60:],
     test_features=np.zeros((20, 0)),
   )
-  train, test = peers._tfidf(problem)
+  train, test = peers._tfidf(problem.train_texts, problem.test_texts)
   mean, spread = values[:60].mean(), values[:60].std()
   whole = GridSearchCV(Ridge(), {"alpha": np.logspace(-3, 3, 13)}, cv=5)
   whole.fit(train, (values[:60] - mean) / spread)

@@ -53,6 +53,44 @@ def test_csv_with_a_column_of_texts_and_groups(csv_file):
   assert found.groups == ["2", "2", "1"] and found.features.shape == (3, 0)
 
 
+BESIDE = """lr,code,opt,id,ms
+0.10,"a = 1
+b",adam,7,1.5
+NA,"c, d",sgd,8,2
+"""
+
+
+def test_columns_stand_in_front_of_a_column_of_texts(tmp_path):
+  (tmp_path / "a.csv").write_text(BESIDE)
+  layout = tables.Layout(text="code", columns=("opt", "lr", "code"))
+  found = tables.read_csv(tmp_path / "a.csv", ["ms"], layout)
+  assert found.texts == [
+    "opt: adam, lr: 0.10\na = 1\nb", "opt: sgd, lr: NA\nc, d"
+  ]  # fmt: skip
+  assert found.words == ["a = 1\nb", "c, d"]
+  assert found.columns == ["opt", "lr"]
+  assert found.feature_names == ["opt = adam", "opt = sgd", "lr"]
+  np.testing.assert_array_equal(found.features, [[1, 0, 0.1], [0, 1, np.nan]])
+  assert found.notes == ["not read: id; --columns names more"]
+  # JSON lines say the same, with the digits that stand there.
+  lines = [
+    '{"lr": 0.10, "code": "a = 1\\nb", "opt": "adam", "ms": 1.5}',
+    '{"lr": "NA", "code": "c, d", "opt": "sgd", "ms": 2}',
+  ]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  same = tables.read_jsonl(tmp_path / "a.jsonl", ["ms"], layout)
+  assert same.texts == found.texts and same.words == found.words
+  np.testing.assert_array_equal(same.features, found.features)
+  np.testing.assert_array_equal(same.values, found.values)
+  for line, words in [
+    ('{"code": "x", "opt": "adam", "ms": 1}', "line 1: has no 'lr', but"),
+    ('{"code": "x", "opt": [1], "lr": 1, "ms": 1}', "opt is .1.: write a"),
+  ]:
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(InputError, match=words):
+      tables.read_jsonl(tmp_path / "a.jsonl", ["ms"], layout)
+
+
 def test_jsonl_packed_and_plain(tmp_path):
   rows = [{"x": "a\nb", "y": 1}, {"x": "c", "y": None}, {"x": "d", "y": 2.5}]
   text = "\n".join(map(json.dumps, rows)) + "\n\n"

@@ -119,7 +119,7 @@ def test_any_table_of_settings_is_read(tmp_path):
     "MWG,KWG,layout,fixed,gflops,time_ms_A100\n"
     "128,16,row,1,7,10.1\n64,32,column,1,8,\n64,16,row,1,,24.4\n"
   )
-  facts = text_forms.load("csv", path, hidden=["gf*"])
+  facts = text_forms.load("kernel_tuner", path, hidden=["gf*"])
   assert facts.forms["settings"][1] == ["MWG 64", "KWG 32", "layout column"]
   np.testing.assert_array_equal(
     facts.features["settings"],

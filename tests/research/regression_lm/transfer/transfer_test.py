@@ -76,6 +76,40 @@ def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
   assert files == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.npz")}
 
 
+def test_sources_of_other_rows_are_said_by_models(facts, tmp_path):
+  # The first rows are of a new task, the others of two older ones.
+  is_new = np.arange(40) < 24
+  columns = {
+    name: np.where(is_new == (name == "aim"), column, np.nan)
+    for name, column in facts.columns.items()
+  }
+  columns["near"][24] = 1.0
+  facts = dataclasses.replace(facts, columns=columns)
+  made = setup(facts)
+  peers = ["ridge per source + ridge"]
+  rows = transfer_run.run(
+    made, facts, tmp_path, ["pretrained"], peers, lambda line: None
+  )
+  assert {row["method"] for row in rows} == {
+    *peers, "regression LM, pretrained", "regression LM, ridge on its sources"
+  }  # fmt: skip
+  assert all(np.isfinite(row["value"]) for row in rows)
+  with pytest.raises(InputError, match="the sources are of other rows"):
+    split = splits(made, facts)[0]
+    transfer_peers.predict(
+      names.WITH_SOURCES, made, facts, made.targets[0], split, 6, 0
+    )
+
+
+def test_gaps_in_features_are_means_for_ridge():
+  x = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
+  filled = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]])
+  y = np.array([1.0, 3.0, 2.5])
+  np.testing.assert_array_equal(
+    transfer_peers.ridge(x, y, x), transfer_peers.ridge(filled, y, filled)
+  )
+
+
 def test_no_model_learns_the_fold_that_calibrates_it(
   facts, tmp_path, monkeypatch
 ):
@@ -185,9 +219,11 @@ def test_the_target_is_read_under_the_name_of_the_nearest_source(facts):
   made = setup(facts)
   rows = np.array([1, 2, 3, 4, 7, 8])
   aim = facts.column("aim")[rows]
-  assert adaptation._nearest(made, facts, rows, aim) == 0
+  known = adaptation._of_sources(made, facts, None, None, 0, rows)
+  assert np.isnan(known[4, 0]) and np.isfinite(known[:, 1]).all()
+  assert adaptation._nearest(known, aim) == 0
   noise = np.array([1.0, 5.0, 2.0, 4.0, 3.0, 0.0])
-  assert adaptation._nearest(made, facts, rows, noise) is None
+  assert adaptation._nearest(known, noise) is None
 
 
 def test_ridge_takes_the_strength_with_the_least_left_out_error():

@@ -239,7 +239,9 @@ def _sentence_piece(
   scores = _metadata(reader, "scores") or []
   if len(scores) < len(tokens):
     raise ValueError("it lacks scores")
-  pieces = list(zip(tokens, map(float, scores), types))
+  # Texts are searched for user-defined tokens as for control tokens.
+  kinds = [_CONTROL if kind == _USER_DEFINED else kind for kind in types]
+  pieces = list(zip(tokens, map(float, scores), kinds))
   return sentence_piece.build(
     sentence_piece.Model(
       pieces=pieces,

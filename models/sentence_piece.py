@@ -168,7 +168,7 @@ def build(model: Model, plain_names: bool = False) -> tokenizers.Tokenizer:
   )
   backend.normalizer = _normalizer(model)
   marked = [text for text, _, kind in model.pieces if kind == _USER]
-  if marked and model.kind == BPE and not plain_names:
+  if marked and model.kind == BPE:
     # The longest first, as SentencePiece looks for them.
     longest = sorted(marked, key=len, reverse=True)
     pattern = tokenizers.Regex("|".join(map(re.escape, longest)))

@@ -202,23 +202,33 @@ def pieces_of(golden, name, folder):
   }
 
 
-@pytest.mark.parametrize("name", ["bpe_bytes", "bpe_spaces"])
-def test_pieces_are_those_of_sentencepiece(golden, name, tmp_path):
+def expected_of(golden, name):
+  """Texts without names of control pieces, and their ids."""
   arrays, texts = golden
-  path, fields = pieces_of(golden, name, tmp_path)
-  found = gguf_tokenizer.read(write(tmp_path / "m.gguf", fields))
-  marked = sentence_piece.read_marked(path)
-  rows = np.split(
-    arrays[f"{name}.ids"], np.cumsum(arrays[f"{name}.lengths"])[:-1]
-  )
-  plain = [t for t in texts if not any(n in t for n in ("<s>", "<unk>"))]
+  ends = np.cumsum(arrays[f"{name}.lengths"])[:-1]
+  pairs = zip(texts, np.split(arrays[f"{name}.ids"], ends), strict=True)
+  plain = [p for p in pairs if not any(n in p[0] for n in ("<s>", "<unk>"))]
   assert len(plain) > 70
-  for text, expected in zip(texts, rows):
-    if text in plain:
-      np.testing.assert_array_equal(found.encode(text), expected, text)
-      np.testing.assert_array_equal(marked.encode(text), expected, text)
-  # With the words of a language model: begin and end are searched for.
-  for model in (found, marked):
+  return plain
+
+
+@pytest.mark.parametrize(
+  "name", ["bpe_bytes", "bpe_spaces", "bpe_marks", "unigram_bytes"]
+)
+def test_a_language_model_has_the_pieces_of_sentencepiece(
+  golden, name, tmp_path
+):
+  path, fields = pieces_of(golden, name, tmp_path)
+  models = [sentence_piece.read_marked(path)]
+  if name in ("bpe_bytes", "bpe_spaces"):
+    models.append(gguf_tokenizer.read(write(tmp_path / "m.gguf", fields)))
+  for model in models:
+    for text, ids in expected_of(golden, name):
+      np.testing.assert_array_equal(model.encode(text), ids, text)
+    if name == "bpe_marks":
+      assert (model.bos_id, model.end_ids) == (None, ())
+      continue
+    # Begin and end are searched for.
     assert (model.bos_id, model.end_ids) == (1, (2,))
     ids = model.encode("<s>lr</s>").tolist()
     assert ids[0] == 1 and ids[-1] == 2 and 0 not in ids

@@ -1,5 +1,6 @@
 """`butterfly_matmul`: checks and choice of the implementation."""
 
+import importlib
 import types
 from collections.abc import Mapping
 
@@ -9,13 +10,18 @@ import jax.numpy as jnp
 from ops import dispatch
 from ops.butterfly_matmul import xla
 
-# "xla" takes that one of the other three which `tuning.choose` names.
+# "xla" takes the XLA form that `tuning.choose` names. The kernels for Hopper
+# stand last and so run only where they are named, because no GPU has confirmed
+# their results and times yet.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
     "xla": dispatch.always,
     "xla_dense": dispatch.always,
     "xla_merged": dispatch.always,
     "xla_radix2": dispatch.always,
+    "mosaic_gpu": dispatch.kernel(
+      "ops.butterfly_matmul.mosaic_gpu", dispatch.needs_wgmma
+    ),
   }
 )
 
@@ -60,28 +66,34 @@ def butterfly_matmul(
       channels, `"xla_dense"` one product with the whole matrix; both make their
       matrices in float32, and round these and what lies between products to x's
       dtype; sums are float32. `"xla"` takes one of them by counts of operations
-      and bytes (`tuning.choose`). None takes the best that runs here.
+      and bytes (`tuning.choose`), and so does None. `"mosaic_gpu"` (Hopper;
+      bfloat16, a real twiddle, n of 128 to 4096) makes the six smallest strides
+      one product of blocks of 64 channels and the others sums in registers, in
+      one pass over memory a block.
 
   Returns:
     (..., D) in x's dtype, in complex64 where x or twiddle is complex. Gradients
-    of both, by JAX, without conjugates; for them is kept what lies between
-    stages or products: k arrays of (..., S n) a block by stages, 1 or 2 merged,
-    none dense.
+    of both, without conjugates; for them is kept what lies between stages or
+    products: k arrays of (..., S n) a block by stages, 1 or 2 merged, none
+    dense, one by the kernel.
 
   Raises:
     ValueError: shapes, dtypes or out_features do not fit.
+    UnsupportedError: the implementation does not run here, or not at this size.
   """
   out_features = _check(x, twiddle, out_features)
   name = dispatch.resolve(
     "butterfly_matmul", IMPLEMENTATIONS, implementation, x, twiddle
   )
-  return xla.forward(
-    x,
-    twiddle,
-    out_features=out_features,
-    increasing_stride=increasing_stride,
-    method=name.partition("_")[2] or None,
-  )
+  options = {
+    "out_features": out_features,
+    "increasing_stride": increasing_stride,
+  }
+  if name == "mosaic_gpu":
+    kernels = importlib.import_module("ops.butterfly_matmul.mosaic_gpu")
+    return kernels.forward(x, twiddle, **options)
+  method = name.partition("_")[2] or None
+  return xla.forward(x, twiddle, **options, method=method)
 
 
 def _check(x, twiddle, out_features) -> int:

@@ -129,7 +129,7 @@ def _group_matrices(twiddle, spans, increasing_stride, rows):
     _orders(twiddle.shape[1], increasing_stride)
   ):
     for span in spans if increasing else spans[::-1]:
-      matrix = _group_matrix(twiddle[:, block], span, increasing)
+      matrix = group_matrix(twiddle[:, block], span, increasing)
       if found and found[-1][0] == span and rows > matrix.shape[-1]:
         before = found.pop()[1]
         matrix = _einsum("shlij,shljk->shlik", matrix, before, twiddle.dtype)
@@ -137,7 +137,7 @@ def _group_matrices(twiddle, spans, increasing_stride, rows):
   return found
 
 
-def _group_matrix(twiddle, span, increasing):
+def group_matrix(twiddle, span, increasing):
   """The matrices (S, high, low, R, R) of the stages of one span of strides.
 
   Args:

@@ -28,6 +28,7 @@ OPS = (
   "quantized_matmul_w4a8",
   "quantized_matmul_w4a8_columns",
   "butterfly_matmul",
+  "butterfly_ffn",
   "monarch_matmul",
   "fourier_mix",
   "selective_scan_step",

@@ -10,7 +10,8 @@ each counted with the recurrence itself, not with what a parallel form adds:
   ssd              4 N P FLOPs a head and token, backward 10 N P
   token_logprob    2 E V FLOPs and V exponentials a token, backward 6 E V
   quantized_matmul 2 C D FLOPs a token, C channels and D features
-  butterfly_matmul 4 E log2 E FLOPs a token, backward twice as many
+  butterfly_matmul 4 E log2 E FLOPs a token, backward twice as many; and the
+                   same of every butterfly of a feed-forward layer
   monarch_matmul   4 E B FLOPs a token, B channels a block, backward twice
   fourier_mix      2.5 E log2(L E) FLOPs a token, a real FFT's, backward too
 """
@@ -435,6 +436,49 @@ def _butterfly_matmul(size, batch, length, draw):
   )
 
 
+# Hidden channels of a feed-forward layer by those of the model.
+_EXPANSION = 4
+
+
+def _butterfly_ffn(size, batch, length, draw):
+  """FABNet's feed-forward layer: a stack of butterflies, GELU, and one back."""
+  width, hidden = size.width, _EXPANSION * size.width
+  x = draw(batch, length, width)
+  shapes = twiddle_shape(width, hidden), twiddle_shape(hidden, width)
+  up, down = (0.5**0.5 * draw.parameter(*shape) for shape in shapes)
+  macs = 2.0 * hidden * (shapes[0][2] + shapes[1][2])
+  tokens = float(batch * length)
+
+  def call(arrays, implementation):
+    product = functools.partial(butterfly_matmul, implementation=implementation)
+    y = jax.nn.gelu(product(arrays["x"], arrays["up"]))
+    return product(y, arrays["down"], out_features=width)
+
+  def reference(arrays):
+    y = butterfly_matmul_reference(arrays["x"], arrays["up"])
+    inner = np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)
+    y = 0.5 * y * (1 + np.tanh(inner))
+    return butterfly_matmul_reference(y, arrays["down"], out_features=width)
+
+  def whole():
+    first = butterfly_matmul(jnp.eye(width), up)
+    second = butterfly_matmul(jnp.eye(hidden), down, out_features=width)
+    return {"x": x, "up": first.astype(x.dtype), "down": second.astype(x.dtype)}
+
+  return OpCase(
+    op="butterfly_ffn",
+    function=butterfly_matmul,
+    shape=f"B{batch} L{length} E{width} hidden {hidden}",
+    arrays={"x": x, "up": up, "down": down},
+    sequences=frozenset({"x"}),
+    call=call,
+    reference=reference,
+    plain=lambda a: jax.nn.gelu(a["x"] @ a["up"]) @ a["down"],
+    plain_arrays=whole,
+    flops=(2 * tokens * macs, 4 * tokens * macs),
+  )
+
+
 def _monarch_matmul(size, batch, length, draw):
   blocks = 1 << round(np.log2(size.width) / 2)
   each = size.width // blocks
@@ -557,6 +601,7 @@ BUILDERS = {
     for name in _PRODUCTS
   },
   "butterfly_matmul": _butterfly_matmul,
+  "butterfly_ffn": _butterfly_ffn,
   "monarch_matmul": _monarch_matmul,
   "fourier_mix": _fourier_mix,
   "selective_scan_step": _selective_scan_step,

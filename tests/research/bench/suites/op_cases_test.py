@@ -42,6 +42,9 @@ def test_operations_by_hand():
   # Five stages of four multiplications and additions a pair; blocks of 8.
   case = cases.build("butterfly_matmul", "tiny:2x8", "float32")
   assert case.flops == (16 * 5 * 16 * 8, 2 * 16 * 5 * 16 * 8)
+  # Four stacks of 5 stages, and one of 7 for 128 channels.
+  case = cases.build("butterfly_ffn", "tiny:2x8", "float32")
+  assert case.flops[0] == 16 * (4 * 5 * 16 + 7 * 64) * 8
   case = cases.build("monarch_matmul", "tiny:2x8", "float32")
   assert case.flops == (2 * 16 * 2 * 32 * 8, 4 * 16 * 2 * 32 * 8)
   case = cases.build("fourier_mix", "tiny:2x8", "float32")

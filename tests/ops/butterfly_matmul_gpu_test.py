@@ -1,0 +1,176 @@
+"""The GPU kernels of `butterfly_matmul` on a CPU: interpreted, lowered."""
+
+import functools
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ops import butterfly_matmul, dispatch
+from ops.butterfly_matmul import (
+  api,
+  butterfly_matmul_reference,
+  mosaic_gpu,
+  mosaic_gpu_gradients,
+  mosaic_gpu_product,
+  twiddle_shape,
+)
+from tests.hopper_lowering import lowered
+from tests.ops import butterfly_matmul_test as contract
+from tests.ops.complex_arrays import assert_alike, wide
+from tests.ops.sequence_op import assert_close, tolerance
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+  """`implementation="mosaic_gpu"` as the interpreter runs it.
+
+  A warpgroup multiplies tiles of 8 rows in two thread blocks, so that few rows
+  make several tiles.
+  """
+  small = mosaic_gpu_product.Config(rows=8, workers=1, blocks=2)
+  walk = mosaic_gpu_gradients.Config(rows=16, stages=2, workers=1, blocks=2)
+  monkeypatch.setattr(
+    mosaic_gpu, "CONFIGS", dict.fromkeys(mosaic_gpu.CONFIGS, small)
+  )
+  for name in ("blocks_config", "mixes_config"):
+    monkeypatch.setattr(mosaic_gpu_gradients, name, lambda n: walk)
+  everywhere = dict.fromkeys(api.IMPLEMENTATIONS, dispatch.always)
+  monkeypatch.setattr(api, "IMPLEMENTATIONS", everywhere)
+  run = functools.partial(
+    mosaic_gpu.forward, interpret=plgpu.InterpretGPUParams()
+  )
+  monkeypatch.setattr(mosaic_gpu, "forward", run)
+  contract.program.cache_clear()
+  yield
+  contract.program.cache_clear()
+
+
+# Two blocks with strides there and back, of rows and channels that are padded;
+# two stacks of 256 channels, which have two mixed stages.
+CASES = contract.CASES | {"wide": (250, 300, 1, True)}
+
+
+@pytest.mark.parametrize("case", ["groups", "wide"])
+def test_product_and_gradients_match_float64(case, interpreted, monkeypatch):
+  monkeypatch.setattr(contract, "CASES", CASES)
+  contract.test_product_and_gradients("mosaic_gpu", case, "bfloat16")
+
+
+def test_only_the_wanted_channels_of_a_stack_are_made(interpreted):
+  x, twiddle, _ = contract.draw("groups", "bfloat16", rows=8)
+  x, twiddle = jnp.pad(x, ((0, 0), (0, 28))), twiddle[:, :1]
+  config = mosaic_gpu_product.Config(rows=8, workers=1, blocks=2, each=1)
+  mosaic_gpu.CONFIGS[128] = config
+  y = mosaic_gpu.butterfly(
+    x, twiddle[:, 0], 60, True, plgpu.InterpretGPUParams()
+  )
+  assert y.shape == (8, 64)
+  exact = butterfly_matmul_reference(wide(x), wide(twiddle))[:, :64]
+  assert_alike(y, exact, contract.bound("bfloat16", twiddle))
+
+
+@pytest.mark.parametrize("increasing", [True, False])
+def test_thread_blocks_of_a_cluster_share_the_stages(increasing):
+  # The interpreter knows no exchange between thread blocks, so it is made here.
+  n, cluster = 2048, 4
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(3, n))
+  twiddle = 0.7 * rng.normal(size=twiddle_shape(n, n)).astype(np.float32)
+  split = jax.jit(mosaic_gpu.factors, static_argnums=1)
+  blocks, mixes = map(wide, split(twiddle[0, 0], increasing))
+  inner, outer = mosaic_gpu_product.shares(mixes[None], cluster, increasing)
+  heights = n // mosaic_gpu_product.WIDE
+  own, shared = heights // cluster, heights // cluster**2
+
+  def mix(parts, twiddles, unit=1):
+    return [
+      mosaic_gpu_product.mixed(
+        part, lambda at, t=t: t[at][:, None], increasing, unit
+      )
+      for part, t in zip(parts, twiddles)
+    ]
+
+  def exchange(parts):
+    """Of each thread block the k-th share goes to the thread block k."""
+    share = lambda part, k: part[k * shared : (k + 1) * shared]
+    return [
+      [v for part in parts for v in share(part, k)] for k in range(cluster)
+    ]
+
+  def cut(values):
+    return [values[k * own : (k + 1) * own] for k in range(cluster)]
+
+  def multiply(parts):
+    flat = [v for part in parts for v in part]
+    return cut([w @ v for w, v in zip(blocks, flat)])
+
+  parts = cut(list(x.T.reshape(heights, -1, 3)))
+  if increasing:
+    parts = mix(multiply(parts), inner)
+    parts = exchange(mix(exchange(parts), outer, shared))
+  else:
+    parts = mix(exchange(parts), outer, shared)
+    parts = multiply(mix(exchange(parts), inner))
+  y = np.concatenate([v for part in parts for v in part]).T
+  exact = butterfly_matmul_reference(
+    x, wide(twiddle), increasing_stride=increasing
+  )
+  assert_close(y, exact, tolerance("float32", 2 * twiddle.shape[2]))
+
+
+def test_lowers_for_hopper():
+  n, rows, struct = 4096, 1000, jax.ShapeDtypeStruct
+  x, dy = struct((rows, n), jnp.bfloat16), struct((rows, 1000), jnp.bfloat16)
+  twiddle = struct(twiddle_shape(n, n), jnp.float32)
+
+  def run(x, twiddle, dy):
+    call = functools.partial(
+      mosaic_gpu.forward, out_features=1000, increasing_stride=True
+    )
+    y, pull = jax.vjp(call, x, twiddle)
+    return y, pull(dy)
+
+  text = lowered(run, x, twiddle, dy)
+  assert text.count("custom_call @mosaic_gpu_v2") == 4
+  for part in ("fwd", "bwd", "bwd_blocks", "bwd_mixes"):
+    assert f"butterfly_matmul_{part}_mosaic_gpu" in text
+
+
+def test_vmap_lowers_for_hopper():
+  struct = jax.ShapeDtypeStruct
+  call = functools.partial(
+    mosaic_gpu.forward, out_features=128, increasing_stride=True
+  )
+  text = lowered(
+    jax.vmap(call),
+    struct((3, 8, 128), jnp.bfloat16),
+    struct((3, *twiddle_shape(128, 128)), jnp.float32),
+  )
+  assert text.count("custom_call @mosaic_gpu_v2") == 1
+
+
+def test_unsupported_arrays_have_reasons():
+  def reason(rows=8, n=128, dtype="bfloat16", twiddle="float32"):
+    struct = jax.ShapeDtypeStruct
+    return mosaic_gpu.unfit(
+      struct((rows, n), dtype), struct(twiddle_shape(n, n), twiddle)
+    )
+
+  assert reason() is reason(n=4096) is reason(rows=1) is None
+  assert "takes bfloat16, not float32" in reason(dtype="float32")
+  assert "no complex twiddles" in reason(twiddle="complex64")
+  assert "128 to 4096 channels, padded, not 64" in reason(n=64)
+  assert "128 to 4096 channels, padded, not 8192" in reason(n=8192)
+  assert "at least one row" in reason(rows=0)
+
+
+def test_runs_where_it_is_named_alone():
+  # None takes the first that runs.
+  assert list(api.IMPLEMENTATIONS)[0] == "xla"
+  assert "needs an NVIDIA GPU" in mosaic_gpu.supports()
+  x, twiddle, _ = contract.draw("groups", "bfloat16")
+  with pytest.raises(dispatch.UnsupportedError, match="needs an NVIDIA GPU"):
+    butterfly_matmul(x, twiddle, implementation="mosaic_gpu")

@@ -25,6 +25,8 @@ _CHILD = pathlib.Path(__file__).with_name("chat_child.py")
 # Of the processor, and of the clock on a machine that is busy.
 _SECONDS, _PATIENCE = 5, 60
 _MEMORY = 256 << 20
+# One process writes so many.
+_CHATS = 1000
 # A template may write so many times what it was given, and so much more.
 _RATIO, _ROOM = 16, 1 << 18
 
@@ -88,6 +90,16 @@ def _rendered(
     raise InputError(
       "chats need the package jinja2: run `make venv` or `pip install jinja2`"
     )
+  texts = []
+  for first in range(0, len(chats), _CHATS):
+    texts += _some(tokenizer, chats[first : first + _CHATS], begin_answer)
+  return texts
+
+
+def _some(
+  tokenizer: Tokenizer, chats: Sequence[Messages], begin_answer: bool
+) -> list[str]:
+  """As many chats as one process is given."""
   chats = [list(map(dict, messages)) for messages in chats]
   given = len(tokenizer.chat_template) + max(map(_length, chats), default=0)
   request = {

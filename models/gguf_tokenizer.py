@@ -27,6 +27,8 @@ _BYTE = int(gguf.TokenType.BYTE)
 _ADVICE = "put the model's tokenizer.json beside the file, or give --tokenizer"
 _PARTS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown",
           "pad_token": "padding"}  # fmt: skip
+# Ends of a text, of a turn and of a message.
+_ENDS = ("eos", "eot", "eom")
 
 _GPT2 = (
   r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
@@ -165,10 +167,6 @@ def said(
     )
 
 
-# Ends of a text, of a turn and of a message.
-_ENDS = ("eos", "eot", "eom")
-
-
 def _metadata(reader: gguf_io.GgufFile, key: str, default: Any = None) -> Any:
   return gguf_io.metadata(reader, f"tokenizer.ggml.{key}", default)
 
@@ -211,13 +209,14 @@ def _build(reader: gguf_io.GgufFile, path: pathlib.Path) -> Tokenizer:
 def _byte_pairs(
   reader: gguf_io.GgufFile, tokens: Sequence[str], rule: _Rule
 ) -> tokenizers.Tokenizer:
-  merges = _metadata(reader, "merges")
+  # A first space belongs to what is merged.
+  merges = [(m, m.index(" ", 1)) for m in _metadata(reader, "merges") or []]
   if not merges:
     raise ValueError("it has no merges")
   backend = tokenizers.Tokenizer(
     models.BPE(
       vocab={token: i for i, token in enumerate(tokens)},
-      merges=[tuple(merge.split(" ", 1)) for merge in merges],
+      merges=[(merge[:at], merge[at + 1 :]) for merge, at in merges],
       ignore_merges=rule.ignore_merges,
     )
   )

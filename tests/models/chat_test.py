@@ -168,6 +168,13 @@ def test_tokens_are_those_that_the_template_writes():
     chat.encode(made("{{ x }}"), [CHAT])
 
 
+def test_many_chats_are_written_by_several_processes(monkeypatch):
+  monkeypatch.setattr(chat, "_CHATS", 2)
+  chats = [[{"role": "user", "content": str(i)}] for i in range(3)]
+  found = chat.write(made("{{ messages[0].content }}"), chats)
+  assert found == ["0", "1", "2"]
+
+
 def test_without_a_template_a_chat_is_chatml():
   tokenizer = made(None, "<s>", "<|im_start|>", "<|im_end|>", bos_id=256)
   text = (

@@ -23,16 +23,16 @@ from absl import flags
 
 import cli
 from models.errors import InputError
-from research.quantization.recipes import LLAMA_CPP, RECIPES
+from research.quantization.recipes import ALL, LLAMA_CPP
 
 _MODEL = flags.DEFINE_list(
-  "model",
-  ["tiny"],
-  "tiny, smollm2, checkpoints' paths or hub ids",
+  "model", ["tiny"], "tiny, smollm2, checkpoints' paths or hub ids"
 )
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
 _NAME = flags.DEFINE_string("name", None, "of the model in tables")
-_RECIPES = flags.DEFINE_list("recipes", [], "names; all if not given")
+_RECIPES = flags.DEFINE_list(
+  "recipes", [], "names; all methods if not given, and no formats"
+)
 _CALIBRATION = flags.DEFINE_string(
   "calibration_text", "wikitext2:train", "text to calibrate on"
 )
@@ -61,7 +61,7 @@ _PRECISION = cli.choice(
 _PLOT = flags.DEFINE_string("plot", None, "PNG to write")
 _WORKDIR = flags.DEFINE_string("workdir", None, "keep finished recipes here")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
-_ALL = (*RECIPES, *LLAMA_CPP)
+_ALL = (*ALL, *LLAMA_CPP)
 _DECIDING = (_MODEL, _TOKENIZER, _NAME, _CALIBRATION, _CALIBRATED, _LENGTH)
 _DECIDING += (_TEXT, _SCORED, _ROWS, _TOKENS, _AT, _TASKS, _PLANT, _SEED)
 _DECIDING += (_PRECISION,)

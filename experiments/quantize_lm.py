@@ -17,13 +17,13 @@ from absl import flags
 
 import cli
 from models.errors import InputError
-from research.quantization.recipes import RECIPES
+from research.quantization.recipes import ALL
 
 _MODEL = flags.DEFINE_string(
   "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
 )
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
-_RECIPE = cli.choice("recipe", "w4a16", "how to quantize", list(RECIPES))
+_RECIPE = cli.choice("recipe", "w4a16", "how to quantize", list(ALL))
 _TEXT = flags.DEFINE_string(
   "calibration_text",
   "wikitext2:train",
@@ -54,7 +54,7 @@ def main(_) -> None:
   from research.text.tokenizing import of_checkpoint
 
   jax.config.update("jax_default_matmul_precision", "highest")
-  recipe, text = RECIPES[_RECIPE.value], load_text(_TEXT.value)
+  recipe, text = ALL[_RECIPE.value], load_text(_TEXT.value)
   checkpoint = load(_MODEL.value)
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
   batches = None

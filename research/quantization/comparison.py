@@ -29,7 +29,7 @@ from research.core import workdir as workdir_lib
 from research.cost import sizes as cost
 from research.quantization import apply, llama_cpp, quality, smoothing
 from research.quantization.measures import Judge, Plan, Sample, Seen, mean_of
-from research.quantization.recipes import LLAMA_CPP, RECIPES
+from research.quantization.recipes import ALL, LLAMA_CPP, RECIPES
 from research.text.tokenizing import of_checkpoint
 
 FLOAT = "float"
@@ -69,7 +69,7 @@ class Setup:
 
 
 def names_for(config: language_model.Config) -> list[str]:
-  """All recipes and baselines that a model can take."""
+  """The methods and baselines that a model can take; formats are asked for."""
   mixes = language_model.layers_may_differ(config)
   names = [n for n, one in RECIPES.items() if mixes or not one.float_share]
   return [*names, *LLAMA_CPP]
@@ -122,7 +122,7 @@ def compare(
 
 
 def _searches(name: str) -> bool:
-  return name in RECIPES and bool(RECIPES[name].float_share)
+  return name in ALL and bool(ALL[name].float_share)
 
 
 # A process keeps its models, and what it compiled for them, from job to job.
@@ -226,7 +226,7 @@ class Comparison:
     if name in LLAMA_CPP:
       params, size = llama_cpp.round_trip(config, params, name)
       return (config, params), size
-    recipe = RECIPES[name]
+    recipe = ALL[name]
     batches = self._setup.plan.batches if recipe.is_static else None
     config, params = apply.quantize(config, params, recipe, batches)
     return (config, params), cost.weight_bytes(config, params)
@@ -271,4 +271,4 @@ def _described(name: str) -> tuple[str, str]:
     return FLOAT, "no rounding"
   if name in LLAMA_CPP:
     return "llama.cpp", "weights as llama.cpp keeps them"
-  return RECIPES[name].method, RECIPES[name].text
+  return ALL[name].method, ALL[name].text

@@ -195,5 +195,49 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
   }
 )
 
+# Kernels to the nearest levels of a format, by its name; their blocks are as
+# the format's row says.
+_BY_FORMAT = {
+  "int4": "integers, groups of 128",
+  "int4_asym": "integers with zero points, groups of 128",
+  "nf4": "quantiles of a normal distribution, groups of 128",
+  "sf4": "quantiles of Student's t, groups of 128",
+  "fp4": "E2M1, groups of 128",
+  "fp4_sr": "E2M1 and 8, groups of 128",
+  "fp4_sp": "E2M1 and 5, groups of 128",
+  "fp4_e3m0": "E3M0, groups of 128",
+  "apot4": "sums of powers of two, groups of 128",
+  "apot4_sp": "sums of powers of two and a half, groups of 128",
+  "fp4_er": "E2M1 and 5 or -5, groups of 128",
+  "fp4_ea": "E2M1 and 8 or -8, groups of 128",
+  "bitmod4": "E2M1 and one of four levels, groups of 128",
+  "mxint4": "integers, groups of 32 with powers of two",
+  "mxfp4": "E2M1, groups of 32 with powers of two",
+  "nvfp4": "E2M1, groups of 16 with E4M3",
+  "razer4": "E2M1 and one of four levels, groups of 16 with E3M3",
+  "int3": "integers, groups of 128",
+  "int3_asym": "integers with zero points, groups of 128",
+  "nf3": "quantiles of a normal distribution, groups of 128",
+  "sf3": "quantiles of Student's t, groups of 128",
+  "fp3": "E2M0, groups of 128",
+  "fp3_er": "E2M0 and 3 or -3, groups of 128",
+  "fp3_ea": "E2M0 and 6 or -6, groups of 128",
+  "bitmod3": "E2M0 and one of four levels, groups of 128",
+}
+BY_FORMAT: Mapping[str, Recipe] = types.MappingProxyType(
+  {
+    name: Recipe(
+      method="nearest",
+      text=f"{name.partition('_')[0][-1]}-bit weights, nearest: {text}",
+      kernels=name,
+      small_kernels="int8",
+      table="int8",
+      head=name,
+    )
+    for name, text in _BY_FORMAT.items()
+  }
+)
+ALL: Mapping[str, Recipe] = types.MappingProxyType({**RECIPES, **BY_FORMAT})
+
 # Baselines of comparisons, which are no models that can be kept.
 LLAMA_CPP = ("llama_cpp_q8_0", "llama_cpp_q4_k")

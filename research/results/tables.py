@@ -15,6 +15,7 @@ from models.errors import InputError
 from research.results import (
   codesign,
   first_comments,
+  formats,
   fuzz,
   lra,
   predictions,
@@ -42,6 +43,8 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "codesign_claims": codesign.claims,
   "lra": lra.table,
   "lra_times": lra.times,
+  "formats": formats.table,
+  "tails": formats.tails,
   "fuzz": fuzz.table,
 }
 

@@ -1,0 +1,63 @@
+"""Puts number formats beside each other: what rounding costs, at true bits.
+
+  python experiments/compare_formats.py --result=formats.json
+  python experiments/compare_formats.py --model=runs/mamba2_tiny/model
+
+Decibels of signal over the noise of rounding to nearest, and bits a number with
+scales and all, of drawn numbers, or of every kernel of --model; of the kernels
+also how heavy their tails are: the degrees of freedom of the likeliest t
+distribution, and the distance to it and to a normal one. `eval_quantized.py
+--recipes=nf4,sf4,bitmod4` judges models by such weights. A minute on two CPU
+cores.
+"""
+
+import itertools
+import time
+
+from absl import flags
+
+import cli
+from models.errors import InputError
+from research.quantization.recipes import BY_FORMAT
+
+_MODEL = flags.DEFINE_string("model", None, "whose kernels; draws if not given")
+_FORMATS = flags.DEFINE_list(
+  "formats", [], "names; all of 3 and 4 bits if not given"
+)
+_SIZE = cli.integer("size", 512, "drawn rows of 4,096 numbers", 1, 1 << 16)
+_SEED = cli.integer("seed", 0, "of the draw", 0)
+_RESULT = flags.DEFINE_string("result", None, "JSON file to write")
+
+
+def main(_) -> None:
+  """Compares; see the module's docstring."""
+  began = time.perf_counter()
+  names = _FORMATS.value or [*BY_FORMAT, "razer4_inputs"]
+  unknown = [n for n in names if n not in (*BY_FORMAT, "razer4_inputs")]
+  if unknown:
+    raise InputError(
+      f"--formats={unknown[0]}: no such format; there are "
+      f"{', '.join(BY_FORMAT)}, razer4_inputs"
+    )
+  if _MODEL.value is not None:
+    cli.check_there(models=[_MODEL.value])
+  from research.quantization import format_errors
+  from research.results import formats
+
+  if _MODEL.value is None:
+    arrays = format_errors.draws(_SEED.value, _SIZE.value)
+    tails = []
+  else:
+    from models.convert import load
+
+    arrays = format_errors.kernels(load(_MODEL.value).params)
+    tails = format_errors.tails(arrays)
+  rows = list(itertools.chain(format_errors.rows(arrays, names), tails))
+  print(formats.table(rows), end="")
+  if _MODEL.value is not None:
+    print(formats.tails(rows), end="")
+  cli.keep(_RESULT.value, rows, began)
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,161 @@
+"""What rounding to formats costs, of drawn numbers and of a model's kernels.
+
+Shapes by axis letter: D rows that a product sums over, F columns.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.module import Params
+from ops.quantized import FORMATS, dequantize, is_quantized, quantize
+from research.quantization import gptq
+
+Row = dict[str, Any]
+# Degrees of freedom that are tried (first, last, how many), and numbers of a
+# kernel that are looked at.
+_NU = 1.5, 100.0, 48
+_LOOKED_AT = 16384
+
+
+def draws(seed: int, size: int) -> dict[str, jax.Array]:
+  """Arrays (size, 4096) of normal, t and Laplace numbers by name.
+
+  Args:
+    seed: of the draw.
+    size: rows.
+  """
+  rng = np.random.default_rng(seed)
+  shape = size, 4096
+  found = {"normal": rng.normal(size=shape)}
+  found |= {f"t, {nu}": rng.standard_t(nu, shape) for nu in (10, 5, 3)}
+  found["Laplace"] = rng.laplace(size=shape)
+  return {name: jnp.asarray(x, jnp.float32) for name, x in found.items()}
+
+
+def kernels(params: Params) -> dict[str, jax.Array]:
+  """Kernels of a model's layers by dotted path, as (..., F, D)."""
+  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantized)
+  named = {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in leaves
+  }
+  return {
+    name: jnp.swapaxes(leaf, -1, -2)
+    for name, leaf in named.items()
+    if name.endswith(".kernel") and not is_quantized(leaf) and leaf.ndim >= 2
+  }
+
+
+def rows(
+  arrays: Mapping[str, jax.Array], names: Sequence[str]
+) -> Iterator[Row]:
+  """Rows of a result file: decibels of signal over noise, and true bits.
+
+  Args:
+    arrays: (..., D) by name; blocks lie along the last axis.
+    names: of formats.
+
+  Yields:
+    A row an array and format.
+
+  Raises:
+    ValueError: there is no such format.
+  """
+  for data, x in arrays.items():
+    for name in names:
+      form = gptq.fitting(FORMATS[name], x.shape[-1])
+      signal, noise, bits = _errors(x, form)
+      yield {
+        "system": "formats",
+        "data": data,
+        "method": name,
+        "metric": "decibels",
+        "value": float(10 * np.log10(signal / max(noise, 1e-30))),
+        "bits": float(bits),
+        "numbers": x.size,
+      }
+
+
+def _errors(x, form):
+  """Sums of squares of an array and of what rounding leaves; bits a number."""
+
+  def run(x):
+    q = quantize(x, form)
+    error = dequantize(q, dtype=jnp.float32) - x
+    return q, jnp.sum(jnp.square(error))
+
+  # Scales of a second level belong to a layer, as in a model.
+  for _ in range(x.ndim - 2):
+    run = jax.vmap(run)
+  q, noise = jax.jit(run)(x)
+  signal = float(jnp.sum(jnp.square(x.astype(jnp.float32))))
+  return signal, float(jnp.sum(noise)), 8 * q.nbytes / q.size
+
+
+def tails(arrays: Mapping[str, jax.Array]) -> Iterator[Row]:
+  """How heavy the tails of arrays are.
+
+  Args:
+    arrays: (..., D) by name; of large ones some numbers are looked at.
+
+  Yields:
+    Of each array the degrees of freedom of the likeliest t distribution, and
+    the Kolmogorov-Smirnov distance to it and to the likeliest normal one; both
+    have mean zero.
+  """
+  for data, x in arrays.items():
+    values = np.asarray(x, np.float64).ravel()
+    if values.size > _LOOKED_AT:
+      values = np.random.default_rng(0).choice(values, _LOOKED_AT, False)
+    for metric, value in fit_tails(values).items():
+      yield {
+        "system": "formats",
+        "data": data,
+        "method": "tails",
+        "metric": metric,
+        "value": value,
+        "numbers": values.size,
+      }
+
+
+def fit_tails(values: np.ndarray) -> dict[str, float]:
+  """Fits Student's t and a normal distribution, both of mean zero.
+
+  Args:
+    values: (N,) finite, not all zero.
+
+  Returns:
+    "nu", degrees of freedom, at most 100; "ks_t" and "ks_normal", the largest
+    differences of distribution functions.
+  """
+  from scipy import special, stats  # Takes long to import.
+
+  tried = np.geomspace(*_NU)
+  nu = tried[:, None]
+  square = np.square(values)[None]
+  scale = np.full((len(tried), 1), max(square.mean(), 1e-30))
+  # The scale that is likeliest for each number of degrees of freedom.
+  for _ in range(30):
+    weights = (nu + 1) / (nu + square / scale)
+    scale = (weights * square).mean(1, keepdims=True)
+  likelihood = (
+    special.gammaln((nu + 1) / 2)
+    - special.gammaln(nu / 2)
+    - np.log(nu * np.pi * scale) / 2
+    - (nu + 1) / 2 * np.log1p(square / scale / nu)
+  ).mean(1)
+  best = int(np.argmax(likelihood))
+  found = float(tried[best])
+  ordered = np.sort(values)
+  count = len(ordered)
+  below, above = np.arange(count) / count, np.arange(1, count + 1) / count
+  distance = lambda share: float(np.maximum(share - below, above - share).max())
+  return {
+    "nu": found,
+    "ks_t": distance(stats.t.cdf(ordered, found, scale=scale[best, 0] ** 0.5)),
+    "ks_normal": distance(special.ndtr(ordered / values.std())),
+  }

@@ -28,6 +28,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 from models.errors import InputError
@@ -259,29 +260,34 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--mutations", type=int, default=100_000)
   parser.add_argument("--formats", default=",".join(fuzz_formats.FORMATS))
+  parser.add_argument(
+    "--processes", type=int, default=1, help="formats at once"
+  )
   parser.add_argument("--result", help="JSON file to write")
   options = parser.parse_args()
   words = [word for word in sys.argv[1:] if not word.startswith("--result")]
   command = shlex.join(["python", "-m", "tests.fuzz", *words])
   names = options.formats.split(",")
   rows, began = [], time.perf_counter()
-  for name in names:
-    row = _row(name, options.mutations, run(name, options.mutations))
-    rows.append(row)
-    print(
-      f"{name}: {row['mutations']} mutations, {row['refused']} refused, "
-      f"{row['faults']} faults, {row['most_mb']:.0f} MB at most, "
-      f"{row['ms']:.2f} ms each, {row['slowest_ms']:.0f} the slowest",
-      *row["first_faults"],
-      sep="\n  ",
-      flush=True,
-    )
-    if options.result:
-      seconds = time.perf_counter() - began
-      complete = len(rows) == len(names)
-      result_files.write_result(
-        options.result, rows, command, seconds, complete=complete
+  with futures.ThreadPoolExecutor(options.processes) as pool:
+    tried = pool.map(lambda name: run(name, options.mutations), names)
+    for name, found in zip(names, tried):
+      row = _row(name, options.mutations, found)
+      rows.append(row)
+      print(
+        f"{name}: {row['mutations']} mutations, {row['refused']} refused, "
+        f"{row['faults']} faults, {row['most_mb']:.0f} MB at most, "
+        f"{row['ms']:.2f} ms each, {row['slowest_ms']:.0f} the slowest",
+        *row["first_faults"],
+        sep="\n  ",
+        flush=True,
       )
+      if options.result:
+        seconds = time.perf_counter() - began
+        complete = len(rows) == len(names)
+        result_files.write_result(
+          options.result, rows, command, seconds, complete=complete
+        )
   return 1 if any(row["faults"] for row in rows) else 0
 
 

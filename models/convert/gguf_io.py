@@ -289,14 +289,15 @@ def tensor_source(
 
   def read(name: str) -> np.ndarray:
     tensor = tensors[own_names[name]]
-    try:
-      array = gguf.dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
-      raise InputError(
-        f"{label(name)} has the unsupported type {tensor.tensor_type.name}: "
-        "use another quantization of the model"
-      ) from error
-    return undo(name, array)
+    with input_files.errors_at(label(name), _AGAIN):
+      try:
+        array = gguf.dequantize(tensor.data, tensor.tensor_type)
+      except NotImplementedError as error:
+        raise InputError(
+          f"{label(name)} has the unsupported type {tensor.tensor_type.name}: "
+          "use another quantization of the model"
+        ) from error
+      return undo(name, array)
 
   def label(name: str) -> str:
     own = own_names[name] if name in own_names else _gguf_name(name)

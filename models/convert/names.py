@@ -284,5 +284,7 @@ def half_split_rows(tensor: np.ndarray, num_heads: int) -> np.ndarray:
     tensor: (num_heads * K, ...), rows in interleaved order.
     num_heads: heads along axis 0.
   """
-  pairs = tensor.reshape(num_heads, -1, 2, *tensor.shape[1:])
+  # All sizes are told, since none can be found where a tensor is empty.
+  half = len(tensor) // num_heads // 2
+  pairs = tensor.reshape(num_heads, half, 2, *tensor.shape[1:])
   return pairs.swapaxes(1, 2).reshape(tensor.shape)

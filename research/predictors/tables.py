@@ -299,7 +299,10 @@ def make_table(
   ).reshape(len(rows), len(targets))
   kept = np.flatnonzero(~np.isnan(values).all(axis=1))
   if not len(kept):
-    raise InputError(f"{path}: no row has a target")
+    raise InputError(
+      f"{path}: no row has a target: name others with --targets; a trained "
+      "model predicts such rows by predict_rlm.py"
+    )
   notes = []
   if len(kept) < len(rows):
     notes.append(f"{len(rows) - len(kept)} rows without any target left out")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models.convert import directory, gguf_io, llama2c, load, torch_bin
+from models.convert import directory, gguf_io, llama2c, load, names, torch_bin
 from models.errors import InputError
 
 _HF = {
@@ -203,6 +203,10 @@ def test_pickles_that_never_end_are_refused(tmp_path, pickled):
   path = tmp_path / "m.bin"
   path.write_bytes(stream.getvalue())
   assert "m.bin" in _fails(torch_bin.Archive, path)
+
+
+def test_rows_of_an_empty_tensor_are_reordered():
+  assert names.half_split_rows(np.zeros((8, 0)), 2).shape == (8, 0)
 
 
 def test_llama2c_reads_no_pipe(tmp_path):

@@ -51,8 +51,8 @@ def fourier_mix(
       over L, in float32 and rounded once. `"xla_dft"` is four products with
       (L^2 + D^2) / 2 cosines and sines, constants of the program, which take
       L D (L + D) / 2 operations; sums are float32, and what goes into a product
-      is of x's dtype. `"xla"` takes one of them by the size and the
-      machine, see `choose`. None takes the best that runs here.
+      or comes out of it is of x's dtype. `"xla"` takes one of them by the size
+      and the machine, see `choose`. None takes the best that runs here.
 
   Returns:
     (..., L, D) in x's dtype.
@@ -139,15 +139,23 @@ def _fold(x, axis, sign):
 
 
 def _product(x, length, channels, odd):
-  """Multiplies a folded x by cosines or sines from both sides, in float32."""
-  exact = jnp.promote_types(x.dtype, jnp.float32)
-  options = {"precision": "highest", "preferred_element_type": exact}
+  """Multiplies a folded x by cosines or sines from both sides.
+
+  Tokens are summed over first, as the major axis before the batch, and channels
+  last, as the minor axis. So each is one large product for the whole batch, and
+  nothing is transposed between them. A product sums in float32 and returns x's
+  dtype, because float32 would double the bytes that are written and read again.
+  """
+  options = {"precision": "highest", "preferred_element_type": x.dtype}
   rows, columns = (
     jnp.asarray(_waves(size)[odd], x.dtype) for size in (length, channels)
   )
-  x = jnp.einsum("...jc,cd->...jd", x, columns, **options).astype(x.dtype)
-  y = jnp.einsum("...jd,jk->...kd", x, rows, **options)
-  return y[..., : length // 2 + 1, : channels // 2 + 1]
+  y = x.reshape(-1, *x.shape[-2:])
+  y = jnp.einsum("kj,bjc->kbc", rows, y, **options)
+  y = jnp.einsum("kbc,cd->kbd", y, columns, **options).transpose(1, 0, 2)
+  y = y[:, : length // 2 + 1, : channels // 2 + 1]
+  y = y.reshape(*x.shape[:-2], *y.shape[1:])
+  return y.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _half(size: int) -> int:

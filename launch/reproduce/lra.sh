@@ -8,14 +8,14 @@ usage() {
 Usage: launch/reproduce/lra.sh DATA OUT [SECONDS]
 
 DATA holds lra/ with imdb_labelled.jsonl.xz and cifar10_gray_*.npy.xz. A run
-that ends after SECONDS (570) goes on where it stopped when it is started again:
+that ends after SECONDS (540) goes on where it stopped when it is started again:
 what it made lies in runs/. On another machine RESUME=FOLDER, an earlier OUT,
 brings back what was finished, and small checkpoints of what was not.
 
   GPUS=2      GPUs of this host, which share the jobs
   WORKERS=3   trainings at a time on each GPU; times are taken alone before
   TASKS="listops text image pathfinder32"
-  MODELS="fabnet transformer dense_time dense_parameters low_rank block_diagonal"
+  MODELS="fabnet transformer dense_time dense_parameters low_rank block_diagonal fabnet_abfly"
   FLAGS=""    further flags of all trainings, such as --pretrain_share=.5
   NAME=lra    of this set of runs: another one for other FLAGS
   TINY=1      a try on a CPU, in minutes
@@ -27,10 +27,10 @@ TEXT
   [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0 || exit 2
 }
 cd "$(dirname "$0")/../.."
-export DATA=$1 OUT=$2 LIMIT=${3:-570} GPUS=${GPUS:-2} WORKERS=${WORKERS:-3}
+export DATA=$1 OUT=$2 LIMIT=${3:-540} GPUS=${GPUS:-2} WORKERS=${WORKERS:-3}
 export NAME=${NAME:-lra} FLAGS=${FLAGS:-} TINY=${TINY:-}
 TASKS=${TASKS:-listops text image pathfinder32}
-MODELS=${MODELS:-fabnet transformer dense_time dense_parameters low_rank block_diagonal}
+MODELS=${MODELS:-fabnet transformer dense_time dense_parameters low_rank block_diagonal fabnet_abfly}
 export PY=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2
@@ -38,7 +38,8 @@ export JAX_COMPILATION_CACHE_DIR=$PWD/runs/${NAME}_jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 # Searching for products by Triton is most of a compilation.
 [[ -n $TINY ]] || export XLA_FLAGS="--xla_gpu_enable_triton_gemm=false"
-export RUNS=runs/$NAME START=$(date +%s)
+TIMED=$(tr ' ' '\n' <<<"$MODELS" | grep -v dense_ | paste -sd,)
+export TIMED RUNS=runs/$NAME START=$(date +%s)
 mkdir -p "$RUNS/log" "$OUT"
 for archive in ${RESUME:+"$RESUME"/${NAME}_*.tgz}; do
   [[ -f $archive ]] && tar xzf "$archive"
@@ -69,7 +70,7 @@ times() { # GPU TASK
   local own; own=$(grep -E '^--(task|length|batch|dropout|dtype|augment)' "$recipe")
   CUDA_VISIBLE_DEVICES=$1 timeout -k 5 "$(left)" "$PY" experiments/time_lra.py \
     $own --depths=1,2 --widths=32,64,128 "${tiny[@]}" --sizes="$RUNS/sizes" \
-    --models=fabnet,fabnet_abfly,transformer,rotary,low_rank,block_diagonal \
+    --models="$TIMED" \
     --result="$result" >"$RUNS/log/times_$2.log" 2>&1
   say "times of $2: exit $?"
 }
@@ -84,7 +85,6 @@ train() { # GPU TASK MODEL
     rotary) model=(--model=transformer --positions=rotary) ;;
     *) model=(--model="$3") ;;
   esac
-  # Sizes of a recipe are FABNet's; a try on a CPU gives some to all.
   CUDA_VISIBLE_DEVICES=$1 timeout -s INT -k 20 "$(left)" "$PY" \
     experiments/train_lra.py $(flags_of "$2") "${model[@]}" $FLAGS \
     --workdir="$run" >>"$RUNS/log/$2_$3.log" 2>&1
@@ -92,33 +92,38 @@ train() { # GPU TASK MODEL
 }
 export -f left say flags_of times train
 
-lane() { # GPU TASKS...: times alone, then trainings beside each other
-  local gpu=$1; shift
-  for task in "$@"; do times "$gpu" "$task"; done
-  for model in $MODELS; do
-    for task in "$@"; do echo "$gpu $task $model"; done
-  done | xargs -P "$WORKERS" -L 1 bash -c 'train "$@"' _
-}
-
-# Data is generated once, on the CPU, while times are taken.
-generate() {
-  for task in $TASKS; do
-    [[ $task == text || $task == image || $task == retrieval ]] && continue
-    JAX_PLATFORMS=cpu "$PY" - $(flags_of "$task") <<'PYTHON'
+# Data is generated once: images on the GPU, before times are taken there, and
+# expressions on the CPU.
+generate() { # GPU TASK
+  [[ $2 == listops || $2 == pathfinder32 ]] || return 0
+  CUDA_VISIBLE_DEVICES=$1 "$PY" - $(flags_of "$2") \
+    >"$RUNS/log/generate_$2.log" 2>&1 <<'PYTHON'
 import re, sys
 from research.lra import data, options, tasks
-lines = open(sys.argv[1].partition("=")[2]).read().split("\n")
-given = dict(re.findall(r"^--(\w+)=(.*)", "\n".join([*lines, *sys.argv[2:]]), re.M))
+lines = [*open(sys.argv[1].partition("=")[2]).read().split("\n"), *sys.argv[2:]]
+given = dict(re.findall(r"^--(\w+)=(.*)", "\n".join(lines), re.M))
 known = {key: given[key] for key in ("task", "level") if key in given}
 known |= {key: int(given[key]) for key in ("length", "examples") if key in given}
 asked = options.Options(**known)
 data.load(tasks.TASKS[asked.task], data.Options.of(asked, None, given["cache"]))
 PYTHON
-  done >"$RUNS/log/generate.log" 2>&1
+  say "data of $2: exit $?"
+}
+
+lane() { # GPU TASKS...: times alone, then trainings beside each other
+  local gpu=$1 made=(); shift
+  for task in "$@"; do
+    generate "$gpu" "$task" & made+=($!)
+    [[ $task == pathfinder32 ]] && wait $!
+  done
+  for task in "$@"; do times "$gpu" "$task"; done
+  wait "${made[@]}"
+  for model in $MODELS; do
+    for task in "$@"; do echo "$gpu $task $model"; done
+  done | xargs -P "$WORKERS" -L 1 bash -c 'train "$@"' _
 }
 
 read -ra all <<<"$TASKS"
-generate & made=$!
 for ((gpu = 0; gpu < (GPUS > 0 ? GPUS : 1); gpu++)); do
   own=()
   for ((n = gpu; n < ${#all[@]}; n += (GPUS > 0 ? GPUS : 1))); do

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from research.lra import pathfinder
 
@@ -24,6 +24,18 @@ def test_two_white_dots_and_as_many_of_each_label(drawn):
     sizes = np.bincount(spots.ravel())[1:]
     assert count in (1, 2) and sizes.min() >= 2, sizes
     assert (image > 0).mean() < 0.4
+
+
+def test_the_distance_of_the_dots_does_not_tell_the_label(drawn):
+  pixels, labels = drawn
+  distances = {0: [], 1: []}
+  for image, label in zip(pixels.reshape(-1, 32, 32), labels):
+    spots, count = ndimage.label(image > 240, np.ones((3, 3)))
+    if count == 2:
+      one, other = ndimage.center_of_mass(image > 240, spots, [1, 2])
+      distances[int(label)].append(np.hypot(*np.subtract(one, other)))
+  found = stats.ks_2samp(distances[0], distances[1])
+  assert found.pvalue > 0.01, found
 
 
 def test_dots_are_joined_where_the_label_says_so(drawn):

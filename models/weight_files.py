@@ -34,7 +34,7 @@ def read(
       one of another shape, or a number is not finite.
   """
   file = SafetensorsFile(pathlib.Path(path))
-  wanted = {name: leaf.shape for name, leaf in _leaves(abstract).items()}
+  wanted = shapes(abstract)
   found = set(file.names())
   for name in sorted(found ^ wanted.keys()):
     what = "lacks" if name in wanted else "holds the unknown"
@@ -53,6 +53,11 @@ def read(
       raise InputError(f"{path}: tensor {name!r} is not finite")
     flat[name] = jnp.asarray(array, dtype or array.dtype)
   return unflatten(flat)
+
+
+def shapes(params: Params) -> dict[str, tuple[int, ...]]:
+  """Shapes by the names of `flatten`."""
+  return {name: leaf.shape for name, leaf in _leaves(params).items()}
 
 
 def _leaves(tree: Params) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from research.regression_lm import RegressionLM, artefact
 from research.results import tables as result_tables
 from research.text import token_cache
 from tests.fuzz import Format
+from tests.fuzz_lra import LRA
 from tests.fuzz_sets import SETS
 
 _HF = {
@@ -437,4 +438,4 @@ FORMATS = {
   "metrics": Format(_metrics, "metrics.jsonl", _read_metrics),
   "result": Format(_writes("r.json", _RESULT), "r.json", _read_result),
 }  # fmt: skip
-FORMATS |= SETS
+FORMATS |= SETS | LRA

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import io
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from research.lra.tasks import Task
 # Bytes 0 to 254 become 1 to 255; UTF-8 has no byte 255, and Latin-1 hardly.
 _LAST_BYTE = 254
 _TEXT_VALID, _IMAGE_VALID = 2_500, 5_000
+_VALUE = re.compile(r"\s*[0-9]{1,3}\s*")
 _GRAY = (0.2989, 0.587, 0.114)
 
 
@@ -73,7 +75,7 @@ def read_listops(
       if row[:1] == ["Source"]:
         continue
       where = f"{path} line {number}"
-      if len(row) != 2 or not row[1].strip().isdecimal():
+      if len(row) != 2 or not _VALUE.fullmatch(row[1]):
         raise InputError(f"{where}: is no expression, tab, and its value")
       rows.append((listops.encode(row[0], where)[:length], int(row[1])))
     tokens = np.zeros((len(rows), length), np.uint8)
@@ -273,7 +275,9 @@ def _with_valid(parts, held: int) -> dict[str, Split]:
 
 
 def _labels(labels: Iterable[int]) -> np.ndarray:
-  return np.array(list(labels), np.int32)
+  """Classes; those that no task has stay so, and are refused with the task."""
+  bound = np.iinfo(np.int32).max
+  return np.array([min(max(x, -1), bound) for x in labels], np.int32)
 
 
 def _one(folder: pathlib.Path, patterns: list[str], task: Task) -> pathlib.Path:

@@ -85,7 +85,7 @@ train() { # GPU TASK MODEL
     rotary) model=(--model=transformer --positions=rotary) ;;
     *) model=(--model="$3") ;;
   esac
-  CUDA_VISIBLE_DEVICES=$1 timeout -s INT -k 20 "$(left)" "$PY" \
+  CUDA_VISIBLE_DEVICES=$1 timeout -k 15 "$(left)" "$PY" \
     experiments/train_lra.py $(flags_of "$2") "${model[@]}" $FLAGS \
     --workdir="$run" >>"$RUNS/log/$2_$3.log" 2>&1
   say "$2 $3: exit $?"
@@ -145,7 +145,8 @@ for task in $TASKS; do
   JAX_PLATFORMS=cpu "$PY" experiments/plot_lra.py "${times[@]}" \
     --runs="$(IFS=,; echo "${runs[*]}")" --names="$(IFS=,; echo "${names[*]}")" \
     --title="$task: accuracy over the time of an update" \
-    --plot="$OUT/${NAME}_$task.png" --result="$OUT/${NAME}_$task.json"
+    --plot="$RUNS/$task.png" --result="$OUT/${NAME}_$task.json"
+  cp "$RUNS/$task.png" "$OUT/${NAME}_$task.png"
   cp "$RUNS/times_$task.json" "$OUT/${NAME}_times_$task.json" 2>/dev/null
 done
 tar czf "$OUT/${NAME}_finished.tgz" "$RUNS"/times_*.json "$RUNS"/sizes \

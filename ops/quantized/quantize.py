@@ -130,10 +130,10 @@ def quantize(
     # With scales as they are kept another level may be the best.
     _, choices = _chosen(form, observer, blocks, steps)
     special = jnp.asarray(form.specials, jnp.float32)[choices][..., None]
-    codes = specials.encode(form, ratios, special, _nearest)
+    codes = specials.encode(form, ratios, special, nearest)
     codes, choices = codes.reshape(rows.shape), pack(choices, form.choices)
   elif noise is None:
-    codes = _nearest(form, ratios).reshape(rows.shape)
+    codes = nearest(form, ratios).reshape(rows.shape)
   else:
     noise = jnp.moveaxis(noise, axis, -1)
     codes = _stochastic(form, ratios.reshape(rows.shape), noise)
@@ -160,7 +160,8 @@ def _kept_scales(form, scales):
 
 def _powers_of_two(scales, top):
   """2^(floor(log2(scales top)) - floor(log2(top))) in float8_e8m0fnu."""
-  largest = jax.lax.bitcast_convert_type(scales * np.float32(top), jnp.int32)
+  largest = scales.astype(jnp.float32) * np.float32(top)
+  largest = jax.lax.bitcast_convert_type(largest, jnp.int32)
   # The exponents of a float32 and of such a scale have the same bias, and the
   # last one stands for what is not finite in both.
   exponent = largest >> 23
@@ -185,7 +186,7 @@ def _chosen(form, observer, blocks, scales=None):
     each = [largest / top for top in specials.tops(form)]
   else:
     each = [scales] * len(form.specials)
-  choices = specials.choose(form, blocks, each, axes, _nearest)
+  choices = specials.choose(form, blocks, each, axes, nearest)
   found = jnp.take_along_axis(jnp.stack(each), choices[None], 0)[0]
   return jnp.squeeze(found, -1), jnp.squeeze(choices, -1)
 
@@ -361,8 +362,16 @@ def _given(form, scales, shape, axis, count):
   return jnp.moveaxis(jnp.broadcast_to(scales, whole), axis, -1)
 
 
-def _nearest(form, ratios):
-  """Codes of the nearest levels."""
+def nearest(form: Format, ratios: jax.Array) -> jax.Array:
+  """Codes of the nearest of the levels that all blocks have.
+
+  Args:
+    form: of the codes.
+    ratios: (...), values in steps of a scale.
+
+  Returns:
+    (...) in the format's dtype.
+  """
   points = form.levels
   if form.codebook is not None:
     middles = jnp.asarray((points[1:] + points[:-1]) / 2, jnp.float32)

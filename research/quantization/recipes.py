@@ -237,7 +237,22 @@ BY_FORMAT: Mapping[str, Recipe] = types.MappingProxyType(
     for name, text in _BY_FORMAT.items()
   }
 )
-ALL: Mapping[str, Recipe] = types.MappingProxyType({**RECIPES, **BY_FORMAT})
+ALL: Mapping[str, Recipe] = types.MappingProxyType(
+  {
+    **RECIPES,
+    **BY_FORMAT,
+    **{
+      f"gptq_{name}": dataclasses.replace(
+        recipe,
+        method="GPTQ",
+        text=recipe.text.replace("nearest", "GPTQ"),
+        gptq=True,
+      )
+      for name, recipe in BY_FORMAT.items()
+      if not name.endswith("_asym")
+    },
+  }
+)
 
 # Baselines of comparisons, which are no models that can be kept.
 LLAMA_CPP = ("llama_cpp_q8_0", "llama_cpp_q4_k")

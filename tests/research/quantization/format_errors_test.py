@@ -64,6 +64,6 @@ def test_kernels_lie_along_what_products_sum_over(mamba2):
   assert any(x.shape[-1] == config.d_model for x in found.values())
 
 
-def test_gptq_refuses_blocks_that_choose():
+def test_gptq_refuses_zero_points():
   with pytest.raises(ValueError, match="only symmetric formats"):
-    gptq.gptq(jnp.ones((16, 4)), jnp.eye(16), FORMATS["razer4"])
+    gptq.gptq(jnp.ones((16, 4)), jnp.eye(16), FORMATS["int4_asym"])

@@ -55,13 +55,27 @@ def test_it_is_the_algorithm_of_the_paper(problem, group):
   assert same.mean() > 0.98
 
 
-def test_it_errs_less_than_the_nearest_levels_on_what_it_saw(problem):
+@pytest.mark.parametrize(
+  "form",
+  [
+    "int4:16",
+    "sf4:8",
+    "mxfp4:16",
+    "nvfp4",
+    "bitmod3:16",
+    "razer4",
+    "fp4_ea:row",
+  ],
+)
+def test_it_errs_less_than_the_nearest_levels_on_what_it_saw(problem, form):
   x, kernel = problem
-  form = formats.get("int4:16")
+  form = formats.get(form)
   upper = gptq.factor(jnp.asarray(x.T @ x))
   error = lambda q: np.linalg.norm(x @ (np.asarray(dequantize(q)) - kernel))
-  by_gptq = error(gptq.gptq(jnp.asarray(kernel), upper, form))
-  assert by_gptq < 0.8 * error(nearest(kernel, form))
+  found = gptq.gptq(jnp.asarray(kernel), upper, form)
+  found.check()
+  assert found.format == form
+  assert error(found) < 0.8 * error(nearest(kernel, form))
 
 
 def test_channels_apart_are_rounded_to_the_nearest(problem):

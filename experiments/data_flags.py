@@ -13,6 +13,8 @@ import cli
 import table_flags
 from models.errors import InputError
 from research.predictors.data_options import DataOptions
+from research.predictors.tables import Table
+from research.regression_lm import data_sets
 from research.regression_lm.data_sets import DENSITY, KINDS
 
 flags.adopt_module_key_flags(table_flags)
@@ -50,13 +52,20 @@ _COPIES = cli.integer(
 _SEED = cli.integer("split_seed", 0, "of the split", 0)
 
 
-def check_path() -> None:
-  """Raises InputError where the data needs a --path, and it leads nowhere."""
-  if DATA.value == DENSITY:
-    return
+def read(options: DataOptions) -> Table | None:
+  """The table of --path, before JAX is imported; None where there is none.
+
+  Raises:
+    InputError: the data needs a path, which leads nowhere or to something else.
+  """
+  if options.kind == DENSITY:
+    return None
   if not PATH.value:
-    raise InputError(f"--data={DATA.value} needs --path of its file or folder")
+    raise InputError(
+      f"--data={options.kind} needs --path of its file or folder"
+    )
   cli.check_path(PATH.value)
+  return data_sets.load(options, PATH.value)
 
 
 def data_options(described: Mapping[str, Any] | None = None) -> DataOptions:

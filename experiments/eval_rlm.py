@@ -121,6 +121,8 @@ def main(_) -> None:
   from research.regression_lm.data_sets import DENSITY
 
   peers.asked(_PEERS.value)
+  if data_flags.PATH.value:
+    cli.check_path(data_flags.PATH.value)
   lm, described = None, None
   if _MODEL.value != "none":
     config = pathlib.Path(_MODEL.value).expanduser() / "config.json"

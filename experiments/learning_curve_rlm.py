@@ -48,9 +48,6 @@ def main(_) -> None:
   """Runs; see the module's docstring."""
   began = time.perf_counter()
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
-  if not data_flags.PATH.value:
-    raise InputError("--path: give the file or folder of the data")
-  cli.check_path(data_flags.PATH.value)
   data = data_flags.data_options()
   if data.prompt_shots or data.text_copies > 1:
     raise InputError(
@@ -59,9 +56,12 @@ def main(_) -> None:
   from research.predictors import peers
 
   asked = peers.asked(_PEERS.value)
+  table = data_flags.read(data)
+  if table is None:
+    raise InputError(f"--data={data.kind}: has no rows: take a table")
   from research.core import workdir as workdir_lib
   from research.predictors import summary
-  from research.regression_lm import data_sets, learning_curve
+  from research.regression_lm import learning_curve
   from research.regression_lm.fine_tuning import FineTuneOptions
   from research.results import predictions
 
@@ -92,7 +92,6 @@ def main(_) -> None:
     peers=asked,
     tests=_TESTS.value,
   )
-  table = data_sets.load(curve.data, data_flags.PATH.value)
   first = learning_curve.split(curve, table, max(curve.sizes), 0)
   print("\n".join(summary.lines(table, first)))
   workdir = pathlib.Path(_WORKDIR.value)

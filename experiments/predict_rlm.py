@@ -67,10 +67,12 @@ def main(_) -> None:
   config = pathlib.Path(_MODEL.value).expanduser() / "config.json"
   cli.check_path(config, "is missing: give the folder of a model")
 
+  from research.regression_lm import written_rows
+
+  out = written_rows.check_out(_OUT.value, _OVERWRITE.value)
   from research.core import progress
   from research.regression_lm import RegressionLM, predict
 
-  out = predict.check_out(_OUT.value, _OVERWRITE.value)
   lm = RegressionLM.from_pretrained(_MODEL.value, dtype=_DTYPE.value)
   rows = predict.read(lm, _PATH.value, given, any_cell=_ANY_CELL.value)
   names = predict.predicted_names(lm, _DRAWS.value)
@@ -81,12 +83,12 @@ def main(_) -> None:
   how["plausible"] = not _ANY_NUMBER.value
   if _CALIBRATE.value:
     predict.calibrate(lm, _CALIBRATE.value, _SAMPLES.value, **how)
-  cli.say(f"text: {rows.texts[0][:160]}")
+  cli.say(f"text: {' '.join(rows.texts[0].split())[:160]}")
   found = predict.batches(
     lm, rows, samples=_SAMPLES.value, batch=_BATCH.value, draws=_DRAWS.value,
     **how,
   )  # fmt: skip
-  predict.write(
+  written_rows.write(
     out, rows, found, names, keep=_KEEP.value, delimiter=given.delimiter,
     decimal=given.decimal or ".",
     advance=progress.counter("predict", len(rows)),

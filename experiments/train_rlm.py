@@ -27,6 +27,7 @@ from absl import flags
 import cli
 import data_flags
 import option_flags
+from research.regression_lm import data_sets
 from research.regression_lm.options import Options
 
 flags.adopt_module_key_flags(data_flags)
@@ -57,9 +58,12 @@ def main(_) -> None:
   """Trains; see the module's docstring."""
   began = time.perf_counter()
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
-  data_flags.check_path()
+  data = data_flags.data_options()
+  table = data_flags.read(data)
+  if table and not _START.value:
+    data_sets.check_targets(table, data.split(table), options.number_format())
 
-  import jax  # after the flags were checked: a mistake is answered at once
+  import jax  # after flags and data were checked: mistakes are told at once
 
   from research.core import mesh
   from research.regression_lm import sources, training
@@ -67,9 +71,7 @@ def main(_) -> None:
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   run = training.Run(
     options=options,
-    source=sources.open_source(
-      data_flags.data_options(), data_flags.PATH.value
-    ),
+    source=sources.open_source(data, data_flags.PATH.value, table),
     workdir=pathlib.Path(_WORKDIR.value),
     start=_START.value,
     encoder_weights=_WEIGHTS.value,

@@ -54,18 +54,15 @@ _JUDGED = flags.DEFINE_string(
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 
 
-def _predict(settings, own) -> None:
+def _predict(settings, own, out: pathlib.Path) -> None:
   """Writes predictions of the rows without numbers."""
-  from research.regression_lm import predict
+  from research.regression_lm import written_rows
   from research.regression_lm.transfer import answers
 
-  out = predict.check_out(_OUT.value, _OVERWRITE.value)
-  if own is None:
-    raise InputError(
-      f"--out: --data={transfer_flags.DATA.value} has no new rows: take csv"
-    )
   found = answers.predict(settings, own, cli.say)
-  predict.write(out, found.rows, iter([found.lines()]), list(found.columns))
+  written_rows.write(
+    out, found.rows, iter([found.lines()]), list(found.columns)
+  )
   print(f"predictions of {len(found.rows)} rows: {out}")
 
 
@@ -80,11 +77,18 @@ def main(_) -> None:
   others = peers.asked(_PEERS.value, names.PEERS)
   models = peers.asked(_MODELS.value, names.MODELS, "model")
   settings, chosen = transfer_flags.settings()
+  out = None
+  if _OUT.value:
+    from research.regression_lm import written_rows
+
+    out = written_rows.check_out(_OUT.value, _OVERWRITE.value)
+    if transfer_flags.DATA.value != transfer_flags.OWN:
+      raise InputError("--out: --data=csv alone has new rows: take it")
   own = transfer_flags.own_tasks()
   if own:
     cli.say("\n".join(own.summary()))
-  if _OUT.value:
-    _predict(settings, own)
+  if out:
+    _predict(settings, own, out)
     return
   from research.core import workdir as workdir_lib
   from research.regression_lm.transfer import run as transfer_run

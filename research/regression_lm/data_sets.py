@@ -2,10 +2,14 @@
 
 import pathlib
 
+import numpy as np
+
 from models import input_files
 from models.errors import InputError
+from models.numbers import Ieee, Normalized, NumberFormat
 from research.predictors import program_table, public_sets, tables
 from research.predictors.data_options import DataOptions
+from research.predictors.splits import Split
 from research.predictors.tables import Table
 
 DENSITY, PROGRAMS = "density", "programs"
@@ -55,3 +59,40 @@ def no_copies(options: DataOptions) -> InputError:
     "one text a row: leave it at 1, or take --data=programs with "
     "--text_column=source, typed or sized"
   )
+
+
+def check_targets(table: Table, parts: Split, numbers: NumberFormat) -> None:
+  """Checks that the number format holds the targets of training.
+
+  Raises:
+    InputError: it does not; names the place of one and the flag that helps.
+  """
+  rows = np.concatenate([parts.train, parts.valid])
+  values = table.values[rows]
+  for row, place in np.argwhere(np.isinf(values)):
+    if not numbers.special:
+      raise InputError(
+        f"{table.place(rows[row])}: {table.targets[place]} is "
+        f"{values[row, place]}: mend it, give --missing to leave it out, or "
+        "--special to write them"
+      )
+  if isinstance(numbers, Normalized):
+    return  # It says itself what lies outside of [0, 1].
+  lost = numbers.lost(values)
+  for place, name in enumerate(table.targets):
+    for wrong, what in zip(lost, ("too large for", "0 in")):
+      found = np.flatnonzero(wrong[:, place])
+      if len(found):
+        first = rows[found[0]]
+        raise InputError(
+          f"{len(found)} of {len(rows)} targets {name!r} are {what} the "
+          f"format of numbers, such as {table.values[first, place]:g} "
+          f"({table.place(first)}): give {_larger(numbers)}"
+        )
+
+
+def _larger(numbers: NumberFormat) -> str:
+  """The flag that lets a number format hold more."""
+  if isinstance(numbers, Ieee):
+    return f"--exponent_digits={numbers.exponent_digits + 1}"
+  return f"--exponent_range={2 * numbers.exponent_range}, or --numbers=ieee"

@@ -14,7 +14,7 @@ from research.predictors.calibration import Margins, Prediction
 from research.predictors.data_options import DataOptions
 from research.predictors.splits import Split
 from research.predictors.tables import Table
-from research.regression_lm import evaluate, sources
+from research.regression_lm import data_sets, evaluate
 from research.regression_lm.api import RegressionLM
 from research.regression_lm.fine_tuning import FineTuneOptions
 from research.regression_lm.options import Options
@@ -108,7 +108,7 @@ def _one(
   known = table.examples(np.concatenate([parts.train, parts.valid]))
   for member in range(curve.ensemble):
     lm = make(curve, table, parts, 1000 * seed + member)
-    sources.check_targets(table, parts, lm.model.codec.format)
+    data_sets.check_targets(table, parts, lm.model.codec.format)
     history = lm.fine_tune(
       table.examples(parts.train),
       table.examples(parts.valid) if len(parts.valid) else None,

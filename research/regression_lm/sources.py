@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InputError
-from models.numbers import Ieee, Normalized, NumberFormat
+from models.numbers import NumberFormat
 from research.predictors import seen, summary, tables
 from research.predictors.data_options import DataOptions
 from research.predictors.examples import Example
@@ -44,7 +44,7 @@ class TableSource:
 
   def check(self, numbers: NumberFormat) -> None:
     """Raises InputError where a number format cannot hold the targets."""
-    check_targets(self.table, self.parts, numbers)
+    data_sets.check_targets(self.table, self.parts, numbers)
 
   def prepare(self, lm: RegressionLM, rows: int, seed: int) -> Prepared:
     """Tokenizes both parts, the training part with its copies."""
@@ -134,43 +134,6 @@ class TableSource:
     return options | {"digest": digest.hexdigest()[:16]}
 
 
-def check_targets(table: Table, parts: Split, numbers: NumberFormat) -> None:
-  """Checks that the number format holds the targets of training.
-
-  Raises:
-    InputError: it does not; names the place of one and the flag that helps.
-  """
-  rows = np.concatenate([parts.train, parts.valid])
-  values = table.values[rows]
-  for row, place in np.argwhere(np.isinf(values)):
-    if not numbers.special:
-      raise InputError(
-        f"{table.place(rows[row])}: {table.targets[place]} is "
-        f"{values[row, place]}: mend it, give --missing to leave it out, or "
-        "--special to write them"
-      )
-  if isinstance(numbers, Normalized):
-    return  # It says itself what lies outside of [0, 1].
-  lost = numbers.lost(values)
-  for place, name in enumerate(table.targets):
-    for wrong, what in zip(lost, ("too large for", "0 in")):
-      found = np.flatnonzero(wrong[:, place])
-      if len(found):
-        first = rows[found[0]]
-        raise InputError(
-          f"{len(found)} of {len(rows)} targets {name!r} are {what} the "
-          f"format of numbers, such as {table.values[first, place]:g} "
-          f"({table.place(first)}): give {_larger(numbers)}"
-        )
-
-
-def _larger(numbers: NumberFormat) -> str:
-  """The flag that lets a number format hold more."""
-  if isinstance(numbers, Ieee):
-    return f"--exponent_digits={numbers.exponent_digits + 1}"
-  return f"--exponent_range={2 * numbers.exponent_range}, or --numbers=ieee"
-
-
 def check_same(source: TableSource, described: dict[str, Any]) -> None:
   """Checks that a model was trained on this very split.
 
@@ -187,8 +150,15 @@ def check_same(source: TableSource, described: dict[str, Any]) -> None:
     )
 
 
-def open_source(options: DataOptions, path: str | None) -> Source:
+def open_source(
+  options: DataOptions, path: str | None, table: Table | None = None
+) -> Source:
   """The source that options and a path name.
+
+  Args:
+    options: which data.
+    path: of its file or folder.
+    table: of the file, if it was read already.
 
   Raises:
     InputError: the data cannot be read.
@@ -207,5 +177,6 @@ def open_source(options: DataOptions, path: str | None) -> Source:
     raise InputError(
       f"--data={options.kind} needs --path of its file or folder"
     )
-  table = data_sets.load(options, path)
+  if table is None:
+    table = data_sets.load(options, path)
   return TableSource(table, options.split(table), options)

@@ -245,7 +245,7 @@ def test_a_learning_curve_keeps_what_is_done(home):
     ),
     ("predict_rlm", ["--path=README.md", "--delimiter=;;"], "give one char"),
     ("analyse_rlm", [], "--answers: give"),
-    ("learning_curve_rlm", ["--data=csv"], "--path: give"),
+    ("learning_curve_rlm", ["--data=csv"], "needs --path of its file"),
     ("train_rlm", [*MESSY, "--delimiter=;;"], "--delimiter=;;: give one"),
     (
       "train_rlm",

@@ -42,7 +42,8 @@ def test_scripts_import_what_is_heavy_after_their_flags_were_checked():
   assert [line for line in lines if len(line) > 1] == []
 
 
-# Mistakes that a script answers before it imports what is heavy.
+# Mistakes that a script answers before it imports what is heavy, also those in
+# a small TABLE.
 MISTAKES = """
 analyse_rlm
 analyse_rlm --answers=/nowhere
@@ -69,6 +70,7 @@ eval_quantized --calibration_text=foo
 eval_rlm --model=/nowhere
 eval_rlm --model=none
 eval_rlm --peers=foo
+eval_rlm --model=MODEL --path=/nowhere
 eval_sol --workdir=/nowhere
 generate
 generate --prompt=x --model=/nowhere
@@ -77,6 +79,7 @@ kernelbench_rlm --path=/nowhere
 learning_curve_rlm
 learning_curve_rlm --path=/nowhere
 learning_curve_rlm --path=. --peers=foo
+learning_curve_rlm --path=TABLE --targets=foo
 make_program_metrics
 plot_lm
 plot_lra
@@ -93,11 +96,20 @@ train_lm --start=/nowhere
 train_rlm
 train_rlm --path=/nowhere
 train_rlm --data=foo
+train_rlm --path=TABLE --targets=foo
+train_rlm --path=TABLE --targets=word
+train_rlm --path=TABLE --targets=huge
+train_rlm --path=TABLE --targets=x --train=900
+train_rlm --data=jsonl --path=TABLE --targets=x
 train_sol --model=/nowhere
 train_sol --model=tiny --text=foo
 transfer_rlm
 transfer_rlm --path=. --targets=x --peers=foo
 transfer_rlm --path=. --targets=x --models=foo
+transfer_rlm --path=TABLE --targets=foo
+transfer_rlm --path=TABLE --targets=x --source_paths=/nowhere
+transfer_rlm --path=TABLE --targets=x --out=a.txt
+docs_tables --foo
 train_lra --task=foo
 train_lra --task=text
 train_lra --task=image --data=/nowhere
@@ -140,8 +152,12 @@ for line in sys.argv[3].splitlines():
     (AFTER_JAX, tuple(name for name in HEAVY if name != "jax")),
   ],
 )
-def test_a_mistake_is_answered_within_a_second(mistakes, heavy):
-  lines = mistakes.strip()
+def test_a_mistake_is_answered_within_a_second(mistakes, heavy, tmp_path):
+  table = tmp_path / "a.csv"
+  table.write_text("x,word,huge\n" + "1,a,1e300\n2,b,3\n" * 20)
+  (tmp_path / "config.json").write_text("{}")
+  lines = mistakes.strip().replace("TABLE", str(table))
+  lines = lines.replace("MODEL", str(tmp_path))
   done = subprocess.run(
     [sys.executable, "-c", _MISTAKES, str(SCRIPTS), " ".join(heavy), lines],
     capture_output=True,

@@ -109,7 +109,7 @@ def test_few_rows_of_a_users_own_after_many_of_others(home, own):
   assert code == 2 and "is not overwritten" in err
   more = ["--data=kernel_tuner", f"--out={home / 'x.csv'}", "--overwrite"]
   code, _, err = run(f"--path={DATA}", "--targets=time_ms_A100", *more)
-  assert code == 2 and "has no new rows: take csv" in err
+  assert code == 2 and "--data=csv alone has new rows" in err
 
 
 @pytest.mark.parametrize(

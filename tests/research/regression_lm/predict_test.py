@@ -8,7 +8,7 @@ from models.errors import InputError
 from models.numbers import Ieee
 from research.predictors.data_options import DataOptions
 from research.predictors.tables import Layout
-from research.regression_lm import RegressionLM, predict, sources
+from research.regression_lm import RegressionLM, predict, sources, written_rows
 
 RUNS = "lr,depth,acc,ms\n" + "".join(
   f"0.{i % 9 + 1},{i % 5 + 2},{i / 20},{i + 1}\n" for i in range(20)
@@ -46,7 +46,7 @@ def written(home, lm, name, *, draws=False, batch=2, **changes):
   rows = predict.read(lm, home / "new.csv", Layout())
   found = predict.batches(lm, rows, samples=SAMPLES, batch=batch, draws=draws)
   names = predict.predicted_names(lm, draws)
-  predict.write(home / name, rows, found, names, **changes)
+  written_rows.write(home / name, rows, found, names, **changes)
   return (home / name).read_text()
 
 
@@ -97,13 +97,13 @@ def test_numbers_of_json_stay_numbers(home, lm):
   rows = predict.read(lm, home / "rows.jsonl", Layout())
   assert rows.texts[0] == "lr: 0.10, depth: 3"
   fake = lambda: iter([[{"y_median": None}, {"y_median": np.inf.real}]])
-  predict.write(home / "b.jsonl", rows, fake(), ["y_median"])
+  written_rows.write(home / "b.jsonl", rows, fake(), ["y_median"])
   first, second = map(json.loads, (home / "b.jsonl").read_text().splitlines())
   assert first["id"] == 7 and first["tags"] == ["a"]
   assert first["y_median"] is None and second["y_median"] == "inf"
   assert second["id"] == 123456789012345678901 and second["bad"] is None
   keep = ["id", "tags", "bad", "note"]
-  predict.write(home / "b.csv", rows, fake(), ["y_median"], keep=keep)
+  written_rows.write(home / "b.csv", rows, fake(), ["y_median"], keep=keep)
   lines = (home / "b.csv").read_text().splitlines()
   assert lines[1] == '7,"[""a""]",,\\ud800,'
   assert lines[2] == "123456789012345678901,,NaN,,inf"
@@ -126,7 +126,7 @@ def test_a_file_appears_whole_or_not_at_all(home, lm):
   (home / "kept.csv").write_text("before")
   for name in ("none.csv", "kept.csv"):
     with pytest.raises(KeyboardInterrupt):
-      predict.write(home / name, rows, broken(), ["y"])
+      written_rows.write(home / name, rows, broken(), ["y"])
   assert (home / "kept.csv").read_text() == "before"
   assert not (home / "none.csv").exists() and not list(home.glob(".*draft"))
   for keep, names, words in [
@@ -134,7 +134,7 @@ def test_a_file_appears_whole_or_not_at_all(home, lm):
     (None, ["lr"], "have a column 'lr' already"),
   ]:
     with pytest.raises(InputError, match=words):
-      predict.write(home / "none.csv", rows, broken(), names, keep=keep)
+      written_rows.write(home / "none.csv", rows, broken(), names, keep=keep)
   assert not (home / "none.csv").exists()
 
 
@@ -183,5 +183,5 @@ def test_texts_of_a_model_that_no_table_trained(home, lm):
 def test_the_name_of_the_answer(home, path, words):
   path = path and str(home / path)
   with pytest.raises(InputError, match=words):
-    predict.check_out(path, overwrite=False)
-  assert predict.check_out(str(home / "new.csv"), True) == home / "new.csv"
+    written_rows.check_out(path, overwrite=False)
+  assert written_rows.check_out(str(home / "new.csv"), True) == home / "new.csv"

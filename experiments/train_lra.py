@@ -47,15 +47,7 @@ def main(_) -> None:
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
   if any(seed != int(seed) for seed in _SEEDS.value):
     raise InputError(f"--seeds={_SEEDS.value}: seeds are whole numbers")
-  task = TASKS[options.task]
-  if _DATA.value is None and task.advice:
-    raise InputError(
-      f"--task={task.name} has no data of its own: {task.advice}"
-    )
-  if _DATA.value is not None:
-    cli.check_path(
-      _DATA.value, f"no such folder: {task.advice or 'correct it'}"
-    )
+  TASKS[options.task].check(_DATA.value)
 
   # After the flags were checked, so that a mistake is answered at once.
   from research.lra import data, training

@@ -74,17 +74,6 @@ class Data:
   test: Split
 
 
-def check(task: Task, path: str | None) -> None:
-  """Raises InputError where the data of a task must be given and is not."""
-  if path is None and task.advice:
-    raise InputError(
-      f"--task={task.name} has no data of its own: {task.advice}"
-    )
-  if path is not None and not pathlib.Path(path).expanduser().exists():
-    found = f"--data={path}: no such folder"
-    raise InputError(f"{found}: {task.advice}" if task.advice else found)
-
-
 def load(
   task: Task, options: Options, say: Callable[[str], None] = print
 ) -> Data:
@@ -98,7 +87,7 @@ def load(
   Raises:
     InputError: it is not there, damaged, or of another task.
   """
-  check(task, options.path)
+  task.check(options.path)
   if options.path is None:
     parts = _generated(task, options, say)
   else:

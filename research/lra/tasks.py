@@ -4,6 +4,9 @@ Without JAX, so that flags are checked at once.
 """
 
 import dataclasses
+import pathlib
+
+from models.errors import InputError
 
 # Ids of bytes and pixels lie below; this one stands where others are hidden.
 BYTE_MASK = 256
@@ -36,6 +39,14 @@ class Task:
   def vocab_size(self) -> int:
     """Tokens, the mask included."""
     return self.mask_token + 1
+
+  def check(self, path: str | None) -> None:
+    """Raises InputError where the data must be given and is not there."""
+    advice = f": {self.advice}" if self.advice else ""
+    if path is None and self.advice:
+      raise InputError(f"--task={self.name} has no data of its own{advice}")
+    if path is not None and not pathlib.Path(path).expanduser().exists():
+      raise InputError(f"--data={path}: no such folder{advice}")
 
 
 TASKS = {

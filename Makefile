@@ -1,4 +1,4 @@
-# make demo [SYSTEM=sol|lm|rlm|quantize|fabnet] [MODEL=smollm2|tiny] | test | tpu-check | lint
+# make demo [SYSTEM=sol|lm|rlm|quantize|fabnet|attamba] [MODEL=smollm2|tiny] | test | tpu-check | lint
 #   | doctor | clean
 SYSTEM ?= sol
 MODEL ?= smollm2
@@ -53,6 +53,15 @@ define DEMO_fabnet
   --title="Short ListOps: butterflies and Fourier mixing, and dense attention"
 endef
 
+define DEMO_attamba
+@$(SCRIPT)/train_lm.py $(FLAGFILE)/attamba_tiny.flags
+@$(SCRIPT)/train_lm.py $(FLAGFILE)/attamba_tiny.flags --compressor=none \
+  --workdir=runs/attamba_demo_window
+@$(SCRIPT)/plot_lm.py --runs=runs/attamba_tiny,runs/attamba_demo_window \
+  --names="Attamba,Sliding window" --plot=runs/attamba_demo.png \
+  --title="Chunks of 4 behind a window of 16, and the window alone"
+endef
+
 .PHONY: help demo known model test tpu-check lint doctor clean venv
 help:
 	@echo "make demo [MODEL=smollm2|tiny]  train a SOL policy, evaluate, plot"
@@ -60,6 +69,7 @@ help:
 	@echo "make demo SYSTEM=rlm            predict times of a GPU kernel, plot"
 	@echo "make demo SYSTEM=quantize       a Mamba-2 in 8 and 4 bits, plot"
 	@echo "make demo SYSTEM=fabnet         a FABNet and a Transformer, plot"
+	@echo "make demo SYSTEM=attamba        chunks behind a window, and without, plot"
 	@echo "make test                       run all tests"
 	@echo "make tpu-check                  compile the TPU kernels for real"
 	@echo "make lint                       check format and lint"
@@ -73,7 +83,7 @@ known:
 	@test -n "$(FLAGS)" || { \
 	  echo "error: no MODEL=$(MODEL): it is smollm2 or tiny" >&2; exit 2; }
 	@$(if $(DEMO_$(SYSTEM)),true,false) || { \
-	  echo "error: no SYSTEM=$(SYSTEM): it is sol, lm, rlm, quantize or fabnet" >&2; exit 2; }
+	  echo "error: no SYSTEM=$(SYSTEM): it is sol, lm, rlm, quantize, fabnet or attamba" >&2; exit 2; }
 
 # Without its dependencies: the package serves as the carrier of one file.
 model: venv

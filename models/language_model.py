@@ -18,18 +18,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models import mamba, module, transformer
+from models import attamba, mamba, module, transformer
+from models.attamba_config import AttambaConfig
 from models.implementations import Implementations
 from models.mamba_config import MambaConfig
 from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
 
 FAMILIES = types.MappingProxyType(
-  {TransformerConfig: transformer, MambaConfig: mamba}
+  {
+    TransformerConfig: transformer,
+    MambaConfig: mamba,
+    AttambaConfig: attamba,
+  }
 )
-Config = TransformerConfig | MambaConfig
+Config = TransformerConfig | MambaConfig | AttambaConfig
 Params = module.Params
-State = transformer.TransformerState | mamba.MambaState
+State = transformer.TransformerState | mamba.MambaState | attamba.AttambaState
 
 
 def module_of(config: Config) -> types.ModuleType:

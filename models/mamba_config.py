@@ -16,7 +16,6 @@ _SIZES = (
   "num_layers",
   "d_model",
   "d_state",
-  "expand",
   "d_conv",
   "head_dim",
   "num_groups",
@@ -85,7 +84,7 @@ class MambaConfig:
     num_layers: all layers, attention included.
     d_model: D.
     d_state: N, state size a channel.
-    expand: inner width as a multiple of D.
+    expand: inner width as a multiple of D, by which it is a whole number.
     d_conv: K, taps of the convolution.
     dt_rank: rank of Mamba-1's step size; None for ceil(D / 16).
     head_dim: P, channels a head of Mamba-2.
@@ -103,7 +102,7 @@ class MambaConfig:
   d_model: int
   d_state: int
   vocab_multiple: int = 8
-  expand: int = 2
+  expand: float = 2
   d_conv: int = 4
   dt_rank: int | None = None
   head_dim: int = 64
@@ -120,6 +119,8 @@ class MambaConfig:
         f"kind={shown(self.kind)} is neither 'mamba1' nor 'mamba2'"
       )
     config_checks.sizes(self, _SIZES)
+    config_checks.positive("expand", self.expand, most=config_checks.MOST)
+    config_checks.size("d_inner", self.d_inner)
     if self.dt_rank is not None:
       config_checks.sizes(self, ["dt_rank"])
     config_checks.positive("norm_eps", self.norm_eps, most=1)
@@ -151,7 +152,7 @@ class MambaConfig:
   @property
   def d_inner(self) -> int:
     """Channels of the state-space layer."""
-    return self.expand * self.d_model
+    return round(self.expand * self.d_model)
 
   @property
   def num_heads(self) -> int:
@@ -169,6 +170,16 @@ class MambaConfig:
     if self.kind == "mamba1":
       return self.d_inner
     return self.d_inner + 2 * self.num_groups * self.d_state
+
+  @property
+  def keeps_context(self) -> bool:
+    """Whether what it remembers grows with the text."""
+    return self.attention is not None
+
+  @property
+  def has_token_kernel(self) -> bool:
+    """Whether `ops.mamba2_step` computes its decoding step."""
+    return self.family == "mamba2"
 
   @property
   def padded_vocab_size(self) -> int:

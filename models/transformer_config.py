@@ -125,6 +125,16 @@ class TransformerConfig:
     return "transformer"
 
   @property
+  def keeps_context(self) -> bool:
+    """Whether what it remembers grows with the text."""
+    return True
+
+  @property
+  def has_token_kernel(self) -> bool:
+    """Whether `ops.mamba2_step` computes its decoding step."""
+    return False
+
+  @property
   def padded_vocab_size(self) -> int:
     """Rows of the token table."""
     return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple

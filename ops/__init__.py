@@ -16,6 +16,9 @@ Sparse attention:
   select_pages: marks the best valid pages of a budget.
   sparse_attention: many rollouts over one shared prefix, by selected pages.
 
+Attention to a compressed past:
+  chunked_attention: to a window of tokens, and to chunks in front of it.
+
 State-space models, each with a twin for the next few tokens:
   causal_conv1d, causal_conv1d_step: depthwise convolution over a sequence.
   selective_scan, selective_scan_step: Mamba-1's recurrence.
@@ -37,6 +40,7 @@ Language models:
 from ops.butterfly_matmul import butterfly_matmul as butterfly_matmul
 from ops.causal_conv1d import causal_conv1d as causal_conv1d
 from ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
+from ops.chunked_attention import chunked_attention as chunked_attention
 from ops.fake_quantize import fake_quantize as fake_quantize
 from ops.fourier_mix import fourier_mix as fourier_mix
 from ops.hadamard_transform import hadamard_transform as hadamard_transform

@@ -5,6 +5,7 @@ heads, N key/value heads, K head dimension.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Self
 
@@ -48,7 +49,7 @@ class DenseCache:
 
     def attend(q, k, v, layer_cache):
       keys, values = (layer_cache.k, k), (layer_cache.v, v)
-      mixed = _attend_in_parts(q, keys, values, masks)
+      mixed = attend_in_parts(q, keys, values, masks)
       # The old keys are read before new ones are written: XLA would else keep
       # them by copying the cache.
       return jax.lax.optimization_barrier((mixed, (k, v)))
@@ -73,7 +74,7 @@ class DenseCache:
     return DenseCache(k=k, v=v)
 
 
-def _attend_in_parts(q, keys, values, masks) -> jax.Array:
+def attend_in_parts(q, keys, values, masks) -> jax.Array:
   """Attention to keys and values that lie in several arrays.
 
   Args:
@@ -96,9 +97,8 @@ def _attend_in_parts(q, keys, values, masks) -> jax.Array:
     for k, mask in zip(keys, masks, strict=True)
   ]
   shares = jax.nn.softmax(size**-0.5 * jnp.concatenate(scores, -1), axis=-1)
-  shares = jnp.split(
-    shares.astype(values[0].dtype), [keys[0].shape[1]], axis=-1
-  )
+  ends = list(itertools.accumulate(part.shape[1] for part in keys))[:-1]
+  shares = jnp.split(shares.astype(values[0].dtype), ends, axis=-1)
   mixed = sum(
     jnp.einsum("bngts,bsnk->btngk", share, v)
     for share, v in zip(shares, values, strict=True)

@@ -3,13 +3,12 @@
 import pathlib
 from typing import Any
 
-from models.convert import hf_config, mamba, names, quantized, shards
+from models import language_model
+from models.convert import attamba, hf_config, mamba, names, quantized, shards
 from models.convert.names import TensorSource
 from models.convert.safetensors_io import INDEX, SINGLE, SafetensorsFile
 from models.convert.torch_bin import Archive
 from models.errors import InputError
-from models.mamba_config import MambaConfig
-from models.transformer_config import TransformerConfig
 
 _BIN = "pytorch_model.bin"
 _FORMS = (
@@ -27,7 +26,7 @@ _ROTATION = "rotary_emb.inv_freq"
 
 def open_directory(
   directory: pathlib.Path,
-) -> tuple[TransformerConfig | MambaConfig, TensorSource]:
+) -> tuple[language_model.Config, TensorSource]:
   """Opens a directory; reads no tensor yet.
 
   Raises:
@@ -40,7 +39,7 @@ def open_directory(
 
 def open_bin(
   path: pathlib.Path,
-) -> tuple[TransformerConfig | MambaConfig, TensorSource]:
+) -> tuple[language_model.Config, TensorSource]:
   """Opens a `.bin` file of PyTorch, with the `config.json` beside it.
 
   Raises:
@@ -66,7 +65,7 @@ def tensors(directory: pathlib.Path) -> TensorSource:
 
 def _describe(
   hf: dict[str, Any] | None, path: pathlib.Path, source: TensorSource
-) -> tuple[TransformerConfig | MambaConfig, TensorSource]:
+) -> tuple[language_model.Config, TensorSource]:
   packed = (hf or {}).get("quantization_config")
   if packed and packed != quantized.CONFIG["quantization_config"]:
     raise InputError(
@@ -75,6 +74,8 @@ def _describe(
       "a .gguf file of it"
     )
   source = _without_prefix(source)
+  if attamba.describes(hf or {}):
+    return attamba.from_json(hf, str(path)), source
   if mamba.describes(hf or {}) or (hf is None and mamba.is_megatron(source)):
     return mamba.open_source(hf, str(path), source)
   if hf is None:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import language_model
-from models.convert import hf_config, mamba, names, quantized
+from models.attamba_config import AttambaConfig
+from models.convert import attamba, hf_config, mamba, names, quantized
 from models.errors import InputError
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
@@ -38,6 +39,9 @@ FORMS = types.MappingProxyType(
       to_hf=hf_config.to_hf,
     ),
     MambaConfig: Form(label="Mamba", leaves=mamba.leaves, to_hf=mamba.to_hf),
+    AttambaConfig: Form(
+      label="Attamba", leaves=attamba.leaves, to_hf=attamba.to_hf
+    ),
   }
 )
 

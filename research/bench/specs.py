@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from models.attamba_config import AttambaConfig
 from models.errors import InputError
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
@@ -31,6 +32,7 @@ OPS = (
   "butterfly_ffn",
   "monarch_matmul",
   "fourier_mix",
+  "chunked_attention",
   "selective_scan_step",
   "ssd_step",
   "causal_conv1d_step",
@@ -45,13 +47,14 @@ IMPLEMENTATIONS = (
   "mosaic_gpu",
   "mosaic_tpu",
 )
-OP_PEERS = ("plain", "mamba_ssm")
+OP_PEERS = ("plain", "mamba_ssm", "causal_attention", "sliding_window")
 STEPS = ("xla", "mosaic_gpu")
 # Of products of float32.
 PRECISIONS = ("highest", "tensorfloat32", "default")
 LM_PEERS = ("mamba_ssm", "transformers")
 # The types of `language_model.FAMILIES`, whose modules need JAX.
-CONFIGS = (TransformerConfig, MambaConfig)
+CONFIGS = (TransformerConfig, MambaConfig, AttambaConfig)
+type Config = TransformerConfig | MambaConfig | AttambaConfig
 # Tokens in the vocabulary of a model that is updated.
 VOCAB = 32768
 # Of a regression LM, which the peer fixes.
@@ -74,11 +77,11 @@ def check_names(flag: str, values: Iterable[str], valid: Iterable[str]) -> None:
       raise InputError(f"{flag}={value}: take from {', '.join(valid)}")
 
 
-def decoded(spec: str) -> tuple[str, TransformerConfig | MambaConfig, int, int]:
+def decoded(spec: str) -> tuple[str, Config, int, int]:
   """The model, its config, batch and context of "MODEL:BATCH[xCONTEXT]".
 
   Args:
-    spec: the context is of Transformers alone; else it is 0.
+    spec: the context is of models whose state grows with it; else it is 0.
 
   Raises:
     InputError: it is not written so, or there is no such model.
@@ -98,17 +101,18 @@ def decoded(spec: str) -> tuple[str, TransformerConfig | MambaConfig, int, int]:
   return name, config, batch, context
 
 
-def _numbers(config: TransformerConfig | MambaConfig) -> int:
-  """A Transformer is asked for by batch and context, Mamba by its batch."""
-  return 2 if config.family == "transformer" else 1
+def _numbers(config: Config) -> int:
+  """What keeps its context is asked for by batch and context, else by batch."""
+  return 2 if config.keeps_context else 1
 
 
-def _models() -> Mapping[str, Callable[[], TransformerConfig | MambaConfig]]:
+def _models() -> Mapping[str, Callable[[], Config]]:
   """The published sizes, and tiny ones, by name."""
   found = {
     "tiny_mamba1": functools.partial(MambaConfig.tiny, "mamba1"),
     "tiny_mamba2": functools.partial(MambaConfig.tiny, "mamba2"),
     "tiny_transformer": TransformerConfig.tiny,
+    "tiny_attamba": AttambaConfig.tiny,
   }
   for kind in CONFIGS:
     for name, value in vars(kind).items():

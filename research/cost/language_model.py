@@ -6,13 +6,14 @@ Mamba-2 (state update and read-out), whose chunked form does more. The scan of
 Mamba-1, convolutions, norms and what rematerialisation repeats count nothing.
 """
 
+from models.attamba_config import AttambaConfig
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 
+type Config = TransformerConfig | MambaConfig | AttambaConfig
 
-def forward(
-  config: TransformerConfig | MambaConfig, length: int
-) -> dict[str, float]:
+
+def forward(config: Config, length: int) -> dict[str, float]:
   """Operations a token of a forward pass, mean over a window.
 
   Args:
@@ -31,7 +32,7 @@ def forward(
   }
 
 
-def training(config: TransformerConfig | MambaConfig, length: int) -> float:
+def training(config: Config, length: int) -> float:
   """Operations a token of an update: the backward pass has twice the forward's.
 
   Args:
@@ -69,4 +70,40 @@ def _mamba(config: MambaConfig, length: int) -> tuple[float, float]:
   return layers, mixing
 
 
-_LAYERS = {TransformerConfig: _attention, MambaConfig: _mamba}
+def _attamba(config: AttambaConfig, length: int) -> tuple[float, float]:
+  """Counted are the keys that a query sees, of the window and of chunks.
+
+  State spaces count as those of Mamba-2, twice where they are carried.
+  """
+  c, copies = config, 1 + config.carry
+  spaces = 1 if c.share_kv else 2
+  layer = 4.0 * c.d_model * c.num_heads * c.head_dim + 6.0 * c.d_model * c.d_ff
+  mixing = 0.0
+  if c.compressor == "ssm":
+    m = c.mixer
+    inputs = m.d_inner + m.conv_channels + m.num_heads
+    own = 2.0 * c.d_model * (inputs + m.d_inner)
+    layer += spaces * copies * own
+    mixing += spaces * copies * 4.0 * m.d_inner * m.d_state
+  if c.compressor != "ssm" or c.keep_projections:
+    layer += 2.0 * spaces * c.d_model * c.kv_width
+  gates = {"gated_pool": 1, "overlapping_gated_pool": 2}
+  layer += 2.0 * gates.get(c.compressor, 0) * c.d_model * c.kv_width
+  layers, total = c.num_layers * layer, c.num_layers * mixing
+  near = min(c.window, length - 1)
+  window = near + 1 - near * (near + 1) / (2 * length)
+  behind = max(length - c.window - 1, 0)
+  for run in c.runs:
+    # Chunks behind the window of a query, mean over the queries of a text.
+    seen = 0.0 if c.compressor == "none" else behind / run.size / 2
+    seen = (seen + c.sink) * behind / length
+    keys = window + seen
+    total += run.num_layers * 4.0 * c.num_heads * c.head_dim * keys
+  return layers, total
+
+
+_LAYERS = {
+  TransformerConfig: _attention,
+  MambaConfig: _mamba,
+  AttambaConfig: _attamba,
+}

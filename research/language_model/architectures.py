@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from models import language_model
+from models.attamba_config import AttambaConfig
 from models.errors import InputError
 from models.implementations import Implementations
 from models.mamba_config import AttentionLayers, MambaConfig
@@ -40,6 +41,8 @@ def config_of(options: Options, vocab_size: int) -> Config:
   try:
     if options.arch == "transformer":
       return _transformer(options, sizes, vocab_size)
+    if options.arch == "attamba":
+      return _attamba(options, sizes, vocab_size)
     return _mamba(options, sizes, vocab_size)
   except ValueError as error:
     raise InputError(f"sizes of --arch={options.arch}: {error}") from error
@@ -88,6 +91,41 @@ def _mamba(options, sizes, vocab_size) -> MambaConfig:
     tie_embeddings=options.tie_embeddings,
     attention=attention,
     **mamba2,
+  )
+
+
+def _attamba(options, sizes, vocab_size) -> AttambaConfig:
+  parts = sizes["chunk_size"].split(",")
+  if not all(part.isdecimal() for part in parts):
+    raise InputError(
+      f"--chunk_size={sizes['chunk_size']}: write whole numbers, such as 4 or "
+      "4,128"
+    )
+  chunks = tuple(map(int, parts))
+  if sizes["layers"] % len(chunks):
+    raise InputError(
+      f"--chunk_size={sizes['chunk_size']}: {len(chunks)} sizes do not repeat "
+      f"evenly in --layers={sizes['layers']}: change one"
+    )
+  if len(chunks) > 1:
+    chunks *= sizes["layers"] // len(chunks)
+  names = ("window", "boundaries", "compressor", "sink", "share_kv",
+           "keep_projections", "carry", "d_state", "ssm_channels")  # fmt: skip
+  return AttambaConfig(
+    vocab_size=vocab_size,
+    vocab_multiple=options.vocab_multiple,
+    num_layers=sizes["layers"],
+    d_model=sizes["d_model"],
+    d_ff=sizes["d_ff"],
+    num_heads=sizes["heads"],
+    num_kv_heads=sizes["kv_heads"],
+    head_dim=sizes["d_model"] // sizes["heads"],
+    chunk_sizes=chunks,
+    ssm_head_dim=sizes["head_dim"],
+    tie_embeddings=options.tie_embeddings,
+    max_position=options.length,
+    seed=options.seed,
+    **{name: sizes[name] for name in names},
   )
 
 

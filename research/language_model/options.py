@@ -7,11 +7,12 @@ come from its preset.
 import dataclasses
 from typing import Any
 
+from models.attamba_config import BOUNDARIES, COMPRESSORS
 from models.errors import InputError
 from research.core.options import SCHEDULES, option
 from research.text.documents import DOCUMENTS
 
-ARCHITECTURES = ("transformer", "mamba1", "mamba2", "hybrid")
+ARCHITECTURES = ("transformer", "mamba1", "mamba2", "hybrid", "attamba")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,31 @@ class Options:
     lower=1,
     upper=1024,
   )
+  chunk_size: str | None = option(
+    None,
+    "tokens P of a chunk of an Attamba, such as 4; of its layers in turn 4,128",
+  )
+  window: int | None = option(
+    None,
+    "tokens L that an Attamba sees one by one besides the current one",
+    lower=0,
+    upper=1 << 20,
+  )
+  boundaries: str | None = option(None, "where chunks end", choices=BOUNDARIES)
+  compressor: str | None = option(
+    None,
+    "what makes the key and the value of a chunk; none: a sliding window alone",
+    choices=COMPRESSORS,
+  )
+  ssm_channels: int | None = option(
+    None, "channels of an Attamba's state spaces", lower=1, upper=1 << 16
+  )
+  sink: bool | None = option(None, "token 0 is a chunk of its own")
+  share_kv: bool | None = option(None, "keys are values too (Attamba)")
+  keep_projections: bool | None = option(
+    None, "W_K and W_V behind an Attamba's state spaces"
+  )
+  carry: bool | None = option(None, "an Attamba's state spaces span two chunks")
   tie_embeddings: bool = option(True, "the head is the token table")
 
   tokenizer: str = option(
@@ -185,6 +211,15 @@ SIZES = (
   "head_dim",
   "groups",
   "attention_every",
+  "chunk_size",
+  "window",
+  "boundaries",
+  "compressor",
+  "ssm_channels",
+  "sink",
+  "share_kv",
+  "keep_projections",
+  "carry",
 )
 
 
@@ -218,10 +253,33 @@ def _hybrid(layers, d_model, heads, attention_every, **mamba) -> dict[str, int]:
   }
 
 
+def _attamba(
+  chunk_size, window, layers, d_model, d_ff, heads, **ssm
+) -> dict[str, Any]:
+  return {
+    "layers": layers,
+    "d_model": d_model,
+    "d_ff": d_ff,
+    "heads": heads,
+    "kv_heads": heads,
+    "chunk_size": chunk_size,
+    "window": window,
+    "boundaries": "cyclic",
+    "compressor": "ssm",
+    "sink": True,
+    "share_kv": False,
+    "keep_projections": False,
+    "carry": False,
+    **ssm,
+  }
+
+
 _TINY_STATE = {"d_state": 32, "head_dim": 64}
 
+_PUBLISHED_SPACE = {"d_state": 32, "ssm_channels": 256, "head_dim": 32}
+
 # Those of 60m are alike in parameters, about 58 million with 32,768 tokens.
-PRESETS: dict[str, dict[str, dict[str, int]]] = {
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
   "transformer": {
     "tiny": _transformer(2, 128, 344, 4, 4),
     "60m": _transformer(12, 512, 1536, 8, 8),
@@ -252,5 +310,12 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "60m": _hybrid(24, 512, 8, 6),
     "130m": _hybrid(24, 768, 12, 6),
     "2.7b": _hybrid(64, 2560, 32, 10),
+  },
+  "attamba": {
+    "tiny": _attamba(
+      "4", 16, 2, 128, 344, 4, d_state=16, ssm_channels=64, head_dim=32
+    ),
+    "p4": _attamba("4", 32, 8, 512, 1536, 8, **_PUBLISHED_SPACE),
+    "p8": _attamba("8", 64, 8, 512, 1536, 8, **_PUBLISHED_SPACE),
   },
 }

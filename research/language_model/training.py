@@ -24,7 +24,12 @@ from research.core.options import RunOptions
 from research.core.state import TrainState
 from research.cost import devices
 from research.cost import language_model as flops
-from research.language_model import architectures, learn, starting
+from research.language_model import (
+  architectures,
+  chunk_costs,
+  learn,
+  starting,
+)
 from research.language_model.architectures import Model
 from research.language_model.options import Options
 from research.text import packing, token_cache, tokenizing
@@ -127,6 +132,10 @@ def train(run: Run, say: Say) -> Result:
   key = jax.random.key(options.seed)
   if params is None:
     params = jax.jit(model.init)(key)
+    if "chunk_costs" in params:
+      counts = train_corpus.counts(vocab_size)
+      costs = chunk_costs.table(config, tokenizer, counts)
+      params["chunk_costs"] = jax.numpy.asarray(costs)
   schedule, tx = make_optimizer(options)
   state = state_lib.create_state(params, tx, key)
   if goes_on:

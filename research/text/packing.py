@@ -40,12 +40,17 @@ class Corpus:
       dataclasses.replace(self, tokens=self.tokens[at:], starts=tail - at),
     )
 
-  def unigram_entropy(self, vocab_size: int) -> float:
-    """Entropy in nats of the frequencies of the stream's tokens."""
+  def counts(self, vocab_size: int) -> np.ndarray:
+    """How often each token is in the stream, (V,) int64."""
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(self.tokens), 1 << 24):
       part = self.tokens[start : start + (1 << 24)]
       counts += np.bincount(part, minlength=vocab_size)
+    return counts
+
+  def unigram_entropy(self, vocab_size: int) -> float:
+    """Entropy in nats of the frequencies of the stream's tokens."""
+    counts = self.counts(vocab_size)
     share = counts[counts > 0] / len(self.tokens)
     return float(-np.sum(share * np.log(share)))
 

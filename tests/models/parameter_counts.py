@@ -1,13 +1,17 @@
 """Parameters that the papers' equations call for, a tied table counted once."""
 
+from models.attamba_config import AttambaConfig
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 
 
-def expected(config: TransformerConfig | MambaConfig) -> int:
+def expected(
+  config: TransformerConfig | MambaConfig | AttambaConfig,
+) -> int:
   """Counts the numbers of a model by its sizes alone."""
   c = config
-  layers = _mamba(c) if isinstance(c, MambaConfig) else _transformer(c)
+  kinds = {MambaConfig: _mamba, AttambaConfig: _attamba}
+  layers = kinds.get(type(c), _transformer)(c)
   tables = 1 if c.tie_embeddings else 2
   return layers + tables * c.padded_vocab_size * c.d_model + c.d_model
 
@@ -37,3 +41,13 @@ def _mamba(c):
     block += 3 * d * a.d_ff + d * (a.d_ff > 0)
     total += count * block
   return total
+
+
+def _attamba(c):
+  """Of state spaces without W_K and W_V."""
+  d, inner = c.d_model, c.ssm_channels
+  heads, channels = inner // c.ssm_head_dim, inner + 2 * c.d_state
+  space = d * (inner + channels + heads) + 3 * heads + inner
+  space += channels * (c.d_conv + 1) + inner * d
+  attention = 2 * d * c.num_heads * c.head_dim + 2 * space
+  return c.num_layers * (attention + 3 * d * c.d_ff + 2 * d)

@@ -1,4 +1,4 @@
-"""What ops are compared with, in the same run: plain JAX, and mamba_ssm.
+"""What ops are compared with, in the same run: plain JAX, others, mamba_ssm.
 
 A peer gets the same values, in as many sets of arrays as the op itself and in
 the layout that it is fastest with; bringing them there is not timed.
@@ -66,6 +66,9 @@ def _causal_conv1d(function, t, _):
 # Replayed: to launch kernels from Python may take longer than they do.
 _GRAPH = "CUDA graph"
 
+# Peers that compute something else, as `OpCase.others` names them.
+_OTHERS = ("causal_attention", "sliding_window")
+
 _KERNELS = {
   "selective_scan": _Kernel(
     module="mamba_ssm.ops.selective_scan_interface",
@@ -97,6 +100,8 @@ def details(peer: str, case: OpCase) -> tuple[str | None, ...]:
   """
   if peer == "plain":
     return () if case.plain is None else (None,)
+  if peer in _OTHERS:
+    return (None,) if peer in case.others else ()
   if case.op not in _KERNELS:
     return ()
   ways = _KERNELS[case.op].details
@@ -106,7 +111,7 @@ def details(peer: str, case: OpCase) -> tuple[str | None, ...]:
 
 def missing(peer: str, op: str) -> str | None:
   """Says in one line why a peer's op is not here, or None."""
-  if peer == "plain" or op not in _KERNELS:
+  if peer in ("plain", *_OTHERS) or op not in _KERNELS:
     return None
   kernel = _KERNELS[op]
   try:
@@ -137,16 +142,25 @@ def make(
     sets: copies of the case's arrays that calls take in turn.
     detail: of `details`.
   """
+  if peer in _OTHERS:
+    call = _plain(case, which, sets, case.others[peer])
+    # Its result is another.
+    return dataclasses.replace(call, columns=lambda _: {"peer_error": None})
   if peer == "plain":
-    return _plain(case, which, sets)
+    if case.plain_arrays is not None:
+      sets = cold_sets(case.plain_arrays(), jax.default_backend())
+    return _plain(case, which, sets, case.plain)
   return _torch(case, which, sets, detail)
 
 
-def _plain(case: OpCase, which: str, sets: Sequence[Arrays]) -> Call:
-  if case.plain_arrays is not None:
-    sets = cold_sets(case.plain_arrays(), jax.default_backend())
+def _plain(
+  case: OpCase,
+  which: str,
+  sets: Sequence[Arrays],
+  function: Callable[[Arrays], jax.Array],
+) -> Call:
   passes = op_passes.passes_of(sets, jax.default_backend())
-  call = op_passes.prepare(case.plain, sets, which, passes=passes)
+  call = op_passes.prepare(function, sets, which, passes=passes)
   first = lambda output: np.asarray(jax.tree.leaves(output)[0])
   columns = functools.partial(_error, case, which, first)
   return Call(start=call, count=passes, columns=columns)

@@ -91,3 +91,31 @@ def fourier_mix(arrays: dict[str, jax.Array]) -> jax.Array:
   x = arrays["x"]
   y = jnp.fft.fftn(x.astype(jnp.float32), axes=(-2, -1))
   return y.real.astype(x.dtype)
+
+
+def chunked_attention(arrays: dict[str, jax.Array], window: int) -> jax.Array:
+  """Attention with a mask of all pairs, for chunk keys of last tokens."""
+  q, ends = arrays["q"], arrays["ends"]
+  slots = jnp.arange(q.shape[1])
+  far = slots[:, None] - slots[None]
+  closed = jnp.any(ends[:, :, None] == slots[None, None], axis=1)
+  seen = (far >= 0) & ((far <= window)[None] | closed[:, None])
+  return jax.nn.dot_product_attention(
+    q, arrays["k"], arrays["v"], mask=seen[:, None]
+  )
+
+
+def causal_attention(
+  arrays: dict[str, jax.Array], window: int | None = None
+) -> jax.Array:
+  """Attention to all tokens in front, or to a window; cuDNN's on a GPU."""
+  q = arrays["q"]
+  fits = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16
+  return jax.nn.dot_product_attention(
+    q,
+    arrays["k"],
+    arrays["v"],
+    is_causal=True,
+    local_window_size=None if window is None else (window, 0),
+    implementation="cudnn" if fits else "xla",
+  )

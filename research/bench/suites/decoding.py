@@ -10,6 +10,7 @@ does not depend on the weights.
 
 import dataclasses
 import functools
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from models import language_model
+from models.attamba_config import AttambaConfig
 from models.errors import InputError
 from models.implementations import Implementations
+from models.mamba_config import MambaConfig
 from models.quantized import KERNELS, has_weights, quantize_params
 from models.state_format import StateFormat
+from models.transformer_config import TransformerConfig
 from ops import dispatch
 from ops.quantized import formats
 from research.bench import specs
@@ -28,6 +32,7 @@ from research.bench.case import Call, Case, Peer
 from research.bench.peers import mamba_ssm_decode, transformers_decode
 from research.cost import decode_step, recurrent_step
 from research.cost.roofline import Phase
+from research.cost.sizes import nbytes
 from research.decoding import loop, plain
 from research.decoding.sampling import Sampling
 
@@ -105,7 +110,7 @@ def case(what: Decoding, steps: Sequence[str]) -> Case:
     which="fwd",
     phases=(phase,),
     ours={step: functools.partial(runner.call, step) for step in steps},
-    peers=[_peer(what)],
+    peers=_peers(what),
     amounts={"tokens": what.batch},
     columns={
       "bytes_moved": phase.bytes,
@@ -168,38 +173,69 @@ class _Runner:
 
 def _phase(what: Decoding) -> Phase:
   """The least work of a step of all rows, mean over a call."""
-  c, rows = what.config, what.batch
-  params = jax.eval_shape(lambda: initial(c, what.weights_format))
-  if what.context:
-    seen = what.context + (what.tokens + 1) / 2
-    flops = decode_step.flops_per_token(c, 1, 1, seen, page_size=1)
-    weights, whole = (
-      float(decode_step.bytes_per_token(c, 1, 1, context, page_size=1))
-      for context in (0, seen)
-    )
-    cache = rows * (whole - weights)
-    if what.weights_format:
-      weights = recurrent_step.least_work(params, (), rows).bytes
-    return Phase(rows * float(flops), weights + cache)
-  state = jax.eval_shape(lambda: begin(what, 0, 1))
-  return recurrent_step.least_work(params, state, rows)
+  make = functools.partial(initial, what.config, what.weights_format)
+  return _PHASES[type(what.config)](what, jax.eval_shape(make))
 
 
-def _peer(what: Decoding) -> Peer:
-  """The program that decodes such a model best."""
+def _mamba_ssm(what: Decoding) -> list[Peer]:
   sizes = what.config, what.batch, what.tokens
-  if not what.context:
-    make = functools.partial(mamba_ssm_decode.make, *sizes)
-    missing = mamba_ssm_decode.missing
-    return Peer(name="mamba_ssm", missing=missing, ways={"CUDA graph": make})
+  make = functools.partial(mamba_ssm_decode.make, *sizes)
+  missing = mamba_ssm_decode.missing
+  return [Peer(name="mamba_ssm", missing=missing, ways={"CUDA graph": make})]
+
+
+def _transformers(what: Decoding) -> list[Peer]:
+  sizes = what.config, what.batch, what.tokens
   make = functools.partial(transformers_decode.make, *sizes, what.context)
-  return Peer(
-    name="transformers",
-    missing=transformers_decode.missing,
-    ways={
-      way: functools.partial(make, way) for way in transformers_decode.WAYS
-    },
+  ways = {way: functools.partial(make, way) for way in transformers_decode.WAYS}
+  missing = transformers_decode.missing
+  return [Peer(name="transformers", missing=missing, ways=ways)]
+
+
+def _transformer_phase(what: Decoding, params: language_model.Params) -> Phase:
+  """By the keys of the context, of which a step writes those of one token."""
+  c, rows = what.config, what.batch
+  seen = what.context + (what.tokens + 1) / 2
+  flops = decode_step.flops_per_token(c, 1, 1, seen, page_size=1)
+  weights, whole = (
+    float(decode_step.bytes_per_token(c, 1, 1, context, page_size=1))
+    for context in (0, seen)
   )
+  cache = rows * (whole - weights)
+  if what.weights_format:
+    weights = recurrent_step.least_work(params, (), rows).bytes
+  return Phase(rows * float(flops), weights + cache)
+
+
+def _recurrent_phase(what: Decoding, params: language_model.Params) -> Phase:
+  state = jax.eval_shape(lambda: begin(what, 0, 1))
+  return recurrent_step.least_work(params, state, what.batch)
+
+
+def _chunked_phase(what: Decoding, params: language_model.Params) -> Phase:
+  """By the state, of which a step writes few of the keys that it reads."""
+  size = what.context + what.tokens
+  state = jax.eval_shape(lambda: begin(what, 0, size))
+  alone = recurrent_step.least_work(params, (), what.batch)
+  return dataclasses.replace(alone, bytes=alone.bytes + nbytes(state))
+
+
+# The least work of a step of each type, and the programs that decode it best.
+_PHASES = types.MappingProxyType(
+  {
+    TransformerConfig: _transformer_phase,
+    MambaConfig: _recurrent_phase,
+    AttambaConfig: _chunked_phase,
+  }
+)
+_PEERS = types.MappingProxyType(
+  {TransformerConfig: _transformers, MambaConfig: _mamba_ssm}
+)
+
+
+def _peers(what: Decoding) -> list[Peer]:
+  """The programs that decode such a model best; none for Attamba."""
+  return _PEERS.get(type(what.config), lambda _: [])(what)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -290,7 +326,7 @@ def _implementations(what: Decoding, step: str) -> Implementations:
   Raises:
     UnsupportedError: the model has no such step.
   """
-  if step != "xla" and what.config.family != "mamba2":
+  if step != "xla" and not what.config.has_token_kernel:
     raise dispatch.UnsupportedError(f"only Mamba-2 has a step by {step!r}")
   return Implementations(step=step)
 

@@ -13,6 +13,8 @@ each counted with the recurrence itself, not with what a parallel form adds:
   butterfly_matmul 4 E log2 E FLOPs a token, backward twice as many; and the
                    same of every butterfly of a feed-forward layer
   monarch_matmul   4 E B FLOPs a token, B channels a block, backward twice
+  chunked_attention 4 P FLOPs and an exponential a head, token and key that it
+                   sees, backward 10 P
   fourier_mix      2.5 E log2(L E) FLOPs a token, a real FFT's, backward too
 """
 
@@ -35,6 +37,10 @@ from ops.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_reference,
   causal_conv1d_step,
+)
+from ops.chunked_attention import (
+  chunked_attention,
+  chunked_attention_reference,
 )
 from ops.fourier_mix import fourier_mix
 from ops.monarch_matmul import monarch_matmul, monarch_matmul_reference
@@ -110,6 +116,8 @@ class OpCase:
     call: (arrays, implementation) to outputs, y first.
     reference: arrays in NumPy to y in float64.
     plain: arrays to y by plain JAX, or None.
+    others: what one would take instead, by the peer's name: arrays to a y that
+      is not this one.
     plain_arrays: makes the arrays that `plain` takes, where they are others.
     flops: of the forward and of the backward.
     exps: of the forward and of the backward.
@@ -125,6 +133,9 @@ class OpCase:
   call: Callable[[Arrays, str | None], Any]
   reference: Callable[[Mapping[str, np.ndarray]], np.ndarray]
   plain: Callable[[Arrays], jax.Array] | None = None
+  others: Mapping[str, Callable[[Arrays], jax.Array]] = dataclasses.field(
+    default_factory=dict
+  )
   plain_arrays: Callable[[], Arrays] | None = None
   flops: tuple[float, float] = (0.0, 0.0)
   exps: tuple[float, float] = (0.0, 0.0)
@@ -518,6 +529,46 @@ def _fourier_mix(size, batch, length, draw):
   )
 
 
+# Attamba's P and L; a head sees 7.75 times fewer keys of 32,768 tokens.
+_CHUNK, _WINDOW = 8, 64
+
+
+def _chunked_attention(size, batch, length, draw):
+  heads, p = size.channels // size.head, size.head
+  window, chunk = min(_WINDOW, length // 4), min(_CHUNK, length // 4)
+  ends = np.arange(chunk - 1, length, chunk, dtype=np.int32)
+  # Keys that a query sees, summed over the queries of a row.
+  keys = np.minimum(np.arange(length), window).sum() + length
+  keys += np.maximum(length - ends - window - 1, 0).sum()
+  seen = float(batch * heads * keys)
+  options = {"window": window}
+  arrays = ("q", "k", "v")
+  return OpCase(
+    op="chunked_attention",
+    function=chunked_attention,
+    shape=f"B{batch} L{length} H{heads} P{p} chunk {chunk} window {window}",
+    arrays={
+      **{name: draw(batch, length, heads, p) for name in arrays},
+      "ends": jnp.asarray(np.tile(ends, (batch, 1))),
+    },
+    sequences=frozenset(arrays),
+    batched=frozenset({"ends"}),
+    call=lambda arrays, implementation: chunked_attention(
+      **arrays, **options, implementation=implementation
+    ),
+    reference=lambda a: chunked_attention_reference(**a, **options),
+    plain=functools.partial(plain.chunked_attention, window=window),
+    others={
+      "causal_attention": plain.causal_attention,
+      "sliding_window": functools.partial(
+        plain.causal_attention, window=window
+      ),
+    },
+    flops=(4 * seen * p, 10 * seen * p),
+    exps=(seen, seen),
+  )
+
+
 def _step(op, function, reference, arrays, state, sequences, call, **more):
   def in_float64(arrays):
     rest = {name: v for name, v in arrays.items() if name != "state"}
@@ -604,6 +655,7 @@ BUILDERS = {
   "butterfly_ffn": _butterfly_ffn,
   "monarch_matmul": _monarch_matmul,
   "fourier_mix": _fourier_mix,
+  "chunked_attention": _chunked_attention,
   "selective_scan_step": _selective_scan_step,
   "ssd_step": _ssd_step,
   "causal_conv1d_step": _causal_conv1d_step,

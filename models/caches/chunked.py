@@ -1,0 +1,160 @@
+"""A key and a value of each chunk, and those of the last tokens in a ring.
+
+Shapes by axis letter: L layers, B batch, T new tokens, M chunks, R ring slots,
+H query heads, N key/value heads, K head dimension.
+"""
+
+import dataclasses
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from models.caches.dense import attend_in_parts
+from ops.chunked_attention import UNUSED
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewTokens:
+  """What new tokens of one layer, or of all, add to a cache.
+
+  Attributes:
+    k: (..., B, T, N, K), rotated.
+    v: alike; None where keys are values too.
+    chunk_k: (..., B, T, N, K), key of the chunk that each token would close;
+      None for `k`.
+    chunk_v: alike.
+    closed: (..., B, T) bool, the tokens at which chunks end.
+    seen_from: (..., B, T) int32, first slots that see these chunks.
+  """
+
+  k: jax.Array
+  v: jax.Array | None
+  chunk_k: jax.Array | None
+  chunk_v: jax.Array | None
+  closed: jax.Array
+  seen_from: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChunkedCache:
+  """Keys and values of the chunks and last tokens of L layers.
+
+  One layer's has no axis L. Values are None where keys are values too.
+
+  Attributes:
+    chunk_k: (L, B, M, N, K), rotated.
+    chunk_v: alike.
+    seen_from: (L, B, M) int32, first slots that see the chunks; `UNUSED` behind
+      the last one.
+    ring_k: (L, B, R, N, K) of the last R tokens; that at slot s is at s % R.
+    ring_v: alike.
+  """
+
+  chunk_k: jax.Array
+  chunk_v: jax.Array | None
+  seen_from: jax.Array
+  ring_k: jax.Array
+  ring_v: jax.Array | None
+
+  @classmethod
+  def empty(
+    cls,
+    rows: tuple[int, int],
+    chunks: int,
+    window: int,
+    heads: tuple[int, int],
+    dtype: jnp.dtype,
+    *,
+    share_kv: bool,
+  ) -> Self:
+    """A cache that holds nothing.
+
+    Args:
+      rows: (L, B).
+      chunks: M.
+      window: R.
+      heads: (N, K).
+      dtype: of keys and values.
+      share_kv: whether keys are values too.
+    """
+    # Arrays of their own: a buffer that is donated must not be there twice.
+    zeros = lambda size: jnp.zeros((*rows, size, *heads), dtype)
+    return cls(
+      chunk_k=zeros(chunks),
+      chunk_v=None if share_kv else zeros(chunks),
+      seen_from=jnp.full((*rows, chunks), UNUSED, jnp.int32),
+      ring_k=zeros(window),
+      ring_v=None if share_kv else zeros(window),
+    )
+
+  def attend(self, q: jax.Array, new: NewTokens, slots: jax.Array) -> jax.Array:
+    """Attention of new tokens to one layer's old ones and to each other.
+
+    Args:
+      q: (B, T, H, K).
+      new: of this layer.
+      slots: (B, T) int32, consecutive slots of the tokens.
+
+    Returns:
+      (B, T, H, K).
+    """
+    window = self.ring_k.shape[1]
+    at, of = slots[:, :, None], slots[:, None]
+    keys = [self.chunk_k, self.ring_k, new.k]
+    values = [self.chunk_v, self.ring_v, new.v]
+    masks = [
+      self.seen_from[:, None] <= at,
+      self._in_ring(slots) >= at - window,
+      (of <= at) & (of >= at - window),
+    ]
+    # A token does not see the chunk that it closes.
+    if slots.shape[1] > 1:
+      keys.append(new.k if new.chunk_k is None else new.chunk_k)
+      values.append(new.v if new.chunk_k is None else new.chunk_v)
+      masks.append(new.closed[:, None] & (new.seen_from[:, None] <= at))
+    values = keys if new.v is None else values
+    return attend_in_parts(q, keys, values, masks)
+
+  def _in_ring(self, slots):
+    """Slots (B, 1, R) of the tokens in the ring; far below 0 for none."""
+    size, length = self.ring_k.shape[1], slots[:, :1]
+    places = jnp.arange(size, dtype=jnp.int32)[None]
+    found = length - 1 - (length - 1 - places) % max(size, 1)
+    return jnp.where(found < 0, -UNUSED, found)[:, None]
+
+  def append(self, new: NewTokens, slots: jax.Array) -> "ChunkedCache":
+    """Writes the new tokens of all layers; chunks past the end are dropped.
+
+    Args:
+      new: of all layers, with axis L.
+      slots: (B, T) int32.
+    """
+    filled = jnp.sum(self.seen_from < UNUSED, axis=-1, dtype=jnp.int32)
+    rank = jnp.cumsum(new.closed, axis=-1, dtype=jnp.int32) - 1
+    to_chunk = jnp.where(new.closed, filled[..., None] + rank, UNUSED)
+    size, count = self.ring_k.shape[2], slots.shape[1]
+    # Of more tokens than the ring has slots, the last stay.
+    late = jnp.arange(count, dtype=jnp.int32) >= count - size
+    to_ring = jnp.where(late[None], slots % max(size, 1), UNUSED)
+    to_ring = jnp.broadcast_to(to_ring[None], to_chunk.shape)
+    chunk_k = new.k if new.chunk_k is None else new.chunk_k
+    chunk_v = new.v if new.chunk_k is None else new.chunk_v
+    return ChunkedCache(
+      chunk_k=_written(self.chunk_k, chunk_k, to_chunk),
+      chunk_v=_written(self.chunk_v, chunk_v, to_chunk),
+      seen_from=_written(self.seen_from, new.seen_from, to_chunk),
+      ring_k=_written(self.ring_k, new.k, to_ring),
+      ring_v=_written(self.ring_v, new.v, to_ring),
+    )
+
+
+def _written(whole, part, to):
+  """`whole` (L, B, S, ...) with `part` (L, B, T, ...) at `to` (L, B, T)."""
+  if whole is None:
+    return None
+  layers = jnp.arange(whole.shape[0])[:, None, None]
+  rows = jnp.arange(whole.shape[1])[None, :, None]
+  return whole.at[layers, rows, to].set(part, mode="drop")

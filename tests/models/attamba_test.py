@@ -1,0 +1,297 @@
+"""Attamba: every way to end and to compress chunks, whole and by steps."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import chunks, language_model
+from models.attamba_config import BOUNDARIES, AttambaConfig
+from models.caches.chunked import ChunkedCache
+from models.chunks import COST_OF_CHUNK, Texts
+from models.convert import load, save_safetensors
+from models.errors import InputError
+from models.transformer_config import TransformerConfig
+from ops.chunked_attention import UNUSED
+
+VOCAB, T = 61, 24
+# Each boundary and compressor at least once; the rest are choices of each.
+CASES = {
+  "ssm, cyclic": {},
+  "ssm, carried, K and V shared": {
+    "boundaries": "token_class",
+    "carry": True,
+    "share_kv": True,
+  },
+  "ssm, projected, sizes differ": {
+    "boundaries": "surprise",
+    "chunk_sizes": (3, 5),
+    "num_kv_heads": 2,
+    "keep_projections": True,
+    "sink": False,
+  },
+  "stride, no window": {
+    "compressor": "stride",
+    "boundaries": "uniform",
+    "window": 0,
+  },
+  "mean, random": {"compressor": "mean", "boundaries": "random"},
+  "gated pool": {
+    "compressor": "gated_pool",
+    "boundaries": "surprise",
+    "share_kv": True,
+  },
+  "overlapping pools": {
+    "compressor": "overlapping_gated_pool",
+    "boundaries": "random",
+  },
+  "a window alone": {"compressor": "none", "sink": False},
+}
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def draw(config):
+  """Parameters at which every term tells, and costs of some tokens."""
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32),
+    language_model.abstract_params(config),
+  )
+  if "chunk_costs" in params:
+    shape = params["chunk_costs"].shape
+    params["chunk_costs"] = rng.uniform(0, 0.6, shape).astype(np.float32)
+  return params
+
+
+@functools.cache
+def tokens():
+  return np.random.default_rng(1).integers(VOCAB, size=(2, T), dtype=np.int32)
+
+
+# Slow programs that compile fast.
+jit = functools.partial(
+  jax.jit,
+  static_argnums=0,
+  compiler_options={"xla_backend_optimization_level": 0},
+)
+forward, decode = jit(language_model.forward), jit(language_model.decode)
+prefill = jit(language_model.prefill, static_argnames="cache_size")
+# Those whose prompts and packed rows are read too: of each kind of state.
+READ = ("ssm, cyclic", "ssm, carried, K and V shared", "overlapping pools")
+
+
+@functools.cache
+def made(name):
+  """A config, its parameters, and logits (2, T, V) of `tokens`."""
+  config = AttambaConfig.tiny(vocab_size=VOCAB, **CASES[name])
+  params = draw(config)
+  return config, params, np.asarray(forward(config, params, tokens()))
+
+
+def empty(config):
+  return language_model.init_state(config, 2, cache_size=T, dtype=jnp.float32)
+
+
+def shapes(state):
+  return jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_from_the_compressed_cache_is_the_whole_pass(name):
+  config, params, whole = made(name)
+  state = empty(config)
+  for t in range(T):
+    found, state = decode(config, params, tokens()[:, t : t + 1], state)
+    np.testing.assert_allclose(found[:, 0], whole[:, t], **TOLERANCE)
+  assert shapes(state) == shapes(jax.eval_shape(lambda: empty(config)))
+  np.testing.assert_array_equal(state.length, [T, T])
+
+
+@pytest.mark.parametrize("name", READ)
+def test_prompts_of_other_lengths_then_one_and_several_tokens(name):
+  """Rows are then at other places of their chunks."""
+  config, params, whole = made(name)
+  lengths = np.array([5, 11])
+  hidden, state = prefill(
+    config, params, tokens()[:, :12], lengths, cache_size=T
+  )
+  assert shapes(state) == shapes(jax.eval_shape(lambda: empty(config)))
+  found = language_model.logits(config, params, hidden)
+  for row, length in enumerate(lengths):
+    np.testing.assert_allclose(
+      found[row, :length], whole[row, :length], **TOLERANCE
+    )
+  for count in (1, 7, 1):
+    more = [tokens()[row, n : n + count] for row, n in enumerate(lengths)]
+    found, state = decode(config, params, np.stack(more), state)
+    for row, n in enumerate(lengths):
+      np.testing.assert_allclose(
+        found[row], whole[row, n : n + count], **TOLERANCE
+      )
+    lengths = lengths + count
+  np.testing.assert_array_equal(state.length, lengths)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_texts_and_rows_never_leak(name):
+  """Packed and padded texts give the numbers of each alone, in either row."""
+  config, params, whole = made(name)
+  first, second = tokens()
+  packed = np.concatenate([[7, 7], first[:9], second[:3], first[:8], [9, 9]])
+  ids = np.array([-1] * 2 + [0] * 9 + [1] * 3 + [0] * 8 + [-1] * 2, np.int32)
+  for rows in ([packed, second], [second, packed]):
+    at = 0 if rows[0] is packed else 1
+    segment_ids = np.zeros((2, T), np.int32)
+    segment_ids[at] = ids
+    found = np.asarray(
+      forward(config, params, np.stack(rows), segment_ids=segment_ids)
+    )
+    np.testing.assert_allclose(found[at, 2:11], whole[0, :9], **TOLERANCE)
+    np.testing.assert_allclose(found[at, 11:14], whole[1, :3], **TOLERANCE)
+    np.testing.assert_allclose(found[at, 14:22], whole[0, :8], **TOLERANCE)
+    np.testing.assert_allclose(found[1 - at], whole[1], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_safetensors_keep_the_model(name, tmp_path):
+  config = AttambaConfig.tiny(vocab_size=VOCAB, **CASES[name])
+  params = draw(config)
+  save_safetensors(tmp_path / "model", config, params)
+  found = load(tmp_path / "model")
+  assert found.config == config
+  assert jax.tree.structure(found.params) == jax.tree.structure(params)
+  for ours, theirs in zip(*map(jax.tree.leaves, (params, found.params))):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def ends_of(boundaries, places, layer=1, **changes):
+  config = AttambaConfig.tiny(boundaries=boundaries, **changes)
+  found = chunks.closed_by_place(
+    config, config.runs[0], jnp.int32(layer), places[None]
+  )
+  return np.flatnonzero(found[0])
+
+
+def test_regular_boundaries():
+  places = np.arange(32, dtype=np.int32)
+  regular = functools.partial(ends_of, places=places)
+  np.testing.assert_array_equal(regular("uniform"), [0, *range(3, 32, 4)])
+  np.testing.assert_array_equal(regular("uniform", sink=False), range(3, 32, 4))
+  # Half a chunk earlier in the second of two layers.
+  np.testing.assert_array_equal(regular("cyclic"), [0, *range(1, 32, 4)])
+  np.testing.assert_array_equal(regular("cyclic", layer=0), regular("uniform"))
+  drawn = regular("random", sink=False)
+  np.testing.assert_array_equal(drawn // 4, range(8))
+  assert len(set(drawn % 4)) > 1
+  assert set(drawn) != set(regular("random", sink=False, layer=0))
+  assert set(drawn) != set(regular("random", sink=False, seed=1))
+
+
+def test_boundaries_by_token():
+  config = AttambaConfig.tiny(boundaries="surprise")
+  whole = COST_OF_CHUNK
+  # Chunks of 2 to 8 tokens; token 0 is one of its own.
+  costs = [9 * whole, whole, 0, 1, 0, whole, *[0] * 9, whole - 1, 1, 0]
+  costs = np.array([costs], np.int32)
+  places = np.arange(costs.size, dtype=np.int32)[None]
+  zero = jnp.zeros(1, jnp.int32)
+  closed, count, spent = chunks.closed_by_cost(
+    config, config.runs[0], costs, places, zero, zero
+  )
+  np.testing.assert_array_equal(np.flatnonzero(closed[0]), [0, 2, 5, 13, 16])
+  assert (count[0], spent[0]) == (1, 0)
+
+
+def test_chunks_that_no_token_sees_are_not_kept():
+  config = AttambaConfig.tiny(boundaries="uniform", window=3)
+  ids = np.array([[0] * 12 + [1] * 4 + [2] * 9 + [-1] * 2], np.int32)
+  texts = Texts.of(ids.shape, jnp.asarray(ids))
+  closed = chunks.closed_by_place(
+    config, config.runs[0], jnp.int32(0), texts.places
+  )
+  most = chunks.most_kept(config, config.runs[0], ids.shape[1])
+  kept = chunks.find(config, closed, texts, most, keep_all=False)
+  ends = np.asarray(kept.ends[0])
+  assert (ends[:4] < UNUSED).all() and (ends[4:] == UNUSED).all()
+  np.testing.assert_array_equal(ends[:4], [0, 3, 7, 16])
+  np.testing.assert_array_equal(kept.seen_from[0, :4], ends[:4] + 4)
+
+
+@pytest.mark.parametrize("boundaries", BOUNDARIES)
+@pytest.mark.parametrize("window", [0, 5])
+def test_rows_of_short_texts_find_room(boundaries, window):
+  """However short texts are, `most_kept` is enough for their chunks."""
+  rng = np.random.default_rng(0)
+  for compressor in ("ssm", "mean"):
+    config = AttambaConfig.tiny(
+      boundaries=boundaries, window=window, compressor=compressor
+    )
+    run = config.runs[0]
+    ids = np.cumsum(rng.uniform(size=(40, 50)) < 0.12, axis=1)
+    ids[:20] = np.arange(50) // (window + np.arange(2, 22)[:, None])
+    texts = Texts.of(ids.shape, jnp.asarray(ids, jnp.int32))
+    closed = rng.uniform(size=ids.shape) < 0.5
+    if boundaries in ("token_class", "surprise"):
+      zero = jnp.zeros(40, jnp.int32)
+      costs = np.full(ids.shape, COST_OF_CHUNK, np.int32)
+      closed, _, _ = chunks.closed_by_cost(
+        config, run, costs, texts.places, zero, zero
+      )
+    else:
+      closed = chunks.closed_by_place(config, run, jnp.int32(1), texts.places)
+    most = chunks.most_kept(config, run, 50)
+    all_of_them = chunks.find(config, closed, texts, 50, keep_all=False)
+    assert np.sum(np.asarray(all_of_them.ends) < UNUSED, axis=1).max() <= most
+
+
+def nbytes(tree):
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+  "preset, least", [("attamba_p4", 3.9), ("attamba_p8", 7.5)]
+)
+def test_bytes_of_the_cache(preset, least):
+  """Of keys and values at 8,192 tokens, against those of a Transformer."""
+  config = getattr(AttambaConfig, preset)()
+  size = functools.partial(
+    language_model.init_state, batch=1, cache_size=8192, dtype=jnp.bfloat16
+  )
+  state = jax.eval_shape(lambda: size(config))
+  full = TransformerConfig(
+    vocab_size=32000, num_layers=8, d_model=512, d_ff=1536, num_heads=8,
+    num_kv_heads=8, head_dim=64,
+  )  # fmt: skip
+  whole = nbytes(jax.eval_shape(lambda: size(full)).cache)
+  assert whole == 8 * 2 * 8192 * 512 * 2
+  cache = state.layers[0].cache
+  assert isinstance(cache, ChunkedCache)
+  assert whole / nbytes(cache) > least
+  # With the states of the open chunk.
+  assert whole / nbytes(state) > 0.95 * least
+  shared = dataclasses.replace(config, share_kv=True)
+  cache = jax.eval_shape(lambda: size(shared)).layers[0].cache
+  assert whole / nbytes(cache) > 2 * 0.99 * least
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"chunk_sizes": (512,)}, "a chunk of 512 tokens is longer"),
+    ({"chunk_sizes": (4, 4, 4)}, "one for each of 2 layers"),
+    ({"chunk_sizes": (0,)}, "chunk_sizes=0 is no positive"),
+    ({"window": -1}, "window=-1 is no integer from 0"),
+    ({"boundaries": "every"}, "boundaries='every': take from uniform"),
+    ({"compressor": "zip"}, "compressor='zip': take from ssm"),
+    ({"num_kv_heads": 2}, "are not as wide as d_model=32"),
+    ({"ssm_head_dim": 7}, "ssm_channels=16 is no multiple"),
+    ({"compressor": "mean", "carry": True}, "carry=True is of"),
+  ],
+)
+def test_bad_settings_are_one_line(changes, words):
+  with pytest.raises(InputError, match=words) as error:
+    AttambaConfig.tiny(**changes)
+  assert "\n" not in str(error.value)

@@ -1,0 +1,162 @@
+"""Attention over chunks and a window, against loops in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ops import chunked_attention as module
+from ops.chunked_attention import (
+  UNUSED,
+  chunked_attention,
+  chunked_attention_reference,
+)
+from tests.ops.sequence_op import EPSILON, assert_close, tolerance
+
+B, S, H, N, D = 2, 37, 4, 2, 8
+# Rows with other boundaries; the second has fewer.
+ENDS = np.array(
+  [[0, 3, 4, 11, 19, 28, 36], [6, 7, 22, 30, UNUSED, UNUSED, UNUSED]], np.int32
+)
+# Two texts in the first row, three in the second.
+STARTS = np.array([[0] * 13 + [13] * 24, [0] + [1] * 24 + [25] * 12], np.int32)
+
+
+def draw(*shape, dtype="float32", seed=0):
+  rng = np.random.default_rng([seed, *shape])
+  return jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+
+
+def arrays(dtype="float32"):
+  shapes = (B, S, H, D), (B, S, N, D), (B, S, N, D)
+  return [draw(*x, dtype=dtype, seed=i) for i, x in enumerate(shapes)]
+
+
+def pools(dtype="float32"):
+  return {
+    name: draw(B, ENDS.shape[1], N, D, dtype=dtype, seed=i)
+    for i, name in enumerate(("chunk_k", "chunk_v"), 3)
+  }
+
+
+SEEN_FROM = np.where(ENDS < UNUSED, ENDS + 3, UNUSED).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames="window")
+def pull(q, k, v, dy, window, starts, pooled, seen_from):
+  def run(q, k, v, pooled):
+    return chunked_attention(
+      q, k, v, ENDS, window=window, starts=starts, seen_from=seen_from, **pooled
+    )
+
+  y, back = jax.vjp(run, q, k, v, pooled)
+  return y, back(dy)
+
+
+@pytest.mark.parametrize(
+  "window, packed, pooled, dtype",
+  [
+    (0, False, False, "float32"),
+    (5, True, True, "float32"),
+    (40, True, False, "bfloat16"),
+  ],
+)
+def test_output_and_gradients(window, packed, pooled, dtype):
+  q, k, v = arrays(dtype)
+  dy = draw(B, S, H, D, dtype=dtype, seed=9)
+  starts = STARTS if packed else None
+  own, seen_from = (pools(dtype), SEEN_FROM) if pooled else ({}, None)
+  y, found = pull(q, k, v, dy, window, starts, own, seen_from)
+  assert y.dtype == q.dtype
+  wide = lambda x: np.asarray(x, np.float64)
+  options = {"window": window, "starts": starts, "seen_from": seen_from}
+  exact = chunked_attention_reference(
+    wide(q), wide(k), wide(v), ENDS, **options, **own
+  )
+  # Shares are rounded once, and what they weigh is at most some 4.
+  limit = tolerance("float32", S + D) + (
+    4 * EPSILON[dtype] if dtype == "bfloat16" else 0
+  )
+  assert_close(y, exact, limit)
+  assert jax.tree.structure(found) == jax.tree.structure((q, k, v, own))
+  if dtype == "bfloat16":
+    return
+  # The slope along a direction by central differences in float64.
+  step = 1e-5
+  inputs = {"q": q, "k": k, "v": v, **own}
+  slopes = dict(zip("qkv", found)) | found[3]
+  for seed, name in enumerate(inputs, 20):
+    along = wide(draw(*inputs[name].shape, seed=seed))
+    at = lambda c, n=name, a=along: chunked_attention_reference(
+      ends=ENDS,
+      **options,
+      **{
+        key: wide(x) + (c * a if key == n else 0) for key, x in inputs.items()
+      },
+    )
+    slope = np.sum((at(step) - at(-step)) * wide(dy)) / (2 * step)
+    ours = np.sum(wide(slopes[name]) * along)
+    scale = np.linalg.norm(along) * np.linalg.norm(wide(slopes[name]))
+    assert abs(ours - slope) < 1e-5 * scale
+
+
+def test_every_token_a_chunk_is_causal_attention():
+  q, k, v = arrays()
+  ends = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (B, S))
+
+  @jax.jit
+  def run(q, k, v):
+    plain = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    ours = functools.partial(chunked_attention, window=3)
+    rows = lambda x: x[:, None]
+    alone = jax.vmap(ours)(rows(q), rows(k), rows(v), rows(ends))
+    return plain, ours(q, k, v, ends), alone
+
+  plain, ours, alone = run(q, k, v)
+  assert_close(ours, plain, 2 * tolerance("float32", S + D))
+  assert_close(alone[:, 0], plain, 2 * tolerance("float32", S + D))
+
+
+def test_many_queries_go_in_blocks(monkeypatch):
+  """Of 5 queries, the last of which is not full; gradients are the same."""
+  q, k, v = arrays()
+
+  def loss(q, k, v):
+    y = chunked_attention(q, k, v, ENDS, window=5, starts=STARTS)
+    return jnp.sum(y * y), y
+
+  run = lambda: jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+  whole = run()
+  monkeypatch.setattr(module, "_MOST_SCORES", 5 * B * H * ENDS.shape[1])
+  jax.clear_caches()
+  blocks = run()
+  for one, other in zip(*map(jax.tree.leaves, (whole, blocks)), strict=True):
+    assert_close(one, np.asarray(other), 4 * tolerance("float32", S + D))
+
+
+def test_scores_are_few():
+  """No array has S x S numbers, forward or backward."""
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  s, m, window = 4096, 512, 64
+  q, ends = shape((1, s, 2, 8)), jax.ShapeDtypeStruct((1, m), jnp.int32)
+
+  def loss(q, k, v, ends):
+    return jnp.sum(chunked_attention(q, k, v, ends, window=window))
+
+  found = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, q, q, ends)
+  sizes = [v.aval.size for eqn in found.jaxpr.eqns for v in eqn.outvars]
+  assert max(sizes) == 2 * s * m < 2 * s * s / 4
+
+
+def test_what_does_not_fit():
+  q, k, v = arrays()
+  with pytest.raises(ValueError, match="window is -1"):
+    chunked_attention(q, k, v, ENDS, window=-1)
+  with pytest.raises(ValueError, match="3 query heads for 2 key heads"):
+    chunked_attention(q[:, :, :3], k, v, ENDS, window=1)
+  with pytest.raises(ValueError, match="starts is"):
+    chunked_attention(q, k, v, ENDS, window=1, starts=STARTS[:1])
+  with pytest.raises(ValueError, match="come together"):
+    chunked_attention(q, k, v, ENDS, window=1, chunk_k=k[:, :7])

@@ -131,6 +131,11 @@ def seen_from(
 
   A chunk is seen as soon as the window no longer shows what stands for it: its
   last token, or else any of its tokens.
+
+  Args:
+    config: of the model.
+    opens: (B, S) int32.
+    ends: (B, S) int32.
   """
   if is_shared(config):
     return ends + config.window + 1

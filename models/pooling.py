@@ -92,7 +92,7 @@ def pool(
 
   Args:
     k: (B, S, F).
-    v: alike, or None.
+    v: (B, S, F), or None.
     gates: (B, S, G).
     first: (B, M) int32 slots.
     last: (B, M) int32 slots; in front of the first where there is no token.

@@ -56,7 +56,7 @@ def chunked_attention(
       `UNUSED` behind the last chunk. Rows may have other boundaries.
     window: L >= 0, earlier tokens that a query sees one by one.
     chunk_k: Key of each chunk, (B, M, N, D); None for k at `ends`.
-    chunk_v: Value of each chunk alike.
+    chunk_v: Value of each chunk, (B, M, N, D); None for v at `ends`.
     seen_from: First slot whose query sees the chunk, (B, M) int32, behind its
       end; None for `ends + window + 1`, where the window no longer shows the
       chunk's last token: where chunk keys are those of last tokens, each is

@@ -94,8 +94,8 @@ def decoded(spec: str) -> tuple[str, Config, int, int]:
   if not whole or config is None or len(numbers) != _numbers(config):
     raise InputError(
       f"decode={spec}: write MODEL:BATCH, such as mamba2_130m:1, or of a "
-      "Transformer MODEL:BATCHxCONTEXT, such as llama3_2_1b:1x512, with MODEL "
-      f"one of {', '.join(models)}"
+      "Transformer or an Attamba MODEL:BATCHxCONTEXT, such as "
+      f"llama3_2_1b:1x512, with MODEL one of {', '.join(models)}"
     )
   batch, context = (*map(int, numbers), 0)[:2]
   return name, config, batch, context

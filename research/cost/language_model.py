@@ -71,7 +71,7 @@ def _mamba(config: MambaConfig, length: int) -> tuple[float, float]:
 
 
 def _attamba(config: AttambaConfig, length: int) -> tuple[float, float]:
-  """Counted are the keys that a query sees, of the window and of chunks.
+  """Counted are the keys that a query sees, of the window and of even chunks.
 
   State spaces count as those of Mamba-2, twice where they are carried.
   """
@@ -92,12 +92,13 @@ def _attamba(config: AttambaConfig, length: int) -> tuple[float, float]:
   layers, total = c.num_layers * layer, c.num_layers * mixing
   near = min(c.window, length - 1)
   window = near + 1 - near * (near + 1) / (2 * length)
-  behind = max(length - c.window - 1, 0)
   for run in c.runs:
-    # Chunks behind the window of a query, mean over the queries of a text.
-    seen = 0.0 if c.compressor == "none" else behind / run.size / 2
-    seen = (seen + c.sink) * behind / length
-    keys = window + seen
+    ends = [0] * c.sink
+    if c.compressor != "none":
+      ends += range(run.size - 1, length, run.size)
+    # Each is seen by all tokens whose window is behind it.
+    seen = sum(max(length - end - c.window - 1, 0) for end in ends)
+    keys = window + seen / length
     total += run.num_layers * 4.0 * c.num_heads * c.head_dim * keys
   return layers, total
 

@@ -230,8 +230,22 @@ def options_of(path):
 def test_flagfiles_describe_models(path):
   options = options_of(path)
   config = architectures.config_of(options, options.vocab_size)
-  expected = 58e6 if "60m" in path.stem else 5e5
+  expected = {"60m": 58e6, "30m": 34e6}
+  expected = next((n for k, n in expected.items() if k in path.stem), 5e5)
   assert parameter_counts.expected(config) == pytest.approx(expected, rel=0.35)
+
+
+def test_30m_flagfiles_are_alike():
+  paths = [path for path in FLAGFILES if "attamba_30m" in path.stem]
+  found = [options_of(path) for path in paths]
+  counts = [
+    parameter_counts.expected(architectures.config_of(o, o.vocab_size))
+    for o in found
+  ]
+  assert len(found) == 5 and max(counts) < 1.005 * min(counts)
+  names = [field.name for field in dataclasses.fields(Options)]
+  for name in names[names.index("tie_embeddings") :]:
+    assert len({getattr(options, name) for options in found}) == 1, name
 
 
 def test_60m_flagfiles_read_the_same_tokens():

@@ -44,10 +44,11 @@ def _mamba(c):
 
 
 def _attamba(c):
-  """Of state spaces without W_K and W_V."""
+  """Of state spaces without W_K and W_V, or of a window alone with them."""
   d, inner = c.d_model, c.ssm_channels
   heads, channels = inner // c.ssm_head_dim, inner + 2 * c.d_state
   space = d * (inner + channels + heads) + 3 * heads + inner
   space += channels * (c.d_conv + 1) + inner * d
-  attention = 2 * d * c.num_heads * c.head_dim + 2 * space
+  keys = {"ssm": 2 * space, "none": 2 * d * c.kv_width}[c.compressor]
+  attention = 2 * d * c.num_heads * c.head_dim + keys
   return c.num_layers * (attention + 3 * d * c.d_ff + 2 * d)

@@ -68,6 +68,7 @@ def test_a_hybrid_has_attention_at_every_so_many_layers():
     ({"batch": 10, "accumulate": 4}, "--batch=10 .* --accumulate=4"),
     ({"d_state": 16}, "--d_state says nothing about --arch=transformer"),
     ({"arch": "mamba1", "heads": 2}, "--heads says nothing"),
+    ({"window": 4}, "--window says nothing about --arch=transformer"),
   ],
 )
 def test_options_that_do_not_fit_are_told(options, says):
@@ -85,6 +86,12 @@ def test_options_that_do_not_fit_are_told(options, says):
     ({"d_ff": 0}, "--d_ff=0 is for hybrids"),
     ({"arch": "mamba2", "head_dim": 24}, "head_dim=24"),
     ({"arch": "mamba2", "groups": 3}, "num_groups=3"),
+    ({"arch": "attamba", "chunk_size": "four"}, "--chunk_size=four: write"),
+    ({"arch": "attamba", "chunk_size": "4,8,4"}, "3 sizes do not repeat"),
+    ({"arch": "attamba", "chunk_size": "2048"}, "a chunk of 2048 tokens"),
+    ({"arch": "attamba", "boundaries": "by_eye"}, "boundaries='by_eye'"),
+    ({"arch": "attamba", "window": -1}, "window=-1"),
+    ({"arch": "attamba", "kv_heads": 2}, "not as wide as d_model"),
   ],
 )
 def test_sizes_that_do_not_fit_are_told(options, says):
@@ -132,6 +139,16 @@ def test_mixing_is_counted_by_what_a_query_sees():
   expected = 2 * 4 * 64 * 8 + 2 * 4 * 32 * pairs
   assert flops.forward(config, 10)["mixing"] == expected
   assert flops.forward(config_of(arch="mamba1"), 10)["mixing"] == 0
+  config = config_of(
+    arch="attamba", layers=3, d_model=32, heads=1, kv_heads=1, window=2,
+    chunk_size="4", compressor="mean",
+  )  # fmt: skip
+  # Token 0 is a chunk, and tokens 3 and 7 end others, of which the second is
+  # behind the window of no token.
+  window = sum(min(t, 2) + 1 for t in range(10))
+  chunks = len(range(3, 10)) + len(range(6, 10))
+  expected = 3 * 4 * 32 * (window + chunks) / 10
+  assert flops.forward(config, 10)["mixing"] == pytest.approx(expected)
 
 
 def dot_flops(jaxpr):

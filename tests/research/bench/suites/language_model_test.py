@@ -5,14 +5,17 @@ import jax.numpy as jnp
 import pytest
 
 from models import language_model
+from models.attamba_config import AttambaConfig
 from models.errors import InputError
 from models.mamba_config import MambaConfig
 from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
+from ops import dispatch
 from research.bench import ceilings, plan
 from research.bench.suites import decoding
 from research.bench.suites.language_model import Suite
 from research.cost.roofline import Ceilings
+from research.cost.sizes import nbytes
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +145,27 @@ def test_bytes_of_a_transformer_are_weights_and_the_filled_cache():
   assert phase.bytes == 2 * (weights + 3 * 20.5 * token)
   seen = 2 * 20.5 * c.num_layers * c.num_heads * c.head_dim
   assert phase.flops == 2 * 3 * (weights + seen)
+
+
+def test_an_attamba_is_asked_for_by_its_context():
+  what = decoding.parse("tiny_attamba:3x16", tokens=8)
+  case = decoding.case(what, ["xla"])
+  assert case.shape == "B3 C16" and not case.peers
+  c = AttambaConfig.tiny()
+  params = sum(
+    leaf.size for leaf in jax.tree.leaves(decoding.initial(what.config))
+  )
+  # Six chunks of 24 tokens and that of token 0, and a window of three.
+  keys = 2 * c.num_layers * 3 * (6 + 1 + 3) * c.kv_width
+  state = jax.eval_shape(lambda: decoding.begin(what, 0, 24))
+  cache = state.layers[0].cache
+  assert cache.chunk_k.size + cache.chunk_v.size + 2 * cache.ring_k.size == keys
+  (phase,) = case.phases
+  assert phase.bytes == 2 * params + nbytes(state)
+  with pytest.raises(InputError, match="an Attamba MODEL:BATCHxCONTEXT"):
+    decoding.parse("tiny_attamba:3")
+  with pytest.raises(dispatch.UnsupportedError, match="only Mamba-2"):
+    case.ours["xla"].func("mosaic_gpu")
 
 
 def test_a_call_begins_at_the_same_context_every_time():

@@ -28,8 +28,9 @@ def _of(*suites: str) -> Any:
 _LIST, _TEXT, _BOOL = flags.DEFINE_list, flags.DEFINE_string, flags.DEFINE_bool
 
 _both = _of("ops", "language_model")
-_PEERS = "plain, mamba_ssm, causal_attention, sliding_window; or transformers"
-_both(_LIST, "peers", [], _PEERS)
+_both(
+  _LIST, "peers", [], "plain, mamba_ssm and others; an unknown one lists all"
+)
 _both = _of("ops", "sol")
 _both(_LIST, "dtype", None, "bfloat16 or float32, of activations or weights")
 _both = _of("language_model", "regression_lm")

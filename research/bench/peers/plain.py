@@ -99,7 +99,7 @@ def chunked_attention(arrays: dict[str, jax.Array], window: int) -> jax.Array:
   slots = jnp.arange(q.shape[1])
   far = slots[:, None] - slots[None]
   closed = jnp.any(ends[:, :, None] == slots[None, None], axis=1)
-  seen = (far >= 0) & ((far <= window)[None] | closed[:, None])
+  seen = (far >= 0)[None] & ((far <= window)[None] | closed[:, None])
   return jax.nn.dot_product_attention(
     q, arrays["k"], arrays["v"], mask=seen[:, None]
   )

@@ -28,9 +28,7 @@ def _of(*suites: str) -> Any:
 _LIST, _TEXT, _BOOL = flags.DEFINE_list, flags.DEFINE_string, flags.DEFINE_bool
 
 _both = _of("ops", "language_model")
-_both(
-  _LIST, "peers", [], "plain, mamba_ssm and others; an unknown one lists all"
-)
+_both(_LIST, "peers", [], "plain, mamba_ssm, ...; an unknown one lists all")
 _both = _of("ops", "sol")
 _both(_LIST, "dtype", None, "bfloat16 or float32, of activations or weights")
 _both = _of("language_model", "regression_lm")

@@ -86,7 +86,7 @@ def steps(
   Args:
     config: of the model.
     run: of the layer.
-    layer: its index, ().
+    layer: its index, an int32 scalar.
     slots: (B, T) int32.
     costs: (B, T) int32 of the tokens, where they end chunks.
     state: of the layer.

@@ -114,8 +114,8 @@ def test_a_butterfly_is_one():
 
   @jax.jit
   def run(x, twiddle):
-    low = butterfly._group_matrix(twiddle[:, 0], (0, 3), True)[0, :, 0]
-    high = butterfly._group_matrix(twiddle[:, 0], (3, 5), True)[0, 0]
+    low = butterfly.group_matrix(twiddle[:, 0], (0, 3), True)[0, :, 0]
+    high = butterfly.group_matrix(twiddle[:, 0], (3, 5), True)[0, 0]
     assert low.shape == (4, 8, 8) and high.shape == (8, 4, 4)
     return monarch_matmul(x, low, high)
 

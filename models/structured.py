@@ -161,10 +161,8 @@ class BlockDiagonal(_Structured):
     """Maps (..., D) to (..., F), in the dtype of `x`."""
     kernel = self.kernel[...].astype(x.dtype)
     blocks = x.reshape(*x.shape[:-1], *kernel.shape[:2])
-    y = jnp.einsum(
-      "...kd,kdf->...kf", blocks, kernel, preferred_element_type=jnp.float32
-    )
-    return self._with_bias(y.astype(x.dtype).reshape(*x.shape[:-1], -1))
+    y = jnp.einsum("...kd,kdf->...kf", blocks, kernel)
+    return self._with_bias(y.reshape(*x.shape[:-1], -1))
 
   def multiplications(self) -> int:
     """Of one row."""

@@ -67,14 +67,15 @@ def monarch_matmul(
 
 
 def _product(spec, x, weight):
-  y = jnp.einsum(
+  # The result is asked for in x's dtype: of one in float32 the gradient would
+  # be float32, and with it both products of the backward pass.
+  return jnp.einsum(
     spec,
     x,
     weight.astype(x.dtype),
     precision="highest",
-    preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    preferred_element_type=x.dtype,
   )
-  return y.astype(x.dtype)
 
 
 def init_monarch(

@@ -176,12 +176,16 @@ def _outer(spec, a, b):
 
 
 def _einsum(spec, a, b, dtype):
-  """A product in `dtype` with sums of float32, rounded to it."""
-  y = jnp.einsum(
+  """A product in `dtype` with sums of float32, rounded to it.
+
+  The result is asked for in `dtype`. Asked for in float32 and cast, it would
+  have a gradient of float32, for which both products of the backward pass, and
+  all that they read, would be float32 too.
+  """
+  return jnp.einsum(
     spec,
     a.astype(dtype),
     b.astype(dtype),
     precision="highest",
-    preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+    preferred_element_type=dtype,
   )
-  return y.astype(dtype)

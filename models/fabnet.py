@@ -287,7 +287,7 @@ def hidden(
 ) -> jax.Array:
   """States of the tokens, as `logits` takes them: float32 (B, L, D)."""
   _check(config, tokens)
-  mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+  mask = _mask(config, tokens, lengths)
   return bind(config, params).hidden(tokens, mask, compute, key)
 
 
@@ -316,13 +316,19 @@ def logits(
   _check(config, tokens)
   model = bind(config, params)
   flat = tokens.reshape(-1, tokens.shape[-1])
-  mask = jnp.arange(flat.shape[1])[None] < lengths.reshape(-1, 1)
+  mask = _mask(config, flat, lengths.reshape(-1))
   x = model.pooled(model.hidden(flat, mask, compute, key), mask)
   if config.pairs:
     first, second = jnp.moveaxis(x.reshape(-1, 2, x.shape[-1]), 1, 0)
     x = [first, second, first * second, first - second]
     x = jnp.concatenate(x, axis=-1)
   return model.head_out(jax.nn.relu(model.head_in(x)))
+
+
+def _mask(config, tokens, lengths):
+  """What of the states (B, L) is no padding; a token in front shifts them."""
+  lengths = lengths + (config.pool == "cls")
+  return jnp.arange(tokens.shape[1])[None] < lengths[:, None]
 
 
 def _check(config, tokens):

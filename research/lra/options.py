@@ -111,6 +111,11 @@ class Options:
         f"--augment is for images, and --task={self.task} has none: leave it "
         "out"
       )
+    if self.pretrain_share and self.pool == "cls":
+      raise InputError(
+        "--pretrain_share restores a token from the state in its place, which "
+        "--pool=cls shifts: take --pool=mean"
+      )
     if self.attention_layers and self.model not in ("fabnet", "fnet"):
       raise InputError(
         f"--attention_layers is for fabnet and fnet: --model={self.model} has "

@@ -151,6 +151,7 @@ MISTAKES = [
   (["--task=image", "--data=/nowhere"], "/nowhere: no such folder"),
   (["--seeds=0.5"], r"--seeds=\[0.5\]: seeds are whole numbers"),
   (["--augment"], "--augment is for images, and --task=listops has none"),
+  (["--pretrain_share=.5", "--pool=cls"], "--pretrain_share restores a token"),
   (["--layers=1", "--attention_layers=2"], "--attention_layers=2: the model"),
   (
     ["--model=mamba2", "--attention_layers=1"],

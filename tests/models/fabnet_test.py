@@ -72,6 +72,21 @@ def test_padding_is_seen_by_nobody_unless_the_released_code_is_asked(model):
     assert abs(scores - other).max() > 1e-4
 
 
+def test_every_token_is_seen(model):
+  """The last one too, where a token in front moves all by a place."""
+  config, _, run = model
+  tokens, lengths, there = tokens_of(config)
+  last = np.arange(16) == lengths[..., None] - 1
+  changed = abs(
+    run(tokens, lengths) - run(np.where(last, 18 - tokens, tokens), lengths)
+  )
+  # Of a sequence that fills the model's length it is lost behind a `cls`.
+  short = (
+    lengths.reshape(3, -1).max(1) < 16 if config.pool == "cls" else 3 * [True]
+  )
+  assert np.all(changed.max(1)[np.array(short)] > 0)
+
+
 def test_parameters_have_the_names_and_number_that_abstract_ones_have(model):
   config, params, _ = model
   assert fabnet.num_params(config) == sum(

@@ -36,6 +36,9 @@ _DEPTHS = cli.numbers(
 _WIDTHS = cli.numbers(
   "widths", [16, 32, 64, 96, 128], "likewise, multiples of 8", lower=8
 )
+_BUTTERFLY = flags.DEFINE_string(
+  "butterfly", None, "implementation of butterfly_matmul in passes; None: best"
+)
 _SIZES = flags.DEFINE_string("sizes", None, "folder of flagfiles to write")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 _OPTIONS = option_flags.define(Options)
@@ -83,7 +86,12 @@ def main(_) -> None:
     path = pathlib.Path(_SIZES.value) / f"{options.task}_{name}.flags"
     files.write_text(path, "\n".join(lines) + "\n")
   batches = list(map(int, _BATCHES.value))
-  found = timing.measure(timing.cases(models, batches), options, say=cli.say)
+  found = timing.measure(
+    timing.cases(models, batches),
+    options,
+    butterfly=_BUTTERFLY.value,
+    say=cli.say,
+  )
   columns = ["model", "pass", "batch", "ms", "sample_ms", "block_parameters"]
   cli.show(found, columns)
   cli.keep(_RESULT.value, found, began, tried=rows)

@@ -47,6 +47,7 @@ class Compute:
     dtype: of the work of blocks.
     attention: "xla", "cudnn", or None for the best that runs here.
     fourier: implementation of `ops.fourier_mix`, or None.
+    butterfly: of `ops.butterfly_matmul`, or None.
     mamba: implementations of the ops of Mamba-2.
     dropout: share of embeddings, of what mixers add (transforms but for), of
       the FFN's middle and of what it adds that is dropped in training.
@@ -55,6 +56,7 @@ class Compute:
   dtype: str = "float32"
   attention: str | None = None
   fourier: str | None = None
+  butterfly: str | None = None
   mamba: Implementations = Implementations()
   dropout: float = 0.0
 
@@ -85,9 +87,18 @@ class Ffn(nnx.Module):
     self.up = make(config.d_model, config.d_ff)
     self.down = make(config.d_ff, config.d_model)
 
-  def __call__(self, x: jax.Array, drop: Dropper) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, compute: Compute, drop: Dropper
+  ) -> jax.Array:
     """Maps (B, L, D)."""
-    return drop(self.down(drop(jax.nn.gelu(self.up(x)))))
+    middle = drop(jax.nn.gelu(_apply(self.up, x, compute)))
+    return drop(_apply(self.down, middle, compute))
+
+
+def _apply(matrix, x, compute):
+  if isinstance(matrix, structured.Butterfly):
+    return matrix(x, implementation=compute.butterfly)
+  return matrix(x)
 
 
 def _matrices(config, kind, rngs):
@@ -137,7 +148,7 @@ class Attention(nnx.Module):
     """Maps (B, L, D)."""
     c, length = self.config, x.shape[1]
     q, k, v = (
-      proj(x).reshape(*x.shape[:2], c.num_heads, c.head_dim)
+      _apply(proj, x, compute).reshape(*x.shape[:2], c.num_heads, c.head_dim)
       for proj in (self.q_proj, self.k_proj, self.v_proj)
     )
     if c.positions == "rotary":
@@ -147,7 +158,7 @@ class Attention(nnx.Module):
       k = layers.apply_rope(k, positions, frequencies)
     lengths = mask.sum(-1) if c.mask_padding else jnp.full(len(x), length)
     mixed = attend_to_text(q, k, v, lengths, implementation=compute.attention)
-    return drop(self.o_proj(mixed.reshape(x.shape)))
+    return drop(_apply(self.o_proj, mixed.reshape(x.shape), compute))
 
 
 class Mamba(nnx.Module):
@@ -198,7 +209,7 @@ class Block(nnx.Module):
     normed = self.mixer_norm(x).astype(compute.dtype)
     x = x + self.mixer(normed, mask, compute, drop).astype(x.dtype)
     normed = self.ffn_norm(x).astype(compute.dtype)
-    return x + self.ffn(normed, drop).astype(x.dtype)
+    return x + self.ffn(normed, compute, drop).astype(x.dtype)
 
 
 class FABNet(module.Model):

@@ -76,11 +76,17 @@ class Butterfly(_Structured):
     shape = (stacks, 2 * half - 1, 2, 2) if tied else self.shape
     self.twiddle = nnx.Param(init_twiddle(rngs.params(), shape))
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, *, implementation: str | None = None
+  ) -> jax.Array:
     """Maps (..., D) to (..., F), in the dtype of `x`."""
     twiddle = self.twiddle[...]
-    twiddle = self._untied(twiddle) if self.tied else twiddle
-    y = butterfly_matmul(x, twiddle, out_features=self.out_features)
+    y = butterfly_matmul(
+      x,
+      self._untied(twiddle) if self.tied else twiddle,
+      out_features=self.out_features,
+      implementation=implementation,
+    )
     return self._with_bias(y)
 
   def _untied(self, twiddle):

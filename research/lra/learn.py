@@ -33,6 +33,16 @@ Tree = Any
 Loss = Callable[..., tuple[jax.Array, jax.Array]]
 
 
+def compute_of(options: Options) -> Compute:
+  """How members are computed: kernels know no axis of members, XLA does."""
+  return Compute(
+    dtype=options.dtype,
+    dropout=options.dropout,
+    fourier="xla",
+    butterfly="xla",
+  )
+
+
 def on_device(split: Split) -> dict[str, jax.Array]:
   """Arrays "tokens", "lengths" and "labels" of a split."""
   return {

@@ -60,6 +60,7 @@ def measure(
   wanted: Sequence[Case],
   options: Options,
   *,
+  butterfly: str | None = None,
   repeats: int = 20,
   seconds: float = 0.3,
   say: Callable[[str], None] = lambda line: None,
@@ -69,6 +70,8 @@ def measure(
   Args:
     wanted: the cases.
     options: task, length, batch, dropout and dtype.
+    butterfly: implementation of `ops.butterfly_matmul` in passes; updates, as
+      training makes them, take XLA's.
     repeats: measurements of a case at most.
     seconds: that a case takes at most, after its first measurements.
     say: told each result.
@@ -77,7 +80,7 @@ def measure(
     A row a case: "ms" of a pass or update, "sample_ms" of one sequence of it,
     parameters and work; "error" where one does not run.
   """
-  traced = [_traced(case, options) for case in wanted]
+  traced = [_traced(case, options, butterfly) for case in wanted]
   with futures.ThreadPoolExecutor(8) as pool:
     compiled = list(pool.map(lambda item: item[0].compile(), traced))
   rows = []
@@ -92,26 +95,26 @@ def measure(
   return rows
 
 
-def _traced(case: Case, options: Options):
+def _traced(case: Case, options: Options, butterfly: str | None):
   """A lowered program, and what makes a call of the compiled one."""
   config, task = case.config, TASKS[options.task]
   params = jax.tree.map(_drawn, fabnet.abstract_params(config))
-  compute = Compute(dtype=options.dtype, dropout=options.dropout)
   data = _data(config, case.batch or max(_EXAMPLES, options.batch))
   if case.batch is not None:
+    compute = Compute(dtype=options.dtype, butterfly=butterfly)
     run = jax.jit(
       lambda p, tokens, lengths: fabnet.logits(
         config,
         p,
         tokens.astype(jnp.int32),
         lengths,
-        compute=dataclasses.replace(compute, dropout=0.0),
+        compute=compute,
       )
     )
     arguments = params, data["tokens"], data["lengths"]
     return run.lower(*arguments), lambda program: lambda: program(*arguments)
   seeds = np.zeros(1, int)
-  loss = learn.classify_loss(config, compute)
+  loss = learn.classify_loss(config, learn.compute_of(options))
   run = learn.make_round(loss, options, task, None)
   members = jax.tree.map(lambda x: x[None], params)
   state = learn.create_state(members, options, seeds)

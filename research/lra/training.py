@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import fabnet
-from models.fabnet import Compute
 from models.fabnet_config import FABNetConfig
 from research.core import files, loop, metrics, optimizer, report
 from research.core.options import RunOptions
@@ -72,7 +71,7 @@ def train(run: Run, say: Say) -> list[dict[str, Any]]:
   options, task = run.options, TASKS[run.options.task]
   config = run.config or architectures.config(options)
   parts = data_lib.load(task, run.data, say)
-  compute = Compute(dtype=options.dtype, dropout=options.dropout)
+  compute = learn.compute_of(options)
   say(
     f"{options.model} on {task.name}: {fabnet.num_params(config):,} parameters,"
     f" {architectures.block_parameters(config):,} of them in blocks; "
@@ -211,7 +210,8 @@ def score(
   """The share of right answers of a saved model, as `train` tells it."""
   config, params = fabnet.load(folder)
   batch = max(_EVAL_TOKENS // config.max_length, 1)
-  evaluate = learn.make_evaluation(config, Compute(dtype=dtype), batch)
+  compute = learn.compute_of(Options(dtype=dtype))
+  evaluate = learn.make_evaluation(config, compute, batch)
   one = jax.tree.map(lambda x: x[None], params)
   return float(jax.jit(evaluate)(one, learn.on_device(split))[0])
 

@@ -22,7 +22,7 @@ SMALL = 6
 _ROWS = 8
 # How products of n channels are launched, by n.
 CONFIGS = {
-  128: products.Config(rows=32),
+  128: products.Config(rows=32, each=1),
   256: products.Config(rows=32),
   512: products.Config(rows=32),
   1024: products.Config(),

@@ -117,6 +117,17 @@ def mixed(values, twiddle, increasing, unit=1):
   return values
 
 
+def left(i, copies, pending):
+  """Copies that may be under way before the i-th of a tile is prepared.
+
+  The copies of a tile take two memories in turn, so `pending` of them may be
+  under way: those that came after the last one from the same memory. With an
+  odd number of copies the first one follows a copy from its own memory, the
+  last of the tile before, so then none may be under way.
+  """
+  return 0 if i == 0 and copies % _OUT else pending
+
+
 class _Block:
   """A thread block at work, in one of its warpgroups."""
 
@@ -347,11 +358,13 @@ class _Block:
         out.T[...] = value
     plgpu.commit_smem()
 
-  def send(self, j, p, values, ref, pending, crossed, width):
+  def memory(self, name, i, copies, pending):
+    """The shared memory for the i-th of a tile's copies, once it is free."""
+    plgpu.wait_smem_to_gmem(left(i, copies, pending), wait_read_only=True)
+    return self.s[name].at[self.me, i % _OUT]
+
+  def send(self, j, p, values, ref, out, crossed, width):
     """Writes the blocks of a piece to memory, by way of shared memory."""
-    out = self.s["out"].at[self.me, p % _OUT]
-    # Copies out of this memory must be done before it is written anew.
-    plgpu.wait_smem_to_gmem(pending, wait_read_only=True)
     self.put(out, values)
     place = self.place(self.me, j, p, crossed, width)
     plgpu.copy_smem_to_gmem(out, ref.at[place])
@@ -378,17 +391,18 @@ class _Increasing(_Block):
       [functools.partial(self.wait, j, p) for p in range(self.pieces)],
       functools.partial(self.release, j),
     )
-    if self.keep:
-      for p in range(self.pieces):
-        own = self.piece(values, p)
-        self.send(j, p, own, self.middle_ref, _OUT - 1, False, self.width)
+    wanted = [p for p in range(self.pieces) if not self.left_out(p, True)]
+    kept = range(self.pieces if self.keep else 0)
+    copies = len(kept) + len(wanted)
+    for i, p in enumerate(kept):
+      out, own = self.memory("out", i, copies, 1), self.piece(values, p)
+      self.send(j, p, own, self.middle_ref, out, False, self.width)
     values = self.mix(values)
     if self.c.cluster > 1:
       values = self.crossed(self.exchange(j, values))
-    for p in range(self.pieces):
-      if not self.left_out(p, True):
-        own = self.piece(values, p)
-        self.send(j, p, own, self.y_ref, _OUT - 1, True, self.out_width)
+    for i, p in enumerate(wanted, len(kept)):
+      out, own = self.memory("out", i, copies, 1), self.piece(values, p)
+      self.send(j, p, own, self.y_ref, out, True, self.out_width)
 
 
 class _Decreasing(_Block):
@@ -416,7 +430,7 @@ class _Decreasing(_Block):
     for p in range(self.pieces):
       middle = self.s["middle"].at[self.me, p % _OUT]
       if self.keep:
-        plgpu.wait_smem_to_gmem(pending, wait_read_only=True)
+        middle = self.memory("middle", p, self.pieces, pending)
       self.put(middle, self.piece(values, p))
       if self.keep:
         plgpu.copy_smem_to_gmem(
@@ -424,7 +438,8 @@ class _Decreasing(_Block):
           self.middle_ref.at[self.place(self.me, j, p, False, self.width)],
         )
       found = self.products(self.c.each * p, [lambda middle=middle: middle])
-      self.send(j, p, found, self.y_ref, pending, False, self.out_width)
+      out = self.memory("out", p, self.pieces, pending)
+      self.send(j, p, found, self.y_ref, out, False, self.out_width)
 
 
 def shares(mixes, cluster, increasing):

@@ -121,6 +121,20 @@ def test_thread_blocks_of_a_cluster_share_the_stages(increasing):
   assert_close(y, exact, tolerance("float32", 2 * twiddle.shape[2]))
 
 
+@pytest.mark.parametrize("names", [["out"], ["middle", "out"]])
+@pytest.mark.parametrize("copies", range(1, 6))
+def test_shared_memory_is_written_when_its_copy_is_done(copies, names):
+  under_way = []
+  for _tile in range(3):
+    for i in range(copies):
+      for name in names:
+        pending = 2 * len(names) - 1
+        may_be = mosaic_gpu_product.left(i, copies, pending)
+        under_way = under_way[-may_be:] if may_be else []
+        assert (name, i % 2) not in under_way
+        under_way.append((name, i % 2))
+
+
 def test_lowers_for_hopper():
   n, rows, struct = 4096, 1000, jax.ShapeDtypeStruct
   x, dy = struct((rows, n), jnp.bfloat16), struct((rows, 1000), jnp.bfloat16)

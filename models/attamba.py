@@ -109,8 +109,11 @@ class Attamba(module.TokenModel):
       if remat:
         layer = jax.checkpoint(layer, prevent_cse=False)
       indices = jnp.arange(run.start, run.stop, dtype=jnp.int32)
-      x, state = jax.lax.scan(layer, x, (blocks, indices), unroll=unroll)
+      x, (state, found) = jax.lax.scan(
+        layer, x, (blocks, indices), unroll=unroll
+      )
       states.append(state)
+      costs = costs if found is None else found[0]
     hidden = self.final_norm(x, dtype=shared.dtype)
     if lengths is None:
       return hidden, None
@@ -127,18 +130,19 @@ class Attamba(module.TokenModel):
       self.config.runs, self.layers, state.layers, strict=True
     ):
 
-      def layer(x, both, run=run):
+      def layer(x, both, run=run, costs=costs):
         block, index, own = both
         new = steps(self.config, run, index, slots, costs, own)
         x, rest = block(
-          x, shared, lambda attn, y: attn.step(y, own, new, shared)
+          x, shared, lambda attn, y: attn.step(y, run, own, new, shared)
         )
         # The old keys are read before new ones are written: XLA would else
         # keep them by copying the cache.
         return jax.lax.optimization_barrier((x, rest))
 
       indices = jnp.arange(run.start, run.stop, dtype=jnp.int32)
-      x, (new, rest) = jax.lax.scan(layer, x, (blocks, indices, old))
+      x, (new, rest, found) = jax.lax.scan(layer, x, (blocks, indices, old))
+      costs = costs if found is None else found[0]
       cache = old.cache.append(new, slots)
       states.append(dataclasses.replace(rest, cache=cache))
     hidden = self.final_norm(x, dtype=shared.dtype)
@@ -182,8 +186,8 @@ def _read_layer(
   def attend(attn, y):
     return attn.read(y, run, layout, texts, shared, lengths, spent)
 
-  x, (state,) = block(x, shared, attend)
-  return x, state
+  x, (state, costs) = block(x, shared, attend)
+  return x, (state, costs)
 
 
 init, bind = Attamba.init, Attamba.bind
@@ -229,11 +233,11 @@ def layer(
   texts = Texts.of(x.shape[:2], None)
   shared = _pass(dtype, texts.slots, None, None)
   by_cost = _by_cost(config, run, costs, texts)
-  x, _ = _read_layer(
+  x, (_, found) = _read_layer(
     config, run, texts, shared, None, None, by_cost, x,
     (block, jnp.int32(number)),
   )  # fmt: skip
-  return x, costs
+  return x, costs if found is None else found
 
 
 def after_layers(

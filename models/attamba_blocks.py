@@ -148,7 +148,7 @@ class ChunkAttention(nnx.Module):
     shared: Pass,
     lengths: jax.Array | None,
     spent: jax.Array | None,
-  ) -> tuple[jax.Array, RunState | None]:
+  ) -> tuple[jax.Array, RunState | None, jax.Array | None]:
     """Maps (B, T, D), many tokens at a time from an empty state.
 
     Args:
@@ -161,7 +161,8 @@ class ChunkAttention(nnx.Module):
       spent: (B,) int32, costs of the chunk that stays open.
 
     Returns:
-      (B, T, D), and the state behind each row's last token, or None.
+      (B, T, D); the state behind each row's last token, or None; and what the
+      tokens cost other layers (B, T) int32, or None.
     """
     c = self.config
     positions = texts.slots - texts.starts
@@ -183,8 +184,9 @@ class ChunkAttention(nnx.Module):
       at = jnp.take_along_axis(positions, last, axis=1)
       chunk_k = self._rotate(self._heads(chunk_k), at)
       chunk_v = chunk_k if c.share_kv else self._heads(chunk_v)
-    q = self._rotate(self._heads(self.q_proj(x)), positions)
-    k = self._rotate(self._heads(k), positions)
+    q, k = self._heads(self.q_proj(x)), self._heads(k)
+    costs = self._costs(x, q, k, run)
+    q, k = self._rotate(q, positions), self._rotate(k, positions)
     v = k if c.share_kv else self._heads(v)
     mixed = chunked_attention(
       q,
@@ -199,7 +201,7 @@ class ChunkAttention(nnx.Module):
     )
     y = self._output(mixed, positions)
     if lengths is None:
-      return y, None
+      return y, None, costs
     take = lambda x, at: jnp.take_along_axis(
       x, at[..., None, None], axis=1, mode="clip"
     )
@@ -221,17 +223,24 @@ class ChunkAttention(nnx.Module):
     opened = jnp.where(_last(layout.closed, lengths), lengths, opened)
     if spent is None:
       spent = jnp.zeros_like(lengths)
-    return y, RunState(
+    state = RunState(
       cache=cache, spaces=spaces, pools=pools, opened=opened, spent=spent
     )
+    return y, state, costs
 
   def step(
-    self, x: jax.Array, state: RunState, new: Steps, shared: Pass
-  ) -> tuple[jax.Array, NewTokens, RunState]:
+    self,
+    x: jax.Array,
+    run: Run,
+    state: RunState,
+    new: Steps,
+    shared: Pass,
+  ) -> tuple[jax.Array, NewTokens, RunState, jax.Array | None]:
     """Maps (B, T, D), a few tokens behind a state.
 
     Returns:
-      (B, T, D), what the cache gets, and the state but for its cache.
+      (B, T, D); what the cache gets; the state but for its cache; and what the
+      tokens cost other layers (B, T) int32, or None.
     """
     c = self.config
     copies = 2 if c.carry else 1
@@ -259,9 +268,11 @@ class ChunkAttention(nnx.Module):
       chunk_k, chunk_v, pools = self._pool_steps(k, v, gates, state.pools, new)
       chunk_k = self._rotate(self._heads(chunk_k), new.slots)
       chunk_v = None if c.share_kv else self._heads(chunk_v)
-    q = self._rotate(self._heads(self.q_proj(x)), new.slots)
+    q, k = self._heads(self.q_proj(x)), self._heads(k)
+    costs = self._costs(x, q, k, run)
+    q = self._rotate(q, new.slots)
     tokens = NewTokens(
-      k=self._rotate(self._heads(k), new.slots),
+      k=self._rotate(k, new.slots),
       v=None if c.share_kv else self._heads(v),
       chunk_k=chunk_k,
       chunk_v=chunk_v,
@@ -280,6 +291,7 @@ class ChunkAttention(nnx.Module):
         opened=new.opened,
         spent=new.spent,
       ),
+      costs,
     )
 
   def empty_spaces(
@@ -317,6 +329,30 @@ class ChunkAttention(nnx.Module):
       first, second = jnp.split(y, 2)
       y = jnp.where((copy == 0)[..., None], first, second)
     return x + y, new
+
+  def _costs(self, x, q, k, run):
+    """Costs (B, T) of tokens by this layer, some 1 / P each, where it is asked.
+
+    Args:
+      x: (B, T, D).
+      q: (B, T, H, K), not rotated, which is the same for a token and itself.
+      k: (B, T, N, K) alike.
+      run: of the layer.
+    """
+    c = self.config
+    if not chunks.finds_costs(c, run):
+      return None
+    f32 = lambda x: x.astype(jnp.float32)
+    if c.boundaries == "first_ssm":
+      heads, bias = c.mixer.num_heads, f32(self.k_ssm.dt_bias[...])
+      weight = f32(self.k_ssm.in_proj.dense()[:, -heads:])
+      dt = jax.nn.softplus(f32(x) @ weight + bias[None, None])
+      found = jnp.mean(dt, axis=-1) / jnp.mean(jax.nn.softplus(bias))
+    else:
+      k = jnp.repeat(f32(k), c.num_heads // c.num_kv_heads, axis=2)
+      logits = c.head_dim**-0.5 * jnp.sum(f32(q) * k, axis=-1)
+      found = 2 * jax.nn.sigmoid(jnp.mean(logits, axis=-1))
+    return chunks.whole_costs(found / run.size)
 
   def _gate(self, x, places):
     """Logits (B, T, G) of the tokens' weights, each kind's behind the other."""

@@ -8,10 +8,12 @@ from models import config_checks
 from models.errors import InputError, shown
 from models.mamba_config import MambaConfig
 
-# Where a chunk ends: by its place in the text, or by what the tokens are.
+# Where a chunk ends: by its place in the text, by what the tokens are, or by
+# what the first layer makes of them.
 REGULAR = ("uniform", "cyclic", "random")
 BY_TOKEN = ("token_class", "surprise")
-BOUNDARIES = REGULAR + BY_TOKEN
+BY_LAYER = ("first_ssm", "first_attention")
+BOUNDARIES = REGULAR + BY_TOKEN + BY_LAYER
 # What makes one key of a chunk. Those of the second group keep it beside the
 # keys of its tokens, the others take the last token's.
 SHARED = ("ssm", "stride", "none")
@@ -81,6 +83,9 @@ class AttambaConfig:
       place of every P tokens, which layer and place in the text decide.
       "token_class" and "surprise": where the tokens' costs (the parameter
       `chunk_costs`) have summed up to one, with P / 2 to 2 P tokens a chunk.
+      "first_ssm" and "first_attention": the same by costs that the first layer
+      finds, whose own chunks are uniform: the mean step size of its keys'
+      state space, or how much a token attends to itself.
     compressor: what makes a chunk's key and value. "ssm": Mamba-2 layers that
       begin anew with each chunk. "stride": none, the chunk's last token stands
       for it. "mean": of its tokens. "gated_pool": of its tokens, weighed by a
@@ -142,6 +147,10 @@ class AttambaConfig:
     one_of("boundaries", self.boundaries, BOUNDARIES)
     one_of("compressor", self.compressor, COMPRESSORS)
     self._check_chunks()
+    if self.boundaries == "first_ssm" and self.compressor != "ssm":
+      raise InputError(
+        f"boundaries='first_ssm' need compressor='ssm', not {self.compressor!r}"
+      )
     if self.compressor == "ssm":
       self._check_ssm()
     elif self.carry or self.keep_projections:
@@ -209,8 +218,11 @@ class AttambaConfig:
     """The layers as runs of one chunk size."""
     sizes = self.chunk_sizes
     sizes = sizes * self.num_layers if len(sizes) == 1 else sizes
+    # The layer that finds costs is by itself.
+    alone = self.boundaries in BY_LAYER
+    keys = [(size, alone and not i) for i, size in enumerate(sizes)]
     found, start = [], 0
-    for size, group in itertools.groupby(sizes):
+    for (size, _), group in itertools.groupby(keys):
       stop = start + len(list(group))
       found.append(Run(start=start, stop=stop, size=size))
       start = stop
@@ -233,7 +245,7 @@ class AttambaConfig:
 
   def least_size(self, size: int) -> int:
     """Tokens that a chunk of size P has at least, over many chunks."""
-    return max(size // 2, 1) if self.boundaries in BY_TOKEN else size
+    return size if self.boundaries in REGULAR else max(size // 2, 1)
 
   def most_size(self, size: int) -> int:
     """Tokens that a chunk of size P has at most."""

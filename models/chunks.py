@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from models.attamba_config import (
+  BY_LAYER,
   BY_TOKEN,
   SHARED,
   AttambaConfig,
@@ -30,14 +31,19 @@ def token_costs(table: jax.Array, tokens: jax.Array) -> jax.Array:
     table: (V,) shares of a chunk, 0 to 1.
     tokens: (B, S) int32.
   """
-  table = jnp.clip(lax.stop_gradient(table).astype(jnp.float32), 0, 1)
-  return jnp.round(COST_OF_CHUNK * table).astype(jnp.int32)[tokens]
+  return whole_costs(table)[tokens]
+
+
+def whole_costs(shares: jax.Array) -> jax.Array:
+  """Shares of a chunk (...), 0 to 1, as costs (...) int32."""
+  shares = jnp.clip(lax.stop_gradient(shares).astype(jnp.float32), 0, 1)
+  return jnp.round(COST_OF_CHUNK * shares).astype(jnp.int32)
 
 
 def closed_by_place(
   config: AttambaConfig, run: Run, layer: jax.Array, places: jax.Array
 ) -> jax.Array:
-  """Whether a chunk ends at a place of a text, for regular boundaries.
+  """Whether a chunk ends at a place of a text, where that alone decides.
 
   Args:
     config: of the model.
@@ -51,7 +57,7 @@ def closed_by_place(
   size = run.size
   if config.compressor == "none":
     return (places == 0) & config.sink
-  if config.boundaries == "uniform":
+  if config.boundaries in ("uniform", *BY_LAYER):
     closed = places % size == size - 1
   elif config.boundaries == "cyclic":
     earlier = (layer * size) // config.num_layers
@@ -117,6 +123,12 @@ def closed_by_cost(
 def by_token(config: AttambaConfig) -> bool:
   """Whether the tokens themselves decide where chunks end."""
   return config.boundaries in BY_TOKEN and config.compressor != "none"
+
+
+def finds_costs(config: AttambaConfig, run: Run) -> bool:
+  """Whether a run is the layer that finds what tokens cost the others."""
+  is_first = run.start == 0 and config.compressor != "none"
+  return is_first and config.boundaries in BY_LAYER
 
 
 def is_shared(config: AttambaConfig) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models import chunks, language_model
-from models.attamba_config import BOUNDARIES, AttambaConfig
+from models.attamba_config import BOUNDARIES, REGULAR, AttambaConfig
 from models.caches.chunked import ChunkedCache
 from models.chunks import COST_OF_CHUNK, Texts
 from models.convert import load, save_safetensors
@@ -27,7 +27,7 @@ CASES = {
     "share_kv": True,
   },
   "ssm, projected, sizes differ": {
-    "boundaries": "surprise",
+    "boundaries": "first_ssm",
     "chunk_sizes": (3, 5),
     "num_kv_heads": 2,
     "keep_projections": True,
@@ -38,7 +38,11 @@ CASES = {
     "boundaries": "uniform",
     "window": 0,
   },
-  "mean, random": {"compressor": "mean", "boundaries": "random"},
+  "mean, by the first layer's attention": {
+    "compressor": "mean",
+    "boundaries": "first_attention",
+    "num_kv_heads": 2,
+  },
   "gated pool": {
     "compressor": "gated_pool",
     "boundaries": "surprise",
@@ -225,7 +229,7 @@ def test_chunks_that_no_token_sees_are_not_kept():
 def test_rows_of_short_texts_find_room(boundaries, window):
   """However short texts are, `most_kept` is enough for their chunks."""
   rng = np.random.default_rng(0)
-  for compressor in ("ssm", "mean"):
+  for compressor in ("ssm", "mean")[: 2 - (boundaries == "first_ssm")]:
     config = AttambaConfig.tiny(
       boundaries=boundaries, window=window, compressor=compressor
     )
@@ -234,7 +238,7 @@ def test_rows_of_short_texts_find_room(boundaries, window):
     ids[:20] = np.arange(50) // (window + np.arange(2, 22)[:, None])
     texts = Texts.of(ids.shape, jnp.asarray(ids, jnp.int32))
     closed = rng.uniform(size=ids.shape) < 0.5
-    if boundaries in ("token_class", "surprise"):
+    if boundaries not in REGULAR:
       zero = jnp.zeros(40, jnp.int32)
       costs = np.full(ids.shape, COST_OF_CHUNK, np.int32)
       closed, _, _ = chunks.closed_by_cost(
@@ -249,6 +253,22 @@ def test_rows_of_short_texts_find_room(boundaries, window):
 
 def nbytes(tree):
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def test_costs_of_a_first_layer_are_some_of_a_chunk():
+  """About 1 / P each, and those of the tokens that a text has in front."""
+  for boundaries in ("first_ssm", "first_attention"):
+    config = AttambaConfig.tiny(vocab_size=VOCAB, boundaries=boundaries)
+    assert [run.num_layers for run in config.runs] == [1, 1]
+    params = language_model.init(config, jax.random.key(0))
+    stream = language_model.before_layers(config, params, tokens())
+    assert stream[1] is None
+    first, second = language_model.layers_of(config)
+    own = jax.tree.map(lambda x: x[0], params["layers"][0])
+    _, costs = language_model.layer(config, own, first.kind, stream)
+    assert costs.shape == (2, T) and second.kind != first.kind
+    mean = np.asarray(costs).mean() / COST_OF_CHUNK
+    assert 0.5 < 4 * mean < 2 and np.unique(costs).size > 10
 
 
 @pytest.mark.parametrize(
@@ -289,6 +309,7 @@ def test_bytes_of_the_cache(preset, least):
     ({"num_kv_heads": 2}, "are not as wide as d_model=32"),
     ({"ssm_head_dim": 7}, "ssm_channels=16 is no multiple"),
     ({"compressor": "mean", "carry": True}, "carry=True is of"),
+    ({"compressor": "mean", "boundaries": "first_ssm"}, "need compressor="),
   ],
 )
 def test_bad_settings_are_one_line(changes, words):

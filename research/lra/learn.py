@@ -22,6 +22,7 @@ import optax
 from models import fabnet
 from models.fabnet import Compute, Params
 from models.fabnet_config import FABNetConfig
+from models.implementations import Implementations
 from research.core import optimizer
 from research.core.state import TrainState
 from research.lra.options import Options
@@ -40,6 +41,7 @@ def compute_of(options: Options) -> Compute:
     dropout=options.dropout,
     fourier="xla",
     butterfly="xla",
+    mamba=Implementations(scan="xla", conv="xla", norm="xla"),
   )
 
 

@@ -161,7 +161,8 @@ def _rounds(run, flags, folder, step, state, data, count):
     RunOptions(
       workdir=folder,
       flags=flags,
-      checkpoint_every=1,
+      # A run that is stopped saves itself; these are for one that is killed.
+      checkpoint_every=max(rounds // 4, 1),
       log_every=1,
       keep=run.keep,
       shown=("loss", "accuracy"),

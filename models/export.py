@@ -48,8 +48,8 @@ def save(
   }
   token = tokenizer.backend.id_to_token(boundary)
   described = {
-    # By the name of the architecture it would be that of Llama, which adds
-    # tokens beyond the table.
+    # The class is named, since transformers would else take Llama's for the
+    # architecture, which adds tokens beyond the table.
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": token,
     "eos_token": token,

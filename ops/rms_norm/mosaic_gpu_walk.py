@@ -245,7 +245,8 @@ class Walk:
     ]
     if not self.split:
       return sums
-    # In two places by turns: one barrier then is enough.
+    # Partial sums of a step are written beside those of the step before, which
+    # a slower warpgroup may still read, so that one barrier a step is enough.
     place = lax.rem(index, jnp.int32(2))
     for k, slab in enumerate(sums):
       for i, parts in enumerate(slab):

@@ -75,8 +75,10 @@ def configure(batch: int, length: int, heads: int, groups: int) -> Config:
   blocks = batch * heads // together
 
   def cost(segments):
-    # In chunks, one after the other. The states of segments cost a pass, about
-    # half of that for the outputs, and launches and sums worth some chunks.
+    # The cost is counted in chunks that a multiprocessor takes in turn. Several
+    # segments need a pass for their states, which takes about half as long as
+    # that for the outputs, and launches and sums that take as long as some
+    # chunks.
     steps = -(-blocks * segments // PROCESSORS) * -(-chunks // segments)
     return steps if segments == 1 else 1.5 * steps + 16 + 2 * segments
 

@@ -104,7 +104,9 @@ def compile_program(program: Program) -> Compiled:
 def latency(call: Callable[[], Any], timing: Timing) -> float:
   """Least microseconds of a call, results at hand.
 
-  Calls of one measurement follow each other without a wait between them.
+  Calls of one measurement follow each other without a wait between them. The
+  least is taken, where the timer of `research.bench` takes the median, since
+  what else runs on a core only ever adds to a program's own time.
   """
   jax.block_until_ready(call())
   start = time.perf_counter()

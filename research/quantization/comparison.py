@@ -109,7 +109,8 @@ def compare(
   files.write_bytes(folder / _SETUP, pickle.dumps(setup))
   spawn = multiprocessing.get_context("spawn")
   with futures.ProcessPoolExecutor(workers, spawn) as pool:
-    # Without what the float models say nothing can be compared.
+    # Every recipe is compared with what the float models say, so these come
+    # first.
     numbers = range(len(setup.models))
     for job in [pool.submit(_look, folder, number) for number in numbers]:
       job.result()

@@ -63,7 +63,7 @@ class _Scales:
       return static_quantizer(jnp.asarray(scales), form, 1)
     if name == "dt":
       return static_quantizer(seen.absmax, form, 1)
-    # Of B and C, each group of states.
+    # B and C are scaled by group, since heads of a group share them.
     by_group = seen.absmax.reshape(-1, c.d_state).max(axis=-1)
     if name == "conv_BC":
       return static_quantizer(by_group, form, c.d_state)

@@ -127,7 +127,8 @@ class TableSource:
       name: list(value) if isinstance(value, tuple) else value
       for name, value in dataclasses.asdict(self.options).items()
     }
-    # What was added since the first models stays out where it says nothing.
+    # Fields that came after the first models are left out where they are empty,
+    # so that these models still compare equal.
     for field in dataclasses.fields(tables.Layout):
       if field.name not in ("text", "group") and not options[field.name]:
         del options[field.name]

@@ -94,7 +94,7 @@ SIZES = {
   "370m": _published(1024),
   "1.3b": _published(2048),
   "2.8b": _published(2560),
-  # Squares that products are compared at.
+  # Products are compared at square matrices of these widths.
   **{
     str(width): dataclasses.replace(_published(width), channels=width)
     for width in (256, 512, 1024, 2048, 4096, 8192)
@@ -258,7 +258,8 @@ def _conv_arrays(size: Size, batch: int, length: int, draw: _Draw) -> Arrays:
 
 def _selective_scan(size, batch, length, draw):
   d, n = size.channels, size.scan_state
-  # Softplus and SiLU are three more of a channel.
+  # Softplus takes an exponential and a logarithm a channel, and SiLU an
+  # exponential, beside N of the decays.
   exps = float(batch * length * d * (n + 3))
   return OpCase(
     op="selective_scan",
@@ -343,7 +344,7 @@ def _token_logprob(size, batch, length, draw):
     shape=f"B{batch} L{length} E{size.width} V{size.vocab}",
     arrays={
       "hidden": draw(batch, length, size.width),
-      # So that logits are of about one.
+      # A product of E terms of variance 1/E each gives logits of about one.
       "weight": draw(size.vocab, size.width, scale=size.width**-0.5),
       "targets": draw.integers(size.vocab, batch, length),
     },
@@ -441,7 +442,8 @@ def _butterfly_matmul(size, batch, length, draw):
     butterfly_matmul_reference,
     f"E{width}",
     draw(batch, length, width),
-    # So that values stay of about one.
+    # Each stage adds two products, so that twiddles of variance 1/2 keep the
+    # values at about one.
     {"twiddle": 0.5**0.5 * draw.parameter(*shape)},
     2.0 * width * shape[2],
   )
@@ -517,7 +519,8 @@ def _fourier_mix(size, batch, length, draw):
     function=fourier_mix,
     shape=f"B{batch} L{length} E{size.width}",
     arrays={"x": draw(batch, length, size.width)},
-    # Of a row's first tokens alone, the first results are others.
+    # No array is cut in length for the float64 reference, since the transform
+    # mixes all tokens of a row: those of a shorter row have other results.
     sequences=frozenset(),
     batched=frozenset({"x"}),
     call=lambda arrays, implementation: fourier_mix(

@@ -18,6 +18,7 @@ from flax import nnx
 from models import chunks, layers, module, transformer
 from models.attamba_blocks import Block, RunState, empty_run, steps
 from models.attamba_config import AttambaConfig, Run
+from models.attamba_released import ReleasedPass
 from models.chunks import Texts
 from models.errors import InputError
 from models.implementations import Implementations
@@ -231,7 +232,7 @@ def layer(
   block = module.module_over(Block, config, params)
   dtype = params["attn_norm"]["scale"].dtype
   texts = Texts.of(x.shape[:2], None)
-  shared = _pass(dtype, texts.slots, None, None)
+  shared = _pass(dtype, texts.slots, None, None, config.semantics)
   by_cost = _by_cost(config, run, costs, texts)
   x, (_, found) = _read_layer(
     config, run, texts, shared, None, None, by_cost, x,
@@ -248,8 +249,11 @@ def after_layers(
   return norm(stream[0], dtype=params["final_norm"]["scale"].dtype)
 
 
-def _pass(dtype, positions, segment_ids, implementations) -> Pass:
-  return Pass(
+def _pass(
+  dtype, positions, segment_ids, implementations, semantics="paper"
+) -> Pass:
+  kind = ReleasedPass if semantics == "released" else Pass
+  return kind(
     dtype=jnp.dtype(dtype),
     positions=positions,
     attend=None,
@@ -288,7 +292,9 @@ def hidden_states(
   model = bind(config, params)
   positions = transformer.token_positions(tokens)
   dtype = dtype or model.embed.dense().dtype
-  shared = _pass(dtype, positions, segment_ids, implementations)
+  shared = _pass(
+    dtype, positions, segment_ids, implementations, config.semantics
+  )
   return model.read(tokens, shared, remat=remat, unroll=unroll)[0]
 
 
@@ -312,10 +318,10 @@ def init_state(
     params: of the model, which say nothing of its state.
 
   Raises:
-    InputError: a format is given.
+    InputError: a format is given, or the semantics have no state.
   """
   del params
-  _check_state_format(state_format)
+  _check_state(config, state_format)
   return AttambaState(
     layers=tuple(
       empty_run(config, run, batch, cache_size, dtype) for run in config.runs
@@ -324,7 +330,14 @@ def init_state(
   )
 
 
-def _check_state_format(state_format: StateFormat | None) -> None:
+def _check_state(
+  config: AttambaConfig, state_format: StateFormat | None
+) -> None:
+  if config.semantics == "released":
+    raise InputError(
+      "semantics='released' has no state to decode from, as the published code "
+      "has none: take a model of semantics='paper'"
+    )
   if state_format is not None:
     raise InputError(
       f"state_format={state_format}: Attamba keeps the states of its chunks "
@@ -361,9 +374,9 @@ def prefill(
 
   Raises:
     ValueError: the tokens do not fit into the cache.
-    InputError: a format of states is given.
+    InputError: a format of states is given, or the semantics have no state.
   """
-  _check_state_format(state_format)
+  _check_state(config, state_format)
   batch, length = tokens.shape
   if length > cache_size:
     raise ValueError(f"{length} tokens do not fit into {cache_size} slots")

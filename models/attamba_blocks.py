@@ -169,9 +169,11 @@ class ChunkAttention(nnx.Module):
     spaces = None
     if lengths is not None and c.compressor == "ssm":
       spaces = self.empty_spaces(x.shape[0], x.dtype)
-    k, v, spaces = self._keys(
-      x, layout.segment_ids, layout.copy, spaces, shared
-    )
+    ids = layout.segment_ids
+    if c.semantics == "released":
+      # Places within chunks, which differ from text to text.
+      ids = (texts.slots - layout.opens + c.most_size(run.size) * texts.starts,)
+    k, v, spaces = self._keys(x, ids, layout.copy, spaces, shared)
     chunk_k, chunk_v, pools = None, None, None
     if not chunks.is_shared(c):
       gates = self._gate(x, texts.slots - layout.opens)

@@ -19,6 +19,7 @@ BOUNDARIES = REGULAR + BY_TOKEN + BY_LAYER
 SHARED = ("ssm", "stride", "none")
 POOLED = ("mean", "gated_pool", "overlapping_gated_pool")
 COMPRESSORS = SHARED + POOLED
+SEMANTICS = ("paper", "released")
 _SIZES = (
   "vocab_size",
   "vocab_multiple",
@@ -107,6 +108,9 @@ class AttambaConfig:
     tie_embeddings: the head is the transposed token table.
     max_position: trained context length.
     seed: of random boundaries.
+    semantics: "paper", or "released": what the published code computes in place
+      of state spaces (`models.attamba_released`), and its offsets of cyclic
+      boundaries. There is no decoding of it.
   """
 
   vocab_size: int
@@ -134,6 +138,7 @@ class AttambaConfig:
   max_position: int = 2048
   vocab_multiple: int = 1
   seed: int = 0
+  semantics: str = "paper"
 
   def __post_init__(self):
     """Checks what no array shape would; raises InputError."""
@@ -146,6 +151,7 @@ class AttambaConfig:
     config_checks.heads(self)
     one_of("boundaries", self.boundaries, BOUNDARIES)
     one_of("compressor", self.compressor, COMPRESSORS)
+    one_of("semantics", self.semantics, SEMANTICS)
     self._check_chunks()
     if self.boundaries == "first_ssm" and self.compressor != "ssm":
       raise InputError(
@@ -174,6 +180,14 @@ class AttambaConfig:
           f"chunk_sizes={shown(sizes)}: a chunk of {size} tokens is longer "
           f"than a text of max_position={self.max_position}: take smaller ones"
         )
+
+    if self.semantics == "released" and (
+      self.compressor != "ssm" or self.carry or self.boundaries not in REGULAR
+    ):
+      raise InputError(
+        "semantics='released' are of compressor='ssm' without carry, with "
+        f"boundaries {', '.join(REGULAR)}: change them"
+      )
 
   def _check_ssm(self):
     if self.ssm_channels % self.ssm_head_dim:

@@ -61,6 +61,8 @@ def closed_by_place(
     closed = places % size == size - 1
   elif config.boundaries == "cyclic":
     earlier = (layer * size) // config.num_layers
+    if config.semantics == "released":
+      earlier = jnp.minimum(layer * (size // config.num_layers), size - 1)
     closed = (places + earlier) % size == size - 1
   else:
     drawn = _hash(places // size, layer, config.seed) % jnp.uint32(size)

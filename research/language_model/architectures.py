@@ -110,7 +110,8 @@ def _attamba(options, sizes, vocab_size) -> AttambaConfig:
   if len(chunks) > 1:
     chunks *= sizes["layers"] // len(chunks)
   names = ("window", "boundaries", "compressor", "sink", "share_kv",
-           "keep_projections", "carry", "d_state", "ssm_channels")  # fmt: skip
+           "keep_projections", "carry", "semantics", "d_state",
+           "ssm_channels")  # fmt: skip
   return AttambaConfig(
     vocab_size=vocab_size,
     vocab_multiple=options.vocab_multiple,

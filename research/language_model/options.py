@@ -7,7 +7,7 @@ come from its preset.
 import dataclasses
 from typing import Any
 
-from models.attamba_config import BOUNDARIES, COMPRESSORS
+from models.attamba_config import BOUNDARIES, COMPRESSORS, SEMANTICS
 from models.errors import InputError
 from research.core.options import SCHEDULES, option
 from research.text.documents import DOCUMENTS
@@ -71,6 +71,11 @@ class Options:
     None,
     "what makes the key and the value of a chunk; none: a sliding window alone",
     choices=COMPRESSORS,
+  )
+  semantics: str | None = option(
+    None,
+    "of an Attamba: the paper's, or what the released code computes",
+    choices=SEMANTICS,
   )
   ssm_channels: int | None = option(
     None, "channels of an Attamba's state spaces", lower=1, upper=1 << 16
@@ -215,6 +220,7 @@ SIZES = (
   "window",
   "boundaries",
   "compressor",
+  "semantics",
   "ssm_channels",
   "sink",
   "share_kv",
@@ -266,6 +272,7 @@ def _attamba(
     "window": window,
     "boundaries": "cyclic",
     "compressor": "ssm",
+    "semantics": "paper",
     "sink": True,
     "share_kv": False,
     "keep_projections": False,

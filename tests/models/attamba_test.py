@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import chunks, language_model
+from models import attamba_released, chunks, language_model
 from models.attamba_config import BOUNDARIES, REGULAR, AttambaConfig
 from models.caches.chunked import ChunkedCache
 from models.chunks import COST_OF_CHUNK, Texts
@@ -316,3 +316,61 @@ def test_bad_settings_are_one_line(changes, words):
   with pytest.raises(InputError, match=words) as error:
     AttambaConfig.tiny(**changes)
   assert "\n" not in str(error.value)
+
+
+def test_released_semantics_mix_places_within_chunks():
+  """By a loop over pairs of tokens, as its kernels mask them."""
+  rng = np.random.default_rng(0)
+  b, length, h, p, n = 2, 150, 2, 3, 4
+  shapes = (b, length, h, p), (b, length, h), (b, length, 1, n)
+  x, dt, B = (rng.normal(size=s).astype(np.float32) for s in shapes)
+  C = rng.normal(size=shapes[2]).astype(np.float32)
+  A, D, bias = -np.arange(1, h + 1) / 4, rng.normal(size=h), np.ones(h)
+  numbers = (np.arange(length)[None] + np.array([[0], [5]])) % 8
+  found = jit(attamba_released.scan, static_argnums=())(
+    x, dt, A, B, C, jnp.asarray(numbers), D=D, dt_bias=bias
+  )
+  dt = np.logaddexp(0, dt.astype(np.float64) + bias)
+  total = np.cumsum(dt * A, axis=1)
+  expected = D[:, None] * x
+  block = attamba_released.BLOCK
+  for row, t in np.ndindex(b, length):
+    for s in range(t + 1):
+      own = numbers[row, t] == numbers[row, s]
+      # From block to block goes what the last token of each has the number of.
+      ends = numbers[row, block * (s // block) + block - 1 : t : block]
+      ends = ends[: t // block - s // block]
+      if own and (ends == numbers[row, t]).all():
+        decay = np.exp(total[row, t] - total[row, s]) * dt[row, s]
+        weight = C[row, t, 0] @ B[row, s, 0] * decay
+        expected[row, t] += weight[:, None] * x[row, s]
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_released_semantics_are_read_and_not_decoded():
+  config = AttambaConfig.tiny(vocab_size=VOCAB, semantics="released")
+  params = draw(config)
+  whole = np.asarray(forward(config, params, tokens()))
+  changed = tokens().copy()
+  changed[0, 9] += 1
+  again = np.asarray(forward(config, params, changed))
+  np.testing.assert_array_equal(again[1], whole[1])
+  np.testing.assert_array_equal(again[0, :9], whole[0, :9])
+  assert np.abs(again - whole)[0, 9:].max() > 1e-3
+  # Two texts in the first row, the second of which begins in a chunk.
+  first, second = tokens()
+  rows = np.stack([np.concatenate([first[:10], second[:14]]), second])
+  ids = np.zeros((2, T), np.int32)
+  ids[0, 10:] = 1
+  packed = forward(config, params, rows, segment_ids=ids)
+  np.testing.assert_allclose(packed[0, :10], whole[0, :10], **TOLERANCE)
+  np.testing.assert_allclose(packed[0, 10:], whole[1, :14], **TOLERANCE)
+  with pytest.raises(InputError, match="no state to decode from"):
+    empty(config)
+  with pytest.raises(InputError, match="are of compressor='ssm'"):
+    dataclasses.replace(config, carry=True)
+  # With fewer tokens a chunk than layers, its cyclic boundaries do not move.
+  one = functools.partial(ends_of, "cyclic", np.arange(32), num_layers=8)
+  still = one(semantics="released", layer=7)
+  np.testing.assert_array_equal(still, one(layer=0))
+  assert set(one(layer=7)) != set(still)

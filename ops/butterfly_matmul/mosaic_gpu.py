@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from ops import dispatch
 from ops.butterfly_matmul import mosaic_gpu_gradients as gradients
 from ops.butterfly_matmul import mosaic_gpu_product as products
-from ops.butterfly_matmul import xla
 from ops.butterfly_matmul.mosaic_gpu_product import WIDE
 
 # Stages that blocks of 64 channels merge.
@@ -85,28 +84,103 @@ def factors(twiddle, increasing):
     increasing: Whether the smallest stride comes first.
   """
   stages, half = twiddle.shape[:2]
-  blocks = xla.group_matrix(twiddle[None], (0, SMALL), increasing)[0, :, 0]
+  small = twiddle if increasing else twiddle[::-1]
+  small = small[:SMALL].reshape(SMALL, -1, WIDE // 2, 2, 2)
+  blocks = math.prod(_entries(small, increasing))
   large = twiddle[SMALL:] if increasing else twiddle[: stages - SMALL]
   mixes = large.reshape(-1, half // WIDE, WIDE, 2, 2)
   return blocks, mixes.transpose(0, 1, 3, 4, 2)
 
 
-def mixing(mixes, increasing):
-  """The matrices (H, H, 64) of mixes, of (out, in, place)."""
-  depth, half = mixes.shape[:2]
-  stages = range(depth) if increasing else range(depth)[::-1]
-  eye = jnp.eye(2 * half)[:, :, None]
-  y = jnp.broadcast_to(eye, (2 * half, 2 * half, WIDE))
-  for at, bit in enumerate(stages):
-    stride = 2**bit
-    pairs = y.reshape(half // stride, 2, stride, 2 * half, WIDE)
-    own = mixes[at].reshape(half // stride, stride, 2, 2, 1, WIDE)
-    first, second = pairs[:, 0], pairs[:, 1]
-    sums = [
-      own[:, :, i, 0] * first + own[:, :, i, 1] * second for i in range(2)
-    ]
-    y = jnp.stack(sums, axis=1).reshape(2 * half, 2 * half, WIDE)
-  return y
+def _axes(bits, bit):
+  """Of the bits above, at, and below this one, in i and then in j."""
+  each = (1 << (bits - 1 - bit), 2, 1 << bit)
+  return (*each, *each)
+
+
+def _entries(twiddle, increasing):
+  """By stage, the twiddle that each entry of a matrix takes of it.
+
+  An entry (i, j) is a product of one twiddle a stage: bit after bit the input's
+  number j becomes the output's i, and a stage takes the twiddle of the number
+  on its way.
+
+  Args:
+    twiddle: (B, N, R / 2, 2, 2) with R = 2^B, from the smallest stride on.
+    increasing: Whether the smallest stride comes first.
+
+  Returns:
+    B of (N, R, R), of (out, in).
+  """
+  bits, count = twiddle.shape[:2]
+  found = []
+  for bit, own in enumerate(twiddle):
+    axes = _axes(bits, bit)
+    own = own.reshape(count, axes[0], axes[2], 2, 2)
+    # Bits that have been passed are the output's, the others the input's.
+    if increasing:
+      own = own.transpose(0, 3, 2, 1, 4)[:, None, :, :, :, :, None]
+    else:
+      own = own.transpose(0, 1, 3, 4, 2)[:, :, :, None, None]
+    own = jnp.broadcast_to(own, (count, *axes))
+    found.append(own.reshape(count, 1 << bits, 1 << bits))
+  return found
+
+
+def entry_gradients(dmatrix, twiddle, increasing):
+  """The gradients of the twiddles whose products are a matrix's entries.
+
+  A twiddle's gradient is a sum, over the entries that have it, of their
+  gradients times the other twiddles. All stages are one sum here: a few
+  kernels, where JAX's own gradient of stage after stage takes a dozen in a row.
+
+  Args:
+    dmatrix: (N, R, R) float32.
+    twiddle: As in `_entries`.
+    increasing: Whether the smallest stride comes first.
+
+  Returns:
+    As twiddle.
+  """
+  bits, count = twiddle.shape[:2]
+  entries, terms = _entries(twiddle, increasing), []
+  for bit in range(bits):
+    others = (e for other, e in enumerate(entries) if other != bit)
+    term = math.prod(others, start=dmatrix).reshape(count, *_axes(bits, bit))
+    order = (0, 4, 3, 2, 5, 1, 6) if increasing else (0, 1, 6, 2, 5, 3, 4)
+    term = term.transpose(order)
+    terms.append(term.reshape(*twiddle.shape[1:], -1))
+  return jnp.stack(terms).sum(axis=-1)
+
+
+def _twiddle_gradient(dblocks, dmatrix, twiddle, increasing):
+  """The gradient of (S, log2 n, n / 2, 2, 2) of the matrices of both kernels.
+
+  Args:
+    dblocks: (S H, 64, 64) float32.
+    dmatrix: (S, H, H, 64) float32.
+    twiddle: In float32.
+    increasing: Whether the smallest stride comes first.
+  """
+  stacks, stages, half = twiddle.shape[:3]
+  if not increasing:
+    twiddle = twiddle[:, ::-1]
+  small, large = jnp.moveaxis(twiddle, 0, 1), twiddle[:, SMALL:]
+  # Twiddles of a block stand together, those of large strides by their place.
+  small = small[:SMALL].reshape(SMALL, -1, WIDE // 2, 2, 2)
+  shape = stacks, stages - SMALL, half // WIDE, WIDE, 2, 2
+  large = large.reshape(shape).transpose(1, 0, 3, 2, 4, 5)
+  dlarge = entry_gradients(
+    dmatrix.transpose(0, 3, 1, 2).reshape(-1, *dmatrix.shape[1:3]),
+    large.reshape(shape[1], stacks * WIDE, half // WIDE, 2, 2),
+    increasing,
+  )
+  dlarge = dlarge.reshape(large.shape).transpose(1, 0, 3, 2, 4, 5)
+  dsmall = entry_gradients(dblocks, small, increasing)
+  dsmall = jnp.moveaxis(dsmall.reshape(SMALL, stacks, half, 2, 2), 0, 1)
+  dlarge = dlarge.reshape(stacks, stages - SMALL, half, 2, 2)
+  found = jnp.concatenate([dsmall, dlarge], axis=1)
+  return found if increasing else found[:, ::-1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -160,8 +234,8 @@ def _bwd(width, increasing, interpret, kept, dy):
   n = 2 * half
   if dy.shape[1] < stacks * n:
     dy = jnp.pad(dy, ((0, 0), (0, n - dy.shape[1])))
-  of_all = lambda t: jax.vmap(lambda t: factors(t, increasing))(t)
-  (blocks, mixes), back = jax.vjp(of_all, twiddle.astype(jnp.float32))
+  exact = twiddle.astype(jnp.float32)
+  blocks, mixes = jax.vmap(lambda t: factors(t, increasing))(exact)
   # The transposed butterfly has its stages in the opposite order.
   dx, dmiddle = products.product(
     dy,
@@ -183,10 +257,7 @@ def _bwd(width, increasing, interpret, kept, dy):
     config=gradients.mixes_config(n),
     interpret=interpret,
   )
-  of_matrix = jax.vmap(lambda m: mixing(m, increasing))
-  _, of_matrix = jax.vjp(of_matrix, mixes)
-  (dmixes,) = of_matrix(dmatrix)
-  (dtwiddle,) = back((dblocks.reshape(blocks.shape), dmixes))
+  dtwiddle = _twiddle_gradient(dblocks, dmatrix, exact, increasing)
   if x.shape[1] < dx.shape[1]:
     dx = dx.reshape(-1, stacks, n).astype(jnp.float32).sum(axis=1)
   return dx.astype(x.dtype), dtwiddle.astype(twiddle.dtype)

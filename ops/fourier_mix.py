@@ -11,6 +11,7 @@ All four quadrants of the result are the sum or the difference of the two.
 """
 
 import functools
+import math
 import types
 from collections.abc import Mapping
 
@@ -143,16 +144,19 @@ def _product(x, length, channels, odd):
 
   Tokens are summed over first, as the major axis before the batch, and channels
   last, as the minor axis. So each is one large product for the whole batch, and
-  nothing is transposed between them. A product sums in float32 and returns x's
-  dtype, because float32 would double the bytes that are written and read again.
+  nothing is transposed between them. The first one's operands have two axes
+  each, because XLA would transpose the result of its gradient otherwise. A
+  product sums in float32 and returns x's dtype, because float32 would double
+  the bytes that are written and read again.
   """
   options = {"precision": "highest", "preferred_element_type": x.dtype}
   rows, columns = (
     jnp.asarray(_waves(size)[odd], x.dtype) for size in (length, channels)
   )
-  y = x.reshape(-1, *x.shape[-2:])
-  y = jnp.einsum("kj,bjc->kbc", rows, y, **options)
-  y = jnp.einsum("kbc,cd->kbd", y, columns, **options).transpose(1, 0, 2)
+  shape = len(rows), math.prod(x.shape[:-2]), len(columns)
+  y = x.reshape(shape[1], shape[0], shape[2]).transpose(1, 0, 2)
+  y = jnp.matmul(rows, y.reshape(shape[0], shape[1] * shape[2]), **options)
+  y = jnp.matmul(y.reshape(shape), columns, **options).transpose(1, 0, 2)
   y = y[:, : length // 2 + 1, : channels // 2 + 1]
   y = y.reshape(*x.shape[:-2], *y.shape[1:])
   return y.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -83,7 +83,9 @@ for network in $NETWORKS; do
   echo "$network is missing: start it again to go on, or see $FOUND/*.log"
   exit 3
 done
+# Below runs/, since results name the files of their command.
 "$PY" experiments/codesign_fabnet.py \
   --flagfile="experiments/flagfiles/codesign_$TASK.flags" \
-  --plot="$OUT/codesign_$TASK.png" --csv="$OUT/codesign_$TASK.csv" \
-  --result="$OUT/codesign_$TASK.json"
+  --plot="runs/codesign_$TASK.png" --csv="runs/codesign_$TASK.csv" \
+  --result="$OUT/codesign_$TASK.json" &&
+  cp "runs/codesign_$TASK".{png,csv} "$OUT/"

@@ -15,11 +15,10 @@ from research.lra import training
 from research.lra.tasks import TASKS
 from research.results import lra
 from tests.experiments import scripts
-from tests.experiments.processes import run
+from tests.experiments.processes import ROOT
 
 TRAIN = [
-  "experiments/train_lra.py",
-  "--flagfile=experiments/flagfiles/lra_tiny.flags",
+  f"--flagfile={ROOT}/experiments/flagfiles/lra_tiny.flags",
   "--attention_layers=0",
   "--layers=1",
   "--length=24",
@@ -37,6 +36,10 @@ TRAIN = [
 DATA = data_lib.Options(length=24, examples=512)
 
 
+def run(*flags):
+  return scripts.run("train_lra", *flags)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   return tmp_path_factory.mktemp("lra")
@@ -45,7 +48,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(home):
   code, out, err = run(
-    home, TRAIN, f"--workdir={home / 'run'}", f"--cache={home / 'cache'}"
+    *TRAIN, f"--workdir={home / 'run'}", f"--cache={home / 'cache'}"
   )
   assert code == 0, err
   assert "Traceback" not in err and "Warning" not in err
@@ -94,9 +97,7 @@ def test_a_run_that_ended_early_goes_on_to_the_same_numbers(home, trained):
   shutil.rmtree(checkpoint)
   for path in again.glob("model_*"):
     shutil.rmtree(path)
-  code, _, err = run(
-    home, TRAIN, f"--workdir={again}", f"--cache={home / 'cache'}"
-  )
+  code, _, err = run(*TRAIN, f"--workdir={again}", f"--cache={home / 'cache'}")
   assert code == 0, err
   lines = [
     [metrics.without_timing(row) for row in metrics.read_jsonl(path)]
@@ -163,7 +164,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize("flags, message", MISTAKES)
 def test_a_mistake_is_one_line(home, flags, message):
-  code, _, err = run(home, TRAIN, f"--workdir={home / 'bad'}", *flags)
+  code, _, err = run(*TRAIN, f"--workdir={home / 'bad'}", *flags)
   lines = err.strip().splitlines()
   assert code == 2 and len(lines) == 1, err
   assert lines[0].startswith("error: ")

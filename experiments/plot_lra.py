@@ -47,7 +47,7 @@ def main(_) -> None:
 
   runs = comparison.read(folders, names, models, _TIMES.value)
   rows = comparison.rows(runs)
-  cli.show(rows, comparison.COLUMNS)
+  cli.show(rows, comparison.columns(rows))
   path = pathlib.Path(_PLOT.value)
   path.parent.mkdir(parents=True, exist_ok=True)
   if _TIMES.value:

@@ -32,6 +32,15 @@ _T = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 _ORIGIN = ("device", "commit", "versions")
 
 
+def columns(rows: Sequence[Row]) -> dict[str, str]:
+  """Those of `COLUMNS` that some row has."""
+  return {
+    key: heading
+    for key, heading in COLUMNS.items()
+    if any(row.get(key) is not None for row in rows)
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Finished:
   """A run that was tested.

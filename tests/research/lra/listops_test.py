@@ -58,8 +58,9 @@ def test_lengths_arguments_and_digits_are_as_the_benchmark_has_them(drawn):
 
 
 def test_the_same_seed_draws_the_same(drawn):
-  again = listops.generate(3000, 1, SHAPE, batch=4000)
-  assert all((one == other).all() for one, other in zip(drawn, again))
+  again = listops.generate(300, 1, SHAPE, batch=4000)
+  for one, other in zip(drawn, again):
+    np.testing.assert_array_equal(one[:300], other)
   other = listops.generate(100, 2, SHAPE, batch=4000)
   assert (other[0] != drawn[0][:100]).any()
 

@@ -9,6 +9,7 @@ import pytest
 
 from ops import butterfly_matmul
 from ops.butterfly_matmul import (
+  api,
   bit_reversal,
   butterfly_matmul_reference,
   fft_twiddle,
@@ -28,6 +29,12 @@ CASES = {
   "stacks": (5, 19, 1, False),
   "groups": (100, 120, 2, True),
   "kaleidoscope": (7, 11, 3, False),
+  # The sizes of the kernels: stacks, strides there and back, and results cut.
+  "256": (250, 300, 1, True),
+  "512": (512, 500, 2, True),
+  "1024": (1000, 1024, 1, False),
+  "2048": (2048, 3000, 1, True),
+  "4096": (4096, 1000, 2, False),
 }
 # More than a group of `kaleidoscope` has, so that groups meet where strides
 # turn.
@@ -47,6 +54,9 @@ RUNS = [
   ("xla_merged", "groups", "float32"),
   ("xla_merged", "groups", "bfloat16"),
 ]
+if api.IMPLEMENTATIONS["mosaic_gpu"]() is None:
+  KERNEL_CASES = ["groups", *(case for case in CASES if case.isdigit())]
+  RUNS += [("mosaic_gpu", case, "bfloat16") for case in KERNEL_CASES]
 
 
 @functools.cache

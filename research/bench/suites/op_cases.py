@@ -97,7 +97,7 @@ SIZES = {
   # Products are compared at square matrices of these widths.
   **{
     str(width): dataclasses.replace(_published(width), channels=width)
-    for width in (256, 512, 1024, 2048, 4096, 8192)
+    for width in (128, 256, 512, 1024, 2048, 4096, 8192)
   },
 }
 

@@ -103,6 +103,9 @@ def closed_by_cost(
     have it.
   """
   least, most = config.least_size(run.size), config.most_size(run.size)
+  # What a chunk cost in excess counts for the next, so that they have P tokens
+  # on average; but a second full stop does not end another one.
+  rest = 0 if config.boundaries == "token_class" else 1
 
   def step(carry, token):
     count, spent = carry
@@ -114,7 +117,12 @@ def closed_by_cost(
     closed = (new_count >= most) | is_full
     if config.sink:
       closed = closed | first
-    kept = (jnp.where(closed, 0, x) for x in (new_count, new_spent))
+    kept = (
+      jnp.where(closed, 0, new_count),
+      jnp.where(
+        closed, jnp.maximum(rest * (new_spent - COST_OF_CHUNK), 0), new_spent
+      ),
+    )
     both = zip(carry, kept)
     return tuple(jnp.where(place < 0, *pair) for pair in both), closed
 

@@ -29,7 +29,8 @@ from models import (
   text,
   tokenizer,
 )
-from models.convert import directory, mamba, t5gemma, torch_bin
+from models.attamba_config import AttambaConfig
+from models.convert import attamba, directory, mamba, t5gemma, torch_bin
 from models.mamba_config import MambaConfig
 from models.numbers import Ieee
 from models.transformer_config import TransformerConfig
@@ -343,6 +344,7 @@ def _regression_lm(folder):
   lm.save(folder / "m")
 
 
+_ATTAMBA = AttambaConfig.tiny(chunk_sizes=(4, 8))
 _FLAGS = {"rate": 0.5, "text": ["a"], "name": None}
 
 FORMATS = {
@@ -353,6 +355,12 @@ FORMATS = {
   "mamba_config": Format(
     _writes("config.json", _MAMBA), "config.json",
     lambda folder: mamba.from_json(
+      input_files.read_json(folder / "config.json"), str(folder / "config.json")
+    ).runs,
+  ),
+  "attamba_config": Format(
+    _writes("config.json", attamba.to_hf(_ATTAMBA, "float32")), "config.json",
+    lambda folder: attamba.from_json(
       input_files.read_json(folder / "config.json"), str(folder / "config.json")
     ).runs,
   ),

@@ -33,9 +33,9 @@ def table(
     costs[:size] = ends
     return costs
   # One more of each, so that a token that never occurs has a finite cost.
-  shares = (counts[:size] + 1) / (counts[:size].sum() + size)
-  surprise = -np.log(shares)
-  mean = np.sum(shares * surprise)
+  counts = counts[:size]
+  surprise = -np.log((counts + 1) / (counts.sum() + size))
+  mean = np.average(surprise, weights=counts)
   costs[:size] = np.minimum(surprise / (mean * config.chunk_sizes[0]), 1)
   return costs
 

@@ -198,7 +198,7 @@ def test_boundaries_by_token():
   config = AttambaConfig.tiny(boundaries="surprise")
   whole = COST_OF_CHUNK
   # Chunks of 2 to 8 tokens; token 0 is one of its own.
-  costs = [9 * whole, whole, 0, 1, 0, whole, *[0] * 9, whole - 1, 1, 0]
+  costs = [whole, whole, 0, 1, 0, whole, *[0] * 9, whole - 1, 1, 0]
   costs = np.array([costs], np.int32)
   places = np.arange(costs.size, dtype=np.int32)[None]
   zero = jnp.zeros(1, jnp.int32)

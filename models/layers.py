@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from models.transformer_config import RopeScaling
-from ops.quantized import as_array
+from ops.quantized import QTensor, QWeight, as_array
 from ops.quantized_matmul import quantized_matmul
 from ops.rms_norm import rms_norm
 
@@ -79,6 +79,10 @@ class Linear(nnx.Module):
   def dense(self) -> jax.Array:
     """The kernel as an array (D, F), for ops that take nothing else."""
     return as_array(self.kernel[...])
+
+  def stored(self) -> jax.Array | QTensor | QWeight:
+    """The kernel as it is kept, for ops that take it in any format."""
+    return self.kernel[...]
 
   def rescale(self, factor: float) -> None:
     """Multiplies the kernel, where a layer starts smaller than others."""

@@ -342,14 +342,14 @@ def step_run(
     return None
   weights = Mamba2Weights(
     norm=blocks.norm.scale[...],
-    in_proj=mixer.in_proj.kernel[...],
+    in_proj=mixer.in_proj.stored(),
     conv_weight=mixer.conv.weight[...],
     conv_bias=mixer.conv.bias[...],
     dt_bias=mixer.dt_bias[...],
     A_log=mixer.A_log[...],
     D=mixer.D[...],
     gated_norm=mixer.norm.scale[...],
-    out_proj=mixer.out_proj.kernel[...],
+    out_proj=mixer.out_proj.stored(),
     taps=mixer.taps.get_value().of_activations,
   )
   x = x + y.astype(x.dtype)

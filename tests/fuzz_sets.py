@@ -12,7 +12,7 @@ from models.errors import InputError
 from research.codesign import accuracies
 from research.evaluation import task_data
 from research.language_model import curves
-from research.predictors import new_rows, text_forms
+from research.predictors import new_rows, own_tasks, text_forms
 from research.predictors.data_options import DataOptions
 from research.predictors.tables import Layout
 from research.regression_lm import best_parameters, data_sets, error_analysis
@@ -33,6 +33,7 @@ _CELLS = """arch_str,val_acc_x,lat_a
 """
 _NETS = "block1_e,block1_k,acc\n3,5,70.5\n1,3,60\n"
 _KERNELS = "block_size_x,tile_size_x,time_a\n32,1,2.5\n64,2,1.5\n"
+_TASKS = "device,lr,opt,ms\na,0.1,x,2\nb,0.2,y,3\nb,0.3,x,\n"
 _PROXIES = {"cifar10": {"(2, 1, 0, 1, 4, 1)": {"nwot": {"score": 7.5}}}}
 _MMLU = "What is it?,a,b,c,d,B\nAnd that?,1,2,3,4,A\n"
 _ARC = {"question": "a", "choices": ["b", "c"], "answer": 0}
@@ -214,6 +215,15 @@ SETS = {
   "text_forms_kernels": Format(
     _writes("k.csv", _KERNELS), "k.csv",
     lambda folder: text_forms.load("kernel_tuner", folder / "k.csv"),
+  ),
+  "own_tasks": Format(
+    _writes("o.csv", _TASKS), "o.csv",
+    lambda folder: own_tasks.read(
+      own_tasks.Where(
+        path=folder / "o.csv", targets=["ms"], task_column="device",
+        new_task="b",
+      )
+    ).summary(),
   ),
   "new_rows": Format(
     _writes("k.csv", _KERNELS), "k.csv",

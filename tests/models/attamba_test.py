@@ -76,11 +76,12 @@ def tokens():
 
 
 # Slow programs that compile fast.
-jit = functools.partial(
-  jax.jit,
-  static_argnums=0,
-  compiler_options={"xla_backend_optimization_level": 0},
-)
+def jit(function, **options):
+  options = {"static_argnums": 0} | options
+  fast = {"xla_backend_optimization_level": 0}
+  return jax.jit(function, compiler_options=fast, **options)
+
+
 forward, decode = jit(language_model.forward), jit(language_model.decode)
 prefill = jit(language_model.prefill, static_argnames="cache_size")
 # Those whose prompts and packed rows are read too: of each kind of state.
@@ -92,7 +93,9 @@ def made(name):
   """A config, its parameters, and logits (2, T, V) of `tokens`."""
   config = AttambaConfig.tiny(vocab_size=VOCAB, **CASES[name])
   params = draw(config)
-  return config, params, np.asarray(forward(config, params, tokens()))
+  # The same program then reads packed rows.
+  ids = {"segment_ids": np.zeros((2, T), np.int32)} if name in READ else {}
+  return config, params, np.asarray(forward(config, params, tokens(), **ids))
 
 
 def empty(config):
@@ -256,19 +259,18 @@ def nbytes(tree):
 
 
 def test_costs_of_a_first_layer_are_some_of_a_chunk():
-  """About 1 / P each, and those of the tokens that a text has in front."""
-  for boundaries in ("first_ssm", "first_attention"):
-    config = AttambaConfig.tiny(vocab_size=VOCAB, boundaries=boundaries)
-    assert [run.num_layers for run in config.runs] == [1, 1]
-    params = language_model.init(config, jax.random.key(0))
-    stream = language_model.before_layers(config, params, tokens())
-    assert stream[1] is None
-    first, second = language_model.layers_of(config)
-    own = jax.tree.map(lambda x: x[0], params["layers"][0])
-    _, costs = language_model.layer(config, own, first.kind, stream)
-    assert costs.shape == (2, T) and second.kind != first.kind
-    mean = np.asarray(costs).mean() / COST_OF_CHUNK
-    assert 0.5 < 4 * mean < 2 and np.unique(costs).size > 10
+  config = AttambaConfig.tiny(vocab_size=VOCAB, boundaries="first_attention")
+  assert [run.num_layers for run in config.runs] == [1, 1]
+  params = draw(config)
+  stream = language_model.before_layers(config, params, tokens())
+  assert stream[1] is None
+  first, second = language_model.layers_of(config)
+  own = jax.tree.map(lambda x: x[0], params["layers"][0])
+  layer = jit(language_model.layer, static_argnums=(0, 2))
+  _, costs = layer(config, own, first.kind, stream)
+  assert costs.shape == (2, T) and second.kind != first.kind
+  mean = np.asarray(costs).mean() / COST_OF_CHUNK
+  assert 0.5 < 4 * mean < 2 and np.unique(costs).size > 10
 
 
 @pytest.mark.parametrize(
@@ -350,19 +352,20 @@ def test_released_semantics_mix_places_within_chunks():
 def test_released_semantics_are_read_and_not_decoded():
   config = AttambaConfig.tiny(vocab_size=VOCAB, semantics="released")
   params = draw(config)
-  whole = np.asarray(forward(config, params, tokens()))
+  ids = np.zeros((2, T), np.int32)
+  read = lambda rows: np.asarray(forward(config, params, rows, segment_ids=ids))
+  whole = read(tokens())
   changed = tokens().copy()
   changed[0, 9] += 1
-  again = np.asarray(forward(config, params, changed))
+  again = read(changed)
   np.testing.assert_array_equal(again[1], whole[1])
   np.testing.assert_array_equal(again[0, :9], whole[0, :9])
   assert np.abs(again - whole)[0, 9:].max() > 1e-3
   # Two texts in the first row, the second of which begins in a chunk.
   first, second = tokens()
   rows = np.stack([np.concatenate([first[:10], second[:14]]), second])
-  ids = np.zeros((2, T), np.int32)
   ids[0, 10:] = 1
-  packed = forward(config, params, rows, segment_ids=ids)
+  packed = read(rows)
   np.testing.assert_allclose(packed[0, :10], whole[0, :10], **TOLERANCE)
   np.testing.assert_allclose(packed[0, 10:], whole[1, :14], **TOLERANCE)
   with pytest.raises(InputError, match="no state to decode from"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -377,3 +378,22 @@ def test_released_semantics_are_read_and_not_decoded():
   still = one(semantics="released", layer=7)
   np.testing.assert_array_equal(still, one(layer=0))
   assert set(one(layer=7)) != set(still)
+
+
+def test_decoding_writes_a_donated_state_in_place():
+  """All of it, and without another copy of the chunks' keys."""
+  config = AttambaConfig.tiny(num_layers=3)
+  init = functools.partial(
+    language_model.init_state, config, 3, cache_size=148, dtype=jnp.float32
+  )
+  state = jax.eval_shape(init)
+  step = jit(language_model.decode, donate_argnums=3).lower(
+    config,
+    language_model.abstract_params(config),
+    jax.ShapeDtypeStruct((3, 1), jnp.int32),
+    state,
+  )
+  compiled = step.compile()
+  assert compiled.memory_analysis().alias_size_in_bytes == nbytes(state)
+  assert "f32[3,3,38,4,8]" in compiled.as_text()
+  assert not re.findall(r"= f32\[3,3,38,4,8\]\S* copy\(", compiled.as_text())

@@ -64,7 +64,7 @@ class Attamba(module.TokenModel):
     )
     # Chunks of P tokens each, until a tokenizer tells what its tokens cost.
     self.chunk_costs = (
-      nnx.Param(jnp.full((rows,), 1 / config.chunk_sizes[0]))
+      nnx.Param(jnp.full((config.vocab_size,), 1 / config.chunk_sizes[0]))
       if chunks.by_token(config)
       else None
     )

@@ -11,8 +11,10 @@ from research.core.options import SCHEDULES
 
 Tree = Any
 # Leaves by name: gains and shifts have no scale that decay should shrink, and
-# the dynamics of a state-space layer are not weights of a product.
-_UNDECAYED = ("scale", "bias", "A_log", "D", "dt_bias", "twiddle")
+# the dynamics of a state-space layer are not weights of a product; costs of
+# tokens have no gradient and stay as they are.
+_UNDECAYED = ("scale", "bias", "A_log", "D", "dt_bias", "twiddle",
+              "chunk_costs")  # fmt: skip
 
 
 def decayed(params: Tree) -> Tree:

@@ -13,7 +13,7 @@ from models.tokenizer import Tokenizer
 def table(
   config: AttambaConfig, tokenizer: Tokenizer, counts: np.ndarray
 ) -> np.ndarray:
-  """Costs (padded V,) float32, 0 to 1.
+  """Costs (V,) float32, 0 to 1.
 
   Args:
     config: of the model; its first chunk size is P.
@@ -26,18 +26,16 @@ def table(
     "surprise": -log p of a token over P times its mean, so that chunks have
     alike information and P tokens on average.
   """
-  costs = np.zeros(config.padded_vocab_size, np.float32)
   size = config.vocab_size
   if config.boundaries == "token_class":
     ends = [_ends(tokenizer, index) for index in range(size)]
-    costs[:size] = ends
-    return costs
+    return np.array(ends, np.float32)
   # One more of each, so that a token that never occurs has a finite cost.
   counts = counts[:size]
   surprise = -np.log((counts + 1) / (counts.sum() + size))
   mean = np.average(surprise, weights=counts)
-  costs[:size] = np.minimum(surprise / (mean * config.chunk_sizes[0]), 1)
-  return costs
+  costs = np.minimum(surprise / (mean * config.chunk_sizes[0]), 1)
+  return costs.astype(np.float32)
 
 
 def _ends(tokenizer: Tokenizer, index: int) -> bool:

@@ -82,3 +82,43 @@ def test_a_hybrid_is_trained_and_read_again(tmp_path):
   assert result.num_params == language_model.num_params(trained)
   # A finished run is not trained again, and gives the same result.
   assert training.train(run, said.append) == result
+
+
+def test_an_attamba_learns_where_its_chunks_end(tmp_path):
+  """Its tokens' costs are made of the text, stay as they are, and are kept."""
+  text = tmp_path / "text.txt"
+  text.write_text("abcdefg.\n" * 200)
+  options = Options(
+    arch="attamba",
+    tokenizer="bytes",
+    layers=1,
+    d_model=16,
+    d_ff=16,
+    heads=2,
+    kv_heads=2,
+    compressor="mean",
+    boundaries="token_class",
+    window=2,
+    length=16,
+    batch=4,
+    steps=12,
+    learning_rate=0.03,
+    warmup=2,
+    eval_windows=2,
+    dtype="float32",
+  )
+  run = training.Run(
+    options=options,
+    text=[str(text)],
+    workdir=tmp_path / "run",
+    cache=tmp_path / "cache",
+    mesh=mesh_lib.data_mesh(1),
+    progress=False,
+  )
+  result = training.train(run, lambda line: None)
+  first = metrics.read_jsonl(run.workdir / "metrics.jsonl")[0]
+  assert result.eval_loss < first["loss"] - 0.5
+  checkpoint = convert.load(run.workdir / "model")
+  costs = checkpoint.params["chunk_costs"]
+  assert costs[ord(".")] == costs[ord("\n")] == 1
+  assert costs[ord("a")] == costs[ord("G")] == 0

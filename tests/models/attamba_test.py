@@ -19,26 +19,22 @@ from models.transformer_config import TransformerConfig
 from ops.chunked_attention import UNUSED
 
 VOCAB, T = 61, 24
-# Each boundary and compressor at least once; the rest are choices of each.
+# Each boundary and compressor at least once, and every choice. Uniform chunks
+# are those of a first layer that finds costs.
 CASES = {
-  "ssm, cyclic": {},
-  "ssm, carried, K and V shared": {
+  "ssm, by the first layer's, sizes differ": {
+    "boundaries": "first_ssm",
+    "chunk_sizes": (3, 5),
+    "sink": False,
+  },
+  "ssm, carried, projected, K and V shared": {
     "boundaries": "token_class",
     "carry": True,
     "share_kv": True,
-  },
-  "ssm, projected, sizes differ": {
-    "boundaries": "first_ssm",
-    "chunk_sizes": (3, 5),
     "num_kv_heads": 2,
     "keep_projections": True,
-    "sink": False,
   },
-  "stride, no window": {
-    "compressor": "stride",
-    "boundaries": "uniform",
-    "window": 0,
-  },
+  "stride, cyclic, no window": {"compressor": "stride", "window": 0},
   "mean, by the first layer's attention": {
     "compressor": "mean",
     "boundaries": "first_attention",
@@ -86,7 +82,7 @@ def jit(function, **options):
 forward, decode = jit(language_model.forward), jit(language_model.decode)
 prefill = jit(language_model.prefill, static_argnames="cache_size")
 # Those whose prompts and packed rows are read too: of each kind of state.
-READ = ("ssm, carried, K and V shared", "overlapping pools")
+READ = ("ssm, carried, projected, K and V shared", "overlapping pools")
 
 
 @functools.cache

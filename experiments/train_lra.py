@@ -3,7 +3,7 @@
   python experiments/train_lra.py \
     --flagfile=experiments/flagfiles/lra_tiny.flags
 
-learns short ListOps with a FABNet in two minutes on 2 CPU cores. ListOps and
+learns short ListOps with a FABNet in a minute on 2 CPU cores. ListOps and
 Pathfinder32 are generated; --task=text, image and retrieval read --data=FOLDER,
 in the formats of the benchmark.
 

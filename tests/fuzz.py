@@ -8,9 +8,8 @@ processes. It prints a line a format: how many were read, how many refused by
 InputError, and every traceback, hang (over ten seconds) and use of memory
 beyond 16 times the file and 64 MB, with the seed that makes it again. It ends
 with 1 where there was one, and writes a JSON of all formats to --result. A
-mutation takes .2 to 4 ms, so that all formats take a CPU core an hour, if
-TMPDIR is in memory (/dev/shm). The
-suite runs some hundred a format.
+mutation takes .2 to 4 ms, so that all formats take a CPU core more than an
+hour, if TMPDIR is in memory (/dev/shm). The suite runs 8 to 100 a format.
 """
 
 import argparse

@@ -109,7 +109,9 @@ def _reviews(folder, task) -> Iterable[tuple[str, int, bytes]]:
     None,
   )
   if root is None:
-    path = _one(folder, ["*imdb*.jsonl*", "*.jsonl*"], task)
+    path = folder
+    if not folder.is_file():
+      path = _one(folder, ["*imdb*.jsonl*", "*.jsonl*"], task)
     for number, line in enumerate(input_files.read_text(path).split("\n"), 1):
       if line.strip():
         where = f"{path} line {number}"
@@ -281,9 +283,11 @@ def _labels(labels: Iterable[int]) -> np.ndarray:
 
 
 def _one(folder: pathlib.Path, patterns: list[str], task: Task) -> pathlib.Path:
-  """The first file that fits; the path itself where it is a file."""
-  if folder.is_file():
-    return folder
+  """The first file of a folder that fits.
+
+  A file in the place of the folder is refused: all parts would be read from it,
+  so that models would be tested on what they learned from.
+  """
   for pattern in patterns:
     if found := sorted(folder.glob(pattern)):
       return found[0]

@@ -71,6 +71,23 @@ def test_text_of_lines_and_of_folders_is_the_same(tmp_path):
   assert key(again.test) == key(found.test)
 
 
+@pytest.mark.parametrize("task", ["listops", "retrieval", "image"])
+def test_one_file_is_not_read_as_all_parts(tmp_path, task):
+  file = tmp_path / "basic_train.tsv"
+  file.write_text("Source\tTarget\n7\t7\n")
+  with pytest.raises(InputError, match=r"basic_train.tsv: has no \*train"):
+    load(task, file)
+
+
+def test_text_may_be_one_file_since_its_lines_name_their_part(tmp_path):
+  file = tmp_path / "reviews.jsonl"
+  file.write_text("\n".join(
+    json.dumps({"split": part, "label": label, "text": text})
+    for part, label, text in reviews()
+  ))  # fmt: skip
+  assert len(load("text", file, 24).test.labels) == 8
+
+
 def test_retrieval(tmp_path):
   for part in ("train", "eval", "test"):
     (tmp_path / f"new_aan_pairs.{part}.tsv").write_text(

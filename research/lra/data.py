@@ -119,7 +119,7 @@ def _generated(task, options, say) -> dict[str, Split]:
     "length": options.length,
     "level": options.level,
     "seed": options.seed,
-    "version": 2,
+    "version": 3,
   }
   name = f"{task.name}_{files.digest(described)[:12]}.npz"
   path = pathlib.Path(options.cache) / name

@@ -238,12 +238,13 @@ def _grow(shape: Shape, dashes: int, places: jax.Array, key: jax.Array):
     (own, start[0], angle, ok),
     (jnp.arange(1, dashes), turns[1:]),
   )
-  # A dash points to the middle between the ways to it and from it.
+  # A dash points to the middle between the ways to it and from it; the last one
+  # has no way from it.
   leaving = jnp.concatenate([before[1:], angle[None]])
   ways = jnp.stack([jnp.cos(before), jnp.sin(before)])
   more = jnp.stack([jnp.cos(leaving), jnp.sin(leaving)])
   turned = jnp.arctan2(*(ways + more)[::-1])
-  return own, jnp.concatenate([before[:1], turned])[:dashes], ok
+  return own, jnp.concatenate([turned, angle[None]]), ok
 
 
 def _drawn(shape: Shape, places, angles, dots) -> jax.Array:

@@ -1,5 +1,6 @@
 """Pathfinder's images: dots, contours that are apart, labels."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import ndimage, stats
@@ -51,6 +52,21 @@ def test_dots_are_joined_where_the_label_says_so(drawn):
     first, second = (parts[spots == dot].max() for dot in (1, 2))
     told.append((first == second) == bool(label))
   assert len(told) > 150 and np.mean(told) > 0.75
+
+
+def test_dashes_lie_along_their_contour(drawn):
+  """Each turns by half of what its contour turns there; the last by nothing."""
+  del drawn  # Draws that others take compile the same program.
+  begun, ok = pathfinder._begun(SHAPE, 100, jax.random.key(0))
+  count = SHAPE.dashes
+  places = np.asarray(begun.places)[ok].reshape(-1, 2, count, 2)
+  angles = np.asarray(begun.angles)[ok].reshape(-1, 2, count)
+  steps = np.diff(places, axis=2) @ np.array([1, 1j])
+  ways = steps / np.abs(steps)
+  wanted = np.concatenate([ways[..., :-1] + ways[..., 1:], ways[..., -1:]], -1)
+  off = np.angle(np.exp(1j * angles[..., 1:]) / wanted)
+  assert len(off) > 5
+  np.testing.assert_allclose(off, 0, atol=1e-4)
 
 
 def test_the_same_seed_draws_the_same(drawn):

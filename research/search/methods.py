@@ -99,7 +99,8 @@ class Genetic:
     """Yields the first population, and then the children of every round."""
     people = [space.draw(rng) for _ in range(self.population)]
     values = np.asarray((yield people))
-    for _ in range(self.rounds) if self.rounds else itertools.count():
+    endless = self.rounds is None
+    for _ in itertools.count() if endless else range(self.rounds):
       order = np.argsort(judge(values), kind="stable")
       order = order[: self.population // 2]
       parents, values = [people[at] for at in order], values[order]

@@ -63,7 +63,7 @@ def crowding(values: np.ndarray) -> np.ndarray:
   count, distance = len(values), np.zeros(len(values))
   for column in np.asarray(values, np.float64).T:
     order = np.argsort(column, kind="stable")
-    distance[order[[0, -1]]] = np.inf if count else 0
+    distance[order[:1]] = distance[order[-1:]] = np.inf
     if count > 2:
       distance[order[1:-1]] += column[order[2:]] - column[order[:-2]]
   return distance

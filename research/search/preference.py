@@ -88,14 +88,18 @@ class Spread:
   def scores(
     self, values: np.ndarray, low: np.ndarray, high: np.ndarray
   ) -> np.ndarray:
-    """Scores (N,) of values (N, M), less being better."""
+    """Scores (N,) of values (N, M), less being better.
+
+    That of a point with an infinite value is infinite.
+    """
     if values.shape[1] == 1:
       return values[:, 0]
     ranks = pareto.ranks(values)
-    scores = ranks.astype(np.float64)
+    finite = np.isfinite(values).all(1)
+    scores = np.where(finite, ranks.astype(np.float64), np.inf)
     z = pareto.normalised(values, low, high)
-    for rank in range(ranks.max() + 1 if len(ranks) else 0):
-      members = np.flatnonzero(ranks == rank)
+    for rank in np.unique(ranks[finite]):
+      members = np.flatnonzero((ranks == rank) & finite)
       # Between 0, alone, and 1.
       scores[members] += 1 / (2 + pareto.crowding(z[members]))
     return scores

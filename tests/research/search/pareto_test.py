@@ -41,6 +41,7 @@ def test_ranks_peel_fronts():
 def test_crowding_keeps_the_ends():
   found = pareto.crowding(np.array([[0.0], [1], [4], [5]]))
   assert found.tolist() == [np.inf, 4, 4, np.inf]
+  assert pareto.crowding(np.empty((0, 2))).tolist() == []
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])

@@ -251,6 +251,33 @@ def test_mistakes_are_named():
         preference=Weighted((1.0, 1.0, 1.0)))  # fmt: skip
 
 
+def test_what_cannot_be_is_never_the_best():
+  """Among many infinite values, which have no distance from each other."""
+  values = np.array([[np.inf, y] for y in range(5)] + [[1.0, 1.0], [2.0, 0.0]])
+  space = Product({"a": tuple(range(7))})
+  find = lambda values: run(
+    space,
+    lambda genomes: values[[one[0] for one in genomes]],
+    Random(),
+    objectives=("x", "y"),
+  )
+  found = find(values)
+  for preference in (Spread(), Weighted((1.0, 1.0))):
+    best = found.values[found.best(preference)]
+    assert np.isfinite(best).all()
+  with pytest.raises(InputError, match="no point"):
+    find(values + [np.inf, 0]).best(Spread())
+
+
+def test_a_genetic_search_of_no_rounds_ends():
+  found = run(
+    Subsets(8, 3),
+    lambda genomes: np.array([float(sum(one)) for one in genomes]),
+    Genetic(population=5, rounds=0),
+  )
+  assert len(found.genomes) <= 5 and found.complete
+
+
 def test_a_fan_of_weights_covers_every_objective():
   fan = [aim.weights for aim in Spread(aims=8).fan(3)]
   assert len(fan) == 10 and len(set(fan)) == 10

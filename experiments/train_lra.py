@@ -47,6 +47,10 @@ def main(_) -> None:
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
   if any(seed != int(seed) for seed in _SEEDS.value):
     raise InputError(f"--seeds={_SEEDS.value}: seeds are whole numbers")
+  for name, given in (("seeds", _SEEDS), ("learning_rates", _RATES)):
+    # Members are told apart, and their models named, by both.
+    if len(set(given.value)) < len(given.value):
+      raise InputError(f"--{name}={given.value}: give each once")
   TASKS[options.task].check(_DATA.value)
 
   # After the flags were checked, so that a mistake is answered at once.

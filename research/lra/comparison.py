@@ -27,8 +27,9 @@ COLUMNS = {
   "sample_ms_1": "ms a sample, batch 1",
   "sample_ms_256": "ms a sample, batch 256",
 }
-# Two-sided 95% quantiles of Student's t by degrees of freedom.
-_T = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
+# Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom. More
+# seeds than these take the last one, whose intervals are a little too wide.
+_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _ORIGIN = ("device", "commit", "versions")
 
 
@@ -123,7 +124,7 @@ def _row(run: Finished) -> Row:
   row = first | {"model": run.name, "value": mean, "seeds": count}
   if count > 1:
     sd = statistics.stdev(values)
-    half = _T.get(count - 1, 1.96) * sd / count**0.5
+    half = _T[min(count - 1, len(_T)) - 1] * sd / count**0.5
     row |= {"low": mean - half, "high": mean + half, "sd": sd}
   row |= {"values": values, "valid_accuracy": statistics.mean(
     row["valid_accuracy"] for row in run.rows

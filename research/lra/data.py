@@ -88,11 +88,12 @@ def load(
     InputError: it is not there, damaged, or of another task.
   """
   task.check(options.path)
+  task.check_length(options.length)
   if options.path is None:
     parts = _generated(task, options, say)
   else:
     path = pathlib.Path(options.path).expanduser()
-    parts = reading.READERS[task.name](path, task, options.length)
+    parts = reading.read(path, task, options.length)
   if options.examples is not None:
     parts["train"] = parts["train"].first(options.examples)
   for name, part in parts.items():
@@ -145,15 +146,9 @@ def _listops(options, sizes) -> dict[str, np.ndarray]:
 
 
 def _pathfinder(options, sizes) -> dict[str, np.ndarray]:
-  side = 32
-  if options.length < side * side:
-    raise InputError(
-      f"--length={options.length} cuts images of {side * side} pixels: give "
-      f"{side * side}"
-    )
   shape = pathfinder.Shape.level(options.level)
   pixels, labels = pathfinder.generate(sum(sizes.values()), options.seed, shape)
-  lengths = np.full(len(labels), side * side, np.int32)
+  lengths = np.full(len(labels), pixels.shape[1], np.int32)
   return _cut(sizes, pixels, lengths, labels)
 
 

@@ -78,7 +78,9 @@ class Options:
     "transforms as they are",
   )
 
-  steps: int = option(5000, "updates that learn the classes", lower=1)
+  steps: int = option(
+    5000, "updates, those of --pretrain_share included", lower=1
+  )
   batch: int = option(32, "sequences of an update", lower=1)
   warmup: int = option(500, "updates of linear warm-up", lower=0)
   weight_decay: float = option(0.0, "of matrices", lower=0.0, upper=10.0)
@@ -115,6 +117,11 @@ class Options:
       raise InputError(
         "--pretrain_share restores a token from the state in its place, which "
         "--pool=cls shifts: take --pool=mean"
+      )
+    if self.pretrain_steps >= self.steps:
+      raise InputError(
+        f"--pretrain_share={self.pretrain_share} of --steps={self.steps} "
+        "leaves no update to learn the classes: give more steps"
       )
     if self.attention_layers and self.model not in ("fabnet", "fnet"):
       raise InputError(

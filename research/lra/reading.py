@@ -8,7 +8,7 @@ import dataclasses
 import io
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -159,20 +159,13 @@ def _unquoted(text: str) -> bytes:
   return text.encode()
 
 
-def read_image(
-  folder: pathlib.Path, task: Task, length: int
-) -> dict[str, Split]:
+def read_image(folder: pathlib.Path, task: Task) -> dict[str, Split]:
   """CIFAR-10 in gray: its binary files, or arrays of images and classes.
 
   Training images drawn once and for all, 5,000 at most, are for validation:
   files may be sorted by class.
   """
   side = task.side
-  if length < side * side:
-    raise InputError(
-      f"--length={length} cuts images of {side * side} pixels: give "
-      f"{side * side}"
-    )
   parts = {}
   for part, names in (
     ("train", "data_batch_?.bin"),
@@ -220,9 +213,7 @@ def _array(path: pathlib.Path) -> np.ndarray:
     return arrays.npy_array(data)
 
 
-def read_pathfinder(
-  folder: pathlib.Path, task: Task, length: int
-) -> dict[str, Split]:
+def read_pathfinder(folder: pathlib.Path, task: Task) -> dict[str, Split]:
   """Images that */metadata/*.npy list, cut 80 : 10 : 10 as the benchmark does.
 
   A line of such a file holds a folder, a name, a number and the class.
@@ -255,6 +246,8 @@ def read_pathfinder(
         )
       with input_files.errors_at(where, wrong="has no class"):
         labels.append(int(words[3]))
+  if not labels:
+    raise InputError(f"{folder}: its metadata/*.npy list no image")
   whole = _images(np.stack(pixels), _labels(labels))
   ends = [len(labels) * 8 // 10, len(labels) * 9 // 10]
   return {
@@ -304,10 +297,25 @@ def _tsv(path: pathlib.Path) -> Iterable[tuple[int, list[str]]]:
       yield number, [cell.strip('"') for cell in cells]
 
 
-READERS: dict[str, Callable[[pathlib.Path, Task, int], dict[str, Split]]] = {
+_TEXTS = {
   "listops": read_listops,
   "text": read_text,
   "retrieval": read_retrieval,
-  "image": read_image,
-  "pathfinder32": read_pathfinder,
 }
+_IMAGES = {"image": read_image, "pathfinder32": read_pathfinder}
+
+
+def read(path: pathlib.Path, task: Task, length: int) -> dict[str, Split]:
+  """The parts "train", "valid" and "test" of a task's files.
+
+  Args:
+    path: a folder; of the task text also a file, whose lines name their part.
+    task: one of `tasks.TASKS`.
+    length: tokens of a text at most; what is behind is cut off.
+
+  Raises:
+    InputError: files are missing, damaged, or of another task.
+  """
+  if task.name in _IMAGES:
+    return _IMAGES[task.name](path, task)
+  return _TEXTS[task.name](path, task, length)

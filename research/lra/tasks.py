@@ -48,6 +48,14 @@ class Task:
     if path is not None and not pathlib.Path(path).expanduser().exists():
       raise InputError(f"--data={path}: no such folder{advice}")
 
+  def check_length(self, length: int) -> None:
+    """Raises InputError where a sequence would be a part of an image."""
+    pixels = (self.side or 0) ** 2
+    if length < pixels:
+      raise InputError(
+        f"--length={length} cuts images of {pixels} pixels: give {pixels}"
+      )
+
 
 TASKS = {
   task.name: task

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import fabnet
+from models.errors import InputError
 from models.fabnet import Compute
 from models.fabnet_config import FABNetConfig
 from research.bench import timing
@@ -198,6 +199,9 @@ def as_fast(
 
   Returns:
     The name of the largest that is not slower by more than 2%, or the fastest.
+
+  Raises:
+    InputError: the model has no time, or none of the family has.
   """
   own = {
     row["model"]: row["ms"]
@@ -205,6 +209,10 @@ def as_fast(
     if row["pass"] == "update" and row["ms"] is not None
   }
   known = [one for one in family if one in own]
+  if name not in own or not known:
+    errors = [row["error"] for row in rows if "error" in row]
+    what = "no dense Transformer" if name in own else f"no update of {name}"
+    raise InputError(f"{what} could be timed: {'; '.join(errors[:1])}")
   fast = [one for one in known if own[one] <= 1.02 * own[name]]
   if not fast:
     return min(known, key=own.get)

@@ -148,6 +148,15 @@ def test_pathfinder(tmp_path):
   assert found.test.tokens[0, 0] == 9 and found.test.labels.tolist() == [1]
 
 
+def test_images_are_not_cut(tmp_path):
+  with pytest.raises(InputError, match="--length=100 cuts images of 1024"):
+    load("pathfinder32", tmp_path, 100)
+  (tmp_path / "metadata").mkdir()
+  (tmp_path / "metadata" / "0.npy").write_text("\n")
+  with pytest.raises(InputError, match="list no image"):
+    load("pathfinder32", tmp_path)
+
+
 @pytest.mark.parametrize(
   "task, files, message",
   [

@@ -2,6 +2,7 @@
 
 import pytest
 
+from models.errors import InputError
 from research.lra import architectures, timing
 from research.lra.options import Options
 
@@ -45,6 +46,9 @@ def test_the_largest_that_is_as_fast():
   assert timing.as_fast(rows, "fabnet", family) == "32"
   rows[0]["ms"] = 0.1
   assert timing.as_fast(rows, "fabnet", family) == "8"
+  rows[0] |= {"ms": None, "error": "out of memory"}
+  with pytest.raises(InputError, match="no update of fabnet .*out of memory"):
+    timing.as_fast(rows, "fabnet", family)
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "block_diagonal"])

@@ -1,11 +1,12 @@
 """Accuracies of networks: measured ones from files, and a fit to the others.
 
 A file is a table with a column for each of `NETWORK` (or `d_ff` in the place of
-`ratio`) and `accuracy`, a share of one: CSV, or a result JSON, whose rows have
-the same keys; a folder stands for its JSON files. Rows of other tasks and
-models are left out; those of several seeds are averaged. No accuracy is ever
-made up: each point says whether its network's was measured or predicted, and by
-what.
+`ratio`) and `valid_accuracy` or `accuracy`, a share of one: CSV, or a result
+JSON, whose rows have the same keys; a folder stands for its JSON files. Of rows
+that have both, validation accuracy is taken, because networks are chosen by
+it. Rows of other tasks and models are left out; those of several seeds are
+averaged. No accuracy is ever made up: each point says whether its network's was
+measured or predicted, and by what.
 """
 
 import dataclasses
@@ -171,7 +172,8 @@ def _parsed(row: Mapping[str, Any], place: str) -> tuple[Key, float]:
         f"{place}: {name}={shown(value)} is no number"
       ) from error
 
-  accuracy = number("accuracy" if "accuracy" in row else "value", float)
+  columns = "valid_accuracy", "accuracy", "value"
+  accuracy = number(next((c for c in columns if c in row), columns[-1]), float)
   if not 0 <= accuracy <= 1:
     raise InputError(f"{place}: accuracy={accuracy} is not between 0 and 1")
   d_model = number("d_model", int)

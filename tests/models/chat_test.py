@@ -78,6 +78,20 @@ BLOCKS = """\
 """
 
 
+# As published with SmolLM2.
+SMOLLM2 = """\
+{% for message in messages %}
+{% if loop.first and messages[0]['role'] != 'system' %}
+{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained \
+by Hugging Face<|im_end|>\n' }}
+{% endif %}
+{{'<|im_start|>' + message['role'] + '\n' + message['content'] + \
+'<|im_end|>' + '\n'}}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+""".replace("\n{", "{").replace("}\n", "}")
+
+
 def render(template, messages=CHAT, begin_answer=True):
   request = {
     "template": template,
@@ -111,6 +125,14 @@ def test_roles_that_are_not_supported():
   assert render(GEMMA, CHAT[1:2]) == f"<s>{turn}"
   with pytest.raises(Exception, match="System role not supported"):
     render(GEMMA)
+
+
+def test_a_system_turn_that_the_template_has_itself():
+  assert render(SMOLLM2, CHAT[1:2]) == (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained "
+    "by Hugging Face<|im_end|>\n<|im_start|>user\n Hi <é>\n<|im_end|>\n"
+    "<|im_start|>assistant\n"
+  )
 
 
 def test_lines_of_blocks_and_json():

@@ -157,26 +157,8 @@ def create_state(
   )
 
 
-def make_round(
-  loss: Loss,
-  options: Options,
-  task: Task,
-  evaluate: Callable[[Params, Mapping[str, jax.Array]], jax.Array] | None,
-) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]]:
-  """A round of updates, compiled.
-
-  Args:
-    loss: of one member.
-    options: of the run.
-    task: that is learned.
-    evaluate: `(params, split) -> (M,)` accuracies; None evaluates nothing.
-
-  Returns:
-    `(state, batch, data) -> (state, metrics)`. `batch` has "rows" (K, M, B)
-    int32 of the training data, "rates" (K, M) and "numbers" (K,) of the
-    updates; `data` has the splits "train" and "valid". After a round the
-    parameters of the best validation so far are in `state.extras["best"]`.
-  """
+def _make_update(loss: Loss, options: Options, task: Task):
+  """One update of one member, by rows of the training data."""
   tx = transformation(options)
   augments = options.augment and task.side is not None
 
@@ -200,6 +182,31 @@ def make_round(
     changed = jax.tree.map(lambda p, c: p + rate * c, params, changes)
     return pick((changed, new), (params, memory)), (nll, right)
 
+  return update
+
+
+def make_round(
+  loss: Loss,
+  options: Options,
+  task: Task,
+  evaluate: Callable[[Params, Mapping[str, jax.Array]], jax.Array] | None,
+) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]]:
+  """A round of updates, compiled.
+
+  Args:
+    loss: of one member.
+    options: of the run.
+    task: that is learned.
+    evaluate: `(params, split) -> (M,)` accuracies; None evaluates nothing.
+
+  Returns:
+    `(state, batch, data) -> (state, metrics)`. `batch` has "rows" (K, M, B)
+    int32 of the training data, "rates" (K, M) and "numbers" (K,) of the
+    updates; `data` has the splits "train" and "valid". After a round the
+    parameters of the best validation so far are in `state.extras["best"]`.
+  """
+  update = _make_update(loss, options, task)
+
   @functools.partial(jax.jit, donate_argnums=0)
   def run(state: TrainState, batch, data):
     def step(carry, inputs):
@@ -210,7 +217,7 @@ def make_round(
       )
 
     carry, (nll, right) = jax.lax.scan(
-      lambda carry, inputs: step(carry, inputs),
+      step,
       (state.params, state.opt_state),
       (batch["rows"], batch["rates"], batch["numbers"]),
     )

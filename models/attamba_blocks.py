@@ -132,11 +132,11 @@ class ChunkAttention(nnx.Module):
     self.o_proj = linear(q_size, c.d_model)
     self.k_ssm = space()
     self.v_ssm = None if c.share_kv else space()
-    kinds = _gates(c)
     width = max(c.most_size(size) for size in c.chunk_sizes)
-    self.gate_proj = linear(c.d_model, kinds * c.kv_width) if kinds else None
+    channels = c.num_gates * c.kv_width
+    self.gate_proj = linear(c.d_model, channels) if channels else None
     self.gate_bias = (
-      nnx.Param(jnp.zeros((width, kinds * c.kv_width))) if kinds else None
+      nnx.Param(jnp.zeros((width, channels))) if channels else None
     )
 
   def read(
@@ -204,23 +204,7 @@ class ChunkAttention(nnx.Module):
     y = self._output(mixed, positions)
     if lengths is None:
       return y, None, costs
-    take = lambda x, at: jnp.take_along_axis(
-      x, at[..., None, None], axis=1, mode="clip"
-    )
-    if chunk_k is None:
-      at = jnp.minimum(layout.ends, x.shape[1] - 1)
-      chunk_k, chunk_v = take(k, at), take(v, at)
-    ring = jnp.arange(c.window, dtype=jnp.int32)[None]
-    end = lengths[:, None] - 1
-    ring = jnp.maximum(end - (end - ring) % max(c.window, 1), 0)
-    own = lambda x: None if c.share_kv else x
-    cache = ChunkedCache(
-      chunk_k=chunk_k,
-      chunk_v=own(chunk_v),
-      seen_from=layout.seen_from,
-      ring_k=take(k, ring),
-      ring_v=own(take(v, ring)),
-    )
+    cache = self._cache(k, v, chunk_k, chunk_v, layout, lengths)
     opened = _last(layout.opens, lengths)
     opened = jnp.where(_last(layout.closed, lengths), lengths, opened)
     if spent is None:
@@ -229,6 +213,29 @@ class ChunkAttention(nnx.Module):
       cache=cache, spaces=spaces, pools=pools, opened=opened, spent=spent
     )
     return y, state, costs
+
+  def _cache(self, k, v, chunk_k, chunk_v, layout, lengths):
+    """What tokens to come see of those that were read, of rotated keys."""
+    window = self.config.window
+    take = lambda x, at: jnp.take_along_axis(
+      x, at[..., None, None], axis=1, mode="clip"
+    )
+    if chunk_k is None:
+      at = jnp.minimum(layout.ends, k.shape[1] - 1)
+      chunk_k, chunk_v = take(k, at), take(v, at)
+    # A place of the ring holds the last token whose slot leaves it as the
+    # remainder; where there is none yet, any token, which `attend` hides.
+    ring = jnp.arange(window, dtype=jnp.int32)[None]
+    end = lengths[:, None] - 1
+    ring = jnp.maximum(end - (end - ring) % max(window, 1), 0)
+    own = lambda x: None if self.config.share_kv else x
+    return ChunkedCache(
+      chunk_k=chunk_k,
+      chunk_v=own(chunk_v),
+      seen_from=layout.seen_from,
+      ring_k=take(k, ring),
+      ring_v=own(take(v, ring)),
+    )
 
   def step(
     self,
@@ -421,12 +428,6 @@ class ChunkAttention(nnx.Module):
     return self.o_proj(mixed.reshape(*mixed.shape[:2], -1))
 
 
-def _gates(config: AttambaConfig) -> int:
-  """Kinds of gates of a token: one, and one for the chunk behind its own."""
-  kinds = {"gated_pool": 1, "overlapping_gated_pool": 2}
-  return kinds.get(config.compressor, 0)
-
-
 def _last(x: jax.Array, lengths: jax.Array) -> jax.Array:
   """x (B, T) at each row's last token."""
   return jnp.take_along_axis(x, lengths[:, None] - 1, axis=1)[:, 0]
@@ -471,9 +472,9 @@ def empty_run(
       for _ in range(1 if c.share_kv else 2)
     )
   elif not chunks.is_shared(c):
-    kinds = _gates(c)
-    shape = (*rows, 3 if kinds == 2 else 1, c.kv_width)
-    pools = Pool.empty(shape, c.kv_width if kinds else 1, values=not c.share_kv)
+    shape = (*rows, 3 if c.num_gates == 2 else 1, c.kv_width)
+    channels = c.kv_width if c.num_gates else 1
+    pools = Pool.empty(shape, channels, values=not c.share_kv)
   opened, spent = (jnp.zeros(rows, jnp.int32) for _ in range(2))
   return RunState(
     cache=ChunkedCache.empty(

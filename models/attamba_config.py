@@ -257,6 +257,12 @@ class AttambaConfig:
       norm_eps=self.norm_eps,
     )
 
+  @property
+  def num_gates(self) -> int:
+    """Gates of a token: one, and one for the chunk behind its own."""
+    kinds = {"gated_pool": 1, "overlapping_gated_pool": 2}
+    return kinds.get(self.compressor, 0)
+
   def least_size(self, size: int) -> int:
     """Tokens that a chunk of size P has at least, over many chunks."""
     return size if self.boundaries in REGULAR else max(size // 2, 1)

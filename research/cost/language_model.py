@@ -87,8 +87,7 @@ def _attamba(config: AttambaConfig, length: int) -> tuple[float, float]:
     mixing += spaces * copies * 4.0 * m.d_inner * m.d_state
   if c.compressor != "ssm" or c.keep_projections:
     layer += 2.0 * spaces * c.d_model * c.kv_width
-  gates = {"gated_pool": 1, "overlapping_gated_pool": 2}
-  layer += 2.0 * gates.get(c.compressor, 0) * c.d_model * c.kv_width
+  layer += 2.0 * c.num_gates * c.d_model * c.kv_width
   layers, total = c.num_layers * layer, c.num_layers * mixing
   near = min(c.window, length - 1)
   window = near + 1 - near * (near + 1) / (2 * length)

@@ -1,6 +1,7 @@
 """What training needs of a model: sizes, parameters, hidden states, head."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,19 +53,26 @@ def _transformer(options, sizes, vocab_size) -> TransformerConfig:
   if not sizes["d_ff"]:
     raise InputError("--d_ff=0 is for hybrids: give the width of the MLP")
   return TransformerConfig(
-    vocab_size=vocab_size,
-    vocab_multiple=options.vocab_multiple,
-    num_layers=sizes["layers"],
-    d_model=sizes["d_model"],
-    d_ff=sizes["d_ff"],
-    num_heads=sizes["heads"],
-    num_kv_heads=sizes["kv_heads"],
-    head_dim=sizes["d_model"] // sizes["heads"],
-    tie_embeddings=options.tie_embeddings,
-    max_position=options.length,
+    **_attending(options, sizes, vocab_size),
     float32_stream=True,
     scaled_outputs=True,
   )
+
+
+def _attending(options, sizes, vocab_size) -> dict[str, Any]:
+  """What configs of models say that attend in every layer."""
+  return {
+    "vocab_size": vocab_size,
+    "vocab_multiple": options.vocab_multiple,
+    "num_layers": sizes["layers"],
+    "d_model": sizes["d_model"],
+    "d_ff": sizes["d_ff"],
+    "num_heads": sizes["heads"],
+    "num_kv_heads": sizes["kv_heads"],
+    "head_dim": sizes["d_model"] // sizes["heads"],
+    "tie_embeddings": options.tie_embeddings,
+    "max_position": options.length,
+  }
 
 
 def _mamba(options, sizes, vocab_size) -> MambaConfig:
@@ -113,18 +121,9 @@ def _attamba(options, sizes, vocab_size) -> AttambaConfig:
            "keep_projections", "carry", "semantics", "d_state",
            "ssm_channels")  # fmt: skip
   return AttambaConfig(
-    vocab_size=vocab_size,
-    vocab_multiple=options.vocab_multiple,
-    num_layers=sizes["layers"],
-    d_model=sizes["d_model"],
-    d_ff=sizes["d_ff"],
-    num_heads=sizes["heads"],
-    num_kv_heads=sizes["kv_heads"],
-    head_dim=sizes["d_model"] // sizes["heads"],
+    **_attending(options, sizes, vocab_size),
     chunk_sizes=chunks,
     ssm_head_dim=sizes["head_dim"],
-    tie_embeddings=options.tie_embeddings,
-    max_position=options.length,
     seed=options.seed,
     **{name: sizes[name] for name in names},
   )

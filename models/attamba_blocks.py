@@ -261,7 +261,8 @@ class ChunkAttention(nnx.Module):
     copy = (new.number + 1) % 2 if c.carry else None
     spaces = state.spaces
     if spaces is not None:
-      # A chunk that begins at the first token: segments tell later ones.
+      # Where a chunk begins at the first new token the state is cleared here,
+      # because segments tell only beginnings behind it.
       first = jnp.concatenate([x[:, 0] for x in fresh])
       spaces = jax.tree.map(
         lambda s: jnp.where(

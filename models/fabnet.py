@@ -268,7 +268,8 @@ class FABNet(module.Model):
         lambda x, block: (block[0](x, mask, compute, block[1]), None),
         x,
         (getattr(self, kind), block_keys),
-        # Stacks are shallow, and a scan copies what a block keeps.
+        # Blocks are laid out flat, because a scan copies what each keeps for
+        # its gradient, and stacks are shallow.
         unroll=min(count, 4),
       )
     return self.final_norm(x)

@@ -80,7 +80,8 @@ class ChunkedCache:
       dtype: of keys and values.
       share_kv: whether keys are values too.
     """
-    # Arrays of their own: a buffer that is donated must not be there twice.
+    # Every field has an array of its own, because a buffer that is donated must
+    # not be there twice.
     zeros = lambda size: jnp.zeros((*rows, size, *heads), dtype)
     return cls(
       chunk_k=zeros(chunks),

@@ -50,7 +50,8 @@ _LAYER_TEMPLATES = {
     )
   },
 }
-# Few numbers that the recurrence exponentiates, and costs that are summed.
+# These keep a file's wider dtype, because the recurrence exponentiates the
+# first three, which are few, and costs are summed.
 _KEEPS_DTYPE = ("A_log", "D", "dt_bias", "chunk_costs")
 
 

@@ -177,7 +177,7 @@ _ROWS = (
     scale_format="ufp7_e4m3:tensor",
     **_NV,
   ),
-  # Of scales, which are not negative.
+  # Scales are not negative, so these formats of them have no sign.
   Format(
     name="ufp6_e3m3",
     bits=6,

@@ -41,7 +41,7 @@ def plot(
   """
   first, second = whole.objectives[:2]
   finite = np.flatnonzero(np.isfinite(whole.values).all(1))
-  drawn = finite[:: max(1, len(finite) // _MOST)]
+  drawn = finite[:: max(1, -(-len(finite) // _MOST))]
   front = whole.front()
   figure, axes = plots.new_figure((8.0, 4.6))
   axis = axes[0][0]

@@ -80,7 +80,8 @@ class Problem:
     choices |= dict(self.only)
     space = Product(choices, self._feasible)
     if next(iter(space), None) is None:
-      # The reason is told of the smallest engine.
+      # The smallest engine is checked, because where it does not fit the error
+      # says what the device lacks.
       pairs = itertools.product(choices["p_be"], choices["p_bu"])
       pairs = [pair for pair in pairs if self._has(*pair)]
       least = min(pairs, key=math.prod)

@@ -16,7 +16,8 @@ from research.core import files
 from research.search import Exhaustive, Found, named, pareto, run
 from research.search.running import Evaluate
 
-# Beyond the worst values of the whole space, in shares of their range.
+# The reference lies beyond the worst values of the whole space by this share of
+# their range.
 _MARGIN = 0.1
 
 

@@ -30,7 +30,8 @@ def table(
   if config.boundaries == "token_class":
     ends = [_ends(tokenizer, index) for index in range(size)]
     return np.array(ends, np.float32)
-  # One more of each, so that a token that never occurs has a finite cost.
+  # Every count is raised by one, so that a token that never occurs has a finite
+  # cost.
   counts = counts[:size]
   surprise = -np.log((counts + 1) / (counts.sum() + size))
   mean = np.average(surprise, weights=counts)

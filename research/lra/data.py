@@ -17,8 +17,7 @@ from research.lra.options import Options as RunOptions
 from research.lra.reading import Split
 from research.lra.tasks import Task
 
-# Seeds of generated splits, so that no split's draw repeats another's.
-_SPLITS = {"train": 0, "valid": 1, "test": 2}
+_SPLITS = ("train", "valid", "test")
 # Sequences of the benchmark's generated tasks.
 _LISTOPS = {"train": 96_000, "valid": 2_000, "test": 2_000}
 _PATHFINDER = {"train": 160_000, "valid": 20_000, "test": 20_000}

@@ -163,7 +163,8 @@ def _written(levels: list[_Level], length: int):
     child = sizes[depth + 1]
     before = np.cumsum(child) - child
     first = np.cumsum(level.arguments) - level.arguments
-    # Of the siblings in front, the sizes.
+    # A child begins behind its siblings: `before` sums sizes in front of it,
+    # `own` those in front of its first sibling.
     base = np.where(inner, before[np.minimum(first, len(child) - 1)], 0)
     own = np.repeat(base, level.arguments)
     start = np.repeat(start + 1, level.arguments) + before - own

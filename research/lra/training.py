@@ -153,7 +153,8 @@ def _rounds(run, flags, folder, step, state, data, count):
     rates = (shares[part, None] * peaks[None]).astype(np.float32)
     return {"rows": rows, "rates": rates, "numbers": numbers[part]}
 
-  # What the device is given again in each round goes there once.
+  # The data lies on the device and is passed as `frozen`, because each round
+  # reads it again.
   return loop.run(
     step,
     state,
@@ -161,7 +162,8 @@ def _rounds(run, flags, folder, step, state, data, count):
     RunOptions(
       workdir=folder,
       flags=flags,
-      # A run that is stopped saves itself; these are for one that is killed.
+      # Checkpoints are for a run that is killed; one that is stopped saves
+      # itself.
       checkpoint_every=max(rounds // 4, 1),
       log_every=1,
       keep=run.keep,

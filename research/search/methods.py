@@ -158,7 +158,7 @@ class Regularised:
     order = np.argsort(judge(values, by=aim), kind="stable")
     first, *rest = [alive[picked[at]][0] for at in order]
     if rest and rng.random() < self.crossing:
-      # Parents that are equal would give their own likeness.
+      # A child of equal parents is equal to them, and is mutated instead.
       child = space.crossed(first, rest[0], rng)
       return child if child != first else space.mutated(first, rng)
     return space.mutated(first, rng)

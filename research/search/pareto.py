@@ -168,7 +168,7 @@ class _Stairs:
 
   def __init__(self, x: float, y: float):
     self.area = 0.0
-    # Rising in x, falling in y; with ends that no point reaches.
+    # Corners rise in x and fall in y, between ends that no point reaches.
     self._xs, self._ys = [-np.inf, x], [y, -np.inf]
 
   def add(self, x: float, y: float) -> None:

@@ -35,7 +35,7 @@ _DEPTH_OF_BLOCK = 1024
 # half precision, which take DSPs when the IP is set to medium usage. One DSP
 # each is a reconstruction.
 _MULTIPLIERS, _SUBTRACTORS = 4, 2
-# What an engine for attention has at least one of.
+# Fields of `Engine` that an ABfly block needs to be at least 1.
 _ATTENTION = ("p_head", "p_qk", "p_sv", "p_softmax")
 
 
@@ -200,7 +200,7 @@ def layer_cycles(
   rows = np.asarray(network.length)
   second = (d, rows)
   if rules.sequence_fft:
-    # Of the padded columns, which the first FFT has filled.
+    # It takes the padded columns too, because the first FFT has filled them.
     second = (_power(network.length), d)
   return {
     "fft_hidden": _fft(engine, d, rows, 1, 2, rules),
@@ -400,7 +400,7 @@ def _butterfly(engine, rows, width, outputs, rules) -> np.ndarray:
   step = np.maximum(np.maximum(load, work), store)
   last = np.maximum(work, store)
   if rules.complete:
-    # Of one run nothing overlaps.
+    # With a single run nothing overlaps.
     several = load + np.maximum(load, work) + (runs - 2) * step + last + store
     return np.where(runs > 1, several, load + work + store)
   more = np.where(runs > 2, np.maximum(runs - 3, 0) * step + last, 0)
@@ -415,7 +415,7 @@ def _twiddles(engine, n, numbers, parts) -> np.ndarray:
   """Cycles until numbers * n * log2(n) twiddles of so many parts are there."""
   count = numbers * n * _log2(n)
   read = _ceil(count, engine.memory.coef_bits // (parts * engine.bits))
-  # Into 4 p_bu RAMs that are as wide as a complex number.
+  # They are written into 4 p_bu RAMs, each as wide as a complex number.
   written = _ceil(count * parts, 8 * np.asarray(engine.p_bu))
   return np.maximum(read, written)
 

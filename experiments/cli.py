@@ -15,6 +15,7 @@ sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from flag_kinds import choice as choice
 from flag_kinds import integer as integer
+from flag_kinds import integers as integers
 from flag_kinds import number as number
 from flag_kinds import numbers as numbers
 from flag_kinds import parsed
@@ -26,7 +27,6 @@ from research.results.files import write_result as write_result
 
 # --help lists the flags of the script, and of this module's the one of all.
 flags.disclaim_key_flags()
-
 
 _MOST_UNPACKED = integer(
   "most_unpacked_mb",

@@ -10,13 +10,13 @@ flags.disclaim_key_flags()
 
 
 class _Numbers(flags.ArgumentParser):
-  """Parses "0.1,0.5" to [0.1, 0.5]; every number finite and in bounds."""
+  """Parses "0.1,0.5" to [0.1, 0.5]; all finite, in bounds and of a kind."""
 
   syntactic_help = "comma separated numbers"
 
-  def __init__(self, lower: float, upper: float):
+  def __init__(self, lower: float, upper: float, kind: type = float):
     super().__init__()
-    self.lower, self.upper = lower, upper
+    self.lower, self.upper, self.kind = lower, upper, kind
 
   def parse(self, argument: str | Sequence[float]) -> list[float]:
     parts = argument.split(",") if isinstance(argument, str) else argument
@@ -24,7 +24,9 @@ class _Numbers(flags.ArgumentParser):
     for value in found:
       if not (math.isfinite(value) and self.lower <= value <= self.upper):
         raise ValueError(f"{value} is not in [{self.lower:g}, {self.upper:g}]")
-    return found
+      if self.kind(value) != value:
+        raise ValueError(f"{value} is no whole number")
+    return [self.kind(value) for value in found]
 
 
 def integer(
@@ -67,8 +69,23 @@ def numbers(
   upper: float = math.inf,
 ) -> flags.FlagHolder:
   """Defines --name=0.1,0.5: finite numbers in [lower, upper], as a list."""
+  return _listed(_Numbers(lower, upper), name, default, text)
+
+
+def integers(
+  name: str,
+  default: Sequence[int],
+  text: str,
+  lower: float = -math.inf,
+  upper: float = math.inf,
+) -> flags.FlagHolder:
+  """Defines --name=1,5: integers in [lower, upper], as a list."""
+  return _listed(_Numbers(lower, upper, int), name, default, text)
+
+
+def _listed(parser, name, default, text) -> flags.FlagHolder:
   return flags.DEFINE(
-    _Numbers(lower, upper),
+    parser,
     name,
     list(default),
     text,

@@ -24,7 +24,9 @@ from research.regression_lm.options import Options
 
 flags.adopt_module_key_flags(data_flags)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/rlm_curve", "folder of the run")
-_SIZES = cli.numbers("sizes", [78, 256], "numbers of training examples", 2, 1e6)
+_SIZES = cli.integers(
+  "sizes", [78, 256], "numbers of training examples", 2, 1e6
+)
 _SEEDS = cli.integer("seeds", 3, "splits", 1, 1000)
 _VALID_SHARE = cli.number("valid_share", 0.2, "of the examples", 0.0, 0.9)
 _TESTS = cli.integer("tests", 5000, "test rows at most", 2)
@@ -67,7 +69,7 @@ def main(_) -> None:
 
   curve = learning_curve.Curve(
     data=data,
-    sizes=[int(size) for size in _SIZES.value],
+    sizes=_SIZES.value,
     valid_share=_VALID_SHARE.value,
     seeds=_SEEDS.value,
     model=options,

@@ -27,13 +27,13 @@ _NAMES = flags.DEFINE_list(
   ["fabnet", "transformer", "low_rank", "block_diagonal"],
   "that are timed; fabnet is always",
 )
-_BATCHES = cli.numbers(
+_BATCHES = cli.integers(
   "batches", [1, 256], "sequences of a pass", lower=1, upper=1 << 20
 )
-_DEPTHS = cli.numbers(
+_DEPTHS = cli.integers(
   "depths", [1, 2], "of dense Transformers that are tried", lower=1, upper=64
 )
-_WIDTHS = cli.numbers(
+_WIDTHS = cli.integers(
   "widths", [16, 32, 64, 96, 128], "likewise, multiples of 8", lower=8
 )
 _BUTTERFLY = flags.DEFINE_string(
@@ -59,9 +59,7 @@ def main(_) -> None:
   models = {name: architectures.variant(options, name) for name in names}
   ours = models["fabnet"]
   size = architectures.block_parameters(ours)
-  depths, widths = (
-    [int(value) for value in each.value] for each in (_DEPTHS, _WIDTHS)
-  )
+  depths, widths = _DEPTHS.value, _WIDTHS.value
   models["dense_parameters"] = architectures.dense_with_parameters(
     ours, size, depths
   )
@@ -85,9 +83,8 @@ def main(_) -> None:
     ]
     path = pathlib.Path(_SIZES.value) / f"{options.task}_{name}.flags"
     files.write_text(path, "\n".join(lines) + "\n")
-  batches = list(map(int, _BATCHES.value))
   found = timing.measure(
-    timing.cases(models, batches),
+    timing.cases(models, _BATCHES.value),
     options,
     butterfly=_BUTTERFLY.value,
     say=cli.say,

@@ -33,7 +33,7 @@ _DATA = flags.DEFINE_string(
 _CACHE = flags.DEFINE_string(
   "cache", "runs/lra_data", "folder that generated data is kept in"
 )
-_SEEDS = cli.numbers("seeds", [0], "of members, whole numbers", lower=0)
+_SEEDS = cli.integers("seeds", [0], "of members", lower=0)
 _RATES = cli.numbers(
   "learning_rates", [1e-3], "peaks that are tried", lower=1e-7, upper=10
 )
@@ -45,8 +45,6 @@ def main(_) -> None:
   """Trains and tests; see the module's docstring."""
   began = time.perf_counter()
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
-  if any(seed != int(seed) for seed in _SEEDS.value):
-    raise InputError(f"--seeds={_SEEDS.value}: seeds are whole numbers")
   for name, given in (("seeds", _SEEDS), ("learning_rates", _RATES)):
     # Members are told apart, and their models named, by both.
     if len(set(given.value)) < len(given.value):
@@ -60,7 +58,7 @@ def main(_) -> None:
     options=options,
     data=data.Options.of(options, _DATA.value, _CACHE.value),
     workdir=pathlib.Path(_WORKDIR.value),
-    seeds=tuple(int(seed) for seed in _SEEDS.value),
+    seeds=tuple(_SEEDS.value),
     learning_rates=tuple(_RATES.value),
   )
   rows = training.train(run, cli.say)

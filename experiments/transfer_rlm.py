@@ -38,7 +38,7 @@ _OUT = flags.DEFINE_string(
   "out", None, "of csv: file for predictions of rows whose targets are empty"
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "write over --out")
-_SIZES = cli.numbers("sizes", [20], "numbers of examples", 2, 1e6)
+_SIZES = cli.integers("sizes", [20], "numbers of examples", 2, 1e6)
 _SEEDS = cli.integer("seeds", 3, "splits", 1, 1000)
 _TESTS = cli.integer("tests", 3000, "test rows at most", 2)
 _SOURCE_ROWS = cli.integer(
@@ -107,7 +107,7 @@ def main(_) -> None:
     settings,
     targets=targets,
     sources=transfer_setup.tasks(facts, learned, named),
-    sizes=[int(size) for size in _SIZES.value],
+    sizes=_SIZES.value,
     seeds=_SEEDS.value,
     tests=_TESTS.value,
     source_rows=_SOURCE_ROWS.value,

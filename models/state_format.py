@@ -51,6 +51,17 @@ class StateFormat:
         f"state_format={self}: {self.ssm} has no levels to round to: name a "
         "number format, such as int8"
       )
+    for form in (self.ssm, self.conv, self.residual):
+      if isinstance(form, Format) and form.levels[0] >= 0:
+        raise InputError(
+          f"state_format={self}: {form} is for scales and has no negative "
+          "level: name another, such as int8"
+        )
+    if self.stochastic and self.ssm.specials:
+      raise InputError(
+        f"state_format={self}: {self.ssm} has levels that each block chooses, "
+        "and is not rounded stochastically: leave out +stochastic"
+      )
 
   def __str__(self) -> str:
     """Returns what `parse` makes this of, but for the seed."""

@@ -212,6 +212,9 @@ def test_bytes_of_a_state():
 
 
 WRONG = {
+  "ufp6_e3m3": "is for scales and has no negative level",
+  "int8+conv=ufp7_e4m3": "is for scales and has no negative level",
+  "bitmod4+stochastic": r"leave out \+stochastic",
   "int5": "there is no number format 'int5'; .*write float32, bfloat16 or",
   "int8+quick": "there is no 'quick'",
   "int8+conv": "there is no 'conv'",

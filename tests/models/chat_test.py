@@ -7,13 +7,10 @@ import time
 
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import models as bpe_models
-from tokenizers import pre_tokenizers
 
 from models import chat, chat_child
-from models.encoding import Tokenizer
 from models.errors import InputError
+from tests.models import control_tokens_test
 
 CHAT = [
   {"role": "system", "content": "Be brief."},
@@ -164,16 +161,8 @@ def test_nothing_leads_out_of_the_sandbox(template):
 
 
 def made(template=None, *special, bos_id=None):
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  vocab = {token: i for i, token in enumerate(alphabet)}
-  backend = tokenizers.Tokenizer(bpe_models.BPE(vocab=vocab, merges=[]))
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  backend.decoder = tokenizers.decoders.ByteLevel()
-  backend.add_special_tokens(list(special))
-  return Tokenizer(
-    backend=backend,
-    vocab_size=backend.get_vocab_size(),
-    bos_id=bos_id,
+  return dataclasses.replace(
+    control_tokens_test.made(*special, bos_id=bos_id),
     chat_template=template,
     names={"bos_token": special[0]} if special else {},
   )

@@ -212,7 +212,7 @@ def _of_sources(
   known = np.stack(columns, axis=1)
   if np.isfinite(known).any():
     return known
-  return source_values(setup, facts, prepared, start, seed, rows)
+  return source_values(setup, prepared, start, seed, rows)
 
 
 def _nearest(sources: np.ndarray, values: np.ndarray) -> int | None:
@@ -243,8 +243,8 @@ def _found(prepared: Prepared, chances: np.ndarray, scale: Scale) -> Found:
 
 
 def source_values(
-  setup: Setup, facts: Facts, prepared: Prepared, start: Pretrained,
-  seed: int, rows: np.ndarray,
+  setup: Setup, prepared: Prepared, start: Pretrained, seed: int,
+  rows: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
   """What the pretrained members say of the sources, (rows, sources)."""
   group = seed if start.groups > 1 else 0

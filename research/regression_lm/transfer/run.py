@@ -138,7 +138,7 @@ def _ridge(setup, facts, prepared, parts, start, size, workdir):
   method = f"{OURS}, ridge on its sources"
   for seed, split in enumerate(parts):
     asked = np.concatenate([split.known[:size], split.test])
-    said = adaptation.source_values(setup, facts, prepared, start, seed, asked)
+    said = adaptation.source_values(setup, prepared, start, seed, asked)
     _by_ridge(method, setup, facts, said, asked, size, seed, workdir)
 
 

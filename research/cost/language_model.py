@@ -6,7 +6,7 @@ Mamba-2 (state update and read-out), whose chunked form does more. The scan of
 Mamba-1, convolutions, norms and what rematerialisation repeats count nothing.
 """
 
-from models.attamba_config import AttambaConfig
+from models.attamba_config import SHARED, AttambaConfig
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
 
@@ -92,14 +92,22 @@ def _attamba(config: AttambaConfig, length: int) -> tuple[float, float]:
   near = min(c.window, length - 1)
   window = near + 1 - near * (near + 1) / (2 * length)
   for run in c.runs:
-    ends = [0] * c.sink
+    spans = [(0, 0)] * c.sink
     if c.compressor != "none":
-      ends += range(run.size - 1, length, run.size)
-    # Each is seen by all tokens whose window is behind it.
-    seen = sum(max(length - end - c.window - 1, 0) for end in ends)
+      lasts = range(run.size - 1, length, run.size)
+      spans += [(last - run.size + 1, last) for last in lasts]
+    # Each is seen by all tokens behind the first that sees it.
+    seen = sum(max(length - _first(c, *span), 0) for span in spans)
     keys = window + seen / length
     total += run.num_layers * 4.0 * c.num_heads * c.head_dim * keys
   return layers, total
+
+
+def _first(config: AttambaConfig, opens: int, end: int) -> int:
+  """The first token that sees a chunk, as `models.chunks.seen_from` says."""
+  if config.compressor in SHARED:
+    return end + config.window + 1
+  return max(opens + config.window, end) + 1
 
 
 _LAYERS = {

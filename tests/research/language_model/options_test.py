@@ -143,10 +143,10 @@ def test_mixing_is_counted_by_what_a_query_sees():
     arch="attamba", layers=3, d_model=32, heads=1, kv_heads=1, window=2,
     chunk_size="4", compressor="mean",
   )  # fmt: skip
-  # Token 0 is a chunk, and tokens 3 and 7 end others, of which the second is
-  # behind the window of no token.
+  # Token 0 is a chunk, and tokens 3 and 7 end others; a pooled one is seen from
+  # its end on, since the window no longer shows its first token.
   window = sum(min(t, 2) + 1 for t in range(10))
-  chunks = len(range(3, 10)) + len(range(6, 10))
+  chunks = len(range(3, 10)) + len(range(4, 10)) + len(range(8, 10))
   expected = 3 * 4 * 32 * (window + chunks) / 10
   assert flops.forward(config, 10)["mixing"] == pytest.approx(expected)
 

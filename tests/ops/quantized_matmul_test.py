@@ -11,14 +11,15 @@ import pytest
 from ops import QTensor, dequantize, quantize, quantized_matmul
 from ops.quantized import FORMATS, formats
 from ops.quantized_matmul import quantized_matmul_reference, xla
-from tests.ops.quantized_test import LATER, TWO_LEVELS
+from tests.ops.quantized_test import LATER, NAMES, TWO_LEVELS
 from tests.ops.sequence_op import assert_close, tolerance
 
 # More rows than are multiplied at once, and fewer.
 ROWS, DEPTH, COLUMNS = (xla.FEW_ROWS + 5, 3), 30, 7
 ASYMMETRIC = dataclasses.replace(LATER[0], group=15)
 WEIGHTS = [
-  *(f"{name}:{group}" for name in FORMATS for group in ("tensor", "row", 15)),
+  *(f"{name}:{group}" for name in NAMES for group in ("tensor", "row", 15)),
+  *(f"{name}:15" for name in ("int4_asym", "mxfp4", "nvfp4", "bitmod3")),
   *LATER,
   TWO_LEVELS,
 ]

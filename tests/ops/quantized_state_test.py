@@ -18,15 +18,15 @@ from ops import (
   ssd,
   ssd_step,
 )
-from ops.quantized import FORMATS, as_array, formats, like, state
-from tests.ops.quantized_test import E2M1
+from ops.quantized import as_array, formats, like, state
+from tests.ops.quantized_test import E2M1, NAMES
 from tests.ops.sequence_op import assert_close
 
 B, H, P, N = 3, 4, 2, 8
 CODEBOOK = formats.Format(
   name="e2m1", bits=4, dtype="uint8", codebook=E2M1, packed=True
 )
-FORMS = [*(f"{name}:{g}" for name in FORMATS for g in ("row", 4)), CODEBOOK]
+FORMS = [*(f"{name}:{g}" for name in NAMES for g in ("row", 4)), CODEBOOK]
 write = jax.jit(lambda q, x: q.write(x))
 read = jax.jit(lambda q: q.read())
 # Programs of one op each would take longer to compile.

@@ -146,7 +146,17 @@ for line in sys.argv[3].splitlines():
 
 
 # To import JAX takes .7 seconds and, where other tests run, up to half as much
-# more: the least of several tries counts.
+# more. So what it takes is not counted, and of several tries the least counts.
+_JAX = "import time, jax.numpy; print(time.process_time())"
+
+
+def jax_seconds():
+  """Of the CPU, to import JAX: the least of three tries."""
+  command = [sys.executable, "-c", _JAX]
+  run = lambda: subprocess.run(command, capture_output=True, check=True).stdout
+  return min(float(run()) for _ in range(3))
+
+
 @pytest.mark.parametrize(
   "mistakes, heavy",
   [
@@ -169,7 +179,7 @@ def test_a_mistake_is_answered_within_a_second(mistakes, heavy, tmp_path):
   )
   told = done.stderr.splitlines()
   assert len(told) == len(lines.splitlines())
-  least = {}
+  least, free = {}, 0.0 if "jax" in heavy else jax_seconds()
   for line, error in zip(done.stdout.splitlines(), told, strict=True):
     mistake, _, found = line.partition(" | ")
     code, seconds, *imported = found.split()
@@ -177,4 +187,5 @@ def test_a_mistake_is_answered_within_a_second(mistakes, heavy, tmp_path):
     assert code == "2" and not imported, line
     least[mistake] = min(float(seconds), least.get(mistake, 9.0))
   assert len(least) == len(set(lines.splitlines()))
-  assert {m: seconds for m, seconds in least.items() if seconds >= 1} == {}
+  most = free + 0.6 if free else 1.0
+  assert {m: seconds for m, seconds in least.items() if seconds >= most} == {}

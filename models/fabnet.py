@@ -102,13 +102,14 @@ def _apply(matrix, x, compute):
 
 
 def _matrices(config, kind, rngs):
-  return functools.partial(
-    structured.KINDS[kind],
-    rngs=rngs,
-    tied=config.tied_butterflies,
-    rank=config.rank,
-    blocks=config.blocks,
-  )
+  make, taken = structured.KINDS[kind]
+  options = {
+    "tied": config.tied_butterflies,
+    "rank": config.rank,
+    "blocks": config.blocks,
+  }
+  own = {name: options[name] for name in taken}
+  return functools.partial(make, rngs=rngs, **own)
 
 
 class Fourier(nnx.Module):

@@ -1,4 +1,4 @@
-"""Linear layers by dense and by structured matrices, under one signature.
+"""Linear layers by dense and by structured matrices.
 
 Each maps (..., D) to (..., F) and has a bias. Matrices by name:
 
@@ -24,11 +24,8 @@ from ops.monarch_matmul import init_monarch, monarch_matmul
 class Dense(layers.Linear):
   """`layers.Linear` with a bias."""
 
-  def __init__(
-    self, in_features: int, out_features: int, *, rngs: nnx.Rngs, **options
-  ):
-    """Truncated-normal kernel of variance 1 / D; takes no other options."""
-    del options
+  def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
+    """Truncated-normal kernel of variance 1 / D."""
     super().__init__(in_features, out_features, use_bias=True, rngs=rngs)
 
   def multiplications(self) -> int:
@@ -66,10 +63,8 @@ class Butterfly(_Structured):
     *,
     rngs: nnx.Rngs,
     tied: bool = False,
-    **options,
   ):
-    """Random twiddles of variance 1/2; takes no other options."""
-    del options
+    """Random twiddles of variance 1/2."""
     super().__init__(in_features, out_features)
     self.shape, self.tied = twiddle_shape(in_features, out_features), tied
     stacks, half = self.shape[0], self.shape[3]
@@ -118,10 +113,8 @@ class Monarch(_Structured):
     *,
     rngs: nnx.Rngs,
     blocks: int | None = None,
-    **options,
   ):
     """Random factors in `blocks` blocks, by default some sqrt(D)."""
-    del options
     super().__init__(in_features, out_features)
     first, second = init_monarch(
       rngs.params(), in_features, out_features, blocks=blocks
@@ -153,10 +146,8 @@ class BlockDiagonal(_Structured):
     *,
     rngs: nnx.Rngs,
     blocks: int | None = None,
-    **options,
   ):
     """Normal blocks of variance K / D; K divides D and F."""
-    del options
     super().__init__(in_features, out_features)
     blocks = blocks or 1
     shape = (blocks, in_features // blocks, out_features // blocks)
@@ -190,10 +181,8 @@ class LowRank(_Structured):
     *,
     rngs: nnx.Rngs,
     rank: int | None = None,
-    **options,
   ):
     """Random factors that keep the variance of their input."""
-    del options
     super().__init__(in_features, out_features)
     rank = rank or 1
     init = jax.nn.initializers.lecun_normal()
@@ -210,12 +199,13 @@ class LowRank(_Structured):
     return math.prod(self.down.shape[-2:]) + math.prod(self.up.shape[-2:])
 
 
+# Each kind with the options that it takes.
 KINDS = {
-  "dense": Dense,
-  "butterfly": Butterfly,
-  "monarch": Monarch,
-  "block_diagonal": BlockDiagonal,
-  "low_rank": LowRank,
+  "dense": (Dense, ()),
+  "butterfly": (Butterfly, ("tied",)),
+  "monarch": (Monarch, ("blocks",)),
+  "block_diagonal": (BlockDiagonal, ("blocks",)),
+  "low_rank": (LowRank, ("rank",)),
 }
 
 

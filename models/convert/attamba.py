@@ -8,11 +8,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 from models import attamba, input_files
 from models.attamba_config import AttambaConfig
-from models.convert.names import Leaf
+from models.convert.names import Leaf, leaves_of_runs
 from models.errors import InputError, shown
 
 _KIND = "attamba"
@@ -57,25 +55,13 @@ _KEEPS_DTYPE = ("A_log", "D", "dt_bias", "chunk_costs")
 
 def leaves(config: AttambaConfig) -> Iterator[Leaf]:
   """Yields every parameter array that `config` calls for."""
-  tree = attamba.abstract_params(config)
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    path = tuple(key.key for key in keys)
-    stacked = path[0] == "layers"
-    if stacked:
-      run = config.runs[path[1]]
-      template = _LAYER + _LAYER_TEMPLATES[".".join(path[2:])]
-      names = [template.format(i) for i in range(run.start, run.stop)]
-    else:
-      names = [_TEMPLATES[".".join(path)]]
-    yield Leaf(
-      path=path,
-      shape=leaf.shape,
-      names=tuple(names),
-      stacked=stacked,
-      transposed=path[-1] == "kernel",
-      channelwise=path[-2:] == ("conv", "weight"),
-      keeps_dtype=path[-1] in _KEEPS_DTYPE,
-    )
+  yield from leaves_of_runs(
+    attamba.abstract_params(config),
+    config.runs,
+    _TEMPLATES,
+    lambda name: _LAYER + _LAYER_TEMPLATES[name],
+    _KEEPS_DTYPE,
+  )
 
 
 def describes(json: dict[str, Any]) -> bool:

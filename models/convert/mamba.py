@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 from models import mamba
 from models.convert.mamba_config import (
   describes,
@@ -20,7 +18,12 @@ from models.convert.mamba_config import (
   from_shapes,
   to_hf,
 )
-from models.convert.names import Leaf, TensorSource, with_own_head
+from models.convert.names import (
+  Leaf,
+  TensorSource,
+  leaves_of_runs,
+  with_own_head,
+)
 from models.mamba_config import MambaConfig
 
 __all__ = [
@@ -101,28 +104,19 @@ def leaves(config: MambaConfig) -> Iterator[Leaf]:
         transposed=False,
         optional=True,
       )
-  tree = mamba.abstract_params(config)
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    path = tuple(key.key for key in keys)
-    stacked = path[0] == "layers"
-    if stacked:
-      run = config.runs[path[1]]
-      name = ".".join(path[2:])
-      template = _DT_BIAS[config.kind]
-      if name != "mixer.dt_bias":
-        template = _LAYER_TEMPLATES[name]
-      names = [_LAYER.format(i) + template for i in range(run.start, run.stop)]
-    else:
-      names = [_TEMPLATES[".".join(path)]]
-    yield Leaf(
-      path=path,
-      shape=leaf.shape,
-      names=tuple(names),
-      stacked=stacked,
-      transposed=path[-1] == "kernel",
-      channelwise=path[-2:] == ("conv", "weight"),
-      keeps_dtype=path[-1] in _KEEPS_DTYPE,
-    )
+
+  def layer_name(name: str) -> str:
+    if name == "mixer.dt_bias":
+      return _LAYER + _DT_BIAS[config.kind]
+    return _LAYER + _LAYER_TEMPLATES[name]
+
+  yield from leaves_of_runs(
+    mamba.abstract_params(config),
+    config.runs,
+    _TEMPLATES,
+    layer_name,
+    _KEEPS_DTYPE,
+  )
 
 
 def is_megatron(source: TensorSource) -> bool:

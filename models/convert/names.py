@@ -7,7 +7,14 @@ Mamba are in `models.convert.mamba`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+  Callable,
+  Container,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 import jax
@@ -110,6 +117,41 @@ class Leaf:
     """The same of a tensor in few bits, which has no axis of one."""
     shape = self.shape[1:] if self.stacked else self.shape
     return shape[::-1] if self.transposed else shape
+
+
+def leaves_of_runs(
+  tree: Any,
+  runs: Sequence[Any],
+  names: Mapping[str, str],
+  layer_name: Callable[[str], str],
+  keeps_dtype: Container[str],
+) -> Iterator[Leaf]:
+  """The leaves of a model whose layers are runs with state spaces.
+
+  Args:
+    tree: of abstract parameters, "layers" a list of stacks.
+    runs: of each stack, with `start` and `stop`.
+    names: Hugging Face names by dotted path, of what is not in layers.
+    layer_name: maps a dotted path in a layer to a name, {} for its number.
+    keeps_dtype: last parts of paths whose files may have a wider dtype.
+  """
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    path = tuple(key.key for key in keys)
+    stacked = path[0] == "layers"
+    if stacked:
+      run, name = runs[path[1]], layer_name(".".join(path[2:]))
+      own = tuple(name.format(i) for i in range(run.start, run.stop))
+    else:
+      own = (names[".".join(path)],)
+    yield Leaf(
+      path=path,
+      shape=leaf.shape,
+      names=own,
+      stacked=stacked,
+      transposed=path[-1] == "kernel",
+      channelwise=path[-2:] == ("conv", "weight"),
+      keeps_dtype=path[-1] in keeps_dtype,
+    )
 
 
 def leaves(config: TransformerConfig) -> Iterator[Leaf]:

@@ -1,5 +1,6 @@
 """What a suite of benchmarks lists: cases, and the calls that do their work."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -105,9 +106,10 @@ class Case:
   seconds: float | None = None
 
 
-class SuiteOfCases:
+class SuiteOfCases(abc.ABC):
   """What every suite is: a frozen dataclass of options that lists cases."""
 
+  @abc.abstractmethod
   def cases(self, plan: Any, note: Say) -> Iterator[Case]:
     """Checks the options, and then yields cases as they are asked for.
 
@@ -118,7 +120,6 @@ class SuiteOfCases:
     Raises:
       InputError: an option or a name of the plan does not exist here.
     """
-    raise NotImplementedError
 
   def closing(self, rows: Sequence[Row]) -> Iterable[str]:
     """Lines for the end."""

@@ -145,8 +145,9 @@ for line in sys.argv[3].splitlines():
 """
 
 
-# To import JAX takes .7 seconds and, where other tests run, up to half as much
-# more. So what it takes is not counted, and of several tries the least counts.
+# To import JAX takes .6 to .7 seconds, and where other tests run up to half as
+# much more, and so does what is ours. So the bound is a second, or half as much
+# again as JAX takes there; of several tries the least counts.
 _JAX = "import time, jax.numpy; print(time.process_time())"
 
 
@@ -187,5 +188,5 @@ def test_a_mistake_is_answered_within_a_second(mistakes, heavy, tmp_path):
     assert code == "2" and not imported, line
     least[mistake] = min(float(seconds), least.get(mistake, 9.0))
   assert len(least) == len(set(lines.splitlines()))
-  most = free + 0.6 if free else 1.0
+  most = max(1.0, 1.5 * free)
   assert {m: seconds for m, seconds in least.items() if seconds >= most} == {}

@@ -40,18 +40,14 @@ def test_a_result_says_whether_it_beats_unigrams():
   assert "NOT below" in training.Result(3.5, 3.0, 1).lines()[1]
 
 
-def test_a_hybrid_is_trained_and_read_again(tmp_path):
+def small_run(tmp_path, line, **sizes):
+  """A run of a few updates on a text of one line, again and again."""
   text = tmp_path / "text.txt"
-  text.write_text("abcdefgh\n" * 200)
+  text.write_text(line * 200)
   options = Options(
-    arch="hybrid",
     tokenizer="bytes",
-    layers=2,
     d_model=16,
     heads=2,
-    kv_heads=1,
-    d_state=8,
-    head_dim=16,
     length=16,
     batch=4,
     steps=12,
@@ -59,8 +55,9 @@ def test_a_hybrid_is_trained_and_read_again(tmp_path):
     warmup=2,
     eval_windows=2,
     dtype="float32",
+    **sizes,
   )
-  run = training.Run(
+  return training.Run(
     options=options,
     text=[str(text)],
     workdir=tmp_path / "run",
@@ -68,6 +65,13 @@ def test_a_hybrid_is_trained_and_read_again(tmp_path):
     mesh=mesh_lib.data_mesh(1),
     progress=False,
   )
+
+
+def test_a_hybrid_is_trained_and_read_again(tmp_path):
+  run = small_run(
+    tmp_path, "abcdefgh\n", arch="hybrid", layers=2, kv_heads=1, d_state=8,
+    head_dim=16,
+  )  # fmt: skip
   said = []
   result = training.train(run, said.append)
   assert "hybrid" in said[0] and "unigram entropy" in said[1]
@@ -75,7 +79,7 @@ def test_a_hybrid_is_trained_and_read_again(tmp_path):
   assert result.eval_loss < first["loss"] - 0.5
   checkpoint = convert.load(run.workdir / "model")
   # It is written without the rows that pad the vocabulary.
-  trained = architectures.config_of(options, 257)
+  trained = architectures.config_of(run.options, 257)
   assert checkpoint.config == dataclasses.replace(trained, vocab_multiple=1)
   sizes = [leaf.size for leaf in jax.tree.leaves(checkpoint.params)]
   assert sum(sizes) == language_model.num_params(checkpoint.config)
@@ -86,35 +90,10 @@ def test_a_hybrid_is_trained_and_read_again(tmp_path):
 
 def test_an_attamba_learns_where_its_chunks_end(tmp_path):
   """Its tokens' costs are made of the text, stay as they are, and are kept."""
-  text = tmp_path / "text.txt"
-  text.write_text("abcdefg.\n" * 200)
-  options = Options(
-    arch="attamba",
-    tokenizer="bytes",
-    layers=1,
-    d_model=16,
-    d_ff=16,
-    heads=2,
-    kv_heads=2,
-    compressor="mean",
-    boundaries="token_class",
-    window=2,
-    length=16,
-    batch=4,
-    steps=12,
-    learning_rate=0.03,
-    warmup=2,
-    eval_windows=2,
-    dtype="float32",
-  )
-  run = training.Run(
-    options=options,
-    text=[str(text)],
-    workdir=tmp_path / "run",
-    cache=tmp_path / "cache",
-    mesh=mesh_lib.data_mesh(1),
-    progress=False,
-  )
+  run = small_run(
+    tmp_path, "abcdefg.\n", arch="attamba", layers=1, d_ff=16, kv_heads=2,
+    compressor="mean", boundaries="token_class", window=2,
+  )  # fmt: skip
   result = training.train(run, lambda line: None)
   first = metrics.read_jsonl(run.workdir / "metrics.jsonl")[0]
   assert result.eval_loss < first["loss"] - 0.5

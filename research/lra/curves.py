@@ -39,13 +39,16 @@ def plot(
         role="baseline" if number else "ours",
       )
     )
+  several = all(len(members) > 1 for _, members in runs.values())
   plots.pareto_plot(
     path,
     series,
     "updates",
     "validation accuracy (more is better)",
     title,
-    subtitle="mean of the seeds; bars from the worst to the best",
+    subtitle="mean of the seeds; bars from the worst to the best"
+    if several
+    else "one seed: how far others would be is not known",
   )
 
 

@@ -40,7 +40,7 @@ P=${P:-5}
   --text_column=sized --split="$split" --targets=flops,bytes_accessed,peak_bytes,latency_us \
   --path="$path" --limit=4000 --peers="$peers" --peers_dir=runs/peers_$split --processes="$P" > "$OUT/$name.peers.log" 2>&1; echo "peers $?" >> "$OUT/$name.peers.log" ) &
 peer=$!
-python experiments/train_rlm.py --flagfile=experiments/flagfiles/rlm_programs.flags \
+[[ -f runs/$name/model/config.json ]] || python experiments/train_rlm.py --flagfile=experiments/flagfiles/rlm_programs.flags \
   --path="$path" --split="$split" --steps="$steps" --warmup=100 --workdir=runs/"$name" > "$OUT/$name.train.log" 2>&1
 echo "train $?"; tail -n 2 "$OUT/$name.train.log" | tr '\r' '\n' | tail -n 3
 wait $peer; tail -n 3 "$OUT/$name.peers.log"; ls runs/peers_$split

@@ -49,7 +49,7 @@ def test_outcomes_of_batches_are_added():
 def test_a_process_that_dies_is_a_fault_and_others_go_on(monkeypatch):
   # Its process ends without an outcome.
   monkeypatch.setattr("tests.fuzz._child", print)
-  assert [seed for seed, _ in run("csv", 2).faults] == [0, 1]
+  assert [seed for seed, _ in run("csv", range(2)).faults] == [0, 1]
 
 
 @pytest.mark.parametrize(

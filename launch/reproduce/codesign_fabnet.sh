@@ -30,7 +30,7 @@ esac
   usage
   [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0 || exit 2
 }
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 PY=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export TF_CPP_MIN_LOG_LEVEL=2 XLA_PYTHON_CLIENT_PREALLOCATE=false

@@ -26,7 +26,7 @@ TEXT
   usage
   [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0 || exit 2
 }
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 export DATA=$1 OUT=$2 LIMIT=${3:-540} GPUS=${GPUS:-2} WORKERS=${WORKERS:-3}
 export NAME=${NAME:-lra} FLAGS=${FLAGS:-} TINY=${TINY:-}
 TASKS=${TASKS:-listops text image pathfinder32}

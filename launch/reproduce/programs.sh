@@ -20,7 +20,7 @@ TEXT
   usage
   [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0 || exit 2
 }
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 export PYTHONPATH=$PWD
 OUT=$2
 mkdir -p "$OUT" runs

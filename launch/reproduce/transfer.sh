@@ -8,7 +8,7 @@ set -u
   echo "DATA holds programs/kernel_tuner/*_milo.csv.gz and nas/nasbench201.csv.gz."
   [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0 || exit 2
 }
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 DATA=$1 OUT=$2
 # Models share one GPU, peers take the CPU's cores beside them; the last call of
 # each table computes nothing, joins both, and writes the JSON.

@@ -1,9 +1,11 @@
 """Says what this machine offers Frugax: `python launch/doctor.py`.
 
 Imports nothing of the project, so that it answers where the project does not
-run: versions against the ranges of pyproject.toml, devices, the
-implementations of each op, models, data and the folder of compiled programs.
-`--require=gpu` (tpu, cpu) exits with 1 and the remedy where that is missing.
+run: versions against the ranges of pyproject.toml, devices and their memory,
+the implementations of each op, models, data, memory and disk, and the folder of
+compiled programs. What keeps Frugax from running is told at the end, each in
+one line with its remedy, and the exit code is 1. `--require=gpu` (tpu, cpu)
+asks for a platform, too.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +22,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+# Less than this, and a small demo does not fit.
+LEAST_MEMORY, LEAST_DISK = 2e9, 1e9
+# Told by a driver: that a GPU or a TPU is there, whether JAX sees it or not.
+SIGNS = {
+  "gpu": ("dev/nvidiactl",),
+  "tpu": ("dev/accel0", "dev/vfio/0"),
+}
 REMEDIES = {
   "cpu": "unset JAX_PLATFORMS, or set it to cpu",
   "gpu": "pip install -e '.[cuda13]' with an NVIDIA driver (see nvidia-smi)",
@@ -53,17 +63,24 @@ def ranges() -> dict[str, str]:
 def version_rows() -> Iterator[tuple[str, str]]:
   """Yields each version and whether it is supported."""
   supported = ranges()
+  for name, version in versions().items():
+    specifier = supported.get(name, "")
+    if version is None:
+      yield name, "missing"
+    else:
+      verdict = "ok" if in_range(version, specifier) else "NOT SUPPORTED"
+      yield name, f"{version:12} {specifier:16} {verdict}"
+
+
+def versions() -> dict[str, str | None]:
+  """Returns what is installed, None for what is not."""
   found = {"python": platform.python_version()}
   for name in PACKAGES:
     try:
       found[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
-      yield name, "missing: run `make test`, or pip install -e ."
-  for name, version in found.items():
-    specifier = supported.get(name, "")
-    ok = in_range(version, specifier)
-    verdict = "ok" if ok else "NOT SUPPORTED: pip install -e . mends it"
-    yield name, f"{version:12} {specifier:16} {verdict}"
+      found[name] = None
+  return found
 
 
 def devices() -> tuple[set[str], list[str]]:
@@ -74,9 +91,22 @@ def devices() -> tuple[set[str], list[str]]:
     found = jax.devices()
   except Exception as error:  # a broken driver fails in any way it likes
     return set(), [f"none: {(str(error) or repr(error)).splitlines()[0]}"]
-  lines = [f"{item.platform}:{item.id} {item.device_kind}" for item in found]
+  lines = [
+    f"{item.platform}:{item.id} {item.device_kind}{free_of(item)}"
+    for item in found
+  ]
   # Wherever JAX runs at all there is a CPU, asked for or not.
   return {item.platform for item in found} | {"cpu"}, lines
+
+
+def free_of(device) -> str:
+  """Returns the memory that a device has left, where it says so."""
+  stats = device.memory_stats() or {}
+  limit = stats.get("bytes_limit")
+  if not limit:
+    return ""
+  free = limit - stats.get("bytes_in_use", 0)
+  return f", {free / 1e9:.1f} of {limit / 1e9:.1f} GB free to JAX"
 
 
 def ops_lines() -> list[str]:
@@ -119,14 +149,120 @@ def data_rows() -> Iterator[tuple[str, str]]:
     yield "corpora", f"missing: {shown(folder)}"
 
 
-def cache_rows() -> Iterator[tuple[str, str]]:
-  """Yields the folder of compiled programs, and what it holds."""
+def cache_folder() -> Path:
+  """Returns the folder of compiled programs, which may be absent."""
   home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   folder = Path(home) / "frugax" / "jax"
-  folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder)
+  return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder)
+
+
+def cache_rows() -> Iterator[tuple[str, str]]:
+  """Yields the folder of compiled programs, and what it holds."""
+  folder = cache_folder()
   sizes = [path.stat().st_size for path in folder.glob("*") if path.is_file()]
   held = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
   yield "compiled", f"{folder}: {held if sizes else 'empty'}"
+
+
+def memory(
+  proc: Path = Path("/proc"), sys: Path = Path("/sys")
+) -> float | None:
+  """Returns the bytes of memory that are left here, None if nobody says.
+
+  A container may have less than its machine: the least of both counts.
+  """
+  try:
+    text = (proc / "meminfo").read_text(encoding="utf-8")
+    found = 1024.0 * int(re.search(r"MemAvailable:\s+(\d+) kB", text)[1])
+  except (OSError, TypeError):
+    return None
+  group = sys / "fs" / "cgroup"
+  try:
+    limit = float((group / "memory.max").read_text(encoding="utf-8"))
+    used = float((group / "memory.current").read_text(encoding="utf-8"))
+  except (OSError, ValueError):  # no group, or "max": no limit
+    return found
+  return min(found, limit - used)
+
+
+def existing(folder: Path) -> Path:
+  """Returns a folder, or the nearest one above it that is there."""
+  while not folder.exists() and folder != folder.parent:
+    folder = folder.parent
+  return folder
+
+
+def room_rows() -> Iterator[tuple[str, str]]:
+  """Yields free memory, and free disk where runs and programs are written."""
+  free = memory()
+  yield "memory", "not known" if free is None else f"{free / 1e9:.1f} GB free"
+  for name, folder in (("runs", ROOT / "runs"), ("cache", cache_folder())):
+    disk = shutil.disk_usage(existing(folder)).free
+    yield name, f"{disk / 1e9:.1f} GB of disk free"
+
+
+def problems(platforms: set[str], require: str | None) -> Iterator[str]:
+  """Yields what keeps Frugax from running here, each with its remedy."""
+  supported = ranges()
+  for name, version in versions().items():
+    specifier = supported.get(name, "")
+    if version is None:
+      yield f"{name} is missing: run `make test`, or pip install -e ."
+    elif not in_range(version, specifier):
+      remedy = "install such a Python" if name == "python" else ""
+      yield (
+        f"{name} {version} is not {specifier}:"
+        f" {remedy or 'pip install -e . mends it'}"
+      )
+  if require and require not in platforms:
+    yield f"no {require} here: {REMEDIES[require]}"
+  elif not platforms:
+    yield f"JAX finds no device: {REMEDIES['cpu']}"
+  for name in sorted(hidden(platforms) - {require}):
+    yield f"there is a {name} that JAX does not see: {REMEDIES[name]}"
+  yield from room_problems()
+  for folder in ("models/stories260k", "corpora", "kernel_tuner"):
+    path = ROOT / "data" / folder
+    if not path.is_dir() or not any(path.iterdir()):
+      yield f"{shown(path)} is missing: git checkout -- {shown(path)}"
+
+
+def hidden(platforms: set[str], root: Path = Path("/")) -> set[str]:
+  """Returns the platforms of which there are devices, but none for JAX.
+
+  Who names platforms in JAX_PLATFORMS hides others on purpose.
+  """
+  if os.environ.get("JAX_PLATFORMS"):
+    return set()
+  return {
+    name
+    for name, files in SIGNS.items()
+    if name not in platforms and any((root / file).exists() for file in files)
+  }
+
+
+def room_problems() -> Iterator[str]:
+  """Yields what there is too little of, and folders that cannot be written."""
+  free = memory()
+  if free is not None and free < LEAST_MEMORY:
+    yield (
+      f"{free / 1e9:.1f} GB of memory are free: end what takes it, or use a"
+      f" machine with {LEAST_MEMORY / 1e9:.0f} GB free"
+    )
+  remedies = {
+    ROOT / "runs": "give --workdir a folder elsewhere",
+    cache_folder(): "set JAX_COMPILATION_CACHE_DIR to a folder elsewhere",
+  }
+  for folder, remedy in remedies.items():
+    place = existing(folder)
+    disk = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK | os.X_OK):
+      yield f"{folder} cannot be written: {remedy}"
+    elif disk < LEAST_DISK:
+      yield (
+        f"{disk / 1e9:.1f} GB of disk are free for {folder}: make room, or"
+        f" {remedy}"
+      )
 
 
 def shown(path: Path) -> str:
@@ -149,7 +285,7 @@ def table(rows: Iterator[tuple[str, str]]) -> list[str]:
 
 
 def main() -> int:
-  """Prints the tables; returns 1 where the required platform is missing."""
+  """Prints the tables; returns 1 where something keeps Frugax from running."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--require", choices=sorted(REMEDIES))
   required = parser.parse_args().require
@@ -159,12 +295,13 @@ def main() -> int:
   section("ops", ops_lines())
   section("models", table(model_rows()))
   section("data", table(data_rows()))
+  section("room", table(room_rows()))
   section("cache", table(cache_rows()))
-  if required and required not in platforms:
-    sys.stdout.flush()
-    print(f"error: no {required} here: {REMEDIES[required]}", file=sys.stderr)
-    return 1
-  return 0
+  sys.stdout.flush()
+  found = list(problems(platforms, required))
+  for line in found:
+    print(f"error: {line}", file=sys.stderr)
+  return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # make demo [SYSTEM=sol|lm|rlm|quantize|fabnet|attamba] [MODEL=smollm2|tiny] | test | tpu-check | lint
-#   | doctor | clean
+#   | api | doctor | clean
 SYSTEM ?= sol
 MODEL ?= smollm2
 PYTHON_RUN := .venv/bin/python
@@ -62,7 +62,7 @@ define DEMO_attamba
   --title="Chunks of 4 behind a window of 16, and the window alone"
 endef
 
-.PHONY: help demo known model test tpu-check lint doctor clean venv
+.PHONY: help demo known model test tpu-check lint api doctor clean venv
 help:
 	@echo "make demo [MODEL=smollm2|tiny]  train a SOL policy, evaluate, plot"
 	@echo "make demo SYSTEM=lm             train a Transformer and a Mamba-2, plot"
@@ -73,6 +73,7 @@ help:
 	@echo "make test                       run all tests"
 	@echo "make tpu-check                  compile the TPU kernels for real"
 	@echo "make lint                       check format and lint"
+	@echo "make api                        write pages of docstrings to runs/api"
 	@echo "make doctor                     say what this machine offers"
 	@echo "make clean                      remove .venv and caches; runs/ stays"
 
@@ -123,6 +124,9 @@ test: venv
 lint: venv
 	@$(PYTHON_RUN) -m ruff format --check .
 	@$(PYTHON_RUN) -m ruff check .
+
+api: venv
+	@JAX_PLATFORMS=cpu $(SCRIPT)/docs_api.py --output=runs/api
 
 doctor: venv
 	@$(PYTHON_RUN) launch/doctor.py

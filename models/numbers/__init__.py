@@ -1,4 +1,8 @@
-"""Numbers as short sequences of tokens, and the grammar of valid ones."""
+"""Numbers as short sequences of tokens, and the grammar of valid ones.
+
+`INVALID` is the token of what is no number. `MISSING` and `START` are tokens of
+rows: of an objective that was not measured, and in front of all others.
+"""
 
 from models.numbers.codec import MISSING, START, TargetCodec
 from models.numbers.formats import (

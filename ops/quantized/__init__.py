@@ -1,4 +1,7 @@
-"""Arrays of few bits: one table of formats, one tensor, one way in and out."""
+"""Arrays of few bits: one table of formats, one tensor, one way in and out.
+
+`FORMATS` is that table: a `Format` by its name.
+"""
 
 from ops.quantized.formats import FORMATS as FORMATS
 from ops.quantized.formats import Format as Format

@@ -6,7 +6,8 @@
 
 `evaluate` takes a list of genomes and gives (N, M) values, of which less is
 better. A search depends on its seed and the values alone; so one that was
-interrupted goes on when `store.kept` remembers the values.
+interrupted goes on when `store.kept` remembers the values. A `Genome` is a
+point of a space, one number a decision; `METHODS` holds the methods by name.
 """
 
 from research.search.methods import (

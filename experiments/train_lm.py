@@ -42,6 +42,12 @@ _CACHE = flags.DEFINE_string(
 _ATTENTION = cli.choice(
   "attention", None, "implementation of attention", ("xla", "cudnn")
 )
+_CHUNKED = cli.choice(
+  "chunked_attention",
+  None,
+  "implementation of attention to chunks",
+  ("xla", "mosaic_gpu"),
+)
 _KERNELS = ("xla", "mosaic_gpu", "mosaic_tpu")
 _SCAN = cli.choice(
   "scan", None, "implementation of selective_scan or ssd", _KERNELS
@@ -97,7 +103,10 @@ def main(_) -> None:
     start=_START.value,
     mesh=mesh.data_mesh(_DEVICES.value),
     implementations=Implementations(
-      scan=_SCAN.value, conv=_CONV.value, attention=_ATTENTION.value
+      scan=_SCAN.value,
+      conv=_CONV.value,
+      attention=_ATTENTION.value,
+      chunked=_CHUNKED.value,
     ),
     unroll=_UNROLL.value,
     peak_flops=_PEAK.value and 1e12 * _PEAK.value,

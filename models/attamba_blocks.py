@@ -199,7 +199,9 @@ class ChunkAttention(nnx.Module):
       chunk_k=chunk_k,
       chunk_v=chunk_v,
       seen_from=layout.seen_from,
-      starts=texts.starts,
+      # Where each row is one text, nothing in front of it is to be hidden.
+      starts=None if shared.segment_ids is None else texts.starts,
+      implementation=shared.implementations.chunked,
     )
     y = self._output(mixed, positions)
     if lengths is None:

@@ -15,6 +15,7 @@ class Implementations:
       "xla" for the steps of `scan` and `conv`, layer by layer.
     attention: of `jax.nn.dot_product_attention`, in a pass that reads no cache:
       "xla" or "cudnn".
+    chunked: of `ops.chunked_attention`, likewise.
   """
 
   scan: str | None = None
@@ -22,3 +23,4 @@ class Implementations:
   norm: str | None = None
   step: str | None = None
   attention: str | None = None
+  chunked: str | None = None

@@ -1,7 +1,6 @@
 """Attention over chunks and a window, against loops in float64."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,9 @@ from ops.chunked_attention import (
   UNUSED,
   chunked_attention,
   chunked_attention_reference,
+  xla,
 )
 from tests.ops.sequence_op import EPSILON, assert_close, tolerance
-
-# The package has a function of this name.
-module = importlib.import_module("ops.chunked_attention")
 
 B, S, H, N, D = 2, 37, 4, 2, 8
 # Rows with other boundaries; the second has fewer.
@@ -132,7 +129,7 @@ def test_many_queries_go_in_blocks(monkeypatch):
 
   run = lambda: jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
   whole = run()
-  monkeypatch.setattr(module, "_MOST_SCORES", 5 * B * H * ENDS.shape[1])
+  monkeypatch.setattr(xla, "_MOST_SCORES", 5 * B * H * ENDS.shape[1])
   jax.clear_caches()
   blocks = run()
   for one, other in zip(*map(jax.tree.leaves, (whole, blocks)), strict=True):

@@ -1,0 +1,7 @@
+"""Attention over compressed chunks of the past and a window of recent keys."""
+
+from ops.chunked_attention.api import UNUSED as UNUSED
+from ops.chunked_attention.api import chunked_attention as chunked_attention
+from ops.chunked_attention.reference import (
+  chunked_attention_reference as chunked_attention_reference,
+)

@@ -1,0 +1,41 @@
+"""`chunked_attention` in float64, one query of one head at a time."""
+
+import functools
+
+import numpy as np
+
+
+def chunked_attention_reference(
+  q,
+  k,
+  v,
+  ends,
+  *,
+  window,
+  chunk_k=None,
+  chunk_v=None,
+  seen_from=None,
+  starts=None,
+  scale=None,
+):
+  """The specification in float64, one query of one head at a time."""
+  wide = functools.partial(np.asarray, dtype=np.float64)
+  q, k, v = wide(q), wide(k), wide(v)
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  group = q.shape[2] // k.shape[2]
+  out = np.zeros_like(q)
+  for b, t, h in np.ndindex(*q.shape[:3]):
+    n = h // group
+    start = 0 if starts is None else int(starts[b, t])
+    first = max(t - window, start)
+    keys, values = list(k[b, first : t + 1, n]), list(v[b, first : t + 1, n])
+    for m, end in enumerate(np.asarray(ends[b]).tolist()):
+      seen = end + window + 1 if seen_from is None else int(seen_from[b, m])
+      if seen > t or end < start:
+        continue
+      keys.append(k[b, end, n] if chunk_k is None else wide(chunk_k[b, m, n]))
+      values.append(v[b, end, n] if chunk_v is None else wide(chunk_v[b, m, n]))
+    logits = scale * (np.stack(keys) @ q[b, t, h])
+    shares = np.exp(logits - logits.max())
+    out[b, t, h] = shares @ np.stack(values) / shares.sum()
+  return out

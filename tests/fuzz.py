@@ -7,13 +7,15 @@ lengths replaced, brackets nested deep) and gives them to the reader in child
 processes. It prints a line a format: how many were read, how many refused by
 InputError, and every traceback, hang (over ten seconds) and use of memory
 beyond 16 times the file and 64 MB, with the seed that makes it again. It ends
-with 1 where there was one, and writes a JSON of all formats to --result. A
-mutation takes .2 to 4 ms, so that all formats take a CPU core more than an
-hour, if TMPDIR is in memory (/dev/shm). The suite runs 8 to 100 a format.
+with 1 where there was one, and writes a JSON of all formats to --result, which
+an interrupted run goes on from. A mutation takes .2 to 4 ms, so that all
+formats take a CPU core more than an hour, if TMPDIR is in memory (/dev/shm).
+The suite runs 8 to 100 a format.
 """
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
 import os
 import pathlib
@@ -245,6 +247,7 @@ def _row(name: str, mutations: int, found: Outcome) -> dict[str, Any]:
   """A row of the result."""
   return {
     "format": name,
+    "commit": result_files.commit(),
     "mutations": mutations,
     "refused": found.refused,
     "faults": len(found.faults),
@@ -253,6 +256,31 @@ def _row(name: str, mutations: int, found: Outcome) -> dict[str, Any]:
     "slowest_ms": 1e3 * found.most_seconds,
     "first_faults": [f"seed {s}: {what}" for s, what in found.faults[:20]],
   }
+
+
+def _kept(path: str | None, mutations: int) -> dict[str, dict[str, Any]]:
+  """Rows by format of an interrupted run that tried as many mutations."""
+  if not path or not os.path.exists(path):
+    return {}
+  with open(path) as file:
+    found = json.load(file)
+  if found["complete"]:
+    return {}
+  return {
+    row["format"]: {"commit": found["commit"]} | row
+    for row in found["rows"]
+    if row["mutations"] == mutations
+  }
+
+
+def _line(row: dict[str, Any]) -> str:
+  """What is printed of a row."""
+  told = (
+    f"{row['format']}: {row['mutations']} mutations, {row['refused']} refused, "
+    f"{row['faults']} faults, {row['most_mb']:.0f} MB at most, "
+    f"{row['ms']:.2f} ms each, {row['slowest_ms']:.0f} the slowest"
+  )
+  return "\n  ".join([told, *row["first_faults"]])
 
 
 def main() -> int:
@@ -270,31 +298,27 @@ def main() -> int:
   words = [word for word in sys.argv[1:] if not word.startswith("--result")]
   command = shlex.join(["python", "-m", "tests.fuzz", *words])
   names, mutations = options.formats.split(","), options.mutations
+  kept = _kept(options.result, mutations)
   rows, began = [], time.perf_counter()
   with futures.ThreadPoolExecutor(options.processes) as pool:
     # The mutations of one format go to several children, since a format that
     # takes six times as long as the others would else be alone at the end.
-    tried = [
-      [
+    tried = {
+      name: [
         pool.submit(run, name, range(first, min(first + _BATCH, mutations)))
         for first in range(0, mutations, _BATCH)
       ]
       for name in names
-    ]
-    for name, parts in zip(names, tried):
-      found = Outcome()
-      for part in parts:
-        found.add(part.result())
-      row = _row(name, mutations, found)
-      rows.append(row)
-      print(
-        f"{name}: {row['mutations']} mutations, {row['refused']} refused, "
-        f"{row['faults']} faults, {row['most_mb']:.0f} MB at most, "
-        f"{row['ms']:.2f} ms each, {row['slowest_ms']:.0f} the slowest",
-        *row["first_faults"],
-        sep="\n  ",
-        flush=True,
-      )
+      if name not in kept
+    }
+    for name in names:
+      if name not in kept:
+        found = Outcome()
+        for part in tried[name]:
+          found.add(part.result())
+        kept[name] = _row(name, mutations, found)
+      rows.append(kept[name])
+      print(_line(kept[name]), flush=True)
       if options.result:
         seconds = time.perf_counter() - began
         complete = len(rows) == len(names)

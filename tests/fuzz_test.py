@@ -1,13 +1,14 @@
 """Readers of every format, each against some mutated files; see `fuzz.py`."""
 
 import itertools
+import json
 import time
 
 import pytest
 
 from models import input_files
 from models.errors import InputError
-from tests.fuzz import SECONDS, Format, Outcome, mutate, outcome, run
+from tests.fuzz import SECONDS, Format, Outcome, main, mutate, outcome, run
 from tests.fuzz_formats import FORMATS
 
 # Those that make arrays of JAX take a hundred times as long as others.
@@ -50,6 +51,27 @@ def test_a_process_that_dies_is_a_fault_and_others_go_on(monkeypatch):
   # Its process ends without an outcome.
   monkeypatch.setattr("tests.fuzz._child", print)
   assert [seed for seed, _ in run("csv", range(2)).faults] == [0, 1]
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
+  result = tmp_path / "a.json"
+  done = {"refused": 1, "faults": 0, "most_mb": 0, "ms": 1, "slowest_ms": 2}
+  done |= {"format": "csv", "mutations": 3, "first_faults": []}
+  result.write_text(
+    json.dumps({"commit": "abc", "complete": False, "rows": [done]})
+  )
+  tried = []
+  monkeypatch.setattr(
+    "tests.fuzz.run", lambda *run: tried.append(run) or Outcome(refused=2)
+  )
+  words = ["fuzz", "--mutations=3", "--formats=csv,gguf", f"--result={result}"]
+  monkeypatch.setattr("sys.argv", words)
+  assert main() == 0
+  found = json.loads(result.read_text())
+  assert tried == [("gguf", range(3))] and found["complete"]
+  assert [row["refused"] for row in found["rows"]] == [1, 2]
+  assert found["rows"][0]["commit"] == "abc"
+  assert "gguf: 3 mutations, 2 refused" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

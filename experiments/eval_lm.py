@@ -17,12 +17,12 @@ import time
 
 from absl import flags
 
+import chunk_flags
 import cli
 from models.errors import InputError
 
-_MODEL = flags.DEFINE_string(
-  "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
-)
+flags.adopt_module_key_flags(chunk_flags)
+_MODEL = flags.DEFINE_string("model", "tiny", "tiny, smollm2, a path, a hub id")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
 _TASKS = flags.DEFINE_list(
   "tasks",
@@ -47,7 +47,7 @@ _SHOTS = cli.integer(
 )
 _LIMIT = cli.integer("limit", None, "items a task, spread evenly; None: all", 1)
 _LENGTH = cli.integer(
-  "max_length", None, "longest row; what the model was trained on", 16
+  "max_length", None, "longest row; by default as the model was trained", 16
 )
 _BATCH = cli.integer("batch_tokens", 4096, "tokens read by one call", 1)
 _DTYPE = cli.choice(
@@ -64,6 +64,7 @@ _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 _COLUMNS = "model task data shots metric value stderr low high items"
 _DECIDING = (_MODEL, _TEXT, _WINDOW, _OVERLAP, _WINDOWS, _SHOTS, _LIMIT)
 _DECIDING += (_LENGTH, _DTYPE, _PRECISION, _TOKENIZER, _FIELD)
+_DECIDING += chunk_flags.FLAGS
 
 
 def _workdir() -> pathlib.Path | None:
@@ -109,16 +110,15 @@ def main(_) -> None:
   from research.text.tokenizing import of_checkpoint
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
-  checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
+  checkpoint = chunk_flags.changed(load(_MODEL.value, jnp.dtype(_DTYPE.value)))
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
   model = (checkpoint.config, checkpoint.params, tokenizer)
-  length = checkpoint.config.max_position or 8192
-  length = min(_LENGTH.value or length, length)
+  length = _LENGTH.value or checkpoint.config.max_position or 8192
   if tasks.PERPLEXITY in todo and _WINDOW.value > length:
-    raise InputError(f"--window={_WINDOW.value}: {length} tokens at most")
+    raise InputError(f"--window={_WINDOW.value}: --max_length is {length}")
   scorer = scoring.Scorer(*model, max_length=length, batch_tokens=_BATCH.value)
   generator = Generator(*model)
-  common = {
+  common = chunk_flags.told() | {
     "system": checkpoint.config.family,
     "model": checkpoint.name,
     "method": "dense",

@@ -29,6 +29,15 @@ _TITLE = flags.DEFINE_string(
   "title", "Language models on the same tokens", "of the plot"
 )
 _PLOT = flags.DEFINE_string("plot", "runs/lm.png", "PNG to write")
+_COSTS = cli.integer(
+  "costs",
+  None,
+  "also tell what models keep of so many tokens, and attention's work",
+  1,
+)
+_COST_PLOT = flags.DEFINE_string(
+  "cost_plot", None, "PNG of perplexity over those costs; wants --costs"
+)
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 
 
@@ -42,7 +51,9 @@ def main(_) -> None:
     raise InputError(
       f"--names: {len(names)} names for {len(folders)} runs: give one for each"
     )
-  from research.language_model import curves
+  if _COST_PLOT.value and not _COSTS.value:
+    raise InputError("--cost_plot: give --costs, such as --costs=8192")
+  from research.language_model import costs, curves
 
   found = [
     curves.read(folder, name)
@@ -52,6 +63,10 @@ def main(_) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   curves.plot(path, found, _TITLE.value, _TIMES.value)
   rows = curves.rows(found, _TIMES.value)
+  if _COSTS.value:
+    rows = costs.add(rows, found, _COSTS.value)
+  if _COST_PLOT.value:
+    costs.plot(pathlib.Path(_COST_PLOT.value), rows, _TITLE.value)
   columns = {
     "model": "run",
     "budget": "tokens",
@@ -62,6 +77,9 @@ def main(_) -> None:
   if _TIMES.value:
     columns |= {"seconds": "seconds", "tokens_per_second": "tokens/s"}
     columns |= {"mfu": "MFU"}
+  if _COSTS.value:
+    columns |= {"parameters": "parameters", "cache_bytes": "bytes kept"}
+    columns |= {"mixing_flops": "FLOPs of attention"}
   cli.show(rows, columns)
   if _RESULT.value:
     # The seconds are those of the updates of all runs.

@@ -195,6 +195,46 @@ init, bind = Attamba.init, Attamba.bind
 abstract_params, num_params = Attamba.abstract_params, Attamba.num_params
 
 
+def with_chunks(
+  config: AttambaConfig,
+  params: Params,
+  *,
+  chunk_size: int | None = None,
+  window: int | None = None,
+) -> tuple[AttambaConfig, Params]:
+  """The same weights with other chunks or another window.
+
+  No weight depends on either: a model may be read with more or fewer keys than
+  it was trained with. What tokens cost is a share of a chunk, so it shrinks as
+  chunks grow.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    chunk_size: P of all layers; None leaves them.
+    window: L; None leaves it.
+
+  Raises:
+    InputError: layers have different chunks, or the sizes do not do.
+  """
+  sizes = config.chunk_sizes
+  if chunk_size is not None:
+    if len(set(sizes)) > 1:
+      raise InputError(
+        f"chunks of its layers have {', '.join(map(str, sizes))} tokens, which "
+        "one size cannot take the place of: train another model"
+      )
+    if "chunk_costs" in params:
+      costs = params["chunk_costs"] * (sizes[0] / chunk_size)
+      params = params | {"chunk_costs": jnp.minimum(costs, 1)}
+    sizes = (chunk_size,) * len(sizes)
+  window = config.window if window is None else window
+  return (
+    dataclasses.replace(config, chunk_sizes=sizes, window=window),
+    params,
+  )
+
+
 def layers_of(config: AttambaConfig) -> tuple[module.Layer, ...]:
   """All layers, in their order; the kind names the layer's number."""
   return tuple(

@@ -1,15 +1,20 @@
-"""95% bootstrap intervals (Efron and Tibshirani 1993, chapter 13).
+"""95% intervals: by bootstrap, and of the mean of a few seeds.
 
-Items, such as windows or examples, are drawn with replacement, and the interval
-is between percentiles of what resamples give.
+For the bootstrap (Efron and Tibshirani 1993, chapter 13) items, such as windows
+or examples, are drawn with replacement, and the interval is between percentiles
+of what resamples give.
 """
 
 import functools
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+# Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom. More
+# seeds than these take the last one, whose intervals are a little too wide.
+_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 # Counts of windows in resamples that are drawn at once.
 _AT_ONCE = 1 << 23
 
@@ -20,6 +25,16 @@ class Interval(NamedTuple):
   value: float
   low: float
   high: float
+
+
+def of_mean(values: Sequence[float]) -> Interval:
+  """The mean of seeds and its interval by Student's t; of one seed, a point."""
+  mean, count = statistics.mean(values), len(values)
+  if count == 1:
+    return Interval(mean, mean, mean)
+  half = _T[min(count - 1, len(_T)) - 1] * statistics.stdev(values)
+  half /= count**0.5
+  return Interval(mean, mean - half, mean + half)
 
 
 def bootstrap(

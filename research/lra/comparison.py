@@ -9,7 +9,7 @@ from typing import Any
 
 from models import input_files
 from models.errors import InputError
-from research.core import metrics
+from research.core import intervals, metrics
 
 Row = dict[str, Any]
 
@@ -27,9 +27,6 @@ COLUMNS = {
   "sample_ms_1": "ms a sample, batch 1",
   "sample_ms_256": "ms a sample, batch 256",
 }
-# Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom. More
-# seeds than these take the last one, whose intervals are a little too wide.
-_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _ORIGIN = ("device", "commit", "versions")
 
 
@@ -120,12 +117,12 @@ def rows(runs: Sequence[Finished]) -> list[Row]:
 
 def _row(run: Finished) -> Row:
   values = [row["value"] for row in run.rows]
-  first, mean, count = run.rows[0], statistics.mean(values), len(values)
-  row = first | {"model": run.name, "value": mean, "seeds": count}
+  first, count = run.rows[0], len(values)
+  found = intervals.of_mean(values)
+  row = first | {"model": run.name, "value": found.value, "seeds": count}
   if count > 1:
     sd = statistics.stdev(values)
-    half = _T[min(count - 1, len(_T)) - 1] * sd / count**0.5
-    row |= {"low": mean - half, "high": mean + half, "sd": sd}
+    row |= {"low": found.low, "high": found.high, "sd": sd}
   row |= {"values": values, "valid_accuracy": statistics.mean(
     row["valid_accuracy"] for row in run.rows
   )}  # fmt: skip

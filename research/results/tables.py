@@ -22,6 +22,7 @@ from research.results import (
   program_metrics,
   quality,
   quantization,
+  recall,
   speed,
   training,
 )
@@ -43,6 +44,7 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "codesign_claims": codesign.claims,
   "lra": lra.table,
   "lra_times": lra.times,
+  "recall": recall.table,
   "formats": formats.table,
   "tails": formats.tails,
   "fuzz": fuzz.table,

@@ -28,5 +28,18 @@ def _line(row: Mapping[str, Any]) -> dict[str, str]:
     "seeds": f"{row['seeds']}" if several else "",
     "seconds of updates": f"{row['seconds']:,.0f}" if times else "",
     "tokens/s": f"{row['tokens_per_second']:,.0f}" if times else "",
+    **_costs(row),
     "MFU": "" if row["mfu"] is None else f"{row['mfu']:.1%}",
+  }
+
+
+def _costs(row: Mapping[str, Any]) -> dict[str, str]:
+  """Where they were counted: what is kept of a text, and attention's work."""
+  if row.get("cache_bytes") is None:
+    return {}
+  kept = f"MB kept of {row['cache_tokens']:,} tokens"
+  return {
+    "parameters": f"{row['parameters'] / 1e6:.1f}M",
+    kept: f"{row['cache_bytes'] / 1e6:.2f}",
+    "MFLOP of attention a token": f"{row['mixing_flops'] / 1e6:.2f}",
   }

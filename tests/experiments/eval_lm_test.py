@@ -2,8 +2,12 @@
 
 import json
 
+import jax
 import pytest
 
+from models import export, language_model
+from models.attamba_config import AttambaConfig
+from research.text import tokenizing
 from tests.experiments import processes, scripts
 
 STEM = "Once upon a time, there was a little girl named"
@@ -79,3 +83,29 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, parts):
   assert "Traceback" not in err
   for part in parts:
     assert part in line
+
+
+def test_an_attamba_with_other_chunks_in_longer_texts(tmp_path):
+  config = AttambaConfig.tiny(
+    vocab_size=257, vocab_multiple=8, num_layers=1, max_position=16
+  )
+  params = language_model.init(config, jax.random.key(0))
+  export.save(tmp_path / "model", config, params, tokenizing.of_bytes())
+  result = tmp_path / "result.json"
+  common = (f"--model={tmp_path / 'model'}", "--window=64", "--windows=2")
+  code, _, err = run(*common)
+  assert code == 2 and "--max_length is 16" in err
+  code, _, err = run(
+    *common,
+    "--max_length=64",
+    "--chunk_size=8",
+    "--chunk_window=5",
+    f"--result={result}",
+  )
+  assert code == 0, err
+  row = json.loads(result.read_text())["rows"][0]
+  assert (row["chunk_size"], row["chunk_window"]) == (8, 5)
+  # An untrained model knows nothing of 257 tokens.
+  assert 200 < row["value"] < 330
+  code, _, err = run("--chunk_size=8", "--window=64")
+  assert code == 2 and "--chunk_size is for an Attamba" in err

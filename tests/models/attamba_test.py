@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import attamba_released, chunks, language_model
+from models import attamba, attamba_released, chunks, language_model
 from models.attamba_config import BOUNDARIES, REGULAR, AttambaConfig
 from models.caches.chunked import ChunkedCache
 from models.chunks import COST_OF_CHUNK, Texts
@@ -393,3 +393,26 @@ def test_decoding_writes_a_donated_state_in_place():
   assert compiled.memory_analysis().alias_size_in_bytes == nbytes(state)
   assert "f32[3,3,38,4,8]" in compiled.as_text()
   assert not re.findall(r"= f32\[3,3,38,4,8\]\S* copy\(", compiled.as_text())
+
+
+def test_chunks_and_windows_that_a_model_was_not_trained_with():
+  """With every token a chunk, or in the window, all tokens are seen."""
+  config = AttambaConfig.tiny(
+    vocab_size=VOCAB, compressor="stride", boundaries="uniform", sink=False
+  )
+  params = draw(config)
+  every = attamba.with_chunks(config, params, chunk_size=1, window=0)
+  wide = attamba.with_chunks(config, params, window=T)
+  assert every[0].chunk_sizes == (1,) and wide[0].window == T
+  found, expected = (forward(*changed, tokens()) for changed in (every, wide))
+  np.testing.assert_allclose(found, expected, **TOLERANCE)
+  # Twice as many tokens are to cost as much as a chunk.
+  config = AttambaConfig.tiny(vocab_size=VOCAB, boundaries="surprise")
+  costs = {"chunk_costs": np.linspace(0, 1, VOCAB)}
+  _, found = attamba.with_chunks(config, costs, chunk_size=8)
+  np.testing.assert_allclose(found["chunk_costs"], costs["chunk_costs"] / 2)
+  config = AttambaConfig.tiny(chunk_sizes=(4, 8))
+  with pytest.raises(InputError, match="4, 8 tokens"):
+    attamba.with_chunks(config, {}, chunk_size=2)
+  with pytest.raises(InputError, match="window"):
+    attamba.with_chunks(config, {}, window=-1)

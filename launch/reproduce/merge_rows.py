@@ -1,6 +1,6 @@
 """Joins results of one device into one, naming the model of each.
 
-  python launch/reproduce/merge_rows.py OUT.json NAME=FILE.json ...
+python launch/reproduce/merge_rows.py OUT.json NAME=FILE.json ...
 """
 
 import json

@@ -138,7 +138,11 @@ def _filled(
 def _captured(
   torch: Any, step: Callable[[], None], rewind: Callable[[], tuple]
 ) -> Callable[[], None]:
-  """Captures one step in a CUDA graph; returns its replay."""
+  """Captures one step in a CUDA graph; returns its replay.
+
+  The replay reads weights where they lay, so it holds `step`: memory of weights
+  that nothing holds is given to others.
+  """
   aside = torch.cuda.Stream()
   with torch.no_grad():
     with torch.cuda.stream(aside):
@@ -150,4 +154,8 @@ def _captured(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
       step()
-  return graph.replay
+
+  def replay(_held=step) -> None:
+    graph.replay()
+
+  return replay

@@ -1,7 +1,9 @@
 """Peers without torch: what is there, what is missing, and which is faster."""
 
+import gc
 import sys
 import types
+import weakref
 
 import jax
 import numpy as np
@@ -136,6 +138,32 @@ def test_tokens_last_and_back(install):
     assert made.columns(made.start())["peer_error"] < 1e-5
     assert Graph.replays == (detail == "CUDA graph")
     assert made.count == (8 if detail == "CUDA graph" else 1)
+
+
+def test_another_result_is_no_peer(install):
+  case = cases.build("causal_conv1d", "tiny:2x8", "float32")
+  for wrong in (np.nan, 1.0):
+    convolve = lambda x, *_, **__: Tensor(x.value + wrong)  # noqa: B023
+    install({"causal_conv1d": {"causal_conv1d_fn": convolve}})
+    made = peers.make("mamba_ssm", case, "fwd", [case.arrays], None)
+    with pytest.raises(ValueError, match="the result is another"):
+      made.columns(made.start())
+
+
+def test_a_graph_holds_what_its_replay_reads(install):
+  case, read = cases.build("causal_conv1d", "tiny:2x8", "float32"), []
+
+  def convolve(x, weight, bias, activation):
+    read.extend(map(weakref.ref, (x, weight, bias)))
+    return x
+
+  install({"causal_conv1d": {"causal_conv1d_fn": convolve}})
+  made = peers.make("mamba_ssm", case, "fwd", [case.arrays], "CUDA graph")
+  gc.collect()
+  assert read and all(argument() is not None for argument in read)
+  del made
+  gc.collect()
+  assert not any(argument() for argument in read)
 
 
 def test_the_better_chunk_size_counts(install, monkeypatch):

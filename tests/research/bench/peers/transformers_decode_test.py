@@ -1,8 +1,10 @@
 """The peer without torch: made-up modules that keep what they are asked for."""
 
 import contextlib
+import gc
 import sys
 import types
+import weakref
 
 import pytest
 
@@ -200,3 +202,16 @@ def test_every_call_decodes_from_the_filled_context(install, kind, way):
   call.wait(None)
   assert world.syncs == before + 1
   assert call.columns(None)["peer_version"] == "5.24.0"
+
+
+def test_a_graph_holds_the_weights_that_its_replay_reads(install):
+  world = install()
+  call = peer.make(CONFIG, 3, 4, 512, peer.WAYS[0])
+  model = weakref.ref(world.model)
+  world.compiled.clear()
+  del world.model
+  gc.collect()
+  assert model() is not None
+  del call
+  gc.collect()
+  assert model() is None

@@ -259,18 +259,23 @@ def _row(name: str, mutations: int, found: Outcome) -> dict[str, Any]:
 
 
 def _kept(path: str | None, mutations: int) -> dict[str, dict[str, Any]]:
-  """Rows by format of an interrupted run that tried as many mutations."""
+  """Rows of an earlier run by format: of those that need no other try.
+
+  These are the formats without a fault in as many mutations, unless the run had
+  tried all formats and found none.
+  """
   if not path or not os.path.exists(path):
     return {}
   with open(path) as file:
     found = json.load(file)
-  if found["complete"]:
-    return {}
-  return {
-    row["format"]: {"commit": found["commit"]} | row
+  good = [
+    row
     for row in found["rows"]
-    if row["mutations"] == mutations
-  }
+    if row["mutations"] == mutations and not row["faults"]
+  ]
+  if found["complete"] and good == found["rows"]:
+    return {}
+  return {row["format"]: {"commit": found["commit"]} | row for row in good}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -57,19 +57,26 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
   result = tmp_path / "a.json"
   done = {"refused": 1, "faults": 0, "most_mb": 0, "ms": 1, "slowest_ms": 2}
   done |= {"format": "csv", "mutations": 3, "first_faults": []}
+  bad = done | {"format": "gguf", "faults": 1}
+  rows = [done, bad, done | {"format": "index", "mutations": 4}]
   result.write_text(
-    json.dumps({"commit": "abc", "complete": False, "rows": [done]})
+    json.dumps({"commit": "abc", "complete": True, "rows": rows})
   )
   tried = []
   monkeypatch.setattr(
     "tests.fuzz.run", lambda *run: tried.append(run) or Outcome(refused=2)
   )
-  words = ["fuzz", "--mutations=3", "--formats=csv,gguf", f"--result={result}"]
+  words = [
+    "fuzz",
+    "--mutations=3",
+    "--formats=csv,gguf,index",
+    f"--result={result}",
+  ]
   monkeypatch.setattr("sys.argv", words)
   assert main() == 0
   found = json.loads(result.read_text())
-  assert tried == [("gguf", range(3))] and found["complete"]
-  assert [row["refused"] for row in found["rows"]] == [1, 2]
+  assert tried == [("gguf", range(3)), ("index", range(3))]
+  assert [row["refused"] for row in found["rows"]] == [1, 2, 2]
   assert found["rows"][0]["commit"] == "abc"
   assert "gguf: 3 mutations, 2 refused" in capsys.readouterr().out
 

@@ -237,7 +237,7 @@ def test_a_packed_file_unpacks_to_a_bound(script, tmp_path):
 @pytest.mark.parametrize(
   "content",
   [b"--steps\n", b"\xff\xfe--steps=3", b"--preset=a\0b", b"--nosteps=3\n",
-   b"--steps=" + b"9" * 5000, b"--flagfile={}\n"],
+   b"--steps=" + b"9" * 5000, b"--flagfile={}\n", b"--st" + b"a, " * 40_000],
 )  # fmt: skip
 def test_flagfiles_that_are_none_are_one_line(script, tmp_path, content):
   path = tmp_path / "f.flags"

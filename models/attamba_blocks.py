@@ -200,6 +200,7 @@ class ChunkAttention(nnx.Module):
       chunk_v=chunk_v,
       seen_from=layout.seen_from,
       # Where each row is one text, nothing in front of it is to be hidden.
+      top=c.top_chunks or None,
       starts=None if shared.segment_ids is None else texts.starts,
       implementation=shared.implementations.chunked,
     )
@@ -291,7 +292,7 @@ class ChunkAttention(nnx.Module):
       closed=new.closed,
       seen_from=chunks.seen_from(c, new.opens, new.slots),
     )
-    mixed = state.cache.attend(q, tokens, new.slots)
+    mixed = state.cache.attend(q, tokens, new.slots, c.top_chunks or None)
     y = self._output(mixed, new.slots)
     return (
       y,

@@ -93,6 +93,9 @@ class AttambaConfig:
       softmax a channel. "overlapping_gated_pool": the same of the chunk and
       the one before it. "none": there are no chunks but the sink, which leaves
       attention to a sliding window.
+    top_chunks: of the chunks in sight a token sees so many, those whose keys
+      score highest by all heads that share them; 0 for all. The keys are the
+      index: all of them are read, of values only the chosen.
     sink: token 0 is a chunk of its own.
     share_kv: values are the rotated keys, and outputs are rotated back.
     keep_projections: W_K and W_V behind the state spaces, which without them
@@ -124,6 +127,7 @@ class AttambaConfig:
   window: int
   boundaries: str = "cyclic"
   compressor: str = "ssm"
+  top_chunks: int = 0
   sink: bool = True
   share_kv: bool = False
   keep_projections: bool = False
@@ -143,7 +147,7 @@ class AttambaConfig:
   def __post_init__(self):
     """Checks what no array shape would; raises InputError."""
     config_checks.sizes(self, _SIZES)
-    config_checks.sizes(self, ["window", "seed"], least=0)
+    config_checks.sizes(self, ["window", "seed", "top_chunks"], least=0)
     config_checks.positive("rope_theta", self.rope_theta)
     config_checks.positive("norm_eps", self.norm_eps, most=1)
     for name in _SWITCHES:
@@ -152,6 +156,11 @@ class AttambaConfig:
     one_of("boundaries", self.boundaries, BOUNDARIES)
     one_of("compressor", self.compressor, COMPRESSORS)
     one_of("semantics", self.semantics, SEMANTICS)
+    if self.top_chunks and self.compressor == "none":
+      raise InputError(
+        f"top_chunks={self.top_chunks}: compressor='none' has no chunks to "
+        "choose from: leave it out"
+      )
     self._check_chunks()
     if self.boundaries == "first_ssm" and self.compressor != "ssm":
       raise InputError(

@@ -25,8 +25,9 @@ finished. OUT gets at most 7 files.
   RUNS="p4 ..."  all are p4 p8 transformer window window_p8 narrow narrow_p8
                  gated overlapping mean stride mamba2 hybrid
   SEEDS="0 1 2"
-  MODELS="..."   of recall; all are transformer window attamba gated overlapping
-                 mean stride mamba2 hybrid
+  MODELS="..."   of recall; all are transformer window attamba top gated
+                 overlapping mean stride mamba2 hybrid; top sees the 8 best
+                 chunks
   FLAGS=""       further flags of trainings, such as
                  --chunked_attention=mosaic_gpu
   TINY=1         small models and a few updates: a try on a CPU
@@ -42,7 +43,7 @@ export DATA=$1 OUT=$2 LIMIT=${3:-570} GPUS=${GPUS:-2} TINY=${TINY:-}
 export FLAGS=${FLAGS:-} FOUND=runs/attamba_30m
 SUITE=${SUITE:-quality} SEEDS=${SEEDS:-0 1 2}
 RUNS=${RUNS:-p4 transformer gated mean window p8 stride mamba2 narrow overlapping hybrid window_p8 narrow_p8}
-MODELS=${MODELS:-attamba transformer gated mean window stride mamba2 overlapping hybrid}
+MODELS=${MODELS:-attamba transformer top gated mean window stride mamba2 overlapping hybrid}
 export PY=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2
@@ -98,6 +99,7 @@ recall_of() { # MODEL
     overlapping)
       echo "$(recall_of attamba) --compressor=overlapping_gated_pool" ;;
     mean | stride) echo "$(recall_of attamba) --compressor=$1" ;;
+    top) echo "$(recall_of attamba) --top_chunks=8" ;;
     attamba) echo "--arch=attamba --chunk_size=4 --window=16 --d_ff=128 $heads" \
       "--d_state=32 --ssm_channels=64 --head_dim=32" ;;
   esac

@@ -5,6 +5,7 @@ H query heads, N key/value heads, K head dimension.
 """
 
 import dataclasses
+import itertools
 from typing import Self
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from models.caches.dense import attend_in_parts
 from ops.chunked_attention import UNUSED
+from ops.top_mask import top_mask
 
 
 @jax.tree_util.register_dataclass
@@ -91,13 +93,20 @@ class ChunkedCache:
       ring_v=None if share_kv else zeros(window),
     )
 
-  def attend(self, q: jax.Array, new: NewTokens, slots: jax.Array) -> jax.Array:
+  def attend(
+    self,
+    q: jax.Array,
+    new: NewTokens,
+    slots: jax.Array,
+    top: int | None = None,
+  ) -> jax.Array:
     """Attention of new tokens to one layer's old ones and to each other.
 
     Args:
       q: (B, T, H, K).
       new: of this layer.
       slots: (B, T) int32, consecutive slots of the tokens.
+      top: chunks that a token sees, those of the highest scores; None for all.
 
     Returns:
       (B, T, H, K).
@@ -117,6 +126,11 @@ class ChunkedCache:
       values.append(new.v if new.chunk_k is None else new.chunk_v)
       masks.append(new.closed[:, None] & (new.seen_from[:, None] <= at))
     values = keys if new.v is None else values
+    if top is not None:
+      # The chunks of the cache, and those that new tokens closed.
+      parts = [i for i in (0, 3) if i < len(keys)]
+      for i, mask in zip(parts, _best(q, keys, masks, parts, top), strict=True):
+        masks[i] = mask
     return attend_in_parts(q, keys, values, masks)
 
   def _in_ring(self, slots):
@@ -150,6 +164,31 @@ class ChunkedCache:
       ring_k=_written(self.ring_k, new.k, to_ring),
       ring_v=_written(self.ring_v, new.v, to_ring),
     )
+
+
+def _best(q, keys, masks, parts, top):
+  """The masks (B, N, 1, T, S) of `parts`, of the keys with the best scores.
+
+  Heads of a key choose together, by the sum of their scores, as
+  `ops.chunked_attention` has it.
+  """
+  heads = keys[0].shape[2]
+  q = q.reshape(*q.shape[:2], heads, -1, q.shape[3])
+  totals = [
+    jnp.where(
+      masks[i][:, None],
+      jnp.einsum(
+        "btngk,bsnk->bngts", q, keys[i], preferred_element_type=jnp.float32
+      ).sum(axis=2),
+      -jnp.inf,
+    )
+    for i in parts
+  ]
+  total = jnp.concatenate(totals, axis=-1)
+  counts = jnp.full(total.shape[:-1], top, jnp.int32)
+  chosen = top_mask(total, counts) & (total > -jnp.inf)
+  ends = list(itertools.accumulate(x.shape[-1] for x in totals))[:-1]
+  return [part[:, :, None] for part in jnp.split(chosen, ends, axis=-1)]
 
 
 def _written(whole, part, to):

@@ -81,7 +81,8 @@ def attend_in_parts(q, keys, values, masks) -> jax.Array:
     q: (B, T, H, K).
     keys: the parts of the keys, (B, S, N, K) each.
     values: those of the values.
-    masks: of the parts, (B or 1, T or 1, S) each, True where a key is seen.
+    masks: of the parts, (B or 1, T or 1, S) each, True where a key is seen; or
+      (B, N, 1, T, S) where that depends on the head.
 
   Returns:
     (B, T, H, K).
@@ -90,7 +91,7 @@ def attend_in_parts(q, keys, values, masks) -> jax.Array:
   q = q.reshape(batch, length, keys[0].shape[2], -1, size)
   scores = [
     jnp.where(
-      mask[:, None, None],
+      mask if mask.ndim == 5 else mask[:, None, None],
       jnp.einsum("btngk,bsnk->bngts", q, k, preferred_element_type=jnp.float32),
       _UNSEEN,
     )

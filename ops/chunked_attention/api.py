@@ -34,6 +34,7 @@ def chunked_attention(
   chunk_v: jax.Array | None = None,
   seen_from: jax.Array | None = None,
   starts: jax.Array | None = None,
+  top: int | None = None,
   scale: float | None = None,
   implementation: str | None = None,
 ) -> jax.Array:
@@ -64,6 +65,9 @@ def chunked_attention(
       seen once.
     starts: Slot at which the text of each token begins, (B, S) int32: nothing
       in front of it is seen. None for 0.
+    top: Of the chunks in sight a query sees so many, the ones whose logits,
+      summed over the query heads of a key head, are the highest; those that
+      tie with the last one too. None for all.
     scale: Factor of the logits, D**-0.5 by default.
     implementation: `"xla"`, `"mosaic_gpu"` (Hopper, bfloat16, heads of 64
       channels), or None for the best that runs here.
@@ -74,9 +78,12 @@ def chunked_attention(
     chunk_k and chunk_v have.
 
   Raises:
-    ValueError: Shapes do not fit each other, or the window is negative.
+    ValueError: Shapes do not fit each other, the window is negative, or `top`
+      is not positive.
   """
   _check(q, k, v, ends, window, chunk_k, chunk_v, seen_from, starts)
+  if top is not None and top < 1:
+    raise ValueError(f"chunked_attention: top is {top}, it must be at least 1")
   name = dispatch.resolve(
     "chunked_attention",
     IMPLEMENTATIONS,
@@ -86,6 +93,7 @@ def chunked_attention(
     v,
     ends,
     window=window,
+    top=top,
     scale=scale,
   )
   if chunk_k is None:
@@ -99,7 +107,7 @@ def chunked_attention(
   run = importlib.import_module(f"ops.chunked_attention.{name}").forward
   return run(
     q, k, v, chunk_k, chunk_v, ends, seen_from, starts,
-    window=window, scale=scale,
+    window=window, top=top, scale=scale,
   )  # fmt: skip
 
 

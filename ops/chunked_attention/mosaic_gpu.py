@@ -65,17 +65,19 @@ def _shared_memory(config, length, window):
 
 
 def supports(
-  q=None, k=None, v=None, ends=None, *, window=0, scale=None
+  q=None, k=None, v=None, ends=None, *, window=0, top=None, scale=None
 ) -> str | None:
   """Returns why the kernels do not run, or None."""
   del k, v, ends
   reason = dispatch.needs_wgmma()
   if reason is not None or q is None:
     return reason
-  return unfit(q, window, scale)
+  return unfit(q, window, scale, top)
 
 
-def unfit(q: jax.Array, window: int, scale: float | None) -> str | None:
+def unfit(
+  q: jax.Array, window: int, scale: float | None, top: int | None = None
+) -> str | None:
   """Returns why these arrays do not fit the kernels, or None."""
   if q.dtype != jnp.bfloat16:
     return f"takes bfloat16, not {q.dtype}"
@@ -83,6 +85,8 @@ def unfit(q: jax.Array, window: int, scale: float | None) -> str | None:
     return f"takes heads of {HEAD} channels, not {q.shape[3]}"
   if scale is not None and not scale > 0:
     return f"takes a positive scale, not {scale}"
+  if top is not None:
+    return "takes all chunks, not those of the highest scores"
   if not q.size:
     return "takes at least one token"
   if configure(q.shape[1], 1, 1, window) is None:
@@ -92,7 +96,7 @@ def unfit(q: jax.Array, window: int, scale: float | None) -> str | None:
 
 def forward(
   q, k, v, chunk_k, chunk_v, ends, seen_from, starts, *,
-  window, scale, interpret=False, config=None,
+  window, top=None, scale, interpret=False, config=None,
 ) -> jax.Array:  # fmt: skip
   """Implements `chunked_attention`; arguments as in `ops`, all of them given.
 
@@ -100,7 +104,7 @@ def forward(
   kernels' tiles, zeros stand behind them, which costs a copy. `interpret` is
   False or `InterpretGPUParams`; `config` is by default that of `configure`.
   """
-  if reason := unfit(q, window, scale):
+  if reason := unfit(q, window, scale, top):
     raise ValueError(f"chunked_attention: the Mosaic GPU kernel {reason}")
   b, s, h, d = q.shape
   m = ends.shape[1]

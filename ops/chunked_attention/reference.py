@@ -16,6 +16,7 @@ def chunked_attention_reference(
   chunk_v=None,
   seen_from=None,
   starts=None,
+  top=None,
   scale=None,
 ):
   """The specification in float64, one query of one head at a time."""
@@ -29,12 +30,20 @@ def chunked_attention_reference(
     start = 0 if starts is None else int(starts[b, t])
     first = max(t - window, start)
     keys, values = list(k[b, first : t + 1, n]), list(v[b, first : t + 1, n])
+    others = q[b, t, n * group : (n + 1) * group].sum(axis=0) * scale
+    found = []
     for m, end in enumerate(np.asarray(ends[b]).tolist()):
       seen = end + window + 1 if seen_from is None else int(seen_from[b, m])
       if seen > t or end < start:
         continue
-      keys.append(k[b, end, n] if chunk_k is None else wide(chunk_k[b, m, n]))
-      values.append(v[b, end, n] if chunk_v is None else wide(chunk_v[b, m, n]))
+      key = k[b, end, n] if chunk_k is None else wide(chunk_k[b, m, n])
+      value = v[b, end, n] if chunk_v is None else wide(chunk_v[b, m, n])
+      found.append((float(others @ key), key, value))
+    if top is not None and len(found) > top:
+      last = sorted(score for score, *_ in found)[-top]
+      found = [chunk for chunk in found if chunk[0] >= last]
+    keys += [key for _, key, _ in found]
+    values += [value for *_, value in found]
     logits = scale * (np.stack(keys) @ q[b, t, h])
     shares = np.exp(logits - logits.max())
     out[b, t, h] = shares @ np.stack(values) / shares.sum()

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ops.top_mask import top_mask
+
 # Finite, so that a query that sees no chunk is no NaN.
 _UNSEEN = -1e30
 # Queries of a block of the window: fewer make small products, more see keys
@@ -14,7 +16,7 @@ _MOST_SCORES = 1 << 28
 
 
 def forward(
-  q, k, v, chunk_k, chunk_v, ends, seen_from, starts, *, window, scale
+  q, k, v, chunk_k, chunk_v, ends, seen_from, starts, *, window, top, scale
 ) -> jax.Array:
   """Implements `chunked_attention`; arguments as in `ops`, all of them given.
 
@@ -27,7 +29,7 @@ def forward(
   near = _of_window(q, k, v, starts, window, scale)
   if not ends.shape[1]:
     return near[0].astype(q.dtype).reshape(b, s, h, d)
-  far = _of_chunks(q, chunk_k, chunk_v, ends, seen_from, starts, scale)
+  far = _of_chunks(q, chunk_k, chunk_v, ends, seen_from, starts, top, scale)
   # The share of the chunks in the sum of both exponentials.
   share = jax.nn.sigmoid(far[1] - near[1])[..., None]
   out = near[0] * (1 - share) + far[0] * share
@@ -89,7 +91,18 @@ def _of_window(q, k, v, starts, window, scale):
   return whole(out), whole(jnp.moveaxis(logs, -1, 2))
 
 
-def _of_chunks(q, k, v, ends, seen_from, starts, scale):
+def _best(scores, seen, top):
+  """Which of the keys in sight (B, N, 1, Q, M) have the highest scores.
+
+  Heads of a key choose together, by the sum of their scores.
+  """
+  total = jnp.sum(scores, axis=2, keepdims=True)
+  total = jnp.where(seen, total, -jnp.inf)
+  counts = jnp.full(total.shape[:-1], top, jnp.int32)
+  return seen & top_mask(total, counts)
+
+
+def _of_chunks(q, k, v, ends, seen_from, starts, top, scale):
   """The same of the chunk keys, for blocks of queries where there are many."""
   b, s, n, g, _ = q.shape
   slots = jnp.arange(s, dtype=jnp.int32)
@@ -101,9 +114,12 @@ def _of_chunks(q, k, v, ends, seen_from, starts, scale):
     )
     seen = seen_from[:, None] <= slots[None, :, None]
     seen = seen & (ends[:, None] >= starts[..., None])
+    seen = seen[:, None, None]
+    if top is not None:
+      seen = _best(scores, seen, top)
     out, logs = _softmax(
       scores,
-      seen[:, None, None],
+      seen,
       lambda shares: jnp.einsum(
         "bngqm,bmnd->bqngd",
         shares.astype(v.dtype),

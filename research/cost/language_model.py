@@ -73,6 +73,8 @@ def _mamba(config: MambaConfig, length: int) -> tuple[float, float]:
 def _attamba(config: AttambaConfig, length: int) -> tuple[float, float]:
   """Counted are the keys that a query sees, of the window and of even chunks.
 
+  Where the best chunks are chosen, all in sight are scored.
+
   State spaces count as those of Mamba-2, twice where they are carried.
   """
   c, copies = config, 1 + config.carry
@@ -97,9 +99,15 @@ def _attamba(config: AttambaConfig, length: int) -> tuple[float, float]:
       lasts = range(run.size - 1, length, run.size)
       spans += [(last - run.size + 1, last) for last in lasts]
     # Each is seen by all tokens behind the first that sees it.
-    seen = sum(max(length - _first(c, *span), 0) for span in spans)
-    keys = window + seen / length
-    total += run.num_layers * 4.0 * c.num_heads * c.head_dim * keys
+    firsts = [_first(c, *span) for span in spans]
+    seen = mixed = sum(max(length - first, 0) for first in firsts)
+    if c.top_chunks:
+      # All of them are scored, and values of the best are mixed: a token leaves
+      # out as many as have come into sight behind the first `top_chunks`.
+      later = sorted(firsts)[c.top_chunks :]
+      mixed -= sum(max(length - first, 0) for first in later)
+    keys = 2 * window + (seen + mixed) / length
+    total += run.num_layers * 2.0 * c.num_heads * c.head_dim * keys
   return layers, total
 
 

@@ -117,8 +117,8 @@ def _attamba(options, sizes, vocab_size) -> AttambaConfig:
     )
   if len(chunks) > 1:
     chunks *= sizes["layers"] // len(chunks)
-  names = ("window", "boundaries", "compressor", "sink", "share_kv",
-           "keep_projections", "carry", "semantics", "d_state",
+  names = ("window", "boundaries", "compressor", "top_chunks", "sink",
+           "share_kv", "keep_projections", "carry", "semantics", "d_state",
            "ssm_channels")  # fmt: skip
   return AttambaConfig(
     **_attending(options, sizes, vocab_size),

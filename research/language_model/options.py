@@ -72,6 +72,12 @@ class Options:
     "what makes the key and the value of a chunk; none: a sliding window alone",
     choices=COMPRESSORS,
   )
+  top_chunks: int | None = option(
+    None,
+    "chunks that a token of an Attamba sees, the best ones; 0 for all",
+    lower=0,
+    upper=1 << 20,
+  )
   semantics: str | None = option(
     None,
     "of an Attamba: the paper's, or what the released code computes",
@@ -220,6 +226,7 @@ SIZES = (
   "window",
   "boundaries",
   "compressor",
+  "top_chunks",
   "semantics",
   "ssm_channels",
   "sink",
@@ -272,6 +279,7 @@ def _attamba(
     "window": window,
     "boundaries": "cyclic",
     "compressor": "ssm",
+    "top_chunks": 0,
     "semantics": "paper",
     "sink": True,
     "share_kv": False,

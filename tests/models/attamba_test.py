@@ -45,9 +45,11 @@ CASES = {
     "boundaries": "surprise",
     "share_kv": True,
   },
-  "overlapping pools": {
+  "overlapping pools, the best ones": {
     "compressor": "overlapping_gated_pool",
     "boundaries": "random",
+    "top_chunks": 2,
+    "num_kv_heads": 2,
   },
   "a window alone": {"compressor": "none", "sink": False},
 }
@@ -82,7 +84,10 @@ def jit(function, **options):
 forward, decode = jit(language_model.forward), jit(language_model.decode)
 prefill = jit(language_model.prefill, static_argnames="cache_size")
 # Those whose prompts and packed rows are read too: of each kind of state.
-READ = ("ssm, carried, projected, K and V shared", "overlapping pools")
+READ = (
+  "ssm, carried, projected, K and V shared",
+  "overlapping pools, the best ones",
+)
 
 
 @functools.cache

@@ -44,34 +44,36 @@ def pools(dtype="float32"):
 SEEN_FROM = np.where(ENDS < UNUSED, ENDS + 3, UNUSED).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames="window")
-def pull(q, k, v, dy, window, starts, pooled, seen_from):
+@functools.partial(jax.jit, static_argnames=("window", "top"))
+def pull(q, k, v, dy, window, top, starts, pooled, seen_from):
   def run(q, k, v, pooled):
     return chunked_attention(
-      q, k, v, ENDS, window=window, starts=starts, seen_from=seen_from, **pooled
-    )
+      q, k, v, ENDS, window=window, top=top, starts=starts,
+      seen_from=seen_from, **pooled,
+    )  # fmt: skip
 
   y, back = jax.vjp(run, q, k, v, pooled)
   return y, back(dy)
 
 
 @pytest.mark.parametrize(
-  "window, packed, pooled, dtype",
+  "window, packed, pooled, top, dtype",
   [
-    (0, False, False, "float32"),
-    (5, True, True, "float32"),
-    (40, True, False, "bfloat16"),
+    (0, False, False, 3, "float32"),
+    (5, True, True, None, "float32"),
+    (40, True, False, None, "bfloat16"),
   ],
 )
-def test_output_and_gradients(window, packed, pooled, dtype):
+def test_output_and_gradients(window, packed, pooled, top, dtype):
   q, k, v = arrays(dtype)
   dy = draw(B, S, H, D, dtype=dtype, seed=9)
   starts = STARTS if packed else None
   own, seen_from = (pools(dtype), SEEN_FROM) if pooled else ({}, None)
-  y, found = pull(q, k, v, dy, window, starts, own, seen_from)
+  y, found = pull(q, k, v, dy, window, top, starts, own, seen_from)
   assert y.dtype == q.dtype
   wide = lambda x: np.asarray(x, np.float64)
   options = {"window": window, "starts": starts, "seen_from": seen_from}
+  options["top"] = top
   exact = chunked_attention_reference(
     wide(q), wide(k), wide(v), ENDS, **options, **own
   )
@@ -154,6 +156,8 @@ def test_what_does_not_fit():
   q, k, v = arrays()
   with pytest.raises(ValueError, match="window is -1"):
     chunked_attention(q, k, v, ENDS, window=-1)
+  with pytest.raises(ValueError, match="top is 0"):
+    chunked_attention(q, k, v, ENDS, window=1, top=0)
   with pytest.raises(ValueError, match="3 query heads for 2 key heads"):
     chunked_attention(q[:, :, :3], k, v, ENDS, window=1)
   with pytest.raises(ValueError, match="starts is"):

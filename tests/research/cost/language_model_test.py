@@ -8,10 +8,14 @@ from models.attamba_config import AttambaConfig
 from research.cost import language_model
 
 
-@pytest.mark.parametrize("compressor", ["ssm", "mean", "none"])
-def test_keys_of_attamba_are_those_that_queries_see(compressor):
+@pytest.mark.parametrize(
+  "compressor, top", [("ssm", 0), ("mean", 0), ("mean", 3), ("none", 0)]
+)
+def test_keys_of_attamba_are_those_that_queries_see(compressor, top):
   length = 37
-  config = AttambaConfig.tiny(compressor=compressor, window=5, sink=True)
+  config = AttambaConfig.tiny(
+    compressor=compressor, window=5, sink=True, top_chunks=top
+  )
   seen = np.zeros(length)
   for run in config.runs:
     own = np.array([min(t, config.window) + 1 for t in range(length)], float)
@@ -20,8 +24,11 @@ def test_keys_of_attamba_are_those_that_queries_see(compressor):
       lasts = range(run.size - 1, length, run.size)
       spans += [(last - run.size + 1, last) for last in lasts]
     opens, ends = np.array(spans).T
+    far = np.zeros(length)
     for first in np.asarray(chunks.seen_from(config, opens, ends)):
-      own[first:] += 1
+      far[first:] += 1
+    # All are scored, and of as many as are chosen the values are mixed.
+    own += (far + (np.minimum(far, top) if top else far)) / 2
     seen += run.num_layers * own
   found = language_model.forward(config, length)["mixing"]
   spaces = config.num_layers * (1 if config.share_kv else 2)

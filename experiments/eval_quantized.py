@@ -23,7 +23,7 @@ from absl import flags
 
 import cli
 from models.errors import InputError
-from research.quantization.recipes import ALL, LLAMA_CPP
+from research.quantization import recipes
 
 _MODEL = flags.DEFINE_list(
   "model", ["tiny"], "tiny, smollm2, checkpoints' paths or hub ids"
@@ -31,7 +31,9 @@ _MODEL = flags.DEFINE_list(
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
 _NAME = flags.DEFINE_string("name", None, "of the model in tables")
 _RECIPES = flags.DEFINE_list(
-  "recipes", [], "names; all methods if not given, and no formats"
+  "recipes",
+  [],
+  f"all methods if not given, and no formats; each is {recipes.HELP}",
 )
 _CALIBRATION = flags.DEFINE_string(
   "calibration_text", "wikitext2:train", "text to calibrate on"
@@ -61,18 +63,15 @@ _PRECISION = cli.choice(
 _PLOT = flags.DEFINE_string("plot", None, "PNG to write")
 _WORKDIR = flags.DEFINE_string("workdir", None, "keep finished recipes here")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
-_ALL = (*ALL, *LLAMA_CPP)
 _DECIDING = (_MODEL, _TOKENIZER, _NAME, _CALIBRATION, _CALIBRATED, _LENGTH)
 _DECIDING += (_TEXT, _SCORED, _ROWS, _TOKENS, _AT, _TASKS, _PLANT, _SEED)
 _DECIDING += (_PRECISION,)
 
 
 def _check() -> list[int]:
-  unknown = [name for name in _RECIPES.value if name not in _ALL]
-  if unknown:
-    raise InputError(
-      f"--recipes={unknown[0]}: no such recipe; there are {', '.join(_ALL)}"
-    )
+  for name in _RECIPES.value:
+    if name not in recipes.LLAMA_CPP:
+      recipes.get(name)
   if not all(str(at).isdigit() and int(at) > 0 for at in _AT.value):
     raise InputError(f"--at={','.join(_AT.value)}: give positive integers")
   cli.check_there(_MODEL.value, [_TEXT.value, _CALIBRATION.value])

@@ -17,13 +17,15 @@ from absl import flags
 
 import cli
 from models.errors import InputError
-from research.quantization.recipes import ALL
+from research.quantization import recipes
 
 _MODEL = flags.DEFINE_string(
   "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
 )
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
-_RECIPE = cli.choice("recipe", "w4a16", "how to quantize", list(ALL))
+_RECIPE = flags.DEFINE_string(
+  "recipe", "w4a16", f"how to quantize: {recipes.HELP}"
+)
 _TEXT = flags.DEFINE_string(
   "calibration_text",
   "wikitext2:train",
@@ -39,6 +41,7 @@ def main(_) -> None:
   began = time.perf_counter()
   if _OUT.value is None:
     raise InputError("--out: is missing: name a folder to write")
+  recipe = recipes.get(_RECIPE.value)
   out = pathlib.Path(_OUT.value).expanduser()
   if out.exists():
     raise InputError(f"--out={out}: exists and is not overwritten")
@@ -54,7 +57,7 @@ def main(_) -> None:
   from research.text.tokenizing import of_checkpoint
 
   jax.config.update("jax_default_matmul_precision", "highest")
-  recipe, text = ALL[_RECIPE.value], load_text(_TEXT.value)
+  text = load_text(_TEXT.value)
   checkpoint = load(_MODEL.value)
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
   batches = None

@@ -217,6 +217,11 @@ class AttambaConfig:
     return "attamba"
 
   @property
+  def cached_heads(self) -> int:
+    """Key/value heads of which every token's are kept; 0 for none."""
+    return 0
+
+  @property
   def keeps_context(self) -> bool:
     """Whether what it remembers grows with the text."""
     return True

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from ops import segments
+from ops.quantized import as_array
 
-# (q (..., H, K), k (..., N, K), v, layer_input) -> (out (..., H, K), output)
+# (q (..., H, K), k (..., N, K), v, layer_input) -> (out (..., H, K), output);
+# keys and values may be QTensors.
 Attend = Callable[..., tuple[jax.Array, Any]]
 
 # Scores a head that are worth a fused kernel: 64 queries of 512 keys.
@@ -45,7 +47,12 @@ def causal_attend(
 
   def attend(q, k, v, _):
     mixed = jax.nn.dot_product_attention(
-      q, k, v, mask=mask, is_causal=True, implementation=implementation
+      q,
+      as_array(k),
+      as_array(v),
+      mask=mask,
+      is_causal=True,
+      implementation=implementation,
     )
     return mixed, (k, v) if keep else None
 

@@ -250,7 +250,8 @@ def init_state(
     rows = (run.num_layers, batch)
     if run.kind == "attention":
       heads = (c.attention.num_kv_heads, c.attention.head_dim)
-      found.append(DenseCache.empty((*rows, cache_size, *heads), dtype))
+      own = params["layers"][index]["attn"].get("taps") if params else None
+      found.append(DenseCache.empty((*rows, cache_size, *heads), dtype, own))
       continue
     channels = (c.num_heads, c.head_dim) if c.kind == "mamba2" else (c.d_inner,)
     mixer = params["layers"][index]["mixer"] if params else {}

@@ -172,6 +172,11 @@ class MambaConfig:
     return self.d_inner + 2 * self.num_groups * self.d_state
 
   @property
+  def cached_heads(self) -> int:
+    """Key/value heads of which every token's are kept; 0 for none."""
+    return self.attention.num_kv_heads if self.attention else 0
+
+  @property
   def keeps_context(self) -> bool:
     """Whether what it remembers grows with the text."""
     return self.attention is not None

@@ -52,10 +52,15 @@ class StateFormat:
         "number format, such as int8"
       )
     for form in (self.ssm, self.conv, self.residual):
-      if isinstance(form, Format) and form.levels[0] >= 0:
+      if isinstance(form, Format) and not form.is_signed:
         raise InputError(
           f"state_format={self}: {form} is for scales and has no negative "
           "level: name another, such as int8"
+        )
+      if isinstance(form, Format) and form.fitted:
+        raise InputError(
+          f"state_format={self}: {form} fits levels to each tensor, which a "
+          "state that changes has no time for: name another, such as int8"
         )
     if self.stochastic and self.ssm.specials:
       raise InputError(

@@ -26,6 +26,7 @@ from models.errors import InputError
 from models.implementations import Implementations
 from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
+from ops.quantized import Taps, rounded
 
 Params = module.Params
 
@@ -46,7 +47,11 @@ class TransformerState:
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention: project, let `attend` mix, project back."""
+  """Grouped-query attention: project, let `attend` mix, project back.
+
+  Where `taps` say so, keys and values are rounded, and caches keep them in few
+  bits.
+  """
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     """Builds the four projections and, for Qwen3, the q/k norms."""
@@ -61,6 +66,7 @@ class Attention(nnx.Module):
     norm = functools.partial(layers.RMSNorm, c.head_dim, eps=c.norm_eps)
     self.q_norm = norm() if c.qk_norm else None
     self.k_norm = norm() if c.qk_norm else None
+    self.taps = nnx.Param(Taps())
 
   def __call__(
     self, x: jax.Array, positions: jax.Array, attend: Attend, layer_input: Any
@@ -78,6 +84,8 @@ class Attention(nnx.Module):
     )
     q = layers.apply_rope(q, positions, frequencies)
     k = layers.apply_rope(k, positions, frequencies)
+    taps = self.taps.get_value()
+    k, v = rounded(k, taps.k), rounded(v, taps.v)
     mixed, layer_output = attend(q, k, v, layer_input)
     return self.o_proj(mixed.reshape(*x.shape[:-1], -1)), layer_output
 
@@ -293,17 +301,17 @@ def init_state(
     cache_size: slots for tokens.
     dtype: of the passes to come.
     state_format: of recurrent states, which there are none of: None.
-    params: of the model, which say nothing of its state.
+    params: of the model, whose `Taps` may name formats of keys and values.
 
   Raises:
     InputError: a format is given.
   """
-  del params
   _check_state_format(state_format)
   c = config
+  taps = params["layers"]["attn"].get("taps") if params else None
   shape = (c.num_layers, batch, cache_size, c.num_kv_heads, c.head_dim)
   return TransformerState(
-    cache=DenseCache.empty(shape, dtype),
+    cache=DenseCache.empty(shape, dtype, taps),
     length=jnp.zeros((batch,), jnp.int32),
   )
 
@@ -355,11 +363,14 @@ def prefill(
     raise ValueError(f"{length} tokens do not fit into {cache_size} slots")
   attend = causal_attend(implementation=_attention(implementations))
   hidden, (k, v) = _read(config, params, tokens, attend, dtype)
-  padding = ((0, 0), (0, 0), (0, cache_size - length), (0, 0), (0, 0))
   if lengths is None:
     lengths = jnp.full((batch,), length, jnp.int32)
-  cache = DenseCache(k=jnp.pad(k, padding), v=jnp.pad(v, padding))
-  return hidden, TransformerState(cache=cache, length=lengths)
+  state = init_state(
+    config, batch, cache_size=cache_size, dtype=k.dtype, params=params
+  )
+  write = lambda whole, part: whole.at[:, :, :length].set(part)
+  k, v = jax.tree.map(write, (state.cache.k, state.cache.v), (k, v))
+  return hidden, TransformerState(cache=DenseCache(k=k, v=v), length=lengths)
 
 
 def decode(

@@ -125,6 +125,11 @@ class TransformerConfig:
     return "transformer"
 
   @property
+  def cached_heads(self) -> int:
+    """Key/value heads of which every token's are kept; 0 for none."""
+    return self.num_kv_heads
+
+  @property
   def keeps_context(self) -> bool:
     """Whether what it remembers grows with the text."""
     return True

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from models.attention import Attend
 from models.caches.places import Places
+from ops.quantized import QTensor, Taps, as_array, rounded
 
 # Finite, so that padding that sees nothing is no NaN.
 _UNSEEN = -1e30
@@ -24,20 +25,41 @@ _UNSEEN = -1e30
 class DenseCache:
   """Keys and values of L layers; one layer's has no axis L.
 
+  Each is an array, or a `QTensor` of that shape and axis -1, whose new tokens
+  come rounded in the same format.
+
   Attributes:
     k: (L, B, S, N, K), rotated keys.
     v: (L, B, S, N, K).
   """
 
-  k: jax.Array
-  v: jax.Array
+  k: jax.Array | QTensor
+  v: jax.Array | QTensor
 
   @classmethod
-  def empty(cls, shape: Sequence[int], dtype: jnp.dtype) -> Self:
-    """A cache of `shape` (L, B, S, N, K) that holds nothing."""
+  def empty(
+    cls, shape: Sequence[int], dtype: jnp.dtype, taps: Taps | None = None
+  ) -> Self:
+    """A cache of `shape` (L, B, S, N, K) that holds nothing.
+
+    Args:
+      shape: of keys and of values.
+      dtype: of the passes.
+      taps: that round keys and values, whose scales are each token's own.
+    """
+    taps = taps or Taps()
+
+    def zeros(by):
+      like = jax.ShapeDtypeStruct(tuple(shape), dtype)
+      like = jax.eval_shape(lambda x: rounded(x, by), like)
+      # A scale that is a power of two is never zero, and zeros in its dtype are
+      # no numbers: so it begins as that of a value of zero.
+      one = rounded(jnp.zeros((1, 1, 1, 1, shape[-1]), dtype), by)
+      fill = lambda leaf, value: jnp.broadcast_to(value, leaf.shape)
+      return jax.tree.map(fill, like, one)
+
     # Two arrays: a buffer that is donated must not be there twice.
-    k, v = (jnp.zeros(shape, dtype) for _ in range(2))
-    return cls(k=k, v=v)
+    return cls(k=zeros(taps.k), v=zeros(taps.v))
 
   def attend(self, places: Places) -> Attend:
     """Attention of new tokens to the old ones of a layer and to each other.
@@ -67,10 +89,8 @@ class DenseCache:
     """
     rows = jnp.arange(places.slots.shape[0])[:, None]
     to = places.to(self.k.shape[2])
-    k, v = (
-      whole.at[:, rows, to].set(part, mode="drop")
-      for whole, part in zip((self.k, self.v), new, strict=True)
-    )
+    write = lambda whole, part: whole.at[:, rows, to].set(part, mode="drop")
+    k, v = jax.tree.map(write, (self.k, self.v), new)
     return DenseCache(k=k, v=v)
 
 
@@ -79,7 +99,7 @@ def attend_in_parts(q, keys, values, masks) -> jax.Array:
 
   Args:
     q: (B, T, H, K).
-    keys: the parts of the keys, (B, S, N, K) each.
+    keys: the parts of the keys, (B, S, N, K) each, arrays or QTensors.
     values: those of the values.
     masks: of the parts, (B or 1, T or 1, S) each, True where a key is seen; or
       (B, N, 1, T, S) where that depends on the head.
@@ -87,6 +107,7 @@ def attend_in_parts(q, keys, values, masks) -> jax.Array:
   Returns:
     (B, T, H, K).
   """
+  keys, values = ([as_array(one) for one in some] for some in (keys, values))
   batch, length, _, size = q.shape
   q = q.reshape(batch, length, keys[0].shape[2], -1, size)
   scores = [

@@ -22,6 +22,7 @@ from models.convert.names import (
   Leaf,
   TensorSource,
   leaves_of_runs,
+  taps_leaf,
   with_own_head,
 )
 from models.mamba_config import MambaConfig
@@ -94,16 +95,9 @@ _RENAMES = (
 def leaves(config: MambaConfig) -> Iterator[Leaf]:
   """Yields every parameter array that `config` calls for, and `Taps`."""
   for index, run in enumerate(config.runs):
-    if run.kind == "mamba":
-      template = _LAYER + "mixer.taps"
-      yield Leaf(
-        path=("layers", index, "mixer", "taps"),
-        shape=(),
-        names=tuple(template.format(i) for i in range(run.start, run.stop)),
-        stacked=True,
-        transposed=False,
-        optional=True,
-      )
+    part = "mixer" if run.kind == "mamba" else "attn"
+    template = f"{_LAYER}{part}.taps"
+    yield taps_leaf(("layers", index, part), template, run.stop, run.start)
 
   def layer_name(name: str) -> str:
     if name == "mixer.dt_bias":

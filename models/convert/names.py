@@ -155,9 +155,31 @@ def leaves_of_runs(
 
 
 def leaves(config: TransformerConfig) -> Iterator[Leaf]:
-  """Yields every parameter array that `config` calls for."""
+  """Yields every parameter array that `config` calls for, and `Taps`."""
   tree = transformer.abstract_params(config)
-  return leaves_of(tree, _TEMPLATES, config.num_layers)
+  yield taps_leaf(("layers", "attn"), _LAYER + "attn.taps", config.num_layers)
+  yield from leaves_of(tree, _TEMPLATES, config.num_layers)
+
+
+def taps_leaf(
+  path: tuple[str | int, ...], template: str, stop: int, start: int = 0
+) -> Leaf:
+  """The `Taps` of stacked layers, which may be absent.
+
+  Args:
+    path: of the module that has them.
+    template: of their names, {} for the number of the layer.
+    stop: number behind the last layer.
+    start: number of the first.
+  """
+  return Leaf(
+    path=(*path, "taps"),
+    shape=(),
+    names=tuple(template.format(i) for i in range(start, stop)),
+    stacked=True,
+    transposed=False,
+    optional=True,
+  )
 
 
 def leaves_of(

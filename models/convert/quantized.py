@@ -3,8 +3,8 @@
 What is no plain array is a node: a QTensor, a QWeight, a Quantizer or the Taps
 of a layer. The parts of one named N lie there by names of their own,
 
-  QTensor    "N.values", "N.scales" and, where the format has them, "N.zeros"
-             and "N.choices"
+  QTensor    "N.values", "N.scales" and, where the format has them, "N.zeros",
+             "N.choices" and "N.book"
   QWeight    "N.weight", and "N.input" where activations are quantized
   Quantizer  "N.scales" where they are static
   Taps       "N.x" and so on, of what is quantized
@@ -34,7 +34,7 @@ _UNREADABLE = "its quantized tensors cannot be read"
 _AGAIN = "get the file again, or a version of this code that knows the format"
 NODES = QTensor | QWeight | Quantizer | Taps
 _PARTS = {
-  QTensor: ("values", "scales", "zeros", "choices"),
+  QTensor: ("values", "scales", "zeros", "choices", "book"),
   QWeight: ("weight", "input"),
   Quantizer: ("scales",),
   Taps: tuple(field.name for field in dataclasses.fields(Taps)),

@@ -6,6 +6,7 @@
 from ops.quantized.formats import FORMATS as FORMATS
 from ops.quantized.formats import Format as Format
 from ops.quantized.quantize import Percentile as Percentile
+from ops.quantized.quantize import Searched as Searched
 from ops.quantized.quantize import absmax as absmax
 from ops.quantized.quantize import dequantize as dequantize
 from ops.quantized.quantize import quantize as quantize

@@ -22,6 +22,15 @@ SF4 = (
 NF3 = (-1.0, -0.4786291, -0.2171418, 0.0, 0.1609301, 0.3379151, 0.5626169, 1.0)
 SF3 = (-1.0, -0.4108477, -0.1801188, 0.0, 0.1329647, 0.2838347, 0.4910756, 1.0)
 
+# "Abnormal Float" (Yoshida 2023, https://arxiv.org/abs/2306.06965): 0, the
+# ends, and levels of the least mean absolute error of normal numbers divided by
+# the largest magnitude of their block of 64.
+AF4 = (
+  -1.0, -0.69441008, -0.51243739, -0.3736951, -0.25607552, -0.14982478,
+  -0.04934812, 0.0, 0.04273164, 0.12934483, 0.21961274, 0.31675666, 0.42563882,
+  0.55496234, 0.72424863, 1.0,
+)  # fmt: skip
+
 
 def _signed(*magnitudes: float, more: float | None = None) -> tuple[float, ...]:
   """Zero, magnitudes of both signs, and one level more."""

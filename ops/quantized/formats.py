@@ -35,6 +35,9 @@ class Format:
     dtype: Of a code before it is packed: an integer or a float type of jax.
     codebook: Its levels, ascending, where codes are indices; else None, and a
       code is its own level.
+    fitted: How each tensor finds a codebook of its own, a name of
+      `ops.quantized.fitting.FITS`; `codebook` is then where it begins. Levels
+      are shares of a block's largest magnitude. None where all have the same.
     specials: Levels of which each block has one more than the codebook, the one
       that fits its values best; the code behind the codebook's stands for it.
     symmetric: Whether there are no zero points. An integer grid then leaves out
@@ -54,6 +57,7 @@ class Format:
   bits: int
   dtype: str
   codebook: tuple[float, ...] | None = None
+  fitted: str | None = None
   specials: tuple[float, ...] = ()
   symmetric: bool = True
   group: Granularity = "row"
@@ -64,6 +68,18 @@ class Format:
   def __str__(self) -> str:
     """Returns what `get` makes this format of."""
     return f"{self.name}:{self.group}"
+
+  @property
+  def is_signed(self) -> bool:
+    """Whether levels are of both signs: for values, not for scales."""
+    return bool(self.levels[0] < 0)
+
+  @property
+  def keeps_rows_apart(self) -> bool:
+    """Whether no scale, of either level, belongs to more than one row."""
+    second = None if self.scale_format is None else get(self.scale_format)
+    apart = second is None or second.keeps_rows_apart
+    return self.group != "tensor" and apart
 
   @property
   def is_integer(self) -> bool:
@@ -132,6 +148,16 @@ _ROWS = (
   Format(name="sf4", bits=4, codebook=codebooks.SF4, **_BOOK),
   Format(name="nf3", bits=3, codebook=codebooks.NF3, **_BOOK),
   Format(name="sf3", bits=3, codebook=codebooks.SF3, **_BOOK),
+  # What is best for the largest magnitudes of blocks of 64 normal numbers, and
+  # codebooks that each tensor fits.
+  Format(name="af4", bits=4, codebook=codebooks.AF4, **(_BOOK | {"group": 64})),
+  *(
+    Format(
+      name=name.format(bits), bits=bits, codebook=book, fitted=how, **_BOOK
+    )
+    for name, how in (("sf{}_fit", "student_t"), ("lloyd{}", "lloyd_max"))
+    for bits, book in ((4, codebooks.NF4), (3, codebooks.NF3))
+  ),
   # Small floats, and sums of powers of two.
   Format(name="fp4", **_FP4),
   Format(name="fp4_sr", bits=4, codebook=codebooks.FP4_SUPER_RANGE, **_BOOK),
@@ -177,6 +203,21 @@ _ROWS = (
     scale_format="ufp7_e4m3:tensor",
     **_NV,
   ),
+  # The same with second-level scales a row, for inputs and caches: tokens do
+  # not share one there, since a token must not depend on those behind it.
+  Format(
+    name="nvfp4_token",
+    codebook=codebooks.FP4,
+    scale_format="fp8_e4m3",
+    **_NV,
+  ),
+  Format(
+    name="razer4_token",
+    codebook=codebooks.FP4,
+    specials=(5.0, -5.0),
+    scale_format="ufp7_e4m3",
+    **_NV,
+  ),
   # Scales are not negative, so these formats of them have no sign.
   Format(
     name="ufp6_e3m3",
@@ -197,7 +238,7 @@ FORMATS: Mapping[str, Format] = types.MappingProxyType(
   {row.name: row for row in _ROWS}
 )
 # Rows whose levels are of both signs, for values; the others are for scales.
-SIGNED = tuple(name for name, row in FORMATS.items() if row.levels[0] < 0)
+SIGNED = tuple(name for name, row in FORMATS.items() if row.is_signed)
 
 
 def get(form: str | Format) -> Format:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ops import dispatch
-from ops.quantized import formats, specials
+from ops.quantized import fitting, formats, specials
 from ops.quantized.formats import Format
 from ops.quantized.tensor import QTensor
 
@@ -54,6 +54,31 @@ class Percentile:
     return jnp.quantile(magnitudes, self.percent / 100, axes, keepdims=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Searched:
+  """The observer that clips what costs a block more than it gains.
+
+  Of a few shares of its largest magnitude each block takes the one that leaves
+  the least squared error, with its scale as it is kept, if that has no second
+  level. Twice the magnitude is among them, for scales that are powers of two:
+  the rule of MX clips some blocks itself.
+
+  Attributes:
+    shares: that are tried, each in (0, 2].
+  """
+
+  shares: tuple[float, ...] = (*(1 - i / 20 for i in range(11)), 2.0)
+
+  def __post_init__(self):
+    """Checks the bounds."""
+    if not self.shares or not all(0 < share <= 2 for share in self.shares):
+      raise ValueError(f"Searched: {self.shares} are not in (0, 2]")
+
+  def __call__(self, magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Maps (...) to the same shape with 1 for each of `axes`."""
+    return absmax(magnitudes, axes)
+
+
 def quantize(
   x: jax.Array,
   format: str | Format,
@@ -81,7 +106,7 @@ def quantize(
     format: A `Format`, or what `formats.get` takes: "int8", "int4:64".
     axis: That a product sums over, of size S: -1 for activations and rows of a
       table, -2 for kernels (in, out).
-    observer: `absmax`, `Percentile(99.9)`, or a function alike.
+    observer: `absmax`, `Percentile(99.9)`, `Searched()`, or a function alike.
     scales: Given in place of the observer's, for a symmetric format, such as
       from calibration: positive, (..., G, ...) or broadcasting to it.
     noise: (..., S, ...) as x, uniform in [0, 1): rounds stochastically, to one
@@ -96,8 +121,8 @@ def quantize(
 
   Raises:
     ValueError: x is not of a float dtype, there is no such format, its groups
-      do not divide S, or it has special levels and is to be rounded
-      stochastically.
+      do not divide S, or it has special levels or a codebook to be fitted and
+      is to be rounded stochastically.
   """
   dispatch.resolve("quantize", IMPLEMENTATIONS, implementation)
   form = formats.get(format)
@@ -110,13 +135,11 @@ def quantize(
   count = _count(form, size)
   rows = jnp.moveaxis(jax.lax.stop_gradient(x), axis, -1)
   blocks = into_blocks(rows.astype(jnp.float32), -1, count)
-  if form.specials and noise is not None:
+  if (form.specials or form.fitted) and noise is not None:
     raise ValueError(f"quantize: {form} cannot be rounded stochastically")
-  zeros = choices = None
+  zeros = choices = book = None
   if scales is not None:
     scales = _given(form, scales, x.shape, axis, count)
-  elif form.specials:
-    scales, _ = _chosen(form, observer, blocks)
   else:
     scales, zeros = _observed(form, observer, blocks)
   scales = _kept_scales(form, scales)
@@ -128,10 +151,15 @@ def quantize(
     ratios = ratios + shared(zeros)
   if form.specials:
     # With scales as they are kept another level may be the best.
-    _, choices = _chosen(form, observer, blocks, steps)
+    choices = jnp.argmin(_special_errors(form, blocks, [steps]), 0)[..., 0]
     special = jnp.asarray(form.specials, jnp.float32)[choices][..., None]
     codes = specials.encode(form, ratios, special, nearest)
     codes, choices = codes.reshape(rows.shape), pack(choices, form.choices)
+  elif form.fitted:
+    book = fitting.FITS[form.fitted](form, blocks, ratios, steps)
+    codes = fitting.nearest(book, ratios).astype(form.dtype)
+    codes = codes.reshape(rows.shape)
+    book = book.reshape((1,) * (rows.ndim - 1) + book.shape)
   elif noise is None:
     codes = nearest(form, ratios).reshape(rows.shape)
   else:
@@ -146,6 +174,7 @@ def quantize(
     length=size,
     dtype=jnp.dtype(x.dtype),
     choices=choices,
+    book=book,
   )
 
 
@@ -178,25 +207,52 @@ def _axes(form, blocks):
   return tuple(range(blocks.ndim)) if form.group == "tensor" else (-1,)
 
 
-def _chosen(form, observer, blocks, scales=None):
-  """Scales (..., G) of blocks (..., G, K), given or not, and their choices."""
-  axes = _axes(form, blocks)
-  if scales is None:
-    largest = observer(jnp.abs(blocks), axes)
-    each = [largest / top for top in specials.tops(form)]
-  else:
-    each = [scales] * len(form.specials)
-  choices = specials.choose(form, blocks, each, axes, nearest)
-  found = jnp.take_along_axis(jnp.stack(each), choices[None], 0)[0]
-  return jnp.squeeze(found, -1), jnp.squeeze(choices, -1)
-
-
 def _observed(form, observer, blocks):
   """Scales and zero points (..., G) of blocks (..., G, K)."""
-  axes = _axes(form, blocks)
-  scales, zeros = _observe(form, observer, blocks, axes)
-  zeros = None if zeros is None else jnp.squeeze(zeros, -1)
-  return jnp.squeeze(scales, -1), zeros
+  axes, shares = _axes(form, blocks), getattr(observer, "shares", (1.0,))
+
+  def clipped(share):
+    # Scales and zero points at a share of what is observed, and errors of them.
+    own = lambda magnitudes, axes: observer(magnitudes, axes) * share
+    if form.specials:
+      largest = own(jnp.abs(blocks), axes)
+      each = [largest / top for top in specials.tops(form)]
+      errors = _special_errors(form, blocks, each)
+      best = jnp.argmin(errors, 0)[None]
+      pick = lambda some: jnp.take_along_axis(some, best, 0)[0]
+      return (pick(jnp.stack(each)), None), pick(errors)
+    scales, zeros = _observe(form, own, blocks, axes)
+    if len(shares) == 1:
+      return (scales, zeros), None
+    steps = scales if form.scale_format else _plain(_kept_scales(form, scales))
+    steps = steps.astype(jnp.float32)
+    error = blocks - _back(form, blocks, steps, zeros)
+    return (scales, zeros), jnp.sum(jnp.square(error), axes, keepdims=True)
+
+  if len(shares) == 1:
+    found, _ = clipped(1.0)
+  else:
+    found, errors = jax.lax.map(clipped, jnp.asarray(shares, jnp.float32))
+    best = jnp.argmin(errors, 0)[None]
+    pick = lambda some: jnp.take_along_axis(some, best, 0)[0]
+    found = jax.tree.map(pick, found)
+  return jax.tree.map(lambda part: jnp.squeeze(part, -1), found)
+
+
+def _back(form, blocks, steps, zeros):
+  """What comes back of blocks with scales and zero points."""
+  ratios = blocks / jnp.where(steps == 0, 1.0, steps)
+  shift = 0.0 if zeros is None else zeros.astype(jnp.float32)
+  codes = nearest(form, ratios + shift)
+  if form.codebook is not None:
+    codes = jnp.asarray(form.codebook, jnp.float32)[codes]
+  return (codes.astype(jnp.float32) - shift) * steps
+
+
+def _special_errors(form, blocks, each):
+  """Squared errors (N, ..., G, 1) with each special level, and its scales."""
+  each = each * (len(form.specials) // len(each))
+  return specials.errors(form, blocks, each, _axes(form, blocks), nearest)
 
 
 def dequantize(
@@ -232,6 +288,8 @@ def levels(q: QTensor) -> jax.Array:
   codes = unpack(q.values, form, q.length)
   if form.codebook is None:
     return codes
+  if form.fitted:
+    return fitting.of_codes(q.book, codes)
   if not form.specials:
     return jnp.asarray(form.codebook, jnp.float32)[codes]
   choices = unpack(q.choices, form.choices, q.num_blocks)

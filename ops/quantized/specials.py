@@ -25,14 +25,14 @@ def tops(form: Format) -> np.ndarray:
   return np.maximum(np.abs(form.specials), whole).astype(np.float32)
 
 
-def choose(
+def errors(
   form: Format,
   blocks: jax.Array,
   scales: list[jax.Array],
   axes: tuple[int, ...],
   nearest: Nearest,
 ) -> jax.Array:
-  """The special level that leaves each block the least squared error.
+  """Squared errors that each special level leaves each block.
 
   Args:
     form: that has special levels.
@@ -42,15 +42,15 @@ def choose(
     nearest: finds codes.
 
   Returns:
-    int32 indices of `form.specials`, of the shape of a scale.
+    (N, ...) float32, of the shape of a scale.
   """
-  errors = []
+  found = []
   for special, scale in zip(form.specials, scales):
     ratios = blocks / jnp.where(scale == 0, 1.0, scale)
     codes = encode(form, ratios, jnp.float32(special), nearest)
     error = decode(form, codes, jnp.float32(special)) * scale - blocks
-    errors.append(jnp.sum(jnp.square(error), axes, keepdims=True))
-  return jnp.argmin(jnp.stack(errors), 0)
+    found.append(jnp.sum(jnp.square(error), axes, keepdims=True))
+  return jnp.stack(found)
 
 
 def encode(

@@ -1,4 +1,4 @@
-"""`Taps`: what of a state-space layer is quantized besides its products."""
+"""`Taps`: what of a layer is quantized besides its products."""
 
 import dataclasses
 from typing import Any, Self
@@ -12,12 +12,12 @@ from ops.quantized.tensor import QTensor
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Taps:
-  """Quantizers of the places of a Mamba layer that no product reads.
+  """Quantizers of the places of a layer that no product with a weight reads.
 
   What a product reads is rounded by its `QWeight`. The shapes below are those
   of one token of one row, and None leaves a place as it is: E channels, H heads
-  of P, G groups, N states. The scales of stacked layers have one more axis in
-  front, over which a scan goes.
+  of P, G groups, N states; of attention H key/value heads of P. The scales of
+  stacked layers have one more axis in front, over which a scan goes.
 
   Attributes:
     conv_x: (E,), input of the convolution.
@@ -31,6 +31,8 @@ class Taps:
     ssm_state: (E, N) or (H, P, N), the state of the scan; without scales each
       state has its own. It says how states are kept where a caller does not.
     conv_state: (C,), the channels of the convolution's state, alike.
+    k: (H, P), keys of attention behind their rotation, which caches keep so.
+    v: (H, P), values of attention, alike.
   """
 
   conv_x: Quantizer | None = None
@@ -43,6 +45,8 @@ class Taps:
   y: Quantizer | None = None
   ssm_state: Quantizer | None = None
   conv_state: Quantizer | None = None
+  k: Quantizer | None = None
+  v: Quantizer | None = None
 
   def __getitem__(self, index: Any) -> Self:
     """Those of one layer, or of some, of stacked layers."""

@@ -36,6 +36,8 @@ class QTensor:
     zeros: (..., G), whole numbers in the format's dtype, or None.
     choices: (..., packed G) uint8, which of the format's special levels a block
       has, packed as `Format.choices` says; None where it has none.
+    book: (..., levels) float32, the tensor's own levels where the format is
+      fitted, with one entry along axes that share them; else None.
     format: Row of the table.
     axis: Negative: the axis that products sum over, and blocks lie along.
     length: S.
@@ -50,6 +52,7 @@ class QTensor:
   length: int = dataclasses.field(metadata={"static": True})
   dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
   choices: jax.Array | None = None
+  book: jax.Array | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -75,7 +78,7 @@ class QTensor:
 
   @property
   def nbytes(self) -> int:
-    """Bytes of codes, scales, zero points and choices of levels."""
+    """Bytes of codes, scales, zero points, choices and own levels."""
     return sum(
       math.prod(leaf.shape) * leaf.dtype.itemsize
       for leaf in jax.tree.leaves(self)
@@ -110,6 +113,15 @@ class QTensor:
       fits = len(own) == len(others) and blocks and not self.length % blocks
       if not fits or any(a not in (1, b) for a, b in zip(own, others)):
         raise ValueError(f"scales {part.shape} do not fit {self.shape}")
+    if (self.book is None) != (form.fitted is None):
+      raise ValueError(f"levels of its own do not belong to {form}")
+    if form.fitted:
+      wide = (*[1] * len(others), len(form.codebook))
+      if len(self.book.shape) != len(wide) or any(
+        a not in (b, c)
+        for a, b, c in zip(self.book.shape, wide, (*others, wide[-1]))
+      ):
+        raise ValueError(f"levels {self.book.shape} do not fit {self.shape}")
     if (self.choices is None) != (not form.specials):
       raise ValueError(f"choices of levels do not belong to {form}")
     if form.specials:
@@ -166,6 +178,7 @@ class QTensor:
       scales=part(self.scales),
       zeros=None if self.zeros is None else part(self.zeros),
       choices=None if self.choices is None else part(self.choices),
+      book=None if self.book is None else part(self.book),
     )
 
 

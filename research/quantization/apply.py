@@ -10,7 +10,16 @@ from models import language_model
 from models.errors import InputError
 from models.module import Params
 from models.quantized import round_to_nearest
-from ops.quantized import QTensor, QWeight, formats, is_quantized
+from ops.quantized import (
+  QTensor,
+  QWeight,
+  Searched,
+  Taps,
+  absmax,
+  formats,
+  is_quantized,
+)
+from ops.quantized.quantize import Observer
 from research.quantization import (
   gptq,
   mixed,
@@ -53,8 +62,8 @@ def quantize(
 
   Raises:
     InputError: the model is quantized already, there is no text to calibrate
-      on, numbers are not finite, a rotation or format does not fit, or layers
-      of such a model cannot differ.
+      on, numbers are not finite, a rotation or format does not fit, layers of
+      such a model cannot differ, or it keeps no keys and values.
   """
   leaves = jax.tree.leaves(params, is_leaf=is_quantized)
   if any(is_quantized(leaf) for leaf in leaves):
@@ -63,6 +72,11 @@ def quantize(
     raise InputError("this recipe needs a text to calibrate on: give one")
   if recipe.float_share:
     mixed.check(config)
+  if recipe.cache and not config.cached_heads:
+    raise InputError(
+      f"a cache in {recipe.cache}: a {config.family} keeps no keys and values "
+      "of all tokens: take a recipe without"
+    )
   config, params = prepare(config, params, recipe, batches, advance)
   if not recipe.is_static:
     batches = np.zeros((0, 1, 1), np.int32)
@@ -88,7 +102,7 @@ def work(config: language_model.Config, recipe: Recipe) -> int:
 
 
 def _transforms(recipe: Recipe) -> bool:
-  return bool(recipe.smoothing or recipe.clusters)
+  return bool(recipe.smoothing or recipe.clusters or recipe.smooth_keys)
 
 
 def prepare(
@@ -120,6 +134,8 @@ def prepare(
       params = smoothing.smooth(
         config, params, notes, recipe.smoothing, stream=stream
       )
+    if recipe.smooth_keys:
+      params = smoothing.smooth_keys(config, params, notes)
   if recipe.rotates_outputs:
     params = rotation.rotate_inputs(config, params)
   return config, params
@@ -153,6 +169,10 @@ def _layer(config, recipe: Recipe, own: dict[str, Any], notes: Notes):
     own = structure.put(
       own, ("mixer", "taps"), taps.fixed(config, recipe, seen)
     )
+  if structure.has(own, ("attn",)) and recipe.cache:
+    size = structure.at(own, ("attn", "k_proj"))["kernel"].shape[-1]
+    each = taps.dynamic_quantizer(recipe.cache, size // config.cached_heads)
+    own = structure.put(own, ("attn", "taps"), Taps(k=each, v=each))
   return own
 
 
@@ -165,6 +185,7 @@ def _kernel(
 ) -> Any:
   """One kernel in its format, and a quantizer of what it multiplies."""
   weight = rotation.plain_kernel(kernel)
+  observer = Searched() if recipe.clipped else absmax
   if form is not None:
     if recipe.gptq and path not in _SMALL:
       upper = gptq.factor(seen.gram)
@@ -173,12 +194,15 @@ def _kernel(
           f"GPTQ of {'.'.join(path)}: the activations it saw depend on each "
           "other too much: calibrate on more windows, or take another recipe"
         )
-      weight = gptq.gptq(weight, upper, formats.get(form))
+      form = formats.get(form)
+      weight = gptq.gptq(weight, upper, form, observer=observer)
     else:
-      weight = _nearest(weight, form)
+      weight = _nearest(weight, form, observer=observer)
   turned = isinstance(kernel, QWeight) and kernel.hadamard
   inputs = None
-  if recipe.inputs is not None:
+  if recipe.inputs is not None and recipe.dynamic:
+    inputs = taps.dynamic_quantizer(recipe.inputs, kernel.shape[-2])
+  elif recipe.inputs is not None:
     form = formats.get(recipe.inputs)
     clip = recipe.clip if path == _SMALL[0] else 100.0
     inputs = taps.static_quantizer(seen.percentile(clip), form, form.group)
@@ -187,10 +211,12 @@ def _kernel(
   return QWeight(weight=weight, input=inputs, hadamard=turned)
 
 
-def _nearest(weight: jax.Array, form: str, axis: int = -2) -> QTensor:
+def _nearest(
+  weight: jax.Array, form: str, axis: int = -2, observer: Observer = absmax
+) -> QTensor:
   """A weight's nearest levels, in groups that fit."""
   fitting = gptq.fitting(formats.get(form), weight.shape[axis])
-  return round_to_nearest(weight, fitting, axis=axis)
+  return round_to_nearest(weight, fitting, axis=axis, observer=observer)
 
 
 def _ends(config, params: Params, recipe: Recipe, head: Statistics) -> Params:

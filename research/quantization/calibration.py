@@ -33,6 +33,8 @@ Notes = dict[str, Statistics]
 # Gives the new parameters of a layer, of which it is told the number.
 Change = Callable[[int, dict[str, Any], Notes], dict[str, Any]]
 HEAD = "lm_head"
+# The keys of attention, behind their rotation.
+KEYS = "attn.k"
 # Fewer tokens leave percentiles and products of channels to chance.
 LEAST_TOKENS = 1024
 # Rows of a batch.
@@ -195,6 +197,9 @@ def _observe(config, kind, wanted, params, stream) -> Notes:
     less = dataclasses.replace(wanted, gram=False)
     seen = {p: Observer(notes, f"mixer.{p}", less) for p in PLACES}
     params = put(params, ("mixer", "taps"), Taps(**seen))
+  if has(params, ("attn",)) and config.cached_heads:
+    seen = Observer(notes, KEYS, dataclasses.replace(wanted, gram=False))
+    params = put(params, ("attn", "taps"), Taps(k=seen))
   language_model.layer(config, params, kind, stream)
   return notes
 

@@ -29,7 +29,7 @@ from research.core import workdir as workdir_lib
 from research.cost import sizes as cost
 from research.quantization import apply, llama_cpp, quality, smoothing
 from research.quantization.measures import Judge, Plan, Sample, Seen, mean_of
-from research.quantization.recipes import ALL, LLAMA_CPP, RECIPES
+from research.quantization.recipes import LLAMA_CPP, RECIPES, get
 from research.text.tokenizing import of_checkpoint
 
 FLOAT = "float"
@@ -123,7 +123,8 @@ def compare(
 
 
 def _searches(name: str) -> bool:
-  return name in ALL and bool(ALL[name].float_share)
+  ours = name not in (FLOAT, *LLAMA_CPP)
+  return ours and bool(get(name).float_share)
 
 
 # A process keeps its models, and what it compiled for them, from job to job.
@@ -227,7 +228,7 @@ class Comparison:
     if name in LLAMA_CPP:
       params, size = llama_cpp.round_trip(config, params, name)
       return (config, params), size
-    recipe = ALL[name]
+    recipe = get(name)
     batches = self._setup.plan.batches if recipe.is_static else None
     config, params = apply.quantize(config, params, recipe, batches)
     return (config, params), cost.weight_bytes(config, params)
@@ -272,4 +273,4 @@ def _described(name: str) -> tuple[str, str]:
     return FLOAT, "no rounding"
   if name in LLAMA_CPP:
     return "llama.cpp", "weights as llama.cpp keeps them"
-  return ALL[name].method, ALL[name].text
+  return get(name).method, get(name).text

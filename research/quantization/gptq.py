@@ -61,11 +61,13 @@ def gptq(
     A `QTensor` of axis -2.
 
   Raises:
-    ValueError: the format is not symmetric.
+    ValueError: the format is not symmetric, or its levels are fitted.
   """
   form = fitting(form, kernel.shape[0])
-  if not form.symmetric:
-    raise ValueError(f"GPTQ of {form}: only symmetric formats")
+  if not form.symmetric or form.fitted:
+    raise ValueError(
+      f"GPTQ of {form}: only symmetric formats, whose levels are not fitted"
+    )
   size = kernel.shape[0]
   block = form.group if isinstance(form.group, int) else math.gcd(128, size)
   first = quantize(kernel, form, axis=-2, observer=observer)

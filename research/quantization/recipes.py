@@ -8,6 +8,8 @@ import dataclasses
 import types
 from collections.abc import Mapping
 
+from models.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -24,6 +26,13 @@ class Recipe:
     gptq: whether kernels are rounded by GPTQ, else to the nearest levels.
     inputs: format of what kernels multiply, with scales fixed by calibration;
       None leaves it in floats.
+    dynamic: whether the scales of `inputs` are each token's own instead.
+    cache: format of the keys and values of attention, of each token and head;
+      None leaves them in floats.
+    smooth_keys: whether channels of keys are made alike large before, and those
+      of queries take the factors (P3-LLM, https://arxiv.org/abs/2511.06838).
+    clipped: whether each block of a kernel has the scale, among some that clip
+      its largest values, that leaves the least squared error.
     rotation: of the residual stream: "hadamard", or "klt", which is the
       eigenvectors of what the layers read, and a Hadamard matrix behind them.
     rotates_outputs: whether what kernels that write to the stream multiply is
@@ -49,6 +58,10 @@ class Recipe:
   table: str | None = None
   gptq: bool = False
   inputs: str | None = None
+  dynamic: bool = False
+  cache: str | None = None
+  smooth_keys: bool = False
+  clipped: bool = False
   rotation: str | None = None
   rotates_outputs: bool = False
   smoothing: float | None = None
@@ -63,7 +76,8 @@ class Recipe:
     """Whether it needs calibration."""
     return bool(
       self.gptq
-      or self.inputs
+      or (self.inputs and not self.dynamic)
+      or self.smooth_keys
       or self.taps
       or self.states
       or self.smoothing
@@ -202,6 +216,9 @@ _BY_FORMAT = {
   "int4_asym": "integers with zero points, groups of 128",
   "nf4": "quantiles of a normal distribution, groups of 128",
   "sf4": "quantiles of Student's t, groups of 128",
+  "af4": "levels for the largest of 64 normal numbers, groups of 64",
+  "sf4_fit": "quantiles of the tensor's own t, groups of 128",
+  "lloyd4": "Lloyd-Max levels of the tensor's own, groups of 128",
   "fp4": "E2M1, groups of 128",
   "fp4_sr": "E2M1 and 8, groups of 128",
   "fp4_sp": "E2M1 and 5, groups of 128",
@@ -219,11 +236,16 @@ _BY_FORMAT = {
   "int3_asym": "integers with zero points, groups of 128",
   "nf3": "quantiles of a normal distribution, groups of 128",
   "sf3": "quantiles of Student's t, groups of 128",
+  "sf3_fit": "quantiles of the tensor's own t, groups of 128",
+  "lloyd3": "Lloyd-Max levels of the tensor's own, groups of 128",
   "fp3": "E2M0, groups of 128",
   "fp3_er": "E2M0 and 3 or -3, groups of 128",
   "fp3_ea": "E2M0 and 6 or -6, groups of 128",
   "bitmod3": "E2M0 and one of four levels, groups of 128",
 }
+# Levels of a tensor as it was do not fit what GPTQ makes of it, and a token's
+# own levels would cost more than its numbers.
+_FITTED = ("sf4_fit", "lloyd4", "sf3_fit", "lloyd3")
 BY_FORMAT: Mapping[str, Recipe] = types.MappingProxyType(
   {
     name: Recipe(
@@ -241,6 +263,15 @@ ALL: Mapping[str, Recipe] = types.MappingProxyType(
   {
     **RECIPES,
     **BY_FORMAT,
+    "p3_w4a8kv4": dataclasses.replace(
+      BY_FORMAT["bitmod4"],
+      method="P3-LLM",
+      text="BitMoD 4-bit weights, FP8 inputs, 4-bit cache, smoothed keys",
+      inputs="fp8_e4m3:row",
+      dynamic=True,
+      cache="int4_asym:row",
+      smooth_keys=True,
+    ),
     **{
       f"gptq_{name}": dataclasses.replace(
         recipe,
@@ -249,10 +280,82 @@ ALL: Mapping[str, Recipe] = types.MappingProxyType(
         gptq=True,
       )
       for name, recipe in BY_FORMAT.items()
-      if not name.endswith("_asym")
+      if not name.endswith("_asym") and name not in _FITTED
     },
   }
 )
+
+# Formats of what tokens bring: no two tokens share a scale.
+OF_TOKENS = (
+  *(n for n in _BY_FORMAT if n not in ("nvfp4", "razer4", *_FITTED)),
+  *("nvfp4_token", "razer4_token", "int6", "int8", "fp8_e4m3"),
+)
+# What `get` takes behind a name, and what it changes.
+_SWITCHES: Mapping[str, Mapping[str, object]] = types.MappingProxyType(
+  {
+    "hadamard": _ROTATED,
+    "clipped": {"clipped": True},
+    "smooth_keys": {"smooth_keys": True},
+  }
+)
+_FORMATS: Mapping[str, Mapping[str, object]] = types.MappingProxyType(
+  {"inputs": {"dynamic": True}, "cache": {}}
+)
+HELP = (
+  "a name, and behind it by choice "
+  + ", ".join(f"+{one}" for one in _SWITCHES)
+  + ", "
+  + ", ".join(f"+{one}=FORMAT" for one in _FORMATS)
+)
+
+
+def get(name: str) -> Recipe:
+  """Returns a recipe of `ALL`, with more behind its name.
+
+  Args:
+    name: such as "sf4", "gptq_sf4+hadamard", "bitmod4+inputs=fp8_e4m3" or
+      "p3_w4a8kv4+cache=nf4:32".
+
+  Raises:
+    InputError: it is not written so, or there is no such recipe or format, in
+      one line.
+  """
+  base, *options = name.split("+")
+  if base not in ALL:
+    raise InputError(
+      f"recipe {base!r}: there is none such; there are {', '.join(ALL)}"
+    )
+  changes: dict[str, object] = {}
+  for option in options:
+    key, _, form = option.partition("=")
+    if option in _SWITCHES:
+      own = _SWITCHES[option]
+    elif key in _FORMATS and form:
+      if form.partition(":")[0] not in OF_TOKENS:
+        raise InputError(
+          f"recipe {name!r}: {form} is no format of what tokens bring; there "
+          f"are {', '.join(OF_TOKENS)}"
+        )
+      if form.endswith(":tensor"):
+        raise InputError(
+          f"recipe {name!r}: tokens would share the scales of {form}: take "
+          "row or the size of a group"
+        )
+      own = {key: form, **_FORMATS[key]}
+    else:
+      raise InputError(f"recipe {name!r}: +{option} is not known: give {HELP}")
+    if any(one in changes for one in own):
+      raise InputError(f"recipe {name!r}: +{key} is there twice: leave one out")
+    changes |= own
+  found = dataclasses.replace(ALL[base], **changes)
+  if found.smooth_keys and found.cache is None:
+    raise InputError(
+      f"recipe {name!r}: +smooth_keys is for a cache in few bits: give "
+      "+cache=FORMAT, too"
+    )
+  text = ", ".join([found.text, *options])
+  return dataclasses.replace(found, text=text)
+
 
 # Baselines of comparisons, which are no models that can be kept.
 LLAMA_CPP = ("llama_cpp_q8_0", "llama_cpp_q4_k")

@@ -10,7 +10,7 @@ import numpy as np
 from models import language_model
 from models.module import Params
 from research.quantization import structure
-from research.quantization.calibration import Notes
+from research.quantization.calibration import KEYS, Notes
 from research.quantization.structure import at
 
 # A place other than a norm whose scale can take up the factors, and the
@@ -54,6 +54,55 @@ def smooth(
     return own
 
   return structure.each_layer(config, params, change)
+
+
+def smooth_keys(
+  config: language_model.Config, params: Params, notes: list[Notes]
+) -> Params:
+  """Makes channels of keys alike large; queries take the factors.
+
+  P3-LLM (https://arxiv.org/abs/2511.06838) divides each channel of a key by the
+  largest magnitude that it had in the prompt, and multiplies the query by it.
+  Here the magnitudes are those of calibration, and the two channels that a
+  rotation of positions mixes share the larger one: so the factors pass through
+  the rotation, and go into the weights. Factors of a head have a geometric mean
+  of one.
+
+  Args:
+    config: of a model with keys and values of its own.
+    params: of the model, kernels as arrays.
+    notes: of each layer, from `calibrate`.
+  """
+
+  def change(layer, own):
+    if KEYS not in notes[layer]:
+      return own
+    largest = notes[layer][KEYS].absmax.reshape(config.cached_heads, 2, -1)
+    if structure.has(own, ("attn", "k_norm")):
+      largest = jnp.max(largest, axis=0, keepdims=True)
+    pairs = jnp.maximum(jnp.max(largest, axis=1, keepdims=True), 1e-5)
+    pairs = pairs / jnp.exp(jnp.mean(jnp.log(pairs), axis=-1, keepdims=True))
+    factors = jnp.broadcast_to(pairs, largest.shape)
+    factors = factors.reshape(factors.shape[0], -1)
+    if structure.has(own, ("attn", "k_norm")):
+      own = _times(own, ("attn", "k_norm", "scale"), 1 / factors[0])
+      return _times(own, ("attn", "q_norm", "scale"), factors[0])
+    queries = at(own, ("attn", "q_proj", "kernel")).shape[-1]
+    repeats = queries // factors.size
+    wide = jnp.repeat(factors, repeats, axis=0).reshape(-1)
+    for name, by in (("k_proj", 1 / factors.reshape(-1)), ("q_proj", wide)):
+      for part in ("kernel", "bias"):
+        if structure.has(own, ("attn", name, part)):
+          own = _times(own, ("attn", name, part), by)
+    return own
+
+  return structure.each_layer(config, params, change)
+
+
+def _times(own, path, factors):
+  """A layer with the last axis of an array multiplied."""
+  wide = lambda a: factors.reshape((1,) * (a.ndim - 1) + (-1,))
+  return structure.update(own, path, lambda a: (a * wide(a)).astype(a.dtype))
 
 
 def plant_outliers(

@@ -12,7 +12,7 @@ import numpy as np
 
 from models.mamba_config import MambaConfig
 from ops.quantized import Format, Quantizer, Taps, formats
-from research.quantization import reordering
+from research.quantization import gptq, reordering
 from research.quantization.recipes import Recipe
 from research.quantization.statistics import PLACES, Statistics
 
@@ -68,6 +68,25 @@ class _Scales:
     if name == "conv_BC":
       return static_quantizer(by_group, form, c.d_state)
     return static_quantizer(by_group[:, None], form, "row")
+
+
+def dynamic_quantizer(form: str, size: int) -> Quantizer:
+  """A quantizer whose scales are those of each token.
+
+  Args:
+    form: what `formats.get` takes.
+    size: of the axis that is rounded, to which groups are made to fit.
+
+  Raises:
+    ValueError: the format is for scales, or tokens would share one.
+  """
+  found = gptq.fitting(formats.get(form), size)
+  if found.fitted or not (found.is_signed and found.keeps_rows_apart):
+    raise ValueError(
+      f"{form}: is no format of what tokens bring: it is for scales, tokens "
+      "share one, or it fits levels to a whole tensor"
+    )
+  return Quantizer(scales=None, format=found)
 
 
 def static_quantizer(

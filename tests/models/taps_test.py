@@ -27,7 +27,9 @@ CONFIGS = {
   "hybrid": MambaConfig.tiny("hybrid", vocab_multiple=1),
 }
 PLACES = [
-  field.name for field in dataclasses.fields(Taps) if "state" not in field.name
+  field.name
+  for field in dataclasses.fields(Taps)
+  if "state" not in field.name and field.name not in ("k", "v")
 ]
 OF_MAMBA2 = ("conv_BC", "y")
 FEW = Quantizer(scales=None, format=formats.get("int8"))

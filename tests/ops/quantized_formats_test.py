@@ -14,11 +14,12 @@ from ops import dequantize, quantize, quantized_matmul
 from ops.quantized import FORMATS, codebooks, formats, quantize_reference
 
 CHOOSING = [name for name, form in FORMATS.items() if form.specials]
-OWN_SCALES = ["mxint4", "mxfp4", "nvfp4", *CHOOSING]
+FITTED = [name for name, form in FORMATS.items() if form.fitted]
+OWN_SCALES = ["nvfp4_token", "mxint4", "mxfp4", "nvfp4", *CHOOSING]
 PLAIN = [
   name
   for name in formats.SIGNED
-  if FORMATS[name].bits < 6 and name not in ("int4", *OWN_SCALES)
+  if FORMATS[name].bits < 6 and name not in ("int4", *OWN_SCALES, *FITTED)
 ]
 
 

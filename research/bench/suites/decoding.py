@@ -89,13 +89,18 @@ def check_formats(weights_format: str | None) -> None:
   """Checks what `Decoding.weights_format` may be.
 
   Raises:
-    InputError: it names no format.
+    InputError: it names no format, or one that is for scales.
   """
   for form in (weights_format or "int8").split("/"):
     try:
-      formats.get(form)
+      found = formats.get(form)
     except ValueError as error:
       raise InputError(f"weights_format={weights_format}: {error}") from None
+    if not found.is_signed:
+      raise InputError(
+        f"weights_format={weights_format}: {form} is for scales and has no "
+        "negative level: name another, such as int4"
+      )
 
 
 def case(what: Decoding, steps: Sequence[str]) -> Case:

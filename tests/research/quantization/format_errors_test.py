@@ -12,7 +12,8 @@ from research.results import formats as tables
 
 def test_every_signed_format_of_few_bits_is_a_recipe():
   few = {name for name in formats.SIGNED if FORMATS[name].bits <= 4}
-  assert few == {*BY_FORMAT, "razer4_inputs"}
+  own = {"razer4_inputs", "nvfp4_token", "razer4_token"}
+  assert few == {*BY_FORMAT, *own}
   for name, recipe in BY_FORMAT.items():
     assert recipe.text.startswith(f"{FORMATS[name].bits}-bit weights")
     assert recipe.kernels == recipe.head == name

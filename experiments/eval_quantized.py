@@ -10,7 +10,8 @@ intervals paired with the float model's; KL from the float model along texts
 that it draws; repetition of texts that the quantized model draws; --tasks.
 --model=A,B compares models that differ in their training seed: rows of each,
 and of their mean. --plant makes channels large first, the function of the float
-model unchanged. With --workdir a run that was stopped goes on with the recipes
+model unchanged. --as_arrays is for many formats, with a picture by true bits a
+weight. With --workdir a run that was stopped goes on with the recipes
 that are not done. On a GPU that several --workers share, set
 XLA_PYTHON_CLIENT_PREALLOCATE=false. A few minutes for 60 million parameters on
 one H200; for a tiny model on two CPU cores, too, with fewer --rows and
@@ -33,7 +34,7 @@ _NAME = flags.DEFINE_string("name", None, "of the model in tables")
 _RECIPES = flags.DEFINE_list(
   "recipes",
   [],
-  f"all methods if not given, and no formats; each is {recipes.HELP}",
+  f"all methods if not given; {', '.join(recipes.SETS)}, or {recipes.HELP}",
 )
 _CALIBRATION = flags.DEFINE_string(
   "calibration_text", "wikitext2:train", "text to calibrate on"
@@ -60,27 +61,28 @@ _PRECISION = cli.choice(
   "of float32 matrix products",
   ("highest", "tensorfloat32", "default"),
 )
+_ARRAYS = flags.DEFINE_boolean(
+  "as_arrays", False, "judge weights as arrays: one program for most recipes"
+)
 _PLOT = flags.DEFINE_string("plot", None, "PNG to write")
 _WORKDIR = flags.DEFINE_string("workdir", None, "keep finished recipes here")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 _DECIDING = (_MODEL, _TOKENIZER, _NAME, _CALIBRATION, _CALIBRATED, _LENGTH)
 _DECIDING += (_TEXT, _SCORED, _ROWS, _TOKENS, _AT, _TASKS, _PLANT, _SEED)
-_DECIDING += (_PRECISION,)
+_DECIDING += (_PRECISION, _ARRAYS)
 
 
-def _check() -> list[int]:
-  for name in _RECIPES.value:
-    if name not in recipes.LLAMA_CPP:
-      recipes.get(name)
+def _check() -> tuple[list[str], list[int]]:
+  names = recipes.expanded(_RECIPES.value)
   if not all(str(at).isdigit() and int(at) > 0 for at in _AT.value):
     raise InputError(f"--at={','.join(_AT.value)}: give positive integers")
   cli.check_there(_MODEL.value, [_TEXT.value, _CALIBRATION.value])
-  return sorted(map(int, _AT.value))
+  return names, sorted(map(int, _AT.value))
 
 
 def main(_) -> None:
   """Compares; see the module's docstring."""
-  began, at = time.perf_counter(), _check()
+  began, (names, at) = time.perf_counter(), _check()
   from research.evaluation import tasks
 
   asked = [tasks.load_task(name, _DATA.value) for name in _TASKS.value]
@@ -113,17 +115,16 @@ def main(_) -> None:
     at=tuple(at),
     seed=_SEED.value,
   )
-  names = _RECIPES.value or comparison.names_for(checkpoint.config)
+  names = names or comparison.names_for(checkpoint.config)
   setup = comparison.Setup(
     name=_NAME.value or checkpoint.name,
     models=tuple(_MODEL.value),
     tokenizer=_TOKENIZER.value,
     plan=plan,
     plant=_PLANT.value,
-    seed=_SEED.value,
-    precision=_PRECISION.value,
+    seed=_SEED.value, precision=_PRECISION.value, arrays=_ARRAYS.value,
     flags={flag.name: flag.value for flag in _DECIDING},
-  )
+  )  # fmt: skip
   record, found = recording.Record(_RESULT.value, began), {}
   for name, rows, line in comparison.compare(
     setup, names, _WORKERS.value, _WORKDIR.value
@@ -139,7 +140,7 @@ def main(_) -> None:
   if asked:
     print(quantization.tasks(done), end="")
   if _PLOT.value:
-    picture.plot(_PLOT.value, done, "Recipes by bytes and perplexity")
+    picture.plot(_PLOT.value, done, bits=_ARRAYS.value)
     print(f"plot: {_PLOT.value}")
 
 

@@ -19,9 +19,14 @@ from jax import lax
 
 from ops import dispatch, hopper
 from ops.hopper_tiles import TILE, compiler_params, store
-from ops.quantized import QTensor
-from ops.quantized.quantize import levels
-from ops.quantized_matmul import mosaic_gpu_product, mosaic_gpu_wide, xla
+from ops.quantized import QTensor, as_array
+from ops.quantized.quantize import levels, unpack
+from ops.quantized_matmul import (
+  mosaic_gpu_lookup,
+  mosaic_gpu_product,
+  mosaic_gpu_wide,
+  xla,
+)
 
 # Rows of x, beyond which the matrix unit is the limit.
 MAX_ROWS = 64
@@ -38,9 +43,16 @@ class Config:
 
 
 def configure(
-  rows: int, depth: int, width: int, bits: int, groups: int = 1
+  rows: int,
+  depth: int,
+  width: int,
+  bits: int,
+  groups: int = 1,
+  scale_bytes: int = 4,
 ) -> Config:
   """Returns the Config for M, D, F, bits of a weight, and G; pure.
+
+  A group takes so many bytes beside its weights.
 
   Thread blocks are to fill the multiprocessors, with as much of the weights
   under way as shared memory holds, and to read x from the L2 cache and write
@@ -54,7 +66,7 @@ def configure(
     """How many chunks of a ring fit, with `each` blocks a multiprocessor."""
     columns = TILE * tiles
     free = hopper.SHARED_MEMORY // each - 4 * 1024
-    free -= 4 * columns * (-(-groups // splits) + 4)
+    free -= scale_bytes * columns * (-(-groups // splits) + 4)
     ring = free // warpgroups - 4 * rows * (columns + 4)
     return ring // (columns * chunk * bits // 8 + 2 * rows * chunk)
 
@@ -110,7 +122,7 @@ def unfit(x, w) -> str | None:
   """Returns None if a kernel takes these operands, else why not."""
   if _many(x):
     return mosaic_gpu_wide.unfit(x, w)
-  if reason := unfit_weight(w):
+  if reason := unfit_weight(w, codebooks=True):
     return reason
   if isinstance(x, QTensor):
     form = x.format
@@ -120,22 +132,37 @@ def unfit(x, w) -> str | None:
       return f"needs levels of a symmetric integer grid, x is {form}"
     if x.num_blocks != 1:
       return f"needs one scale a row, x is {form}"
+    if not mosaic_gpu_lookup.is_exact(w.format):
+      return f"needs levels of bfloat16 for an x of few bits, w is {w.format}"
   elif x.dtype != jnp.bfloat16:
     return f"needs bfloat16, x is {x.dtype}"
   return None
 
 
-def unfit_weight(w) -> str | None:
-  """Returns None if kernels take this weight, (..., D, F), else why not."""
+def unfit_weight(w, *, codebooks: bool = False) -> str | None:
+  """Returns None if kernels take this weight, (..., D, F), else why not.
+
+  Args:
+    w: the weight.
+    codebooks: whether the kernel looks levels up, and takes scales of 16 bits
+      or of a second level.
+  """
   if not isinstance(w, QTensor):
     return f"needs weights in a number format, w is {w.dtype}"
-  form = w.format
-  if not (form.is_integer and form.symmetric) or isinstance(w.scales, QTensor):
+  form, scales = w.format, w.scales
+  grid = form.is_integer and form.symmetric
+  if codebooks and form.codebook is not None:
+    if form.fitted:
+      return f"needs levels that are the same in all weights, w is {form}"
+    if form.specials and w.num_blocks == 1:
+      return f"needs several groups that choose a level, w is {form} {w.shape}"
+  elif not grid or isinstance(scales, QTensor):
     return f"needs levels of a symmetric integer grid, w is {form}"
   if form.bits != (4 if form.packed else 8):
     return f"needs 8 bits, or 4 in pairs, w is {form}"
-  if w.scales.dtype != jnp.float32:
-    return f"needs float32 scales, those of w are {w.scales.dtype}"
+  widths = (jnp.float32, jnp.bfloat16) if codebooks else (jnp.float32,)
+  if scales.dtype not in widths:
+    return f"needs scales of 32 or 16 bits, those of w are {scales.dtype}"
   if w.shape[-1] % 8:
     return f"needs columns of a multiple of 8, w is {w.shape}"
   return mosaic_gpu_product.unfit(w.shape[-2], w.num_blocks)
@@ -161,11 +188,17 @@ def _forward(x, w, dtype, config, interpret):
   rows, (depth, width) = math.prod(x.shape[:-1]), w.shape
   values = levels(x).astype(jnp.bfloat16) if isinstance(x, QTensor) else x
   values = values.reshape(rows, depth)
-  config = config or configure(rows, *w.shape, w.format.bits, w.num_blocks)
+  scales = as_array(w.scales)
+  beside = scales.dtype.itemsize * (1 + bool(w.format.specials))
+  config = config or configure(
+    rows, *w.shape, w.format.bits, w.num_blocks, beside
+  )
   y = _products(
     jnp.pad(values, ((0, padded(rows) - rows), (0, 0))),
     w.values,
-    jnp.broadcast_to(w.scales, (width, w.num_blocks)),
+    jnp.broadcast_to(scales, (width, w.num_blocks)),
+    _special(w, scales.dtype),
+    table=mosaic_gpu_lookup.table_of(w.format),
     config=config,
     interpret=interpret,
   )
@@ -174,6 +207,15 @@ def _forward(x, w, dtype, config, interpret):
     scales = jnp.broadcast_to(x.scales, (*x.shape[:-1], 1))
     y = y * jnp.broadcast_to(scales.reshape(rows, 1), y.shape)
   return y.astype(dtype).reshape(*x.shape[:-1], width)
+
+
+def _special(w, dtype):
+  """The levels (F, G) that groups have for themselves, or None."""
+  if not w.format.specials:
+    return None
+  choices = unpack(w.choices, w.format.choices, w.num_blocks)
+  found = jnp.asarray(w.format.specials, dtype)[choices]
+  return jnp.broadcast_to(found, (w.shape[-1], w.num_blocks))
 
 
 def _forward_fwd(x, w, dtype, config, interpret):
@@ -193,14 +235,16 @@ _forward.defvjp(_forward_fwd, _forward_bwd)
 
 
 # A function of its own, since it is lowered once for all layers.
-@functools.partial(jax.jit, static_argnames=("config", "interpret"))
-def _products(x, w, scales, *, config, interpret):
+@functools.partial(jax.jit, static_argnames=("table", "config", "interpret"))
+def _products(x, w, scales, special, *, table, config, interpret):
   """Multiplies by weights as QTensors keep them.
 
   Args:
     x: (N, D) bfloat16, N a multiple of 8.
     w: (F, D) int8, or (F, D / 2) uint8 with two levels of 4 bits a byte.
-    scales: (F, G) float32.
+    scales: (F, G) float32 or bfloat16.
+    special: (F, G) levels of the last code, of the same dtype, or None.
+    table: Bits of levels where codes are indices, or None.
     config: A Config.
     interpret: False, or the parameters of the interpreter.
 
@@ -213,6 +257,9 @@ def _products(x, w, scales, *, config, interpret):
     depth=x.shape[1],
     groups=scales.shape[1],
     packed=w.dtype == jnp.uint8,
+    table=table,
+    special=special is not None,
+    scale_dtype=scales.dtype,
     interpret=bool(interpret),
     **dataclasses.asdict(config),
   )
@@ -245,4 +292,4 @@ def _products(x, w, scales, *, config, interpret):
     compiler_params=compiler_params(),
     interpret=interpret,
   )
-  return run(x, *product.operands(w, scales, width))
+  return run(x, *product.operands(w, scales, width, special))

@@ -35,6 +35,7 @@ from ops.hopper_tiles import (
 )
 from ops.quantized import formats
 from ops.quantized.quantize import unpack
+from ops.quantized_matmul import mosaic_gpu_lookup
 
 # Of the summed axis, that a warpgroup takes at a time.
 CHUNK = 128
@@ -67,6 +68,11 @@ class Product:
     splits: Thread blocks that share D.
     tiles: Of TILE columns, of a thread block.
     parts: Of D, each with a factor of its own for every row.
+    table: The bits of 16 levels, where codes of 4 bits are indices of them, see
+      `mosaic_gpu_lookup`; None where codes are levels.
+    special: Whether each group has a level of its own for the last index; these
+      come beside the scales.
+    scale_dtype: float32 or bfloat16.
     overlap: Whether the kernel may start before the one in front of it ends.
     interpret: Whether the kernel is interpreted. The interpreter knows no
       operand in registers: a plain product stands in for it.
@@ -81,6 +87,9 @@ class Product:
   splits: int = 1
   tiles: int = 1
   parts: int = 1
+  table: tuple[int, ...] | None = None
+  special: bool = False
+  scale_dtype: jnp.dtype = jnp.dtype(jnp.float32)
   overlap: bool = False
   interpret: bool = False
 
@@ -125,8 +134,14 @@ class Product:
     if self.groups == 1:
       return 0
     # The first of a split may be the last one of its 16 bytes.
-    before = 3 if self.splits > 1 and self.groups_of_split % 4 else 0
-    return 4 * -(-(self.groups_of_split + before) // 4)
+    line = self.line
+    before = line - 1 if self.splits > 1 and self.groups_of_split % line else 0
+    return line * -(-(self.groups_of_split + before) // line)
+
+  @property
+  def line(self) -> int:
+    """Scales in 16 bytes."""
+    return 16 // self.scale_dtype.itemsize
 
   @property
   def share(self) -> int:
@@ -136,7 +151,11 @@ class Product:
     return self.groups_of_split * (self.chunks // self.groups)
 
   def operands(
-    self, w: jax.Array, scales: jax.Array, columns: int
+    self,
+    w: jax.Array,
+    scales: jax.Array,
+    columns: int,
+    special: jax.Array | None = None,
   ) -> list[jax.Array]:
     """The weights and their scales, as `run` takes them.
 
@@ -144,6 +163,7 @@ class Product:
       w: (..., F, D) int8, or (..., F, D / 2) uint8.
       scales: (..., F, G) float32.
       columns: Of all thread blocks, at least F.
+      special: (..., F, G) levels of groups, of the scales' dtype.
     """
 
     def padded(a, columns, width):
@@ -151,19 +171,21 @@ class Product:
       return jnp.pad(a, ((0, 0),) * (a.ndim - 2) + beyond)
 
     rows = w.shape[-2]
-    width = -(-self.groups // 4) * 4
+    width = -(-self.groups // self.line) * self.line
     if self.interpret:
       # Where TMA would fill up with zeros, the interpreter has no memory, and
       # it does not see one memory as numbers of two kinds.
       rows = columns
-      width = self.groups_of_split * (self.splits - 1) // 4 * 4 + self.scales
+      width = self.groups_of_split * (self.splits - 1) // self.line * self.line
+      width += self.scales
       if self.packed:
         w = unpack(w, formats.get("int4"), self.depth).astype(jnp.int4)
       w = padded(w, rows, w.shape[-1])
-    if self.groups == 1:
+    if not self.scales:
       # These follow the sum, and are read by threads.
       return [w, padded(scales, columns, 1)[..., 0]]
-    return [w, padded(scales, rows, width)]
+    beside = [scales] if special is None else [scales, special]
+    return [w, *(padded(one, rows, width) for one in beside)]
 
   def launch(self) -> dict[str, Any]:
     """What `plgpu.kernel` is to be told."""
@@ -187,8 +209,11 @@ class Product:
       "done": plgpu.Barrier(num_arrivals=self.warpgroups),
     }
     if self.scales:
-      scratch["scales"] = plgpu.SMEM((self.columns, self.scales), jnp.float32)
-      scratch["scales_loaded"] = plgpu.Barrier()
+      kept = plgpu.SMEM((self.columns, self.scales), self.scale_dtype)
+      scratch["scales"] = kept
+      scratch["scales_loaded"] = plgpu.Barrier(num_arrivals=1 + self.special)
+      if self.special:
+        scratch["special"] = kept
     if self.parts > 1:
       scratch["factors"] = plgpu.SMEM(
         (self.warpgroups, self.parts, self.rows), jnp.float32
@@ -224,8 +249,9 @@ class Product:
     """
     me = lax.axis_index("warpgroup")
     # The group of the first scale that is loaded.
-    first_scale = split * self.groups_of_split // 4 * 4
-    w_ref, scales_ref = [ref.at[prefix] if prefix else ref for ref in refs]
+    first_scale = split * self.groups_of_split // self.line * self.line
+    refs = [ref.at[prefix] if prefix else ref for ref in refs]
+    w_ref, scales_ref = refs[:2]
     if self.scales:
 
       @pl.when(me == 0)
@@ -234,9 +260,9 @@ class Product:
           pl.ds(column, self.columns),
           pl.ds(first_scale, self.scales),
         )
-        plgpu.copy_gmem_to_smem(
-          scales_ref.at[own], s["scales"], s["scales_loaded"]
-        )
+        names = ["scales", "special"][: len(refs) - 1]
+        for name, ref in zip(names, refs[1:]):
+          plgpu.copy_gmem_to_smem(ref.at[own], s[name], s["scales_loaded"])
 
     # What TMA writes, and how it is read.
     aliased = self.packed and not self.interpret
@@ -292,14 +318,20 @@ class Product:
       found = []
       for t, total in enumerate(totals):
         own = pl.ds(t * TILE, TILE)
+        special = None
+        if self.special:
+          special = spread(s["special"].at[own, scale], 0, self.chunk)
         part = multiply(
           codes_s.at[me, slot, own],
           s["x"].at[me, slot],
           packed=self.packed,
+          table=self.table,
+          special=special,
           interpret=self.interpret,
         )
         if self.scales:
-          part *= spread(s["scales"].at[own, scale], 0, self.rows)
+          factor = spread(s["scales"].at[own, scale], 0, self.rows)
+          part *= factor.astype(jnp.float32)
         found.append(total + part)
 
       @pl.when(i + self.stages < steps)
@@ -342,7 +374,15 @@ class Product:
       finish(value, prepared)
 
 
-def multiply(codes, x, *, packed: bool, interpret: bool) -> jax.Array:
+def multiply(
+  codes,
+  x,
+  *,
+  packed: bool,
+  interpret: bool,
+  table: tuple[int, ...] | None = None,
+  special: jax.Array | None = None,
+) -> jax.Array:
   """Multiplies a tile (TILE, chunk) of levels by x.T: (TILE, N) float32.
 
   Args:
@@ -350,16 +390,29 @@ def multiply(codes, x, *, packed: bool, interpret: bool) -> jax.Array:
     x: In shared memory, (N, chunk) bfloat16.
     packed: Whether the levels are int4.
     interpret: Whether the kernel is interpreted.
+    table: Of levels, where the int4 are indices of them.
+    special: (TILE, chunk) levels of the last index, of the scales' dtype.
   """
-  return product(operand(codes, packed=packed), x, interpret)
+  if table is None:
+    return product(operand(codes, packed=packed), x, interpret)
+  if special is not None:
+    special = special.astype(jnp.bfloat16)
+  look = mosaic_gpu_lookup.plain if interpret else mosaic_gpu_lookup.lookup
+  left = look(_loaded(codes, packed=packed), table, special)
+  return product(left, x, interpret)
 
 
 def operand(codes, *, packed: bool) -> jax.Array:
   """A tile of levels in shared memory, as wgmma takes them in registers."""
+  return _loaded(codes, packed=packed).astype(jnp.bfloat16)
+
+
+def _loaded(codes, *, packed: bool) -> jax.Array:
+  """A tile of codes in registers, where wgmma wants their levels."""
   # A thread loads 32 bits at a time, and gets others' levels as wgmma wants.
   layout = _LAYOUT.WGMMA_UPCAST_4X if packed else _LAYOUT.WGMMA_UPCAST_2X
   values = plgpu.load(codes, layout=layout, optimized=False)
-  return plgpu.layout_cast(values, _LAYOUT.WGMMA).astype(jnp.bfloat16)
+  return plgpu.layout_cast(values, _LAYOUT.WGMMA)
 
 
 def product(left: jax.Array, x, interpret: bool) -> jax.Array:

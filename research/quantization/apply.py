@@ -1,5 +1,6 @@
 """`quantize`: a model by a recipe."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from ops.quantized import (
   Searched,
   Taps,
   absmax,
+  as_array,
   formats,
   is_quantized,
 )
@@ -92,6 +94,21 @@ def quantize(
     )
     config, params = mixed.loosened(config, params, found)
   return config, params
+
+
+def as_arrays(params: Params) -> Params:
+  """The same model, whose weights are the arrays that they stand for.
+
+  Its function is that of the quantized one, up to the order of sums, and one
+  program serves models by many recipes. Formats of inputs and taps stay.
+  """
+
+  def one(leaf):
+    if isinstance(leaf, QWeight) and leaf.input is not None:
+      return dataclasses.replace(leaf, weight=as_array(leaf.weight))
+    return as_array(leaf) if is_quantized(leaf) else leaf
+
+  return jax.tree.map(one, params, is_leaf=is_quantized)
 
 
 def work(config: language_model.Config, recipe: Recipe) -> int:

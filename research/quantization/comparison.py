@@ -55,6 +55,8 @@ class Setup:
     plant: factor of planted outliers; 0 plants none.
     seed: of the channels.
     precision: of float32 matrix products.
+    arrays: whether weights of our recipes are judged as the arrays that they
+      stand for, by a program that most recipes share.
     flags: all that decides the numbers, as JSON values.
   """
 
@@ -65,6 +67,7 @@ class Setup:
   plant: float
   seed: int
   precision: str
+  arrays: bool
   flags: Mapping[str, Any]
 
 
@@ -231,7 +234,10 @@ class Comparison:
     recipe = get(name)
     batches = self._setup.plan.batches if recipe.is_static else None
     config, params = apply.quantize(config, params, recipe, batches)
-    return (config, params), cost.weight_bytes(config, params)
+    size = cost.weight_bytes(config, params)
+    if self._setup.arrays:
+      params = jax.jit(apply.as_arrays)(params)
+    return (config, params), size
 
   def _rows(
     self, name: str, sizes: list[int], samples: list[dict[str, Sample]]

@@ -8,38 +8,52 @@ from research.core import plots
 from research.quantization.comparison import FLOAT
 
 _OURS = "Quamba2"
+# Of a number that has no format.
+_FLOAT_BITS = 16
 
 
 def plot(
-  path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]], title: str
+  path: str | pathlib.Path,
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  bits: bool = False,
 ) -> None:
-  """Draws what decoding loses, as paired ratios, against bytes of weights."""
+  """Draws perplexities, as paired ratios, against what the weights take.
+
+  Args:
+    path: of the PNG.
+    rows: of a result file.
+    bits: draws what a held-out text loses as a whole, against bits a weight of
+      all that is kept; else what decoding it loses, against bytes.
+  """
   points = [
     row
     for row in rows
-    if row["metric"] == "decoding_ratio" and "seed" not in row
+    if row["metric"] == ("ratio" if bits else "decoding_ratio")
+    and "seed" not in row
   ]
+  size = lambda row: _FLOAT_BITS * row["budget"] if bits else row["bytes"] / 1e6
   groups: dict[str, list] = {}
-  for row in points:
+  for row in sorted(points, key=size):
     groups.setdefault(row["idea"], []).append(row)
   series = [
     plots.Series(
       name,
-      [row["bytes"] / 1e6 for row in own],
+      [size(row) for row in own],
       *([row[key] for row in own] for key in ("value", "low", "high")),
       role={_OURS: "ours", FLOAT: "oracle"}.get(name, "baseline"),
     )
     for name, own in groups.items()
   ]
   values = [row["value"] for row in points]
+  how = "scored as a whole" if bits else "decoded token by token"
   plots.pareto_plot(
     path,
     series,
-    "weights (MB)",
+    "bits a weight, of all that is kept" if bits else "weights (MB)",
     "perplexity, times that of the float model (less is better)",
-    title,
+    f"{'Formats' if bits else 'Recipes'} by size and perplexity",
     subtitle=f"{points[0]['model']} on"
-    f" {pathlib.Path(points[0]['data']).name}, decoded token by token;"
-    " paired 95% intervals",
+    f" {pathlib.Path(points[0]['data']).name}, {how}; paired 95% intervals",
     log_y=max(values) > 1.5,
   )

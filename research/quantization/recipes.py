@@ -6,7 +6,7 @@ once.
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from models.errors import InputError
 
@@ -353,8 +353,57 @@ def get(name: str) -> Recipe:
       f"recipe {name!r}: +smooth_keys is for a cache in few bits: give "
       "+cache=FORMAT, too"
     )
-  text = ", ".join([found.text, *options])
-  return dataclasses.replace(found, text=text)
+  keys = [option.partition("=")[0] for option in options]
+  return dataclasses.replace(
+    found,
+    method=" + ".join([found.method, *keys]),
+    text=", ".join([found.text, *options]),
+  )
+
+
+def _of_tokens(name: str) -> str:
+  """The format that goes with weights in another, for what tokens bring."""
+  return f"{name}_token" if f"{name}_token" in OF_TOKENS else name
+
+
+_PAIRS = [(n, _of_tokens(n)) for n in BY_FORMAT if _of_tokens(n) in OF_TOKENS]
+# Names of many recipes, for comparisons: every format in one way.
+SETS: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
+  {
+    "all_formats": tuple(BY_FORMAT),
+    "all_gptq": tuple(name for name in ALL if name.startswith("gptq_")),
+    "all_clipped": tuple(f"{name}+clipped" for name in BY_FORMAT),
+    "all_hadamard": tuple(
+      f"{name}+hadamard"
+      for name in ALL
+      if name in BY_FORMAT or name.removeprefix("gptq_") in BY_FORMAT
+    ),
+    "all_inputs": tuple(
+      f"{name}+inputs={form}{more}"
+      for name, form in _PAIRS
+      for more in ("", "+hadamard")
+    ),
+    "all_caches": (
+      *(f"rtn_w8a16+cache={form}" for _, form in _PAIRS),
+      "rtn_w8a16+cache=int4_asym:row",
+      "rtn_w8a16+cache=int4_asym:row+smooth_keys",
+      "p3_w4a8kv4",
+    ),
+  }
+)
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+  """The same names with those of `SETS` replaced by what they hold.
+
+  Raises:
+    InputError: one is no recipe, or no baseline either.
+  """
+  found = [one for name in names for one in SETS.get(name, (name,))]
+  for name in found:
+    if name not in LLAMA_CPP:
+      get(name)
+  return list(dict.fromkeys(found))
 
 
 # Baselines of comparisons, which are no models that can be kept.

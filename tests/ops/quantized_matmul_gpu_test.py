@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ops import hopper, quantized_matmul
+from ops.quantized import FORMATS
 from ops.quantized_matmul import (
   mosaic_gpu,
   mosaic_gpu_product,
@@ -57,12 +58,27 @@ interpreted = functools.partial(
     # A scale of several chunks.
     ("int8:256", None, (16, 1024, 64), None),
     ("int4:tensor", None, (1, 128, 64), Config(warpgroups=1)),
+    # Levels that are looked up, with scales of two bytes, and an x of few bits.
+    ("nf4", None, (3, 512, 136), Config(warpgroups=2, stages=2, tiles=2)),
+    ("fp4:64", "int8:row", (9, 384, 64), Config(warpgroups=1, splits=2)),
+    # Groups with a level of their own, scales of one and of two levels.
+    ("fp4_ea:64", None, (8, 640, 72), Config(warpgroups=2, splits=2)),
+    ("bitmod4", None, (1, 256, 64), Config(warpgroups=1)),
   ],
 )
 def test_values(form, activations, shape, config):
   x, w = operands(form, *shape, activations)
   y = interpreted(x, w, config=config)
   expected = quantized_matmul_reference(x, w)
+  if form == "nf4":
+    # Its levels are rounded to bfloat16, as all that x multiplies.
+    book = jnp.asarray(FORMATS["nf4"].codebook, jnp.bfloat16)
+    rounded = dataclasses.replace(
+      FORMATS["nf4"], codebook=tuple(book.astype(float).tolist())
+    )
+    expected = quantized_matmul_reference(
+      x, dataclasses.replace(w, format=rounded)
+    )
   # Levels are exact in bfloat16, and sums float32.
   assert_close(y, expected, tolerance("float32", shape[1]))
 
@@ -91,6 +107,7 @@ def test_leading_axes_gradients_and_stacks():
     (1, 2560, 10576, "int4:128", None),
     (64, 5120, 2560, "int4:64", "int8:row"),
     (64, 768, 3352, "int8:row", None),
+    (1, 2560, 10576, "bitmod4", None),
   ],
 )
 def test_lowers_for_hopper_and_moves_no_weight(

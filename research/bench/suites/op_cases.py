@@ -20,6 +20,7 @@ each counted with the recurrence itself, not with what a parallel form adds:
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ from ops.chunked_attention import (
 )
 from ops.fourier_mix import fourier_mix
 from ops.monarch_matmul import monarch_matmul, monarch_matmul_reference
-from ops.quantized import QTensor, dequantize, quantize
+from ops.quantized import QTensor, dequantize, formats, quantize
 from ops.quantized_matmul import quantized_matmul, quantized_matmul_reference
 from ops.rms_norm import rms_norm, rms_norm_reference
 from ops.selective_scan import (
@@ -99,6 +100,8 @@ SIZES = {
     str(width): dataclasses.replace(_published(width), channels=width)
     for width in (128, 256, 512, 1024, 2048, 4096, 8192)
   },
+  # The widest product of a model of 70 billion parameters.
+  "8192x28672": dataclasses.replace(_published(28672), channels=8192),
 }
 
 
@@ -367,6 +370,9 @@ _PRODUCTS = {
   "w8a8": ("int8:row", "int8:row"),
   "w4a8": ("int4:128", "int8:row"),
   "w4a8_columns": ("int4:row", "int8:row"),
+  # Formats whose levels are looked up.
+  **{name: (name, None) for name in ("nf4", "sf4", "af4", "fp4", "fp4_e3m0")},
+  **{name: (name, None) for name in ("apot4", "fp4_er", "fp4_ea", "bitmod4")},
 }
 
 
@@ -377,8 +383,10 @@ def _quantized_matmul(name, size, batch, length, draw):
   x = draw(batch, length, depth)
   w = draw(width, depth, scale=depth**-0.5)
   if weights is not None:
-    kind, _, group = weights.partition(":")
-    w = quantize(w, f"{kind}:{min(128, depth) if group == '128' else group}")
+    form = formats.get(weights)
+    if isinstance(form.group, int):
+      form = dataclasses.replace(form, group=math.gcd(form.group, depth))
+    w = quantize(w, form)
   if activations is not None:
     x = quantize(x, activations)
 

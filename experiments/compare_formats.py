@@ -6,9 +6,10 @@
 Decibels of signal over the noise of rounding to nearest, and bits a number with
 scales and all, of drawn numbers, or of every kernel of --model; of the kernels
 also how heavy their tails are: the degrees of freedom of the likeliest t
-distribution, and the distance to it and to a normal one. `eval_quantized.py
---recipes=nf4,sf4,bitmod4` judges models by such weights. A minute on two CPU
-cores.
+distribution, and the distance to it and to a normal one. --codebooks tells how
+much more than the best codebook of each t distribution others err.
+`eval_quantized.py --recipes=nf4,sf4,bitmod4` judges models by such weights. A
+minute on two CPU cores.
 """
 
 import itertools
@@ -26,7 +27,21 @@ _FORMATS = flags.DEFINE_list(
 )
 _SIZE = cli.integer("size", 512, "drawn rows of 4,096 numbers", 1, 1 << 16)
 _SEED = cli.integer("seed", 0, "of the draw", 0)
+_CODEBOOKS = flags.DEFINE_boolean(
+  "codebooks", False, "4-bit codebooks against Lloyd-Max, of t distributions"
+)
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
+# What --codebooks compares, all in blocks of 128.
+_COMPARED = (
+  "nf4",
+  "sf4",
+  "sf4_fit",
+  "lloyd4",
+  "fp4",
+  "apot4_sp",
+  "nf4+clipped",
+)
+_COMPARED += ("sf4+clipped", "lloyd4+clipped")
 
 
 def main(_) -> None:
@@ -41,9 +56,17 @@ def main(_) -> None:
     )
   if _MODEL.value is not None:
     cli.check_there(models=[_MODEL.value])
+  if _CODEBOOKS.value and (_MODEL.value or _FORMATS.value):
+    raise InputError("--codebooks: goes with neither --model nor --formats")
   from research.quantization import format_errors
   from research.results import formats
 
+  if _CODEBOOKS.value:
+    arrays = format_errors.t_draws(_SEED.value, _SIZE.value)
+    rows = list(format_errors.over_lloyd_max(arrays, _COMPARED))
+    print(formats.codebooks(rows), end="")
+    cli.keep(_RESULT.value, rows, began)
+    return
   if _MODEL.value is None:
     arrays = format_errors.draws(_SEED.value, _SIZE.value)
     tails = []

@@ -47,10 +47,14 @@ def plain(
   codes: jax.Array, table: tuple[int, ...], special: jax.Array | None
 ) -> jax.Array:
   """The same as `lookup` in plain JAX, for the interpreter."""
-  levels = np.asarray(table, np.uint16).view(jnp.bfloat16)
+  levels = np.asarray(table, np.uint16).view(jnp.bfloat16).astype(float)
   index = codes.astype(jnp.int32) & 15
-  found = jnp.asarray(levels)[index]
-  return found if special is None else jnp.where(index == 15, special, found)
+  # A kernel takes scalars from outside, and no arrays.
+  found = jnp.zeros(codes.shape, jnp.bfloat16)
+  for at, level in enumerate(levels.tolist()):
+    own = jnp.bfloat16(level) if at < 15 or special is None else special
+    found = jnp.where(index == at, own, found)
+  return found
 
 
 def lookup(

@@ -3,6 +3,7 @@
 Shapes by axis letter: D rows that a product sums over, F columns.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.module import Params
-from ops.quantized import FORMATS, dequantize, is_quantized, quantize
+from ops.quantized import (
+  FORMATS,
+  Searched,
+  absmax,
+  dequantize,
+  is_quantized,
+  quantize,
+)
 from research.quantization import gptq
 
 Row = dict[str, Any]
@@ -34,6 +42,15 @@ def draws(seed: int, size: int) -> dict[str, jax.Array]:
   found |= {f"t, {nu}": rng.standard_t(nu, shape) for nu in (10, 5, 3)}
   found["Laplace"] = rng.laplace(size=shape)
   return {name: jnp.asarray(x, jnp.float32) for name, x in found.items()}
+
+
+def t_draws(seed: int, size: int) -> dict[str, jax.Array]:
+  """Arrays (size, 4096) of Student's t by name, 3 to 10 degrees of freedom."""
+  rng = np.random.default_rng(seed)
+  return {
+    f"t, {nu}": jnp.asarray(rng.standard_t(nu, (size, 4096)), jnp.float32)
+    for nu in range(3, 11)
+  }
 
 
 def kernels(params: Params) -> dict[str, jax.Array]:
@@ -94,6 +111,75 @@ def _errors(x, form):
   q, noise = jax.jit(run)(x)
   signal = float(jnp.sum(jnp.square(x.astype(jnp.float32))))
   return signal, float(jnp.sum(noise)), 8 * q.nbytes / q.size
+
+
+def over_lloyd_max(
+  arrays: Mapping[str, jax.Array], names: Sequence[str]
+) -> Iterator[Row]:
+  """How much more than the best codebook of blocks of 128 formats err.
+
+  Args:
+    arrays: (..., D) by name; blocks lie along the last axis.
+    names: of formats of 4 bits, "+clipped" behind those whose scales search.
+
+  Yields:
+    A row an array and format: the ratio of squared errors, less one.
+  """
+  for data, x in arrays.items():
+    least = lloyd_max(np.asarray(x), 16)
+    for name in names:
+      form, _, clipped = name.partition("+")
+      observer = Searched() if clipped else absmax
+      _, error = _round_trip(x, FORMATS[form], observer)
+      yield {
+        "system": "formats",
+        "data": data,
+        "method": name,
+        "metric": "over_lloyd_max",
+        "value": float(error) / least - 1,
+        "numbers": x.size,
+      }
+
+
+@functools.partial(jax.jit, static_argnames=("form", "observer"))
+def _round_trip(x, form, observer):
+  """A QTensor, and the squared error of what comes back."""
+  q = quantize(x, form, observer=observer)
+  return q, jnp.sum(jnp.square(dequantize(q, dtype=jnp.float32) - x))
+
+
+def lloyd_max(
+  x: np.ndarray, count: int, group: int = 128, rounds: int = 2000
+) -> float:
+  """The squared error of the best codebook, by Lloyd's algorithm in float64.
+
+  Levels are shares of the largest magnitude of a block, with scales in
+  bfloat16, as in formats whose codebook is fitted.
+
+  Args:
+    x: (..., D).
+    count: levels.
+    group: neighbours that share a scale.
+    rounds: of the algorithm.
+  """
+  blocks = x.astype(np.float64).reshape(-1, group)
+  scales = np.abs(blocks).max(1, keepdims=True)
+  scales = scales.astype(jnp.bfloat16).astype(np.float64)
+  scales = np.where(scales == 0, 1, scales)
+  values, weights = (blocks / scales).ravel(), np.repeat(scales**2, group)
+  order = np.argsort(values)
+  values, weights = values[order], weights[order]
+  sums = [
+    np.concatenate([[0], np.cumsum(weights * values**power)])
+    for power in (0, 1, 2)
+  ]
+  book = np.linspace(-1, 1, count)
+  for _ in range(rounds):
+    ends = np.searchsorted(values, (book[1:] + book[:-1]) / 2)
+    ends = np.concatenate([[0], ends, [len(values)]])
+    weight, first, second = (s[ends[1:]] - s[ends[:-1]] for s in sums)
+    book = np.where(weight > 0, first / np.maximum(weight, 1e-300), book)
+  return float(np.sum(second - 2 * book * first + book**2 * weight))
 
 
 def tails(arrays: Mapping[str, jax.Array]) -> Iterator[Row]:

@@ -29,5 +29,37 @@ def tails(rows: Rows) -> str:
   return markdown_table([*found.values()], _columns(found.values()))
 
 
+def codebooks(rows: Rows) -> str:
+  """One line a format: how much more than Lloyd-Max it errs, by array."""
+  found: dict[str, dict[str, str]] = {}
+  for row in rows:
+    if row["metric"] == "over_lloyd_max":
+      line = found.setdefault(row["method"], {"format": row["method"]})
+      line[row["data"]] = f"{100 * row['value']:+.1f}%"
+  return markdown_table([*found.values()], _columns(found.values()))
+
+
+def precision(rows: Rows) -> str:
+  """One line a method of `search_precision.py`, seeds together."""
+  found: dict[str, list] = {}
+  for row in rows:
+    if row["metric"] == "change":
+      found.setdefault(row["method"], []).append(row)
+  mean = lambda own, key: sum(row[key] for row in own) / len(own)
+  lines = [
+    {
+      "method": method,
+      "seeds": str(len(own)),
+      "evaluations": f"{own[0]['evaluations']:,}",
+      "bits a weight": f"{mean(own, 'bits'):.3f}",
+      "where it searched": f"{mean(own, 'search_loss'):.4f}",
+      "held out, from uniform": f"{mean(own, 'value'):+.4f} "
+      f"[{mean(own, 'low'):+.4f}, {mean(own, 'high'):+.4f}]",
+    }
+    for method, own in found.items()
+  ]
+  return markdown_table(lines, _columns(lines))
+
+
 def _columns(lines) -> list[str]:
   return list(dict.fromkeys(name for line in lines for name in line))

@@ -47,6 +47,8 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "recall": recall.table,
   "formats": formats.table,
   "tails": formats.tails,
+  "codebooks": formats.codebooks,
+  "precision": formats.precision,
   "fuzz": fuzz.table,
 }
 

@@ -11,6 +11,7 @@ from scipy import special
 from models.convert import quantized as files
 from ops import dequantize, quantize
 from ops.quantized import FORMATS, Searched, absmax, codebooks, fitting
+from research.quantization.format_errors import lloyd_max
 
 CLIPPED = ["int4_asym", "sf4", "bitmod4", "mxfp4", "nvfp4"]
 
@@ -28,32 +29,11 @@ def round_trip(x, name, observer=absmax):
   return q, jnp.sum(jnp.square(dequantize(q) - x))
 
 
-def lloyd_max_error(x, count, group=128, rounds=2000):
-  """The error of the best codebook of shares of blocks' magnitudes, float64."""
-  blocks = x.astype(np.float64).reshape(-1, group)
-  scales = np.abs(blocks).max(1, keepdims=True)
-  scales = np.asarray(jnp.asarray(scales, jnp.bfloat16), np.float64)
-  values, weights = (blocks / scales).ravel(), np.repeat(scales**2, group)
-  order = np.argsort(values)
-  values, weights = values[order], weights[order]
-  sums = [
-    np.concatenate([[0], np.cumsum(weights * values**power)])
-    for power in (0, 1, 2)
-  ]
-  book = np.linspace(-1, 1, count)
-  for _ in range(rounds):
-    ends = np.searchsorted(values, (book[1:] + book[:-1]) / 2)
-    ends = np.concatenate([[0], ends, [len(values)]])
-    weight, first, second = (s[ends[1:]] - s[ends[:-1]] for s in sums)
-    book = np.where(weight > 0, first / np.maximum(weight, 1e-300), book)
-  return float(np.sum(second - 2 * book * first + book**2 * weight))
-
-
 @pytest.mark.parametrize("nu", [3, 5, 10])
 def test_fitted_levels_are_those_of_least_error(nu):
   """Within 2% of Lloyd-Max of the same blocks, where quantiles are not."""
   x = t_draws(nu)
-  least = lloyd_max_error(x, 16)
+  least = lloyd_max(x, 16)
   error = {
     name: float(round_trip(x, name)[1]) / least
     for name in ("lloyd4", "sf4_fit", "sf4", "nf4", "af4")
@@ -65,7 +45,7 @@ def test_fitted_levels_are_those_of_least_error(nu):
 
 def test_fitted_levels_of_three_bits():
   x = t_draws(5)
-  ratio = float(round_trip(x, "lloyd3")[1]) / lloyd_max_error(x, 8)
+  ratio = float(round_trip(x, "lloyd3")[1]) / lloyd_max(x, 8)
   assert 0.999 < ratio < 1.02
 
 

@@ -159,12 +159,18 @@ def test_launches_fit_the_machine(rows, bits):
 @pytest.mark.parametrize(
   "form, activations, shape, message",
   [
+    # Two levels of scales go with codebooks alone.
     (
-      dataclasses.replace(TWO_LEVELS, group=64),
+      dataclasses.replace(TWO_LEVELS, group=64, codebook=None),
       None,
       (4, 256, 64),
       "symmetric integer grid",
     ),
+    ("int4_asym:64", None, (4, 256, 64), "symmetric integer grid"),
+    ("lloyd4", None, (4, 256, 64), "the same in all weights"),
+    ("nf4", "int8:row", (4, 256, 64), "levels of bfloat16"),
+    ("mxfp4", None, (4, 256, 64), "scales of 32 or 16 bits"),
+    ("fp4_ea:row", None, (4, 256, 64), "several groups that choose"),
     ("fp8_e4m3:row", None, (4, 256, 64), "symmetric integer grid"),
     ("int8:row", "int8:64", (4, 256, 64), "one scale a row"),
     ("int8:32", None, (4, 256, 64), "groups of a multiple of 64"),

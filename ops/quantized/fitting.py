@@ -50,7 +50,7 @@ def lloyd_max(
   Args:
     form: whose codebook it begins with.
     blocks: (..., G, K) values.
-    ratios: the same in steps of their scales.
+    ratios: (..., G, K), the same in steps of their scales.
     steps: scales (..., G, 1).
 
   Returns:
@@ -87,7 +87,14 @@ def student_t(
 ) -> jax.Array:
   """Quantiles of the likeliest t distribution of mean zero, as in SF4.
 
-  Arguments and result as of `lloyd_max`.
+  Args:
+    form: whose bits count.
+    blocks: (..., G, K) values.
+    ratios: (..., G, K), not used.
+    steps: (..., G, 1), not used.
+
+  Returns:
+    Levels (C,) float32, ascending.
   """
   del ratios, steps
   nu = degrees_of_freedom(_some(blocks, _JUDGED))
@@ -120,7 +127,7 @@ def quantiles(nu: jax.Array, bits: int) -> jax.Array:
   """The SF codebook of a t distribution: quantiles over the largest.
 
   Args:
-    nu: () degrees of freedom.
+    nu: (), degrees of freedom.
     bits: of a code.
 
   Returns:

@@ -123,11 +123,11 @@ def degrees_of_freedom(values: jax.Array) -> jax.Array:
   return nu[jnp.argmax(likelihood), 0]
 
 
-def quantiles(nu: jax.Array, bits: int) -> jax.Array:
+def quantiles(nu: float | jax.Array, bits: int) -> jax.Array:
   """The SF codebook of a t distribution: quantiles over the largest.
 
   Args:
-    nu: (), degrees of freedom.
+    nu: () degrees of freedom.
     bits: of a code.
 
   Returns:

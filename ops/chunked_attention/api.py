@@ -97,10 +97,7 @@ def chunked_attention(
     scale=scale,
   )
   if chunk_k is None:
-    take = lambda x: jnp.take_along_axis(
-      x, jnp.minimum(ends, x.shape[1] - 1)[..., None, None], axis=1, mode="clip"
-    )
-    chunk_k, chunk_v = take(k), take(v)
+    chunk_k, chunk_v = _at(k, ends), _at(v, ends)
   if seen_from is None:
     seen_from = ends + (window + 1)
   scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -109,6 +106,21 @@ def chunked_attention(
     q, k, v, chunk_k, chunk_v, ends, seen_from, starts,
     window=window, top=top, scale=scale,
   )  # fmt: skip
+
+
+def _at(x, ends):
+  """Rows of x (B, S, N, D) at the ends, zeros where there is none.
+
+  Ends are told to be different, because gradients are then stored instead of
+  added one by one; those of no chunk are so behind the last slot.
+  """
+  length, count = x.shape[1], ends.shape[1]
+  behind = length + jnp.arange(count, dtype=jnp.int32)[None]
+  slots = jnp.where(ends < length, ends, behind)
+  rows = jnp.arange(x.shape[0])[:, None]
+  return x.at[rows, slots].get(
+    mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True
+  )
 
 
 def _check(q, k, v, ends, window, chunk_k, chunk_v, seen_from, starts):

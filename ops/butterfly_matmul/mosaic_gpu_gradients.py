@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops import hopper
+from ops import hopper_warpgroups as warpgroups
 from ops.butterfly_matmul.mosaic_gpu_product import WIDE
 from ops.hopper_tiles import compiler_params, store, swizzled
 
@@ -52,7 +53,7 @@ class Config:
 
 
 def _walk(kernel_of, a, b, places, columns, groups, config, out_type, name,
-          registers, shared, interpret):  # fmt: skip
+          shared, interpret):  # fmt: skip
   """Runs a kernel over slots of rows, for some columns and rows of its own.
 
   Args:
@@ -65,7 +66,6 @@ def _walk(kernel_of, a, b, places, columns, groups, config, out_type, name,
     config: A Config.
     out_type: Of the result, by part of the rows first.
     name: Of the kernel.
-    registers: A thread of those that compute, and of that which loads.
     shared: Makes shared memory for bfloat16.
     interpret: False, or the parameters of the interpreter.
   """
@@ -118,12 +118,12 @@ def _walk(kernel_of, a, b, places, columns, groups, config, out_type, name,
 
     @pl.when(me < c.workers)
     def _():
-      plgpu.set_max_registers(registers[0], action="increase")
+      warpgroups.set_registers(c.workers, computes=True)
       kernel_of(me, wait, release, out_ref, group, part, count)
 
     @pl.when(me == c.workers)
     def _():
-      plgpu.set_max_registers(registers[1], action="decrease")
+      warpgroups.set_registers(c.workers, computes=False)
       load()
 
   memory = shared((c.stages, panels, c.rows, panel))
@@ -230,7 +230,7 @@ def of_blocks(a, b, *, config, interpret=False):
   found = _walk(
     kernel, a, b, places, columns, groups, c,
     jax.ShapeDtypeStruct((parts, heights, WIDE, WIDE), jnp.float32),
-    "butterfly_matmul_bwd_blocks", (232, 40),
+    "butterfly_matmul_bwd_blocks",
     lambda shape: swizzled(shape, jnp.bfloat16, 16), interpret,
   )  # fmt: skip
   return found.sum(axis=0)
@@ -305,7 +305,7 @@ def of_mixes(a, b, *, stacks=1, config, interpret=False):
   found = _walk(
     kernel, a, b, places, side * WIDE, groups, c,
     jax.ShapeDtypeStruct((parts, groups, side, side, *shape), jnp.float32),
-    "butterfly_matmul_bwd_mixes", {4: (120, 24)}.get(c.workers, (216, 40)),
+    "butterfly_matmul_bwd_mixes",
     lambda shape: plgpu.SMEM(shape, jnp.bfloat16), interpret,
   )  # fmt: skip
   found = found.sum(axis=(0, 4)).reshape(stacks, sides, sides, side, side, WIDE)

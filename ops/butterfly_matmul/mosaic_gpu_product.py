@@ -28,13 +28,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops import hopper
+from ops import hopper_warpgroups as warpgroups
 from ops.hopper_tiles import compiler_params, swizzled
 
 # Channels of a block.
 WIDE = 64
-# Registers of a thread that computes and of one that loads, by the number of
-# warpgroups that compute: together they are at most the 65,536 there are.
-_REGISTERS = {1: (224, 56), 2: (224, 56), 3: (152, 56)}
 _LAYOUT = plgpu.Layout.WGMMA
 _ROW = _LAYOUT.reduce(1)
 # Pieces on their way to memory, of each warpgroup.
@@ -329,6 +327,8 @@ class _Block:
       plgpu.load(s["given"].at[me, at], layout=_LAYOUT).astype(jnp.float32)
       for at in range(self.heights)
     ]
+    # A few threads signal for all, so that these must have read before.
+    plgpu.commit_smem()
     plgpu.barrier_arrive(s["free"].at[me])
     return found
 
@@ -511,17 +511,16 @@ def product(
   def kernel(*refs, **s):
     kind = _Increasing if increasing else _Decreasing
     block = kind(c, sizes, grid, bool(interpret), keep, refs, s)
-    registers = _REGISTERS[c.workers]
 
     @pl.when(block.me < c.workers)
     def _():
-      plgpu.set_max_registers(registers[0], action="increase")
+      warpgroups.set_registers(c.workers, computes=True)
       plgpu.barrier_wait(s["ready"])
       block.run()
 
     @pl.when(block.me == c.workers)
     def _():
-      plgpu.set_max_registers(registers[1], action="decrease")
+      warpgroups.set_registers(c.workers, computes=False)
       block.load()
 
   out = lambda width: jax.ShapeDtypeStruct((high, stacks * width), x.dtype)

@@ -1,7 +1,8 @@
 """The Mosaic GPU `butterfly_matmul` for Hopper: forward, backward, binding.
 
-No GPU has run these kernels yet: they are interpreted on a CPU and compiled for
-Hopper. So `butterfly_matmul` takes them only where they are named.
+Of these kernels a GPU has run products alone yet; all are interpreted on a CPU
+and compiled for Hopper. So `butterfly_matmul` takes them only where they are
+named.
 """
 
 import functools
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 from ops import dispatch
 from ops.butterfly_matmul import mosaic_gpu_gradients as gradients
 from ops.butterfly_matmul import mosaic_gpu_product as products
+from ops.butterfly_matmul import mosaic_gpu_resident as resident
 from ops.butterfly_matmul.mosaic_gpu_product import WIDE
 
 # Stages that blocks of 64 channels merge.
 SMALL = 6
 # Rows are padded to a multiple of it, because TMA takes them by eights.
 _ROWS = 8
-# How products of n channels are launched, by n.
+# How products of n channels are launched, by n; of 1,024 channels, those alone
+# of which some are not wanted.
 CONFIGS = {
   128: products.Config(rows=32, each=1),
   256: products.Config(rows=32),
@@ -210,15 +213,17 @@ def _run(x, twiddle, width, increasing, interpret, keep):
   blocks, mixes = jax.vmap(lambda t: factors(t, increasing))(
     twiddle.astype(jnp.float32)
   )
+  return _product(x, blocks, mixes, increasing, keep, share, interpret)
+
+
+def _product(x, blocks, mixes, increasing, keep, width, interpret):
+  """Runs the kernel that is made for as many channels."""
+  n, blocks = blocks.shape[1] * WIDE, blocks.astype(x.dtype)
+  options = dict(increasing=increasing, keep=keep, interpret=interpret)
+  if n == resident.CHANNELS and width is None:
+    return resident.product(x, blocks, mixes, **options)
   return products.product(
-    x,
-    blocks.astype(x.dtype),
-    mixes,
-    increasing=increasing,
-    keep=keep,
-    width=share,
-    config=config,
-    interpret=interpret,
+    x, blocks, mixes, width=width, config=CONFIGS[n], **options
   )
 
 
@@ -237,14 +242,14 @@ def _bwd(width, increasing, interpret, kept, dy):
   exact = twiddle.astype(jnp.float32)
   blocks, mixes = jax.vmap(lambda t: factors(t, increasing))(exact)
   # The transposed butterfly has its stages in the opposite order.
-  dx, dmiddle = products.product(
+  dx, dmiddle = _product(
     dy,
-    blocks.transpose(0, 1, 3, 2).astype(x.dtype),
+    blocks.transpose(0, 1, 3, 2),
     mixes[:, ::-1].transpose(0, 1, 2, 4, 3, 5),
-    increasing=not increasing,
-    keep=True,
-    config=CONFIGS[n],
-    interpret=interpret,
+    not increasing,
+    True,
+    None,
+    interpret,
   )
   sides = [(dmiddle, x), (dy, middle)]
   of_blocks, of_mixes = sides if increasing else sides[::-1]

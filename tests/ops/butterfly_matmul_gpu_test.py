@@ -15,6 +15,7 @@ from ops.butterfly_matmul import (
   mosaic_gpu,
   mosaic_gpu_gradients,
   mosaic_gpu_product,
+  mosaic_gpu_resident,
   twiddle_shape,
 )
 from tests.hopper_lowering import lowered
@@ -66,6 +67,47 @@ def test_only_the_wanted_channels_of_a_stack_are_made(interpreted):
   assert y.shape == (8, 64)
   exact = butterfly_matmul_reference(wide(x), wide(twiddle))[:, :64]
   assert_alike(y, exact, contract.bound("bfloat16", twiddle))
+
+
+@pytest.mark.parametrize("increasing", [True, False])
+def test_warpgroups_share_the_stages_of_1024_channels(increasing):
+  # Two stacks with inputs of their own, and more tiles than the ring has slots.
+  n, stacks = mosaic_gpu_resident.CHANNELS, 2
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(24, stacks * n)), jnp.bfloat16)
+  shape = twiddle_shape(n, stacks * n)
+  twiddle = jnp.asarray(0.5 * rng.normal(size=shape), jnp.float32)
+
+  @jax.jit
+  def run(x, twiddle):
+    split = functools.partial(mosaic_gpu.factors, increasing=increasing)
+    blocks, mixes = jax.vmap(split)(twiddle[:, 0])
+    y, middle = mosaic_gpu_resident.product(
+      x,
+      blocks.astype(x.dtype),
+      mixes,
+      increasing=increasing,
+      keep=True,
+      config=mosaic_gpu_resident.Config(rows=8, stages=3, blocks=2),
+      interpret=plgpu.InterpretGPUParams(),
+    )
+    return y, middle, blocks
+
+  y, middle, blocks = run(x, twiddle)
+  limit = contract.bound("bfloat16", twiddle)
+  for stack in range(stacks):
+    own = np.s_[:, stack * n : (stack + 1) * n]
+    exact = butterfly_matmul_reference(
+      wide(x)[own],
+      wide(twiddle)[stack : stack + 1],
+      increasing_stride=increasing,
+    )
+    assert_alike(y[own], exact, limit)
+    # Blocks lie between x and what is kept, or between that and y.
+    before, after = (x, middle) if increasing else (middle, y)
+    before = wide(before)[own].reshape(len(x), -1, mosaic_gpu_product.WIDE)
+    exact = np.einsum("hij,mhj->mhi", wide(blocks)[stack], before)
+    assert_alike(after[own], exact.reshape(len(x), n), limit)
 
 
 @pytest.mark.parametrize("increasing", [True, False])
@@ -131,14 +173,17 @@ def test_shared_memory_is_written_when_its_copy_is_done(copies, names):
         under_way.append((name, i % 2))
 
 
-def test_lowers_for_hopper():
-  n, rows, struct = 4096, 1000, jax.ShapeDtypeStruct
-  x, dy = struct((rows, n), jnp.bfloat16), struct((rows, 1000), jnp.bfloat16)
+# Clusters of thread blocks, and matrices in registers.
+@pytest.mark.parametrize("n, outputs", [(4096, 1000), (1024, 1024)])
+def test_lowers_for_hopper(n, outputs):
+  rows, struct = 1000, jax.ShapeDtypeStruct
+  x = struct((rows, n), jnp.bfloat16)
+  dy = struct((rows, outputs), jnp.bfloat16)
   twiddle = struct(twiddle_shape(n, n), jnp.float32)
 
   def run(x, twiddle, dy):
     call = functools.partial(
-      mosaic_gpu.forward, out_features=1000, increasing_stride=True
+      mosaic_gpu.forward, out_features=outputs, increasing_stride=True
     )
     y, pull = jax.vjp(call, x, twiddle)
     return y, pull(dy)

@@ -11,8 +11,9 @@ Usage: launch/reproduce/programs.sh set OUT [SECONDS]
 First the set, on all cores but two: called again it adds to what is in
 runs/programs until the programs are all there (some 5 core-hours). Then a
 table for each SPLIT: random 3600, operators 1800, sizes 1800; one GPU, some
-seven minutes each. P=5 trains so many peers at a time; called again it goes on
-where it stopped.
+seven minutes each. P=24 peers are trained at a time, each on a core: threads of
+more than there are cores wait for each other most of the time. Called again it
+goes on where it stopped.
 TEXT
 }
 
@@ -35,8 +36,8 @@ fi
 split=$1 steps=$3 name=rlm_programs_$1
 path=runs/programs.jsonl.xz
 peers="XGBoost on token counts,XGBoost on sizes,ridge on TF-IDF,XGBoost,cost analysis,XGBoost on the cost analysis"
-P=${P:-5}
-( OMP_NUM_THREADS=5 JAX_PLATFORMS=cpu nice -n 5 python experiments/eval_rlm.py --model=none --data=programs \
+P=${P:-24}
+( OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu nice -n 5 python experiments/eval_rlm.py --model=none --data=programs \
   --text_column=sized --split="$split" --targets=flops,bytes_accessed,peak_bytes,latency_us \
   --path="$path" --limit=4000 --peers="$peers" --peers_dir=runs/peers_$split --processes="$P" > "$OUT/$name.peers.log" 2>&1; echo "peers $?" >> "$OUT/$name.peers.log" ) &
 peer=$!

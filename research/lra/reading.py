@@ -6,6 +6,7 @@ Shapes by axis letter: N sequences, L tokens.
 import ast
 import dataclasses
 import io
+import math
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -193,7 +194,7 @@ def read_image(folder: pathlib.Path, task: Task) -> dict[str, Split]:
 
 
 def _images(pixels, labels) -> Split:
-  tokens = pixels.reshape(len(pixels), -1)
+  tokens = pixels.reshape(len(pixels), math.prod(pixels.shape[1:]))
   lengths = np.full(len(tokens), tokens.shape[1], np.int32)
   return Split(tokens, lengths, labels)
 

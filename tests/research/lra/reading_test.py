@@ -126,6 +126,9 @@ def test_images_of_bytes_and_of_arrays(tmp_path):
   np.save(arrays / "gray_train_x.npy", gray)
   with pytest.raises(InputError, match="train images are float64"):
     load("image", arrays)
+  (tmp_path / "test_batch.bin").write_bytes(b"")
+  with pytest.raises(InputError, match="its test part is empty"):
+    load("image", tmp_path)
 
 
 def test_pathfinder(tmp_path):

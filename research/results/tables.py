@@ -14,6 +14,7 @@ from models import input_files
 from models.errors import InputError
 from research.results import (
   codesign,
+  endurance,
   first_comments,
   formats,
   fuzz,
@@ -50,6 +51,7 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "codebooks": formats.codebooks,
   "precision": formats.precision,
   "fuzz": fuzz.table,
+  "endurance": endurance.table,
 }
 
 _OPEN = "<!-- table:"

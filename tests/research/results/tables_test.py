@@ -195,3 +195,26 @@ def test_a_mistake_names_the_file(tmp_path, page, result, words):
 def test_contributing_lists_the_kinds():
   text = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
   assert re.findall(r"^  \| `(\w+)` \|", text, re.MULTILINE) == [*tables.KINDS]
+
+
+def test_what_endurance_saw_is_one_line_a_check():
+  rows = [
+    {"check": "kills", "trainer": "lm", "times": 50, "faults": 0, "ends": 9},
+    {
+      "check": "soak",
+      "trainer": "lm",
+      "times": 1000,
+      "faults": 1,
+      "compiled_first": 22,
+      "compiled_later": 1,
+      "memory_mb": 400.2,
+      "grown_mb": 1.26,
+    },
+  ]
+  kills, soak = tables.KINDS["endurance"](rows).splitlines()[2:]
+  assert re.fullmatch(
+    r"\| kills +\| lm +\| +50 \| +0 \| 9 runs ended +\|", kills
+  )
+  assert (
+    "22 programs compiled in the first fifth, 1 later; 400 MB, +1.3" in soak
+  )

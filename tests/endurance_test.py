@@ -1,0 +1,108 @@
+"""What `tests.endurance` takes for a fault; tests of scripts kill real runs."""
+
+import random
+
+import pytest
+
+from tests import endurance, endurance_runs
+
+
+def test_a_run_that_ended_otherwise_is_seen(tmp_path):
+  runs = endurance_runs.Runs.__new__(endurance_runs.Runs)
+  last = tmp_path / "checkpoints" / "12"
+  last.mkdir(parents=True)
+  (tmp_path / "checkpoints" / "8").mkdir()
+  (last / "manifest.json").write_text('{"content": "abc"}')
+  log = tmp_path / "metrics.jsonl"
+  log.write_text('{"step": 0, "loss": 1.5, "step_seconds": 2.0}\n')
+  (tmp_path / "a.npz").write_bytes(b"123")
+  (tmp_path / "report.md").write_text("2 seconds")
+  runs.expected = runs.ends(tmp_path)
+  assert sorted(runs.expected) == ["a.npz", "checkpoints", "metrics.jsonl"]
+  log.write_text('{"step": 0, "loss": 1.5, "step_seconds": 3.0}\n')
+  (tmp_path / "report.md").write_text("3 seconds")
+  (tmp_path / "checkpoints" / "8.unusable").mkdir()
+  assert runs.differs(tmp_path) == []
+  log.write_text('{"step": 0, "loss": 1.25, "step_seconds": 3.0}\n')
+  (last / "manifest.json").write_text('{"content": "abd"}')
+  (tmp_path / "b.npz").write_bytes(b"123")
+  assert runs.differs(tmp_path) == ["b.npz", "checkpoints", "metrics.jsonl"]
+  # Of what a run was to end with nothing is enough.
+  assert runs.differs(tmp_path / "none") == sorted(runs.expected)
+
+
+class _Fake:
+  """Runs whose every start ends as a script says."""
+
+  def __init__(self, home, stops, codes):
+    self.home, self._stops, self._codes = home, iter(stops), iter(codes)
+
+  def stop(self, workdir, number, draw):
+    return next(self._stops)
+
+  def run(self, workdir, front=None):
+    return next(self._codes)
+
+  def differs(self, workdir):
+    return []
+
+
+def test_kills_count_ends_and_faults(tmp_path):
+  killed, ended = (-9, "", 1), (0, "", 1)
+  for place in range(2):
+    (tmp_path / f"kills_{place}").mkdir()
+  runs = _Fake(tmp_path, [killed, ended, killed], [(0, "")])
+  row = endurance.kills(runs, 3, random.Random(0))
+  assert (row["times"], row["ends"], row["faults"]) == (3, 2, 0)
+  runs = _Fake(tmp_path, [killed, (1, "Traceback", 1)], [(1, "again")])
+  row = endurance.kills(runs, 2, random.Random(0))
+  assert row["first_faults"] == ["exit 1: Traceback", "exit 1: again"]
+
+
+@pytest.mark.parametrize(
+  "done, newest, faults", [(7, 7, 0), (7, 4, 1), (12, 12, 1)]
+)
+def test_sigterm_must_save_what_was_done(
+  tmp_path, monkeypatch, done, newest, faults
+):
+  workdir = tmp_path / "sigterm_0"
+  (workdir / "checkpoints" / str(newest)).mkdir(parents=True)
+  lines = [f'{{"step": {step}}}\n' for step in range(done)]
+  (workdir / "metrics.jsonl").write_text("".join(lines))
+  # Six lines when the signal was sent; none before the start.
+  counts = iter([0, done])
+  monkeypatch.setattr(endurance_runs, "lines", lambda folder: next(counts))
+  runs = _Fake(tmp_path, [(143, "the same command goes on", 6)], [(0, "")])
+  row = endurance.sigterm(runs, 1, random.Random(0))
+  assert (row["saved"], row["faults"]) == (1, faults), row
+
+
+def test_damage_can_be_mended(tmp_path):
+  state = tmp_path / "run" / "checkpoints" / "4" / "state"
+  state.mkdir(parents=True)
+  (state / "a").write_bytes(b"0123456789")
+  (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+  files = [state / "a", tmp_path / "run" / "metrics.jsonl"]
+  before = [path.read_bytes() for path in files]
+  seen = set()
+  for seed in range(12):
+    mend = endurance.damage(tmp_path / "run", random.Random(seed))
+    now = [path.read_bytes() for path in files]
+    changed = [i for i in range(2) if now[i] != before[i]]
+    assert len(changed) <= 1
+    seen |= set(changed)
+    # A log keeps its whole lines.
+    assert now[1].startswith(b'{"step": 0}\n')
+    mend()
+    assert [path.read_bytes() for path in files] == before
+  assert seen == {0, 1}
+  assert endurance.damage(tmp_path / "none", random.Random(0)) is None
+
+
+def test_a_safetensors_file_is_the_same_in_any_order_of_its_header():
+  def file(header):
+    return len(header).to_bytes(8, "little") + header + b"numbers"
+
+  one = endurance_runs._tensors(file(b'{"a": 1, "b": 2}'))
+  assert one == endurance_runs._tensors(file(b'{"b": 2, "a": 1}'))
+  assert one != endurance_runs._tensors(file(b'{"b": 2, "a": 3}'))

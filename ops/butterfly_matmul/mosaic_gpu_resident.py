@@ -295,10 +295,12 @@ class _Increasing(_Block):
     for k in range(_PANEL, _OWN):
       self.put(self.at(x, given, k), values[k])
     self.meet()
-    for k in range(_PANEL):
-      part = self.at(x, taken, k)
-      mine, theirs = self.pair(48 + 4 * k, values[k], self.get(part))
+    parts = [self.at(x, taken, k) for k in range(_PANEL)]
+    found = [self.get(part) for part in parts]
+    for k, part in enumerate(parts):
+      mine, theirs = self.pair(48 + 4 * k, values[k], found[k])
       self.put(self.at(x, meeting, k), mine)
+      # A warp writes over what it has read itself.
       self.put(part, theirs)
     plgpu.commit_smem()
     self.send(j, x, (meeting, taken), self.y_ref)
@@ -411,7 +413,10 @@ def product(
     thread_name="warpgroup",
     scratch_types=scratch,
     kernel_name="butterfly_matmul_" + ("fwd" if increasing else "bwd"),
-    compiler_params=compiler_params(),
+    # Warps wait for each other where a comment above says so, and no more.
+    compiler_params=dataclasses.replace(
+      compiler_params(), unsafe_no_auto_barriers=True
+    ),
     interpret=interpret,
   )
   found = [

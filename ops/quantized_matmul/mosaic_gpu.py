@@ -88,6 +88,7 @@ def configure(
     for warpgroups in (4, 2, 1)
     for each in (1, 2)
     if splits * warpgroups <= chunks
+    and -(-groups // splits) < mosaic_gpu_product.MOST_SCALES
     and (groups == 1 or groups % (4 * splits) == 0 or splits == 1)
     and stages(tiles, splits, warpgroups, each) >= 2
   ]
@@ -151,21 +152,33 @@ def unfit_weight(w, *, codebooks: bool = False) -> str | None:
     return f"needs weights in a number format, w is {w.dtype}"
   form, scales = w.format, w.scales
   grid = form.is_integer and form.symmetric
+  small = codebooks and form.bits == 4 and _is_small(w)
   if codebooks and form.codebook is not None:
     if form.fitted:
       return f"needs levels that are the same in all weights, w is {form}"
     if form.specials and w.num_blocks == 1:
       return f"needs several groups that choose a level, w is {form} {w.shape}"
-  elif not grid or isinstance(scales, QTensor):
+  elif not grid or (isinstance(scales, QTensor) and not small):
     return f"needs levels of a symmetric integer grid, w is {form}"
   if form.bits != (4 if form.packed else 8):
     return f"needs 8 bits, or 4 in pairs, w is {form}"
+  if small and not mosaic_gpu_lookup.scales_are_exact(form):
+    return f"needs scales of small groups that bfloat16 multiplies, w is {form}"
+  if small:
+    if w.shape[-1] % 8:
+      return f"needs columns of a multiple of 8, w is {w.shape}"
+    return mosaic_gpu_product.unfit(w.shape[-2], w.num_blocks, small=True)
   widths = (jnp.float32, jnp.bfloat16) if codebooks else (jnp.float32,)
   if scales.dtype not in widths:
     return f"needs scales of 32 or 16 bits, those of w are {scales.dtype}"
   if w.shape[-1] % 8:
     return f"needs columns of a multiple of 8, w is {w.shape}"
   return mosaic_gpu_product.unfit(w.shape[-2], w.num_blocks)
+
+
+def _is_small(w: QTensor) -> bool:
+  """Whether several groups of a weight lie in a chunk."""
+  return w.shape[-2] // w.num_blocks in mosaic_gpu_product.SMALL
 
 
 def forward(x, w, *, dtype, interpret=False, config=None) -> jax.Array:
@@ -188,25 +201,40 @@ def _forward(x, w, dtype, config, interpret):
   rows, (depth, width) = math.prod(x.shape[:-1]), w.shape
   values = levels(x).astype(jnp.bfloat16) if isinstance(x, QTensor) else x
   values = values.reshape(rows, depth)
-  scales = as_array(w.scales)
+  scales, factor = _scales(w)
   beside = scales.dtype.itemsize * (1 + bool(w.format.specials))
   config = config or configure(
     rows, *w.shape, w.format.bits, w.num_blocks, beside
   )
+  looked_up = w.format.codebook is not None or _is_small(w)
   y = _products(
     jnp.pad(values, ((0, padded(rows) - rows), (0, 0))),
     w.values,
     jnp.broadcast_to(scales, (width, w.num_blocks)),
     _special(w, scales.dtype),
-    table=mosaic_gpu_lookup.table_of(w.format),
+    table=mosaic_gpu_lookup.table_of(w.format) if looked_up else None,
     config=config,
     interpret=interpret,
   )
   y = jnp.sum(y, axis=0)[:rows, :width]
+  if factor is not None:
+    y = y * jnp.broadcast_to(factor.T, y.shape)
   if isinstance(x, QTensor):
     scales = jnp.broadcast_to(x.scales, (*x.shape[:-1], 1))
     y = y * jnp.broadcast_to(scales.reshape(rows, 1), y.shape)
   return y.astype(dtype).reshape(*x.shape[:-1], width)
+
+
+def _scales(w):
+  """Scales (F or 1, G) of groups, and a factor (F or 1, 1) of columns or None.
+
+  Scales of small groups multiply levels in bfloat16, which holds them; what a
+  second level has beside waits for the sum.
+  """
+  if not _is_small(w) or not isinstance(w.scales, QTensor):
+    scales = as_array(w.scales)
+    return scales.astype(jnp.bfloat16) if _is_small(w) else scales, None
+  return levels(w.scales).astype(jnp.bfloat16), w.scales.scales
 
 
 def _special(w, dtype):

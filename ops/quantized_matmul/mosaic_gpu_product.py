@@ -15,7 +15,7 @@ memory, from where whole lines of memory are written.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,17 +39,33 @@ from ops.quantized_matmul import mosaic_gpu_lookup
 
 # Of the summed axis, that a warpgroup takes at a time.
 CHUNK = 128
+# Values of a group of which a chunk has several.
+SMALL = (16, 32)
+# Scales of a column that TMA copies at once.
+MOST_SCALES = 256
 _LAYOUT = plgpu.Layout
 
 
 def chunk_of(depth: int, groups: int) -> int:
   """The chunk of D values in so many groups."""
-  return CHUNK if depth // groups % CHUNK == 0 else 64
+  size = depth // groups
+  if size in SMALL:
+    return CHUNK if depth % CHUNK == 0 else 64
+  return CHUNK if size % CHUNK == 0 else 64
 
 
-def unfit(depth: int, groups: int) -> str | None:
-  """Returns None if the product takes D in so many groups, else why not."""
-  if depth % groups or depth // groups % 64:
+def unfit(depth: int, groups: int, *, small: bool = False) -> str | None:
+  """Returns None if the product takes D in so many groups, else why not.
+
+  Args:
+    depth: D.
+    groups: Of D.
+    small: Whether several groups may lie in a chunk.
+  """
+  if depth % groups or depth % 64:
+    return f"needs groups of a multiple of 64, not {groups} of {depth} values"
+  size = depth // groups
+  if size % 64 and not (small and size in SMALL):
     return f"needs groups of a multiple of 64, not {groups} of {depth} values"
   return None
 
@@ -95,10 +111,15 @@ class Product:
 
   def __post_init__(self):
     """Checks what would else wait forever, or leave out some of D."""
-    if unfit(self.depth, self.groups) or self.stages < 2:
+    if unfit(self.depth, self.groups, small=True) or self.stages < 2:
       raise ValueError(
         f"{self.groups} groups of {self.depth} values, or {self.stages} stages,"
         " do not fit"
+      )
+    if self.inner and (self.table is None or self.scales > MOST_SCALES):
+      raise ValueError(
+        f"{self.groups} groups of {self.depth} values need a table, and no more"
+        f" than {MOST_SCALES} scales a split"
       )
     if self.parts > 1 and (
       self.splits > 1 or self.chunks % (self.parts * self.warpgroups)
@@ -124,8 +145,16 @@ class Product:
     return self.depth // self.chunk
 
   @property
+  def inner(self) -> int:
+    """Groups in a chunk, whose scales multiply levels; 0 where it has one."""
+    found = self.groups // self.chunks
+    return found if self.depth // self.groups in SMALL else 0
+
+  @property
   def groups_of_split(self) -> int:
     """Of a column; the last split has the rest."""
+    if self.inner:
+      return self.share * self.inner
     return -(-self.groups // self.splits)
 
   @property
@@ -146,7 +175,7 @@ class Product:
   @property
   def share(self) -> int:
     """Chunks of a split; the last one has the rest."""
-    if self.groups == 1:
+    if self.groups == 1 or self.inner:
       return -(-self.chunks // self.splits)
     return self.groups_of_split * (self.chunks // self.groups)
 
@@ -313,23 +342,36 @@ class Product:
     def step(i, totals):
       slot = lax.rem(i, jnp.int32(self.stages))
       plgpu.barrier_wait(barrier(slot))
-      scale = lax.div(chunk_at(i), jnp.int32(self.chunks // self.groups))
+      if self.inner:
+        scale = chunk_at(i) * self.inner
+      else:
+        scale = lax.div(chunk_at(i), jnp.int32(self.chunks // self.groups))
       scale -= first_scale
       found = []
       for t, total in enumerate(totals):
         own = pl.ds(t * TILE, TILE)
-        special = None
-        if self.special:
-          special = spread(s["special"].at[own, scale], 0, self.chunk)
+        # Of each of the groups in the chunk.
+        each = max(self.inner, 1)
+        beside = {
+          name: [
+            spread(s[name].at[own, scale + k], 0, self.chunk // each)
+            for k in range(each)
+          ]
+          for name, there in (
+            ("special", self.special),
+            ("scales", self.inner),
+          )
+          if there
+        }
         part = multiply(
           codes_s.at[me, slot, own],
           s["x"].at[me, slot],
           packed=self.packed,
           table=self.table,
-          special=special,
+          beside=beside,
           interpret=self.interpret,
         )
-        if self.scales:
+        if self.scales and not self.inner:
           factor = spread(s["scales"].at[own, scale], 0, self.rows)
           part *= factor.astype(jnp.float32)
         found.append(total + part)
@@ -381,7 +423,7 @@ def multiply(
   packed: bool,
   interpret: bool,
   table: tuple[int, ...] | None = None,
-  special: jax.Array | None = None,
+  beside: Mapping[str, Sequence[jax.Array]] | None = None,
 ) -> jax.Array:
   """Multiplies a tile (TILE, chunk) of levels by x.T: (TILE, N) float32.
 
@@ -391,14 +433,17 @@ def multiply(
     packed: Whether the levels are int4.
     interpret: Whether the kernel is interpreted.
     table: Of levels, where the int4 are indices of them.
-    special: (TILE, chunk) levels of the last index, of the scales' dtype.
+    beside: "special" and "scales" as `mosaic_gpu_lookup.lookup` takes them,
+      (TILE, chunk / n) each, of the scales' dtype.
   """
   if table is None:
     return product(operand(codes, packed=packed), x, interpret)
-  if special is not None:
-    special = special.astype(jnp.bfloat16)
+  beside = {
+    name: [one.astype(jnp.bfloat16) for one in own]
+    for name, own in (beside or {}).items()
+  }
   look = mosaic_gpu_lookup.plain if interpret else mosaic_gpu_lookup.lookup
-  left = look(_loaded(codes, packed=packed), table, special)
+  left = look(_loaded(codes, packed=packed), table, **beside)
   return product(left, x, interpret)
 
 

@@ -64,6 +64,9 @@ interpreted = functools.partial(
     # Groups with a level of their own, scales of one and of two levels.
     ("fp4_ea:64", None, (8, 640, 72), Config(warpgroups=2, splits=2)),
     ("bitmod4", None, (1, 256, 64), Config(warpgroups=1)),
+    # Several groups in a chunk, whose scales multiply levels.
+    ("mxint4", None, (3, 384, 64), Config(warpgroups=1, splits=2)),
+    ("razer4", None, (8, 320, 72), Config(warpgroups=2, splits=2)),
   ],
 )
 def test_values(form, activations, shape, config):
@@ -108,6 +111,7 @@ def test_leading_axes_gradients_and_stacks():
     (64, 5120, 2560, "int4:64", "int8:row"),
     (64, 768, 3352, "int8:row", None),
     (1, 2560, 10576, "bitmod4", None),
+    (1, 8192, 8192, "razer4", None),
   ],
 )
 def test_lowers_for_hopper_and_moves_no_weight(
@@ -169,7 +173,9 @@ def test_launches_fit_the_machine(rows, bits):
     ("int4_asym:64", None, (4, 256, 64), "symmetric integer grid"),
     ("lloyd4", None, (4, 256, 64), "the same in all weights"),
     ("nf4", "int8:row", (4, 256, 64), "levels of bfloat16"),
-    ("mxfp4", None, (4, 256, 64), "scales of 32 or 16 bits"),
+    ("sf4:32", None, (4, 256, 64), "scales of small groups"),
+    ("mxfp4:64", None, (4, 256, 64), "scales of 32 or 16 bits"),
+    ("razer4", None, (4, 96, 64), "groups of a multiple of 64"),
     ("fp4_ea:row", None, (4, 256, 64), "several groups that choose"),
     ("fp8_e4m3:row", None, (4, 256, 64), "symmetric integer grid"),
     ("int8:row", "int8:64", (4, 256, 64), "one scale a row"),

@@ -31,6 +31,8 @@ OPS = (
   "quantized_matmul_nf4",
   "quantized_matmul_fp4_ea",
   "quantized_matmul_bitmod4",
+  "quantized_matmul_mxfp4",
+  "quantized_matmul_razer4",
   "butterfly_matmul",
   "butterfly_ffn",
   "monarch_matmul",

@@ -371,10 +371,13 @@ _PRODUCTS = {
   "w4a8": ("int4:128", "int8:row"),
   "w4a8_columns": ("int4:row", "int8:row"),
   # Levels that are looked up: of one table, of blocks that choose one level,
-  # and with scales of a second level. Other tables take the same time.
+  # with scales of a second level, and in small blocks. Other tables take the
+  # same time.
   "nf4": ("nf4", None),
   "fp4_ea": ("fp4_ea", None),
   "bitmod4": ("bitmod4", None),
+  "mxfp4": ("mxfp4", None),
+  "razer4": ("razer4", None),
 }
 
 

@@ -199,7 +199,7 @@ LIST=$(jobs_of) || exit 2
 # The first job makes tokens that the others share.
 read -r kind name seed <<<"$LIST"
 LANE=0 job "$kind" "$name" "$seed"
-tail -n +2 <<<"$LIST" | xargs -P "$((GPUS > 0 ? GPUS : 1))" \
+tail -n +2 <<<"$LIST" | xargs -r -P "$((GPUS > 0 ? GPUS : 1))" \
   --process-slot-var=LANE -L 1 bash -c 'job "$@"' _
 
 missing=() folders=() names=()

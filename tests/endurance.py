@@ -1,6 +1,6 @@
 """Runs that are killed, stopped, starved and damaged end as if left alone.
 
-    python -m tests.endurance --kills=50 --soak=100000 --processes=4
+    python -m tests.endurance --kills=50 --soak=100000 --processes=16
 
 Each trainer (SOL, language models, Long Range Arena, regression language
 models) runs small, and what it ends with is compared bit by bit with an
@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -79,10 +79,11 @@ def _killed(runs, times, draw, name, between) -> Row:
       continue
     # A run either passes over what is damaged, or says so in one line.
     code, err, _ = runs.stop(workdir, KILL, draw)
-    if code == 2:
+    if code == 2 and endurance_runs.is_one_line(err):
       told += 1
-      if not endurance_runs.is_one_line(err):
-        faults.append(f"more than a line: {err[-300:]}")
+      mend()
+    elif code not in (0, -KILL):
+      faults.append(f"damaged: exit {code}: {err[-300:]}")
       mend()
   faults += _finish(runs, workdir)
   return _row(name, times, faults, ends=ends + 1, told=told)
@@ -96,9 +97,13 @@ def damage(
   Returns:
     What puts the file back, or None where there was none to damage.
   """
-  files = [path for path in workdir.glob("**/metrics.jsonl")]
+  files = []
   for folder in endurance_runs.checkpoints(workdir)[-1:]:
     files += [path for path in folder.rglob("*") if path.is_file()]
+    log = folder.parents[1] / "metrics.jsonl"
+    # Lines before a checkpoint are on the disk before it is.
+    if metrics.read_jsonl(log)[-1]["step"] >= int(folder.name):
+      files.append(log)
   files = [path for path in files if path.stat().st_size]
   if not files:
     return None
@@ -263,36 +268,36 @@ CHECKS = {
 _ON_DISKS = {"disk_full", "read_only"}
 
 
-def of_trainer(name: str, times: dict[str, int], folder: str) -> Iterator[Row]:
-  """Rows of a trainer's checks, each as often as `times` says."""
+def _undisturbed(name: str, folder: str) -> Runs:
   home = pathlib.Path(folder) / name
   home.mkdir()
   endurance_runs.prepare(home)
-  runs = Runs(name, home)
-  for check, count in times.items():
-    began = time.perf_counter()
-    row = CHECKS[check](runs, count, random.Random(f"{name} {check}"))
-    seconds = time.perf_counter() - began
-    yield {"check": check, "trainer": name, **row, "seconds": seconds}
+  return Runs(name, home)
 
 
-def _told(rows: Iterator[Row]) -> list[Row]:
-  found = []
-  for row in rows:
-    more = {
-      key: value
-      for key, value in row.items()
-      if key not in ("check", "trainer", "first_faults")
-    }
-    print(
-      f"{row['check']} {row['trainer']}: "
-      + ", ".join(f"{key} {value}" for key, value in more.items()),
-      *row["first_faults"],
-      sep="\n  ",
-      flush=True,
-    )
-    found.append(row)
-  return found
+def _tried(runs: Runs, trainer: str, check: str, times: int) -> Row:
+  """The row of a trainer's check."""
+  began = time.perf_counter()
+  try:
+    row = CHECKS[check](runs, times, random.Random(f"{trainer} {check}"))
+  except Exception as error:
+    # A check that fails is a fault, and no end of the others.
+    row = _row(check, times, [f"{type(error).__name__}: {error}"[:2000]])
+  seconds = time.perf_counter() - began
+  return _told({"check": check, "trainer": trainer, **row, "seconds": seconds})
+
+
+def _told(row: Row) -> Row:
+  """Prints a row."""
+  apart = ("check", "trainer", "first_faults")
+  more = [f"{key} {value}" for key, value in row.items() if key not in apart]
+  print(
+    f"{row['check']} {row['trainer']}: {', '.join(more)}",
+    *row["first_faults"],
+    sep="\n  ",
+    flush=True,
+  )
+  return row
 
 
 def _enter_namespace() -> None:
@@ -313,7 +318,7 @@ def main() -> int:
   parser.add_argument("--soak", type=int, default=100_000, help="updates")
   parser.add_argument("--trainers", default=",".join(TRAINERS))
   parser.add_argument("--checks", default=",".join([*CHECKS, "soak"]))
-  parser.add_argument("--processes", type=int, default=1, help="at once")
+  parser.add_argument("--processes", type=int, default=1, help="checks at once")
   parser.add_argument("--result", help="JSON file to write")
   options = parser.parse_args()
   checks = options.checks.split(",")
@@ -326,23 +331,30 @@ def main() -> int:
     for name in checks
     if name != "soak"
   }
-  began = time.perf_counter()
+  began, rows = time.perf_counter(), []
   with (
     tempfile.TemporaryDirectory() as folder,
     futures.ThreadPoolExecutor(options.processes) as pool,
   ):
-    names = options.trainers.split(",") if times else []
-    tried = [
-      pool.submit(lambda name=name: _told(of_trainer(name, times, folder)))
-      for name in names
-    ]
+    tried = []
     if "soak" in checks:
-      soak = endurance_soak.row
-      tried.append(pool.submit(lambda: _told(iter([soak(options.soak)]))))
-    rows = [row for future in tried for row in future.result()]
-  if options.result:
-    seconds = time.perf_counter() - began
-    result_files.write_result(options.result, rows, command, seconds)
+      # The longest, and alone with what it trains.
+      soak = lambda: _told(endurance_soak.row(options.soak))
+      tried.append(pool.submit(soak))
+    names = options.trainers.split(",") if times else []
+    for name, runs in zip(
+      names, pool.map(lambda name: _undisturbed(name, folder), names)
+    ):
+      for check, count in times.items():
+        tried.append(pool.submit(_tried, runs, name, check, count))
+    for _ in futures.as_completed(tried):
+      rows = [future.result() for future in tried if future.done()]
+      complete = len(rows) == len(tried)
+      seconds = time.perf_counter() - began
+      if options.result:
+        result_files.write_result(
+          options.result, rows, command, seconds, complete=complete
+        )
   return 1 if any(row["faults"] for row in rows) else 0
 
 

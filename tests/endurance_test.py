@@ -81,8 +81,9 @@ def test_damage_can_be_mended(tmp_path):
   state = tmp_path / "run" / "checkpoints" / "4" / "state"
   state.mkdir(parents=True)
   (state / "a").write_bytes(b"0123456789")
-  (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
-  files = [state / "a", tmp_path / "run" / "metrics.jsonl"]
+  log = tmp_path / "run" / "metrics.jsonl"
+  log.write_text('{"step": 3}\n{"step": 4}\n')
+  files = [state / "a", log]
   before = [path.read_bytes() for path in files]
   seen = set()
   for seed in range(12):
@@ -92,10 +93,16 @@ def test_damage_can_be_mended(tmp_path):
     assert len(changed) <= 1
     seen |= set(changed)
     # A log keeps its whole lines.
-    assert now[1].startswith(b'{"step": 0}\n')
+    assert now[1].startswith(b'{"step": 3}\n')
     mend()
     assert [path.read_bytes() for path in files] == before
   assert seen == {0, 1}
+  # What a checkpoint stands behind, no crash takes.
+  log.write_text('{"step": 2}\n{"step": 3}\n')
+  for seed in range(12):
+    endurance.damage(tmp_path / "run", random.Random(seed))
+    assert log.read_text() == '{"step": 2}\n{"step": 3}\n'
+    (state / "a").write_bytes(b"0123456789")
   assert endurance.damage(tmp_path / "none", random.Random(0)) is None
 
 

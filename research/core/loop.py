@@ -195,6 +195,7 @@ class _Fetch:
     """Writes what is held back, and then a checkpoint behind `step`."""
     self.flush()
     with self.untimed():
+      metrics_lib.sync(self._options.workdir)
       # A finite loss does not say that the update after it was finite too.
       if not all_finite(state.params):
         raise _diverged("a parameter is not finite", step, self._checkpointer)

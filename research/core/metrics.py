@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from models.errors import InputError
 from research.core import files
 
 TIMING_SUFFIXES = ("_seconds", "_per_second", "mfu")
+_FILE = "metrics.jsonl"
 _FLUSH_SECONDS = 30.0
 
 
@@ -50,6 +52,21 @@ def read_jsonl(path: str | pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
+def sync(workdir: str | pathlib.Path) -> None:
+  """Waits until the lines of a run that were written are on the disk.
+
+  A checkpoint that outlives a crash of the machine must not be ahead of them: a
+  run that goes on from it writes none of the lines before it.
+
+  Raises:
+    OSError: the disk is full; names the file.
+  """
+  path = pathlib.Path(workdir) / _FILE
+  if path.exists():
+    with files.errors_name(path), path.open("rb") as stream:
+      os.fsync(stream.fileno())
+
+
 def without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
   """A line of metrics without the keys that differ from run to run.
 
@@ -75,7 +92,7 @@ class MetricsLog:
     from tensorboardX import event_file_writer, proto
 
     self._proto = proto
-    self._path = pathlib.Path(workdir) / "metrics.jsonl"
+    self._path = pathlib.Path(workdir) / _FILE
     if self._path.exists():
       _truncate(self._path, first_step)
     folder = self._path.parent / "tensorboard"

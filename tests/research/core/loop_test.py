@@ -129,6 +129,28 @@ def test_signals_save_and_leave(tmp_path, undisturbed, number, code):
   assert _lines(tmp_path) == _lines(undisturbed[0])
 
 
+def test_lines_are_on_the_disk_before_the_checkpoint_behind_them(
+  tmp_path, monkeypatch
+):
+  calls = []
+  sync, save = metrics.sync, loop.Checkpointer.save
+
+  def synced(workdir):
+    calls.append(("lines", len(_lines(workdir))))
+    sync(workdir)
+
+  def saved(self, step, state):
+    calls.append(("checkpoint", step))
+    save(self, step, state)
+
+  monkeypatch.setattr(metrics, "sync", synced)
+  monkeypatch.setattr(loop.Checkpointer, "save", saved)
+  toy.train(tmp_path)
+  assert calls == [
+    (what, step) for step in (4, 8, 12) for what in ("lines", "checkpoint")
+  ]
+
+
 def test_a_signal_in_the_last_update_is_kept(tmp_path, undisturbed):
   def batches(step):
     if step == 11:

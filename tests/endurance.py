@@ -64,27 +64,24 @@ def half_written(runs: Runs, times: int, draw: random.Random) -> Row:
 
 def _killed(runs, times, draw, name, between) -> Row:
   faults, ends, told, place = [], 0, 0, 0
-  workdir = runs.home / f"{name}_{place}"
+  workdir, mend = runs.home / f"{name}_{place}", None
   for _ in range(times):
     code, err, _ = runs.stop(workdir, KILL, draw)
-    if code == 0:
+    if code == 2 and mend and endurance_runs.is_one_line(err):
+      # A run passes over what is damaged, or says so in one line.
+      told, mend = told + 1, mend()
+    elif code == 0:
       faults += _end(runs, workdir)
-      ends, place = ends + 1, place + 1
+      ends, place, mend = ends + 1, place + 1, None
       workdir = runs.home / f"{name}_{place}"
-      continue
-    if code != -KILL:
+    elif code == -KILL:
+      mend = mend or between(workdir)
+    else:
       faults.append(f"exit {code}: {err[-300:]}")
-    mend = between(workdir)
-    if mend is None:
-      continue
-    # A run either passes over what is damaged, or says so in one line.
-    code, err, _ = runs.stop(workdir, KILL, draw)
+  if mend:
+    code, err = runs.run(workdir)
     if code == 2 and endurance_runs.is_one_line(err):
-      told += 1
-      mend()
-    elif code not in (0, -KILL):
-      faults.append(f"damaged: exit {code}: {err[-300:]}")
-      mend()
+      told, mend = told + 1, mend()
   faults += _finish(runs, workdir)
   return _row(name, times, faults, ends=ends + 1, told=told)
 
@@ -284,10 +281,10 @@ def _tried(runs: Runs, trainer: str, check: str, times: int) -> Row:
     # A check that fails is a fault, and no end of the others.
     row = _row(check, times, [f"{type(error).__name__}: {error}"[:2000]])
   seconds = time.perf_counter() - began
-  return _told({"check": check, "trainer": trainer, **row, "seconds": seconds})
+  return _shown({"check": check, "trainer": trainer, **row, "seconds": seconds})
 
 
-def _told(row: Row) -> Row:
+def _shown(row: Row) -> Row:
   """Prints a row."""
   apart = ("check", "trainer", "first_faults")
   more = [f"{key} {value}" for key, value in row.items() if key not in apart]
@@ -339,7 +336,7 @@ def main() -> int:
     tried = []
     if "soak" in checks:
       # The longest, and alone with what it trains.
-      soak = lambda: _told(endurance_soak.row(options.soak))
+      soak = lambda: _shown(endurance_soak.row(options.soak))
       tried.append(pool.submit(soak))
     names = options.trainers.split(",") if times else []
     for name, runs in zip(

@@ -59,6 +59,22 @@ def test_kills_count_ends_and_faults(tmp_path):
   assert row["first_faults"] == ["exit 1: Traceback", "exit 1: again"]
 
 
+def test_what_is_told_of_damage_is_mended_and_no_fault(tmp_path, monkeypatch):
+  mended = []
+  monkeypatch.setattr(
+    endurance, "damage", lambda workdir, draw: lambda: mended.append(workdir)
+  )
+  (tmp_path / "half_written_0").mkdir()
+  killed, told = (-9, "", 1), (2, "error: it is damaged\n", 1)
+  # A run may be killed again before it reads what is damaged.
+  runs = _Fake(tmp_path, [killed, killed, told, killed], [told[:2], (0, "")])
+  row = endurance.half_written(runs, 4, random.Random(0))
+  assert (row["told"], row["faults"], len(mended)) == (2, 0, 2), row
+  runs = _Fake(tmp_path, [killed, (2, "Traceback\nx", 1)], [(0, ""), (0, "")])
+  (tmp_path / "half_written_0").mkdir()
+  assert endurance.half_written(runs, 2, random.Random(0))["faults"] == 1
+
+
 @pytest.mark.parametrize(
   "done, newest, faults", [(7, 7, 0), (7, 4, 1), (12, 12, 1)]
 )

@@ -89,7 +89,8 @@ def test_warpgroups_share_the_stages_of_1024_channels(increasing):
       increasing=increasing,
       keep=True,
       config=mosaic_gpu_resident.Config(rows=8, stages=3, blocks=2),
-      interpret=plgpu.InterpretGPUParams(),
+      # Memory that is read and written in no set order is an error.
+      interpret=plgpu.InterpretGPUParams(detect_races=True),
     )
     return y, middle, blocks
 

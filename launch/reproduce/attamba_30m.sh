@@ -135,7 +135,8 @@ job() { # KIND NAME SEED
       language_model "$1_$2_$3" $(cell "$2") --seed="$3" \
         --eval_text="$DATA/corpora/gutenberg_valid.txt.xz" ;;
     recall)
-      local sizes="--layers=2 --d_model=128 --length=256 --pairs=16"
+      # Keys, values and fillers of 128 tokens each are learned in few updates.
+      local sizes="--symbols=128 --layers=2 --d_model=128 --length=256 --pairs=16"
       sizes+=" --batch=128 --steps=3000 --warmup=200 --seeds=0,1,2"
       sizes+=" --test_lengths=256,512,1024 --test_pairs=4,16,64"
       [[ -n $TINY ]] && sizes+=" --steps=4 --warmup=1 --batch=4 --length=64" &&
@@ -143,7 +144,7 @@ job() { # KIND NAME SEED
         sizes+=" --test_pairs=2,4"
       timeout -k 20 "$(left)" "$PY" experiments/train_recall.py \
         --task="$3" --name="$2" $(recall_of "$2") $sizes \
-        --vocab_size=1024 --dtype=float32 --learning_rate=2e-3 \
+        --vocab_size=512 --dtype=float32 --learning_rate=2e-3 \
         --weight_decay=0.01 --workdir="$run" ;;
     changed)
       [[ -d $FOUND/quality_$2_0/model ]] || return 0

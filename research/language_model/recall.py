@@ -6,8 +6,8 @@ the next token (multi-query associative recall, Zoology,
 https://arxiv.org/abs/2312.04927). `needle`: facts are strewn over the text, a
 mark, a key and two values each, and its end asks for some of them.
 
-Tokens are 0 for "asked", 1 for "fact", and then thirds of keys, values and
-filler. Texts are a pure function of a seed. Shapes by axis letter: N texts, L
+Tokens are 0 for "asked", 1 for "fact", and then as many keys as values and
+fillers. Texts are a pure function of a seed. Shapes by axis letter: N texts, L
 tokens that are read, C pairs.
 """
 
@@ -33,6 +33,9 @@ class Task:
 
   task: str = option("pairs", "pairs, or needle", choices=TASKS)
   pairs: int = option(16, "pairs of a training text at most", lower=1)
+  symbols: int | None = option(
+    None, "keys, and as many values and fillers; all of --vocab_size", lower=2
+  )
   test_texts: int = option(512, "of each length and number of pairs", lower=8)
 
   def check(self, length: int, pairs: int, vocab_size: int) -> None:
@@ -42,11 +45,20 @@ class Task:
         f"{pairs} pairs of --task={self.task} do not fit into {length} tokens, "
         f"but {max(room, 0)} do: take fewer, or longer texts"
       )
-    if (keys := _third(vocab_size)) < pairs:
+    most = (vocab_size - _FIRST) // 3
+    if (keys := self.keys(vocab_size)) > most:
       raise InputError(
-        f"{pairs} pairs want as many keys, but --vocab_size={vocab_size} has "
-        f"{keys}: take more tokens"
+        f"--symbols={keys}: --vocab_size={vocab_size} has {most}: take fewer"
       )
+    if keys < pairs:
+      raise InputError(
+        f"{pairs} pairs want as many keys, but there are {keys}: take more "
+        "--symbols, or a larger --vocab_size"
+      )
+
+  def keys(self, vocab_size: int) -> int:
+    """Keys there are, and as many values and fillers."""
+    return self.symbols or (vocab_size - _FIRST) // 3
 
   def most_pairs(self, length: int) -> int:
     """Pairs for which a text of `length` tokens that are read has room."""
@@ -56,10 +68,6 @@ class Task:
     # Of few facts all are asked.
     few = room // 8
     return few if few < _QUESTIONS else room // 4 - _QUESTIONS
-
-
-def _third(vocab_size: int) -> int:
-  return (vocab_size - _FIRST) // 3
 
 
 def texts(
@@ -93,16 +101,14 @@ def texts(
   """
   task.check(length, pairs, vocab_size)
   rng = np.random.default_rng(key)
-  third = _third(vocab_size)
-  keys, values, filler = (
-    _FIRST + i * third + np.arange(third) for i in range(3)
-  )
+  size = task.keys(vocab_size)
+  keys, values, filler = (_FIRST + i * size + np.arange(size) for i in range(3))
   tokens = rng.choice(filler, (count, length + 1)).astype(np.int32)
   counts = np.full(count, pairs)
   if vary:
     counts = rng.integers(1, pairs + 1, count)
   there = np.arange(pairs)[None] < counts[:, None]
-  own = _distinct(rng, count, third, pairs)
+  own = _distinct(rng, count, size, pairs)
   facts = {"key": keys[own], "value": rng.choice(values, (2, count, pairs))}
   shift = rng.integers(0, _SHIFTS, count)
   draw = _pairs if task.task == "pairs" else _needle

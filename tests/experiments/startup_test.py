@@ -85,6 +85,7 @@ plot_lm
 plot_lra
 plot_lra --runs=a --names=b,c
 plot_lra --runs=a --times=/nowhere
+plot_recall
 quantize_lm
 quantize_lm --out=.
 quantize_lm --out=new --calibration_text=foo
@@ -93,6 +94,8 @@ time_lra --augment
 train_lm --text=foo
 train_lm --eval_text=foo
 train_lm --start=/nowhere
+train_recall --pairs=9 --length=32
+train_recall --seeds=1,1
 train_rlm
 train_rlm --path=/nowhere
 train_rlm --data=foo

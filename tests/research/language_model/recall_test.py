@@ -82,8 +82,12 @@ def test_as_many_pairs_as_there_is_room_for(task):
 
 
 def test_too_few_tokens():
-  with pytest.raises(InputError, match="has 85: take more"):
+  with pytest.raises(InputError, match="there are 85: take more"):
     drawn("pairs", 90, length=400)
+  with pytest.raises(InputError, match="has 85: take fewer"):
+    Task(symbols=86).check(64, 4, VOCAB)
+  few = texts(Task(symbols=4), (0,), 9, 40, 4, VOCAB, vary=False)
+  assert few["tokens"].max() == 2 + 3 * 4 - 1
 
 
 def test_members_are_trained_and_tested(tmp_path):

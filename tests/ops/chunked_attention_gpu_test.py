@@ -87,7 +87,9 @@ def interpreted(monkeypatch):
   forward = mosaic_gpu.forward
 
   def by(config):
-    options = {"config": config, "interpret": plgpu.InterpretGPUParams()}
+    # Memory that is read and written in no set order is an error.
+    interpret = plgpu.InterpretGPUParams(detect_races=True)
+    options = {"config": config, "interpret": interpret}
     monkeypatch.setattr(
       mosaic_gpu, "forward", functools.partial(forward, **options)
     )

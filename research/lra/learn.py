@@ -141,15 +141,22 @@ def init(config: FABNetConfig, seeds: np.ndarray) -> Params:
 
 
 def create_state(
-  params: Params, options: Options, seeds: np.ndarray
+  params: Params, options: Options, seeds: np.ndarray, *, pretraining=False
 ) -> TrainState:
-  """State of M members before their first update."""
+  """State of M members before their first update.
+
+  Keys of pretraining are its own, so that it and what follows it hide and drop
+  different places.
+  """
+  keys = jnp.stack([jax.random.key(int(seed)) for seed in seeds])
+  if pretraining:
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
   memory = jax.vmap(transformation(options).init)(params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=memory,
-    key=jnp.stack([jax.random.key(int(seed)) for seed in seeds]),
+    key=keys,
     extras={
       "best": jax.tree.map(jnp.copy, params),
       "accuracy": jnp.full(len(seeds), -1.0),
@@ -290,19 +297,27 @@ def make_evaluation(
 
 
 def rows_of(
-  step: int, rounds: int, batch: int, count: int, seeds: np.ndarray
+  step: int,
+  rounds: int,
+  batch: int,
+  count: int,
+  seeds: np.ndarray,
+  *,
+  pretraining: bool = False,
 ) -> np.ndarray:
   """Rows (K, M, B) of the updates `step` to `step + K`.
 
   Every member goes through the training data in shuffled epochs of its own; an
-  update may hold the end of one and the beginning of the next.
+  update may hold the end of one and the beginning of the next. Pretraining has
+  other orders than what follows it.
   """
+  phase = 8 if pretraining else 7
   found = np.empty((rounds, len(seeds), batch), np.int32)
   first, last = step * batch, (step + rounds) * batch
   for member, seed in enumerate(seeds):
     parts = []
     for epoch in range(first // count, -(-last // count)):
-      generator = np.random.default_rng((int(seed), epoch, 7))
+      generator = np.random.default_rng((int(seed), epoch, phase))
       start = epoch * count
       order = generator.permutation(count)
       parts.append(order[max(first - start, 0) : last - start])

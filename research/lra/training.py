@@ -5,6 +5,7 @@ validation data, with the parameters that each had at its best.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -91,10 +92,13 @@ def train(run: Run, say: Say) -> list[dict[str, Any]]:
     say(f"{options.pretrain_steps} updates restore hidden tokens")
     loss = learn.restore_loss(config, compute, task, options.mask_rate)
     step = learn.make_round(loss, options, task, None)
-    state = learn.create_state(params, options, seeds)
+    state = learn.create_state(params, options, seeds, pretraining=True)
     count = options.pretrain_steps
     folder = run.workdir / "pretrain"
-    params = _rounds(run, flags, folder, step, state, data, count).params
+    rows_of = functools.partial(learn.rows_of, pretraining=True)
+    params = _rounds(
+      run, flags, folder, step, state, data, count, rows_of
+    ).params
   evaluate = learn.make_evaluation(config, compute, _eval_batch(options))
   loss = learn.classify_loss(config, compute)
   step = learn.make_round(loss, options, task, evaluate)
@@ -124,7 +128,9 @@ def _eval_batch(options: Options) -> int:
   return max(_EVAL_TOKENS // options.sequence_length, 1)
 
 
-def _rounds(run, flags, folder, step, state, data, count):
+def _rounds(
+  run, flags, folder, step, state, data, count, rows_of=learn.rows_of
+):
   """Updates of one phase, a round a step of the loop."""
   options = run.options
   size = min(options.eval_every, count)
@@ -149,7 +155,7 @@ def _rounds(run, flags, folder, step, state, data, count):
   def batch_at(number: int):
     first = number * size
     part = slice(first, first + size)
-    rows = learn.rows_of(first, size, options.batch, examples, seeds)
+    rows = rows_of(first, size, options.batch, examples, seeds)
     rates = (shares[part, None] * peaks[None]).astype(np.float32)
     return {"rows": rows, "rates": rates, "numbers": numbers[part]}
 

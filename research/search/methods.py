@@ -102,7 +102,8 @@ class Genetic:
     endless = self.rounds is None
     for _ in itertools.count() if endless else range(self.rounds):
       order = np.argsort(judge(values), kind="stable")
-      order = order[: self.population // 2]
+      # A population of one is its own best half.
+      order = order[: max(self.population // 2, 1)]
       parents, values = [people[at] for at in order], values[order]
       picked = rng.integers(
         len(parents), size=self.mutations + 2 * self.crossings

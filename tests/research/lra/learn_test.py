@@ -48,6 +48,22 @@ def test_every_epoch_of_a_member_has_every_sequence_once():
   np.testing.assert_array_equal(learn.rows_of(7, 8, 4, 10, SEEDS), whole[7:])
 
 
+def test_pretraining_has_orders_and_keys_of_its_own():
+  rows = [
+    learn.rows_of(0, 5, 4, 10, SEEDS, pretraining=before)
+    for before in (True, False)
+  ]
+  assert (rows[0] != rows[1]).any(axis=(0, 2)).all()
+  keys = [
+    jax.random.key_data(
+      learn.create_state(members(), OPTIONS, SEEDS, pretraining=before).key
+    )
+    for before in (True, False)
+  ]
+  # Four keys of two members, all different.
+  assert len(np.unique(np.concatenate(keys), axis=0)) == 4
+
+
 @pytest.fixture(scope="module")
 def evaluate():
   return jax.jit(learn.make_evaluation(CONFIG, COMPUTE, 4))

@@ -269,13 +269,15 @@ def test_what_cannot_be_is_never_the_best():
     find(values + [np.inf, 0]).best(Spread())
 
 
-def test_a_genetic_search_of_no_rounds_ends():
+@pytest.mark.parametrize("population, rounds", [(5, 0), (1, 3)])
+def test_a_genetic_search_of_few_points_ends(population, rounds):
   found = run(
     Subsets(8, 3),
     lambda genomes: np.array([float(sum(one)) for one in genomes]),
-    Genetic(population=5, rounds=0),
+    Genetic(population=population, rounds=rounds),
   )
-  assert len(found.genomes) <= 5 and found.complete
+  assert found.genomes and found.complete
+  assert len(found.genomes) <= Genetic(population, rounds).evaluations
 
 
 def test_a_fan_of_weights_covers_every_objective():

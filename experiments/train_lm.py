@@ -17,9 +17,11 @@ import time
 from absl import flags
 
 import cli
+import mesh_flags
 import option_flags
 from research.language_model.options import Options
 
+flags.adopt_module_key_flags(mesh_flags)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/lm", "folder of the run")
 _TEXT = flags.DEFINE_list(
   "text",
@@ -59,7 +61,6 @@ _PRECISION = cli.choice(
   "of float32 matrix products",
   ("highest", "tensorfloat32", "default"),
 )
-_DEVICES = cli.integer("devices", None, "use only so many devices", 1)
 _PEAK = cli.number(
   "peak_tflops",
   None,
@@ -82,6 +83,7 @@ _OPTIONS = option_flags.define(Options)
 def main(_) -> None:
   """Trains; see the module's docstring."""
   began = time.perf_counter()
+  mesh_flags.check(multihost=True)
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
   cli.check_there(
     models=[_START.value], texts=[*_TEXT.value, *_EVAL_TEXT.value]
@@ -90,10 +92,11 @@ def main(_) -> None:
   import jax  # after the flags were checked: a mistake is answered at once
 
   from models.implementations import Implementations
-  from research.core import mesh
+  from research.core import processes
   from research.language_model import training
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
+  mesh_flags.start()
   run = training.Run(
     options=options,
     text=_TEXT.value,
@@ -101,7 +104,7 @@ def main(_) -> None:
     workdir=pathlib.Path(_WORKDIR.value),
     cache=pathlib.Path(_CACHE.value),
     start=_START.value,
-    mesh=mesh.data_mesh(_DEVICES.value),
+    mesh=mesh_flags.mesh(),
     implementations=Implementations(
       scan=_SCAN.value,
       conv=_CONV.value,
@@ -114,6 +117,8 @@ def main(_) -> None:
     log_every=_LOG.value,
   )
   result = training.train(run, cli.say)
+  if not processes.is_writer():
+    return
   for line in result.lines():
     print(line)
   seconds = time.perf_counter() - began

@@ -21,11 +21,13 @@ import time
 from absl import flags
 
 import cli
+import mesh_flags
 import option_flags
 from models.errors import InputError
 from research.lra.options import Options
 from research.lra.tasks import TASKS
 
+flags.adopt_module_key_flags(mesh_flags)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/lra", "folder of the run")
 _DATA = flags.DEFINE_string(
   "data", None, "folder of the task's files; None generates what can be"
@@ -44,6 +46,7 @@ _OPTIONS = option_flags.define(Options)
 def main(_) -> None:
   """Trains and tests; see the module's docstring."""
   began = time.perf_counter()
+  mesh_flags.check()
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
   for name, given in (("seeds", _SEEDS), ("learning_rates", _RATES)):
     # Members are told apart, and their models named, by both.
@@ -60,6 +63,7 @@ def main(_) -> None:
     workdir=pathlib.Path(_WORKDIR.value),
     seeds=tuple(_SEEDS.value),
     learning_rates=tuple(_RATES.value),
+    mesh=mesh_flags.mesh(one=True),
   )
   rows = training.train(run, cli.say)
   for path in (run.workdir / "result.json", _RESULT.value):

@@ -26,11 +26,13 @@ from absl import flags
 
 import cli
 import data_flags
+import mesh_flags
 import option_flags
 from research.regression_lm import data_sets
 from research.regression_lm.options import Options
 
 flags.adopt_module_key_flags(data_flags)
+flags.adopt_module_key_flags(mesh_flags)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/rlm", "folder of the run")
 _START = flags.DEFINE_string("start", None, "folder of a model to go on from")
 _WEIGHTS = flags.DEFINE_string(
@@ -48,7 +50,6 @@ _PRECISION = cli.choice(
 _UNROLL = cli.integer(
   "unroll", 1, "encoder layers in one iteration of their scan, 0 for all", 0
 )
-_DEVICES = cli.integer("devices", None, "use only so many devices", 1)
 _CHECKPOINT = cli.integer("checkpoint_every", 500, "updates", 1)
 _LOG = cli.integer("log_every", 10, "updates between lines of metrics", 1)
 _OPTIONS = option_flags.define(Options)
@@ -57,6 +58,7 @@ _OPTIONS = option_flags.define(Options)
 def main(_) -> None:
   """Trains; see the module's docstring."""
   began = time.perf_counter()
+  mesh_flags.check()
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
   data = data_flags.data_options()
   table = data_flags.read(data)
@@ -65,7 +67,6 @@ def main(_) -> None:
 
   import jax  # after flags and data were checked: mistakes are told at once
 
-  from research.core import mesh
   from research.regression_lm import sources, training
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
@@ -75,7 +76,7 @@ def main(_) -> None:
     workdir=pathlib.Path(_WORKDIR.value),
     start=_START.value,
     encoder_weights=_WEIGHTS.value,
-    mesh=mesh.data_mesh(_DEVICES.value),
+    mesh=mesh_flags.mesh(),
     attention=_ATTENTION.value,
     unroll=_UNROLL.value,
     checkpoint_every=_CHECKPOINT.value,

@@ -15,9 +15,11 @@ import time
 from absl import flags
 
 import cli
+import mesh_flags
 import option_flags
 from research.sol.options import MODES, Options, texts_of_files
 
+flags.adopt_module_key_flags(mesh_flags)
 _MODEL = flags.DEFINE_string(
   "model",
   "smollm2",
@@ -53,7 +55,6 @@ _PRECISION = cli.choice(
   "of float32 matrix products",
   ("highest", "tensorfloat32", "default"),
 )
-_DEVICES = cli.integer("devices", None, "use only so many devices", 1)
 _DAMAGE = cli.integer(
   "damage_windows", 128, "windows on which the damage of levels is measured", 1
 )
@@ -76,6 +77,7 @@ _OPTIONS = option_flags.define(Options)
 def main(_) -> None:
   """Trains; see the module's docstring."""
   began = time.perf_counter()
+  mesh_flags.check(multihost=True)
   given = {name: flag.value for name, flag in _OPTIONS.items()}
   cli.check_there([_MODEL.value], texts_of_files(_TEXT.value))
   options = Options(**given).filled(_MODE.value)
@@ -84,10 +86,10 @@ def main(_) -> None:
   import jax.numpy as jnp
 
   from models import convert
-  from research.core import mesh
   from research.sol import corpus, training
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
+  mesh_flags.start()
   cli.say(f"reading {_MODEL.value}")
   checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
   options.method(checkpoint.config, _ATTENTION.value)  # or one line, at once
@@ -111,7 +113,7 @@ def main(_) -> None:
       "ridge_windows": _RIDGE.value,
     },
     seed=_SEED.value,
-    mesh=mesh.data_mesh(_DEVICES.value),
+    mesh=mesh_flags.mesh(),
     attention=_ATTENTION.value,
     damage_windows=_DAMAGE.value,
     calibration_windows=_CALIBRATION.value,

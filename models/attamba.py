@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import chunks, layers, module, transformer
+from models import chunks, layers, module, placement, transformer
 from models.attamba_blocks import Block, RunState, empty_run, steps
 from models.attamba_config import AttambaConfig, Run
 from models.attamba_released import ReleasedPass
@@ -107,11 +107,13 @@ class Attamba(module.TokenModel):
         _read_layer, self.config, run, texts, shared, lengths, cache_size
       )
       layer = functools.partial(layer, _by_cost(self.config, run, costs, texts))
-      if remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
+      layer = placement.layer(layer, dtype=shared.dtype, remat=remat)
       indices = jnp.arange(run.start, run.stop, dtype=jnp.int32)
       x, (state, found) = jax.lax.scan(
-        layer, x, (blocks, indices), unroll=unroll
+        lambda x, both, layer=layer: layer(x, *both),
+        x,
+        (blocks, indices),
+        unroll=unroll,
       )
       states.append(state)
       costs = costs if found is None else found[0]
@@ -167,10 +169,9 @@ def _by_cost(config, run, costs, texts):
 
 
 def _read_layer(
-  config, run, texts, shared, lengths, cache_size, by_cost, x, both
+  config, run, texts, shared, lengths, cache_size, by_cost, x, block, index
 ):
   """One layer of `Attamba.read`."""
-  block, index = both
   places = texts.places
   closed, spent = by_cost or (
     chunks.closed_by_place(config, run, index, places),

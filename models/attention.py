@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ops import segments
+from ops import segments, sharding
 from ops.quantized import as_array
+from ops.ring_attention import ring_attention
 
 # (q (..., H, K), k (..., N, K), v, layer_input) -> (out (..., H, K), output);
 # keys and values may be QTensors.
@@ -39,13 +40,16 @@ def causal_attend(
     implementation: of `jax.nn.dot_product_attention`: None, "xla" or "cudnn".
     keep: output the (k, v) of the tokens; training has no use for them.
   """
-  mask = None
+  mask = texts = None
   if segment_ids is not None:
     texts = jnp.cumsum(segments.resets(segment_ids), axis=1)
     texts = jnp.where(segments.is_padding(segment_ids), -1, texts)
     mask = (texts[:, :, None] == texts[:, None, :])[:, None]
 
   def attend(q, k, v, _):
+    kept = (k, v) if keep else None
+    if q.ndim == 4 and sharding.is_cut("length", q.shape[1]):
+      return ring_attention(q, as_array(k), as_array(v), texts=texts), kept
     mixed = jax.nn.dot_product_attention(
       q,
       as_array(k),
@@ -54,7 +58,7 @@ def causal_attend(
       is_causal=True,
       implementation=implementation,
     )
-    return mixed, (k, v) if keep else None
+    return mixed, kept
 
   return attend
 

@@ -22,6 +22,7 @@ from models import (
   input_files,
   layers,
   module,
+  placement,
   structured,
   weight_files,
 )
@@ -259,6 +260,11 @@ class FABNet(module.Model):
       x = jnp.concatenate([first, x[:, :-1]], axis=1)
     if self.positions is not None:
       x = x + self.positions[...][None, : x.shape[1]]
+    layer = placement.layer(
+      lambda x, block, key: placement.rows(block(x, mask, compute, key)),
+      dtype=compute.dtype,
+      remat=False,
+    )
     keys = [None] * (len(self.config.runs) + 1)
     if key is not None:
       keys = jax.random.split(key, len(keys))
@@ -266,7 +272,7 @@ class FABNet(module.Model):
     for run_key, (kind, count) in zip(keys, self.config.runs):
       block_keys = None if run_key is None else jax.random.split(run_key, count)
       x, _ = jax.lax.scan(
-        lambda x, block: (block[0](x, mask, compute, block[1]), None),
+        lambda x, both: (layer(x, *both), None),
         x,
         (getattr(self, kind), block_keys),
         # Blocks are laid out flat, because a scan copies what each keeps for

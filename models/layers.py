@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models import placement
 from models.transformer_config import RopeScaling
 from ops.quantized import QTensor, QWeight, as_array
 from ops.quantized_matmul import quantized_matmul
@@ -55,7 +56,12 @@ class Linear(nnx.Module):
     y = quantized_matmul(x, self.kernel[...], dtype=out_dtype)
     return y if self.bias is None else _add(y, self.bias[...])
 
-  def split(self, x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+  def split(
+    self,
+    x: jax.Array,
+    sizes: Sequence[int],
+    dims: Sequence[str | None] | None = None,
+  ) -> list[jax.Array]:
     """Maps (..., D) to arrays (..., size), by a product each.
 
     An op that takes one of the arrays would copy a slice of a wider one.
@@ -63,12 +69,15 @@ class Linear(nnx.Module):
     Args:
       x: (..., D).
       sizes: that add up to F.
+      dims: what each of them is, by the names of `ops.sharding.RULES`.
     """
     ends = list(itertools.accumulate(sizes))
     kernel = self.kernel[...]
     ys = [
-      quantized_matmul(x, kernel[:, end - size : end])
-      for size, end in zip(sizes, ends)
+      quantized_matmul(
+        x, placement.part(kernel[:, end - size : end], dim, x.dtype)
+      )
+      for size, end, dim in zip(sizes, ends, dims or [None] * len(ends))
     ]
     if self.bias is None:
       return ys
@@ -109,7 +118,8 @@ class Embedding(nnx.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Looks up (...) int32 tokens: (..., D)."""
-    return as_array(self.table[...][tokens])
+    table = placement.gathered({"embed": {"table": self.table[...]}}, None)
+    return placement.rows(as_array(table["embed"]["table"][tokens]))
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Maps hidden states (..., D) to float32 scores (..., V) of the rows."""
@@ -181,9 +191,13 @@ class GatedMlp(nnx.Module):
     """Maps (..., D) to (..., D)."""
     hooks = hooks or MlpHooks()
     x = hooks.on_input(x) if hooks.on_input else x
-    middle = _gate(self.activation, self.gate_proj(x), self.up_proj(x))
+    middle = _gate(
+      self.activation,
+      placement.heads(self.gate_proj(x)),
+      placement.heads(self.up_proj(x)),
+    )
     middle = hooks.on_middle(middle) if hooks.on_middle else middle
-    y = self.down_proj(middle)
+    y = placement.rows(self.down_proj(middle))
     return hooks.on_output(y) if hooks.on_output else y
 
 

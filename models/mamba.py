@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import layers, module, transformer
+from models import layers, module, placement, transformer
 from models.attention import causal_attend
 from models.caches.dense import DenseCache
 from models.caches.places import Places
@@ -103,8 +103,9 @@ class Mamba(module.TokenModel):
     Returns:
       Hidden states (B, T, D) in the dtype of the pass, and the new states.
     """
-    scan = functools.partial(_scan, remat=remat, unroll=unroll)
-    stream = x.astype(jnp.float32), jnp.zeros(x.shape, run.dtype)
+    scan = functools.partial(_scan, dtype=run.dtype, remat=remat, unroll=unroll)
+    x = placement.rows(x.astype(jnp.float32))
+    stream = x, placement.rows(jnp.zeros(x.shape, run.dtype))
     new_states = []
     for stack, blocks, state in zip(
       self.config.runs, self.layers, states, strict=True
@@ -121,13 +122,12 @@ class Mamba(module.TokenModel):
         (stream, state), _ = scan(layer, (stream, state), blocks, indices)
       new_states.append(state)
     hidden, _ = run.add_and_norm(stream, self.final_norm)
-    return hidden, tuple(new_states)
+    return placement.rows(hidden), tuple(new_states)
 
 
-def _scan(layer, carry, blocks, inputs, *, remat: bool, unroll: int):
+def _scan(layer, carry, blocks, inputs, *, dtype, remat: bool, unroll: int):
   """`lax.scan` of `layer(carry, block, input)` over stacked blocks."""
-  if remat:
-    layer = jax.checkpoint(layer, prevent_cse=False)
+  layer = placement.layer(layer, dtype=dtype, remat=remat)
   return jax.lax.scan(
     lambda carry, both: layer(carry, *both),
     carry,

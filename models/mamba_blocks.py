@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import layers, transformer
+from models import layers, placement, transformer
 from models.attention import Attend
 from models.caches.places import Places
 from models.implementations import Implementations
 from models.mamba_config import MambaConfig
+from ops import sharding
 from ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ops.mamba2_step import Mamba2Weights, mamba2_step
 from ops.mamba2_step import api as mamba2_step_api
@@ -87,16 +88,21 @@ class Pass:
   ) -> tuple[jax.Array, jax.Array]:
     """Adds the stream up; returns its norm in the dtype of the pass, and it."""
     x, y = stream
-    return norm(y, residual=x, dtype=self.dtype, implementation=self.norm)
+    normed, x = norm(y, residual=x, dtype=self.dtype, implementation=self.norm)
+    return placement.rows(normed), placement.rows(x)
 
-  def project(self, linear, x, sizes):
-    """Maps x by `linear` to arrays of so many columns each.
+  def project(self, linear, x, sizes, dims):
+    """Maps x by `linear` to arrays of so many columns each, which `dims` name.
 
     By a product each where tokens are many, since kernels would need a copy of
     each slice of a wide one.
     """
     if not self.is_step:
-      return linear.split(x, sizes)
+      ys = linear.split(x, sizes, dims)
+      return [
+        sharding.constrain(y, "batch", "length", dim)
+        for y, dim in zip(ys, dims)
+      ]
     ends = list(itertools.accumulate(sizes))[:-1]
     return jnp.split(linear(x), ends, axis=-1)
 
@@ -231,7 +237,9 @@ class Mamba1Mixer(nnx.Module):
     """Maps (B, T, D) to (B, T, D) and the state to the next."""
     c = self.config
     taps = self.taps.get_value()
-    x, z = run.project(self.in_proj, x, (c.d_inner, c.d_inner))
+    x, z = run.project(
+      self.in_proj, x, (c.d_inner, c.d_inner), ("heads", "heads")
+    )
     (x,), conv = run.convolve((rounded(x, taps.conv_x),), self.conv, state.conv)
     dt, B, C = jnp.split(self.x_proj(x), [c.rank, c.rank + c.d_state], axis=-1)
     y, ssm = run.scan(
@@ -247,7 +255,7 @@ class Mamba1Mixer(nnx.Module):
       z=rounded(z, taps.z),
       dt_bias=self.dt_bias[...].astype(jnp.float32),
     )
-    return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
+    return placement.rows(self.out_proj(y)), RecurrentState(conv=conv, ssm=ssm)
 
 
 class Mamba2Mixer(nnx.Module):
@@ -274,7 +282,10 @@ class Mamba2Mixer(nnx.Module):
     c, shape, taps = self.config, x.shape[:2], self.taps.get_value()
     state_size = c.num_groups * c.d_state
     z, x, BC, dt = run.project(
-      self.in_proj, x, (c.d_inner, c.d_inner, 2 * state_size, c.num_heads)
+      self.in_proj,
+      x,
+      (c.d_inner, c.d_inner, 2 * state_size, c.num_heads),
+      ("heads", "heads", None, "heads"),
     )
     x, BC = rounded(x, taps.conv_x), rounded(BC, taps.conv_BC)
     (x, BC), conv = run.convolve((x, BC), self.conv, state.conv)
@@ -293,7 +304,7 @@ class Mamba2Mixer(nnx.Module):
     )
     y = rounded(y.reshape(*shape, c.d_inner), taps.y)
     y = self.norm(y, rounded(z, taps.z), implementation=run.norm)
-    return self.out_proj(y), RecurrentState(conv=conv, ssm=ssm)
+    return placement.rows(self.out_proj(y)), RecurrentState(conv=conv, ssm=ssm)
 
 
 class MambaBlock(nnx.Module):

@@ -15,13 +15,19 @@ head dimension, V target tokens.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import bidirectional, layers, module, t5gemma, transformer
+from models import (
+  bidirectional,
+  layers,
+  module,
+  placement,
+  t5gemma,
+  transformer,
+)
 from models.attention import Attend, attend_to_text
 from models.implementations import Implementations
 from models.numbers import START
@@ -224,18 +230,19 @@ def _encode_own(config, model, tokens, mask, compute, dropout, keys):
   x = model.embed(tokens).astype(compute.dtype)
   attend = _encoder_attend(config, mask, compute)
 
-  def layer(x, block_and_key):
-    block, layer_key = block_and_key
+  def layer(x, block, layer_key):
     drop_mixed, drop_mlp = _droppers(layer_key, dropout)
     hooks = layers.MlpHooks(on_output=drop_mlp)
     if config.encoder == "mamba2":
-      return block(x, mask, hooks, compute.mamba, drop_mixed), None
+      x = block(x, mask, hooks, compute.mamba, drop_mixed)
+      return placement.rows(x), None
     mixed, _ = block.attn(block.attn_norm(x), positions, attend, None)
     x = x + drop_mixed(mixed)
-    return x + block.mlp(block.mlp_norm(x), hooks), None
+    return placement.rows(x + block.mlp(block.mlp_norm(x), hooks)), None
 
+  layer = placement.layer(layer, dtype=compute.dtype, remat=compute.remat)
   x, _ = jax.lax.scan(
-    _maybe_remat(layer, compute),
+    lambda x, both: layer(x, *both),
     x,
     (model.encoder, keys),
     unroll=compute.unroll or config.encoder_layers,
@@ -281,12 +288,14 @@ def logits(
 
   def layer(x, block, k, v, layer_key):
     mix = lambda x: block.attn(x, positions, attend, None)
-    return _decoder_layer(
+    x = _decoder_layer(
       block, x, mix, (k, v, memory.lengths), compute, layer_key, dropout
     )[0]
+    return placement.rows(x)
 
-  if compute.remat:
-    layer = jax.checkpoint(layer)
+  layer = placement.layer(
+    layer, dtype=compute.dtype, remat=compute.remat, scanned=False
+  )
   keys = _layer_keys(key, config.decoder_layers, dropout)
   for number, block in enumerate(_decoder_blocks(config, model)):
     layer_key = None if keys is None else keys[number]
@@ -415,10 +424,6 @@ def _embed_targets(model, tokens, slots, compute) -> jax.Array:
   x = model.target_embed(tokens)
   x = x + jnp.broadcast_to(model.slots(slots), x.shape)
   return x.astype(compute.dtype)
-
-
-def _maybe_remat(layer: Callable, compute: Compute) -> Callable:
-  return jax.checkpoint(layer, prevent_cse=False) if compute.remat else layer
 
 
 def _layer_keys(key, count: int, dropout: float):

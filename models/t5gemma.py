@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import layers, module
+from models import layers, module, placement
 from models.t5gemma_config import T5GemmaConfig
 
 Params = module.Params
@@ -170,19 +170,17 @@ class Encoder(module.Model):
     x = self.embed(tokens).astype(dtype)
     x = x * jnp.asarray(math.sqrt(c.d_model), x.dtype)
 
-    def layer(x, inputs):
-      block, is_sliding, frequencies, key = inputs
+    def layer(x, block, is_sliding, frequencies, key):
       drop_mixed, drop_mlp = droppers(key) if droppers else (None, None)
       mixed = block.attn(block.pre_attn_norm(x), mask, is_sliding, frequencies)
       mixed = block.post_attn_norm(mixed)
       x = x + (drop_mixed(mixed) if drop_mixed else mixed)
       y = block.post_mlp_norm(block.mlp(block.pre_mlp_norm(x)))
-      return x + (drop_mlp(y) if drop_mlp else y), None
+      return placement.rows(x + (drop_mlp(y) if drop_mlp else y)), None
 
-    if remat:
-      layer = jax.checkpoint(layer, prevent_cse=False)
+    layer = placement.layer(layer, dtype=dtype, remat=remat)
     inputs = (self.layers, jnp.asarray(c.sliding), _frequencies(c), keys)
-    x, _ = jax.lax.scan(layer, x, inputs)
+    x, _ = jax.lax.scan(lambda x, each: layer(x, *each), x, inputs)
     return self.norm(x)
 
 

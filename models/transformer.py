@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import layers, module
+from models import layers, module, placement
 from models.attention import Attend, causal_attend
 from models.caches.dense import DenseCache
 from models.caches.places import Places
@@ -84,10 +84,12 @@ class Attention(nnx.Module):
     )
     q = layers.apply_rope(q, positions, frequencies)
     k = layers.apply_rope(k, positions, frequencies)
+    q, k, v = map(placement.heads, (q, k, v))
     taps = self.taps.get_value()
     k, v = rounded(k, taps.k), rounded(v, taps.v)
     mixed, layer_output = attend(q, k, v, layer_input)
-    return self.o_proj(mixed.reshape(*x.shape[:-1], -1)), layer_output
+    mixed = placement.heads(mixed).reshape(*x.shape[:-1], -1)
+    return placement.rows(self.o_proj(mixed)), layer_output
 
 
 class Block(nnx.Module):
@@ -113,11 +115,10 @@ class Block(nnx.Module):
     dtype: jnp.dtype,
   ) -> tuple[jax.Array, Any]:
     """Maps (..., D), working in `dtype`; and the output of `attend`."""
-    mixed, layer_output = self.attn(
-      self.attn_norm(x, dtype=dtype), positions, attend, layer_input
-    )
+    normed = placement.rows(self.attn_norm(x, dtype=dtype))
+    mixed, layer_output = self.attn(normed, positions, attend, layer_input)
     x = x + mixed
-    normed = self.mlp_norm(x, dtype=dtype)
+    normed = placement.rows(self.mlp_norm(x, dtype=dtype))
     return x + self.mlp(normed, hooks), layer_output
 
 
@@ -171,18 +172,19 @@ class Transformer(module.TokenModel):
     """
     hooks, dtype = hooks or layers.MlpHooks(), dtype or x.dtype
 
-    def layer(x, block_and_input):
-      block, layer_input = block_and_input
-      return block(x, positions, attend, layer_input, hooks, dtype)
+    def layer(x, block, layer_input):
+      x, output = block(x, positions, attend, layer_input, hooks, dtype)
+      return placement.rows(x), output
 
+    layer = placement.layer(layer, dtype=dtype, remat=remat)
     x = x.astype(jnp.float32 if self.config.float32_stream else dtype)
-
-    if remat:
-      layer = jax.checkpoint(layer, prevent_cse=False)
     x, layer_outputs = jax.lax.scan(
-      layer, x, (self.layers, layer_inputs), unroll=unroll
+      lambda x, both: layer(x, *both),
+      placement.rows(x),
+      (self.layers, layer_inputs),
+      unroll=unroll,
     )
-    return self.final_norm(x, dtype=dtype), layer_outputs
+    return placement.rows(self.final_norm(x, dtype=dtype)), layer_outputs
 
 
 init, bind = Transformer.init, Transformer.bind

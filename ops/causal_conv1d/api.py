@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ops import dispatch, segments
+from ops import dispatch, segments, sharding
 from ops.quantized import QState, QTensor, as_array
 
 # The kernel that was measured to be faster (experiments/results) is in front of
@@ -78,6 +78,16 @@ def causal_conv1d(
   initial_state = as_array(initial_state)
   check("causal_conv1d", x, weight, bias, initial_state, activation)
   segments.check("causal_conv1d", segment_ids, *x.shape[:2])
+  if sharding.sizes():
+    sharded = importlib.import_module("ops.causal_conv1d.sharded")
+    return sharded.causal_conv1d(
+      causal_conv1d,
+      {"x": x, "weight": weight, "bias": bias, "initial_state": initial_state,
+       "segment_ids": segment_ids},
+      activation=activation,
+      return_final_state=return_final_state,
+      implementation=implementation,
+    )  # fmt: skip
   name = dispatch.resolve(
     "causal_conv1d", IMPLEMENTATIONS, implementation, x, weight
   )

@@ -1,5 +1,6 @@
 """`rms_norm`: checks and choice of the implementation."""
 
+import functools
 import importlib
 import types
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from ops import dispatch
+from ops import dispatch, sharding
 from ops.quantized import QTensor, as_array
 
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
@@ -75,11 +76,33 @@ def rms_norm(
     "dtype": jnp.dtype(dtype or x.dtype),
   }
   arrays = x, scale, gate, residual
+  cut = sharding.sizes()
+  if implementation is None and sharding.TENSOR in cut:
+    # The compiler finds the mean of channels that lie on several devices.
+    return importlib.import_module("ops.rms_norm.xla").forward(
+      *arrays, **options
+    )
+  if cut and x.ndim > 1:
+    options |= {"implementation": implementation}
+    return _over_devices(functools.partial(rms_norm, **options), *arrays)
   name = dispatch.resolve(
     "rms_norm", IMPLEMENTATIONS, implementation, *arrays, **options
   )
   implementing = importlib.import_module(f"ops.rms_norm.{name}")
   return implementing.forward(*arrays, **options)
+
+
+def _over_devices(op, x, scale, gate, residual):
+  middle = ("length",) if x.ndim == 3 else (None,) * (x.ndim - 2)
+  rows = ("batch", *middle, None)
+  return sharding.over_devices(
+    lambda *, x, scale, gate, residual: op(
+      x, scale, gate=gate, residual=residual
+    ),
+    {"x": x, "scale": scale, "gate": gate, "residual": residual},
+    {"x": rows, "scale": (None,), "gate": rows, "residual": rows},
+    rows if residual is None else (rows, rows),
+  )
 
 
 def _check(x, scale, gate, residual, num_groups):

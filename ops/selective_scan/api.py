@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from ops import dispatch, segments
+from ops import dispatch, segments, sharding
 from ops.quantized import QState, QTensor, as_array
 
 # The kernel that was measured to be faster (experiments/results) is in front of
@@ -84,6 +84,17 @@ def selective_scan(
   initial_state = as_array(initial_state)
   check("selective_scan", x, dt, A, B, C, D, z, dt_bias, initial_state)
   segments.check("selective_scan", segment_ids, *x.shape[:2])
+  if sharding.sizes():
+    sharded = importlib.import_module("ops.selective_scan.sharded")
+    return sharded.selective_scan(
+      selective_scan,
+      {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z,
+       "dt_bias": dt_bias, "initial_state": initial_state,
+       "segment_ids": segment_ids},
+      dt_softplus=dt_softplus,
+      return_final_state=return_final_state,
+      implementation=implementation,
+    )  # fmt: skip
   arrays = (x, dt, A, B, C, D, z, dt_bias, initial_state)
   name = dispatch.resolve(
     "selective_scan",

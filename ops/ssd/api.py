@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from ops import dispatch, segments
+from ops import dispatch, segments, sharding
 from ops.quantized import QState, QTensor, as_array
 
 # exp(-128) is exactly 0 in float32: as a log decay it forgets the state, so a
@@ -89,6 +89,18 @@ def ssd(
   initial_state = as_array(initial_state)
   _check(x, dt, A, B, C, D, z, dt_bias, initial_state, chunk_size)
   segments.check("ssd", segment_ids, *x.shape[:2])
+  if sharding.sizes():
+    sharded = importlib.import_module("ops.ssd.sharded")
+    return sharded.ssd(
+      ssd,
+      {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z,
+       "dt_bias": dt_bias, "initial_state": initial_state,
+       "segment_ids": segment_ids},
+      dt_softplus=dt_softplus,
+      return_final_state=return_final_state,
+      chunk_size=chunk_size,
+      implementation=implementation,
+    )  # fmt: skip
   name = dispatch.resolve(
     "ssd", IMPLEMENTATIONS, implementation, x, B, chunk_size=chunk_size
   )

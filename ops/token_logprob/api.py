@@ -1,5 +1,6 @@
 """`token_logprob`: checks and choice of the implementation."""
 
+import functools
 import importlib
 import types
 from collections.abc import Callable, Mapping
@@ -7,7 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from ops import dispatch
+from ops import dispatch, sharding
 
 # The kernel that was measured to be faster (experiments/results) is in front.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
@@ -70,6 +71,15 @@ def token_logprob(
   """
   vocab = weight.shape[0] if valid_vocab is None else valid_vocab
   _check(hidden, weight, targets, vocab, block_size, logit_scale)
+  if sharding.sizes() and hidden.ndim > 1:
+    options = {
+      "logit_scale": logit_scale,
+      "return_log_normalizer": return_log_normalizer,
+      "valid_vocab": vocab,
+      "block_size": block_size,
+      "implementation": implementation,
+    }
+    return _over_devices(options, hidden, weight, targets)
   name = dispatch.resolve(
     "token_logprob",
     IMPLEMENTATIONS,
@@ -88,6 +98,18 @@ def token_logprob(
     block_size=block_size,
   )
   return (logprob, normalizer) if return_log_normalizer else logprob
+
+
+def _over_devices(options, hidden, weight, targets):
+  """Every device has its own tokens, and the whole vocabulary."""
+  middle = ("tokens",) if hidden.ndim == 3 else (None,) * (hidden.ndim - 2)
+  rows = ("batch", *middle)
+  return sharding.over_devices(
+    functools.partial(token_logprob, **options),
+    {"hidden": hidden, "weight": weight, "targets": targets},
+    {"hidden": (*rows, None), "weight": (None, None), "targets": rows},
+    (rows, rows) if options["return_log_normalizer"] else rows,
+  )
 
 
 def apply(

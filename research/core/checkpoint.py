@@ -9,11 +9,13 @@ our own because array data with a flipped bit loads without an error otherwise.
 import contextlib
 import hashlib
 import logging
+import multiprocessing
 import pathlib
 import shutil
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -23,7 +25,8 @@ from orbax.checkpoint import v1 as ocp
 
 from models import input_files
 from models.errors import InputError, reason, shown
-from research.core import files
+from research.core import files, processes
+from research.core import mesh as mesh_lib
 
 Tree = Any
 
@@ -68,6 +71,11 @@ class Checkpointer:
     Raises:
       InputError: `step` exists with other content; it is left as it is.
     """
+    if mesh_lib.is_spread(state):
+      state = mesh_lib.to_host(state)
+    processes.from_writer(lambda: self._save(step, state))
+
+  def _save(self, step: int, state: Tree) -> None:
     target = self._directory / str(step)
     content = _content_digest(state)
     if target.exists():
@@ -80,7 +88,7 @@ class Checkpointer:
     files.remove_drafts(self._directory)
     with files.whole_folder(target) as draft:
       with _quiet_orbax():
-        ocp.save(draft / _STATE, _to_arrays(state))
+        _alone(ocp.save, draft / _STATE, _to_arrays(state))
       manifest = {
         "step": step,
         "run": self._run,
@@ -103,10 +111,14 @@ class Checkpointer:
       InputError: it is absent, damaged, or does not fit.
     """
     path = self._directory / str(step)
-    try:
-      return _load(path, abstract_state, self._run)
-    except _Unusable as error:
-      raise InputError(f"{path}: {error}") from error
+
+    def read(abstract_state):
+      try:
+        return step, _load(path, abstract_state, self._run)
+      except _Unusable as error:
+        raise InputError(f"{path}: {error}") from error
+
+    return _everywhere(read, abstract_state)[1]
 
   def restore_latest(self, abstract_state: Tree) -> tuple[int, Tree] | None:
     """Loads the newest checkpoint that is whole and fits.
@@ -124,6 +136,9 @@ class Checkpointer:
     Raises:
       InputError: there are checkpoints, and none can be used.
     """
+    return _everywhere(self._restore_latest, abstract_state)
+
+  def _restore_latest(self, abstract_state: Tree) -> tuple[int, Tree] | None:
     reasons = {}
     for step in reversed(self.steps()):
       path = self._directory / str(step)
@@ -148,6 +163,52 @@ class Checkpointer:
         " give the flags it was made with, or another --workdir, or remove it"
       )
     return None
+
+
+def _everywhere(read, abstract_state: Tree) -> tuple[int, Tree] | None:
+  """What `read` gives of an abstract state, in all processes of a run."""
+  if not mesh_lib.is_spread(abstract_state):
+    return read(abstract_state)
+  local = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract_state
+  )
+
+  def arrays():
+    found = read(local)
+    return found and (found[0], jax.device_get(_to_arrays(found[1])))
+
+  found = processes.from_writer(arrays)
+  if found is None:
+    return None
+  step, values = found
+  state = _from_arrays(values, abstract_state)
+  return step, mesh_lib.put_like(state, abstract_state)
+
+
+def _alone(function, path: pathlib.Path, arrays: dict[str, Any]) -> Any:
+  """Calls Orbax, in a process of its own where a run has several.
+
+  Orbax waits for all processes of a run, and only the one that writes calls it;
+  a fresh process knows of no others.
+  """
+  if processes.count() == 1:
+    return function(path, arrays)
+  context = multiprocessing.get_context("spawn")
+  with futures.ProcessPoolExecutor(
+    1, mp_context=context, initializer=_on_cpu
+  ) as pool:
+    return pool.submit(
+      _on_host, function, path, jax.device_get(arrays)
+    ).result()
+
+
+def _on_cpu() -> None:
+  """Keeps a process away from accelerators, which its parent holds."""
+  jax.config.update("jax_platforms", "cpu")
+
+
+def _on_host(function, path, arrays):
+  return jax.device_get(function(path, arrays))
 
 
 class _Unusable(Exception):
@@ -177,7 +238,8 @@ def _load(path: pathlib.Path, abstract_state: Tree, run: str | None) -> Tree:
     # Orbax leaves coroutines behind when a read fails; the failure itself is
     # reported below.
     with warnings.catch_warnings(action="ignore"):
-      arrays = ocp.load(path / _STATE, _to_abstract(abstract_state))
+      wanted = _to_abstract(abstract_state)
+      arrays = _alone(ocp.load, path / _STATE, wanted)
   except Exception as error:
     raise _Unusable(f"Orbax cannot read it ({reason(error)})") from error
   return _from_arrays(arrays, abstract_state)
@@ -224,6 +286,9 @@ def _to_abstract(tree: Tree) -> dict[str, jax.ShapeDtypeStruct]:
   shardings = [
     getattr(leaf, "sharding", None) or default for leaf in jax.tree.leaves(tree)
   ]
+  if processes.count() > 1:
+    # Another process reads them, on a device of its own.
+    shardings = [None] * len(shardings)
   arrays = jax.eval_shape(_to_arrays, tree)
   return {
     name: jax.ShapeDtypeStruct(

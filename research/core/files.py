@@ -25,6 +25,7 @@ from models.files import (
   write_safetensors,
   write_text,
 )
+from research.core import processes
 
 __all__ = [
   "Path",
@@ -70,11 +71,14 @@ def kept(
     InputError: the file is damaged, or belongs to something else.
   """
   path, owner = pathlib.Path(path), digest(belongs_to)
-  if not path.exists():
+  arrays = processes.from_writer(
+    lambda: read_npz(path) if path.exists() else None
+  )
+  if arrays is None:
     made = {name: np.asarray(array) for name, array in make().items()}
-    write_npz(path, made | {_BELONGS_TO: np.array(owner)})
+    if processes.is_writer():
+      write_npz(path, made | {_BELONGS_TO: np.array(owner)})
     return made
-  arrays = read_npz(path)
   if str(arrays.pop(_BELONGS_TO, None)) != owner:
     raise InputError(
       f"{path}: was made for other options or other data: remove it, and it "

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core import files
+from research.core import files, processes
 from research.core import metrics as metrics_lib
 from research.core import workdir as workdir_lib
 from research.core.checkpoint import Checkpointer
@@ -112,7 +112,9 @@ def run(
   """
   workdir = pathlib.Path(options.workdir)
   workdir_lib.claim(workdir, options.flags)
-  flags = files.digest_of_file(workdir / workdir_lib.FLAGS)
+  flags = processes.from_writer(
+    lambda: files.digest_of_file(workdir / workdir_lib.FLAGS)
+  )
   checkpointer = Checkpointer(workdir / "checkpoints", options.keep, flags)
   # A copy, because steps donate: the caller's arrays live on, and arrays that
   # share memory would be donated twice.
@@ -124,8 +126,12 @@ def run(
 
   with contextlib.ExitStack() as stack:
     opened = lambda what: stack.enter_context(contextlib.closing(what))
-    log = opened(metrics_lib.MetricsLog(workdir, start))
-    bar = opened(Progress(num_steps, start, enabled=options.progress))
+    writes = processes.is_writer()
+    log = metrics_lib.MetricsLog(workdir, start) if writes else _NoLog()
+    log, bar = (
+      opened(log),
+      opened(Progress(num_steps, start, enabled=options.progress and writes)),
+    )
     pool = stack.enter_context(futures.ThreadPoolExecutor(1))
     signals = stack.enter_context(_caught_signals())
     fetch = _Fetch(log, bar, options, num_steps, timing, checkpointer)
@@ -140,11 +146,14 @@ def run(
       with fetch.untimed():
         extra = _run_hooks(due, state)
       fetch.put(step, metrics, extra)
-      if signals or done == num_steps or done % options.checkpoint_every == 0:
-        fetch.save(step, state)
-      if signals:
+      saves = done == num_steps or done % options.checkpoint_every == 0
+      if not (processes.any_of(bool(signals)) or saves):
+        continue
+      fetch.save(step, state)
+      if processes.any_of(bool(signals)):
         # After the last update, too: what the caller does next may be long.
-        raise _stopped(f"step {done} of {num_steps}", workdir, signals[0])
+        number = signals[0] if signals else signal.SIGTERM
+        raise _stopped(f"step {done} of {num_steps}", workdir, number)
   return state
 
 
@@ -165,6 +174,16 @@ def _ahead(
     if step + 1 < end:
       coming = pool.submit(batch_at, step + 1)
     yield step, batch
+
+
+class _NoLog:
+  """In the place of a log, for processes that write none."""
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Writes nothing."""
+
+  def close(self) -> None:
+    """Closes nothing."""
 
 
 class _Fetch:

@@ -68,43 +68,62 @@ def apply_gradients(
   )
 
 
-def jit_step(
-  step_fn: Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]],
-  mesh: jax.sharding.Mesh,
-) -> Callable[..., tuple[TrainState, dict]]:
-  """Compiles a training step over a mesh.
+type Step = Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]]
 
-  The state is replicated and donated, the batch is split over "data" along its
-  leading axis, `frozen` (say, the parameters of a language model that is not
-  trained) is replicated and kept. Means over the batch become all-reduces by
-  themselves, so one device and many give the same losses up to rounding.
+
+def compiled(step_fn: Step, mesh: jax.sharding.Mesh, state: TrainState) -> Any:
+  """What `jax.jit` makes of a step whose arguments lie right.
 
   Args:
     step_fn: pure `(state, batch, frozen) -> (state, metrics)`.
-    mesh: a mesh from `mesh.data_mesh`.
+    mesh: the devices.
+    state: of the step, or its shapes.
+
+  Returns:
+    The function, which can be called or lowered. Its first argument is donated.
+  """
+  out = mesh_lib.shardings(mesh, state), mesh_lib.replicated_sharding(mesh)
+  return jax.jit(
+    mesh_lib.traced(mesh, step_fn), out_shardings=out, donate_argnums=0
+  )
+
+
+def jit_step(
+  step_fn: Step, mesh: jax.sharding.Mesh, *, rows: bool = True
+) -> Callable[..., tuple[TrainState, dict]]:
+  """Compiles a training step over a mesh.
+
+  The state is laid out by `mesh.shardings` and donated, the batch is split by
+  its rows, `frozen` (say, the parameters of a language model that is not
+  trained) is laid out as the state is and kept. Means over the batch become
+  sums over devices by themselves, so one device and many give the same losses
+  up to rounding.
+
+  Args:
+    step_fn: pure `(state, batch, frozen) -> (state, metrics)`.
+    mesh: the devices.
+    rows: the batch is split; else it is whole on every device, and the step
+      says by `ops.sharding.constrain` what is.
 
   Returns:
     `step(state, batch, frozen=None) -> (state, metrics)`. The state passed in
     is dead afterwards. Inputs may lie anywhere, but what is large and used
-    again (`frozen`) should come through `mesh.replicate` once, or it is copied
-    to the devices at every call. `step` raises InputError where the batch does
+    again (`frozen`) should come through `mesh.place` once, or it is copied to
+    the devices at every call. `step` raises InputError where the batch does
     not divide by the devices.
   """
-  replicated = mesh_lib.replicated_sharding(mesh)
-  jitted = jax.jit(
-    step_fn,
-    in_shardings=(replicated, mesh_lib.data_sharding(mesh), replicated),
-    out_shardings=(replicated, replicated),
-    donate_argnums=0,
-  )
+  run = None
+  spread = mesh_lib.shard_batch if rows else mesh_lib.replicate
 
   def step(
     state: TrainState, batch: Tree, frozen: Tree = None
   ) -> tuple[TrainState, dict]:
-    return jitted(
-      mesh_lib.replicate(mesh, state),
-      mesh_lib.shard_batch(mesh, batch),
-      mesh_lib.replicate(mesh, frozen),
+    nonlocal run
+    run = run or compiled(step_fn, mesh, state)
+    return run(
+      mesh_lib.place(mesh, state),
+      spread(mesh, batch),
+      mesh_lib.place(mesh, frozen),
     )
 
   return step

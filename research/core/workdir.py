@@ -13,7 +13,7 @@ from typing import Any
 
 from models import input_files
 from models.errors import InputError, shown
-from research.core import files
+from research.core import files, processes
 
 _LOCK = ".lock"
 FLAGS = "flags.json"
@@ -22,6 +22,8 @@ _NEW_WORKDIR = "give the same flags, or another --workdir"
 
 def claim(workdir: str | os.PathLike[str], flags: Mapping[str, Any]) -> None:
   """Takes a folder for this process until it ends, and for these flags.
+
+  Where several processes make a run, the one that writes takes it for all.
 
   The folder is made if it is absent. The first claim writes `flags.json`, and
   all others check that they are the same. A claim clears away what a killed
@@ -36,7 +38,10 @@ def claim(workdir: str | os.PathLike[str], flags: Mapping[str, Any]) -> None:
     InputError: another process holds it, it is of other flags, or it cannot be
       used.
   """
-  workdir = pathlib.Path(workdir)
+  processes.from_writer(lambda: _claim(pathlib.Path(workdir), flags))
+
+
+def _claim(workdir: pathlib.Path, flags: Mapping[str, Any]) -> None:
   flags = json.loads(json.dumps(dict(flags)))
   try:
     workdir.mkdir(parents=True, exist_ok=True)

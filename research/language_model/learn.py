@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ops import sharding
 from ops.token_logprob import token_logprob
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
@@ -38,8 +39,11 @@ def token_sums(
   Returns:
     Scalars "nll" (nats), "squared_normalizer" and "tokens" (their number).
   """
-  inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-  weights = (batch["segment_ids"] >= 0).astype(jnp.float32)
+  by_rows = lambda x: sharding.constrain(x, "batch", "length")
+  inputs, targets = map(
+    by_rows, (batch["tokens"][:, :-1], batch["tokens"][:, 1:])
+  )
+  weights = by_rows((batch["segment_ids"] >= 0).astype(jnp.float32))
   logprob, log_normalizer = token_logprob(
     model.hidden(params, inputs, batch["segment_ids"]),
     model.head(params),
@@ -58,7 +62,6 @@ def make_step(
   model: Model,
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
-  mesh: jax.sharding.Mesh,
   *,
   vocab_size: int,
   accumulate: int = 1,
@@ -70,7 +73,6 @@ def make_step(
     model: what is trained.
     tx: the optimizer.
     schedule: its learning rate, for the metrics.
-    mesh: over whose axis "data" the batch is split.
     vocab_size: tokens there are.
     accumulate: parts of the batch (of each device's share of it, which they
       divide), one after the other, so that only one part's activations are
@@ -98,10 +100,8 @@ def make_step(
 
     return jax.lax.scan(add, zeros, parts)[0]
 
-  summed = mesh_lib.sum_over_devices(gradients, mesh)
-
   def step(state: TrainState, batch: Batch, frozen: None):
-    grads, sums = summed(state.params, batch)
+    grads, sums = gradients(state.params, batch)
     tokens = jnp.maximum(sums["tokens"], 1.0)
     grads = jax.tree.map(lambda g: g / tokens, grads)
     metrics = {
@@ -123,9 +123,11 @@ def make_evaluation(
   The batches are placed on the devices once.
   """
   sums = jax.jit(
-    mesh_lib.sum_over_devices(
-      lambda params, batch: token_sums(model, params, batch, vocab_size), mesh
-    )
+    mesh_lib.traced(
+      mesh,
+      lambda params, batch: token_sums(model, params, batch, vocab_size),
+    ),
+    out_shardings=mesh_lib.replicated_sharding(mesh),
   )
   placed = [mesh_lib.shard_batch(mesh, batch) for batch in batches]
 
@@ -139,5 +141,6 @@ def make_evaluation(
 
 
 def _parts(x: jax.Array, count: int) -> jax.Array:
-  """Cuts the rows of (B, ...) into (A, B / A, ...)."""
-  return x.reshape(count, x.shape[0] // count, *x.shape[1:])
+  """Cuts the rows of (B, ...) into (A, B / A, ...), each device its own."""
+  parts = x.reshape(x.shape[0] // count, count, *x.shape[1:])
+  return jnp.moveaxis(parts, 1, 0)

@@ -8,15 +8,23 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from models import export, module
-from models.errors import InputError
 from models.implementations import Implementations
 from models.tokenizer import Tokenizer
-from research.core import files, loop, metrics, optimizer, plots, report
+from research.core import (
+  files,
+  loop,
+  metrics,
+  optimizer,
+  plots,
+  processes,
+  report,
+)
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.core import workdir as workdir_lib
@@ -36,6 +44,7 @@ from research.text import packing, token_cache, tokenizing
 from research.text.packing import Corpus
 
 Say = Callable[[str], None]
+Tree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,23 +112,28 @@ def train(run: Run, say: Say) -> Result:
     InputError: options, texts, the start or the workdir do not do.
     loop.Stopped: interrupted or diverged.
   """
-  options, mesh = run.options, run.mesh or mesh_lib.data_mesh()
-  _check_batch(options, mesh)
+  options, mesh = run.options, run.mesh or mesh_lib.make()
+  mesh_lib.check_batch(mesh, options.batch, options.accumulate)
+  mesh_lib.check_length(mesh, options.length)
   params, goes_on = None, run.start and starting.kept_states(run.start)
   if run.start and not goes_on:
     config, params, tokenizer = starting.model(run.start, options)
   else:
-    tokenizer = load_tokenizer(run)
+    tokenizer = processes.writer_first(lambda: load_tokenizer(run))
     config = architectures.config_of(options, tokenizer.vocab_size)
   # Training gives probability to the rows that evaluation gives it to.
   vocab_size = config.vocab_size
-  train_corpus, eval_corpus = _corpora(run, tokenizer)
+  train_corpus, eval_corpus = processes.writer_first(
+    lambda: _corpora(run, tokenizer)
+  )
   batches = packing.Batches(
     corpus=train_corpus, rows=options.batch, length=options.length
   )
   held_out = packing.held_out(
     eval_corpus,
-    rows=min(options.batch, _ceil(options.eval_windows, mesh.size)),
+    rows=min(
+      options.batch, _ceil(options.eval_windows, mesh_lib.row_parts(mesh))
+    ),
     length=options.length,
     most=options.eval_windows,
   )
@@ -131,13 +145,19 @@ def train(run: Run, say: Say) -> Result:
   model = _model(run, config)
   key = jax.random.key(options.seed)
   if params is None:
-    params = jax.jit(model.init)(key)
+    params = mesh_lib.build(mesh, model.init, key)
     if "chunk_costs" in params:
       counts = train_corpus.counts(vocab_size)
       costs = chunk_costs.table(config, tokenizer, counts)
       params["chunk_costs"] = jax.numpy.asarray(costs)
   schedule, tx = make_optimizer(options)
-  state = state_lib.create_state(params, tx, key)
+  mesh_lib.check_used(mesh, params)
+  state = mesh_lib.build(
+    mesh,
+    lambda params, key: state_lib.create_state(params, tx, key),
+    params,
+    key,
+  )
   if goes_on:
     state = starting.state(run.start, state)
   result = Result(
@@ -150,7 +170,6 @@ def train(run: Run, say: Say) -> Result:
     model,
     tx,
     schedule,
-    mesh,
     vocab_size=vocab_size,
     accumulate=options.accumulate,
     z_loss=options.z_loss,
@@ -165,19 +184,15 @@ def train(run: Run, say: Say) -> Result:
     hooks=[loop.Hook(_evaluation(options, evaluate), options.eval_every)],
     timing=_timing(run, flops.training(config, options.length), mesh),
   )
-  rows = metrics.read_jsonl(run.workdir / "metrics.jsonl")
+  rows = processes.from_writer(
+    lambda: metrics.read_jsonl(run.workdir / "metrics.jsonl")
+  )
   result = dataclasses.replace(result, eval_loss=rows[-1]["eval_loss"])
-  _export(run, config, state, tokenizer)
-  _report(run, config.family, result, rows)
+  params = mesh_lib.to_host(state.params)
+  if processes.is_writer():
+    _export(run, config, params, tokenizer)
+    _report(run, config.family, result, rows)
   return result
-
-
-def _check_batch(options: Options, mesh: jax.sharding.Mesh) -> None:
-  if options.batch % (mesh.size * options.accumulate):
-    raise InputError(
-      f"--batch={options.batch} is no multiple of {mesh.size} devices times "
-      f"--accumulate={options.accumulate}: change one"
-    )
 
 
 def _model(run: Run, config) -> Model:
@@ -300,12 +315,11 @@ def _ceil(count: int, multiple: int) -> int:
   return -(-count // multiple) * multiple
 
 
-def _export(run, config, state: TrainState, tokenizer: Tokenizer) -> None:
+def _export(run, config, params: Tree, tokenizer: Tokenizer) -> None:
   """Writes `workdir/model` by one rename, with Hugging Face's names."""
   place = run.workdir / "model"
   if place.exists():
     return
-  params = jax.tree.map(np.asarray, state.params)
   with files.whole_folder(place) as draft:
     export.save(draft, config, params, tokenizer)
 

@@ -23,6 +23,7 @@ from models import fabnet
 from models.fabnet import Compute, Params
 from models.fabnet_config import FABNetConfig
 from models.implementations import Implementations
+from ops import sharding
 from research.core import optimizer
 from research.core.state import TrainState
 from research.lra.options import Options
@@ -198,7 +199,7 @@ def make_round(
   task: Task,
   evaluate: Callable[[Params, Mapping[str, jax.Array]], jax.Array] | None,
 ) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, dict]]:
-  """A round of updates, compiled.
+  """A round of updates, for `state.jit_step` with whole batches.
 
   Args:
     loss: of one member.
@@ -214,10 +215,10 @@ def make_round(
   """
   update = _make_update(loss, options, task)
 
-  @functools.partial(jax.jit, donate_argnums=0)
   def run(state: TrainState, batch, data):
     def step(carry, inputs):
       rows, rates, number = inputs
+      rows = sharding.constrain(rows, "batch")
       keys = jax.vmap(jax.random.fold_in, (0, None))(state.key, number)
       return jax.vmap(update, (0, 0, 0, 0, 0, None))(
         *carry, keys, rows, rates, data["train"]
@@ -278,7 +279,7 @@ def make_evaluation(
       first = jnp.minimum(start, count - size)
       take = lambda x: jax.lax.dynamic_slice_in_dim(x, first, size)
       tokens, lengths, labels = (
-        take(split[name]) for name in ("tokens", "lengths", "labels")
+        _by_rows(take(split[name])) for name in ("tokens", "lengths", "labels")
       )
       own = jax.vmap(
         lambda p: fabnet.logits(
@@ -294,6 +295,10 @@ def make_evaluation(
     return right / count
 
   return evaluate
+
+
+def _by_rows(x: jax.Array) -> jax.Array:
+  return sharding.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
 
 def rows_of(

@@ -116,7 +116,7 @@ def _traced(case: Case, options: Options, butterfly: str | None):
     return run.lower(*arguments), lambda program: lambda: program(*arguments)
   seeds = np.zeros(1, int)
   loss = learn.classify_loss(config, learn.compute_of(options))
-  run = learn.make_round(loss, options, task, None)
+  run = jax.jit(learn.make_round(loss, options, task, None), donate_argnums=0)
   members = jax.tree.map(lambda x: x[None], params)
   state = learn.create_state(members, options, seeds)
   examples = data["labels"].shape[0]

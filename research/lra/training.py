@@ -18,6 +18,8 @@ import numpy as np
 from models import fabnet
 from models.fabnet_config import FABNetConfig
 from research.core import files, loop, metrics, optimizer, report
+from research.core import mesh as mesh_lib
+from research.core import state as state_lib
 from research.core.options import RunOptions
 from research.lra import architectures, curves, learn
 from research.lra import data as data_lib
@@ -43,6 +45,7 @@ class Run:
     learning_rates: peaks that are tried, each with all seeds.
     config: of the model, in the place of the options' sizes; or None.
     keep: checkpoints kept.
+    mesh: devices; None takes one.
   """
 
   options: Options
@@ -52,6 +55,7 @@ class Run:
   learning_rates: Sequence[float] = (1e-3,)
   config: FABNetConfig | None = None
   keep: int = 1
+  mesh: jax.sharding.Mesh | None = None
 
   @property
   def members(self) -> list[tuple[float, int]]:
@@ -70,7 +74,10 @@ def train(run: Run, say: Say) -> list[dict[str, Any]]:
     loop.Stopped: the run was stopped, or diverged.
   """
   options, task = run.options, TASKS[run.options.task]
+  run = dataclasses.replace(run, mesh=run.mesh or mesh_lib.data_mesh(1))
+  mesh_lib.check_batch(run.mesh, options.batch)
   config = run.config or architectures.config(options)
+  mesh_lib.check_used(run.mesh, fabnet.abstract_params(config))
   parts = data_lib.load(task, run.data, say)
   compute = learn.compute_of(options)
   say(
@@ -162,8 +169,8 @@ def _rounds(
   # The data lies on the device and is passed as `frozen`, because each round
   # reads it again.
   return loop.run(
-    step,
-    state,
+    state_lib.jit_step(step, run.mesh, rows=False),
+    mesh_lib.place(run.mesh, state),
     batch_at,
     RunOptions(
       workdir=folder,
@@ -177,7 +184,7 @@ def _rounds(
     ),
     num_steps=rounds,
     timing=lambda seconds: {"update_seconds": seconds / size},
-    frozen=data,
+    frozen=mesh_lib.replicate(run.mesh, data),
   )
 
 

@@ -142,7 +142,8 @@ def fine_tune(
   """
   o = dataclasses.replace(options, seed=arguments.seed(options.seed))
   mesh = mesh or mesh_lib.data_mesh(1)
-  rows = max(mesh.size, min(o.batch, len(train)) // mesh.size * mesh.size)
+  parts = mesh_lib.row_parts(mesh)
+  rows = max(parts, min(o.batch, len(train)) // parts * parts)
   per_epoch = max(1, -(-len(train) // rows))
   schedule, tx = _optimizer(o, o.max_epochs * per_epoch)
   trained, still, combine = _trainable(params, o)
@@ -153,9 +154,9 @@ def fine_tune(
     train = _scored(train, scale, values)
     if o.select == "expected" and valid is not None:
       valid = _scored(valid, scale, valid_values)
-  frozen = mesh_lib.replicate(mesh, frozen)
+  frozen = mesh_lib.place(mesh, frozen)
   step = state_lib.jit_step(
-    learn.make_step(model, tx, schedule, mesh, o.loss, combine=combine), mesh
+    learn.make_step(model, tx, schedule, o.loss, combine=combine), mesh
   )
   evaluate = valid and _evaluation(model, mesh, valid, combine, o)
   state = state_lib.create_state(trained, tx, jax.random.key(o.seed))
@@ -210,7 +211,8 @@ def _scored(examples: Dataset, scale: Scale, values: np.ndarray) -> Dataset:
 
 def _evaluation(model, mesh, valid: Dataset, combine, options: FineTuneOptions):
   """Parameters to the number that decides."""
-  rows = -(-min(options.batch, len(valid)) // mesh.size) * mesh.size
+  parts = mesh_lib.row_parts(mesh)
+  rows = -(-min(options.batch, len(valid)) // parts) * parts
   by_loss = options.select == "loss"
   losses = learn.make_evaluation(
     model,

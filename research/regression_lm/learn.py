@@ -93,7 +93,6 @@ def make_step(
   model: Model,
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
-  mesh: jax.sharding.Mesh,
   options: LossOptions,
   *,
   combine: Combine = lambda trained, frozen: trained,
@@ -104,7 +103,6 @@ def make_step(
     model: what is trained.
     tx: the optimizer.
     schedule: its learning rate, for the metrics.
-    mesh: over whose axis "data" the batch is split.
     options: what is minimised.
     combine: makes the model's parameters of the trained ones and of
       `frozen["params"]`.
@@ -117,13 +115,9 @@ def make_step(
   def objective(trained, part, frozen, key):
     frozen = frozen or {}
     params = combine(trained, frozen.get("params"))
-    if key is not None and mesh.size > 1:
-      # The key differs between devices, which hold different examples.
-      place = jax.lax.axis_index(mesh_lib.DATA_AXIS)
-      key = jax.random.fold_in(key, place)
     return loss_sums(model, params, part, options, frozen.get("grid"), key)
 
-  summed = mesh_lib.sum_over_devices(jax.grad(objective, has_aux=True), mesh)
+  summed = jax.grad(objective, has_aux=True)
 
   def step(state: TrainState, batch: Batch, frozen: Tree):
     key = state_lib.step_key(state) if options.dropout else None
@@ -158,7 +152,10 @@ def make_evaluation(
     params = combine(trained, frozen.get("params"))
     return loss_sums(model, params, batch, options, frozen.get("grid"))[1]
 
-  summed = jax.jit(mesh_lib.sum_over_devices(sums, mesh))
+  summed = jax.jit(
+    mesh_lib.traced(mesh, sums),
+    out_shardings=mesh_lib.replicated_sharding(mesh),
+  )
   placed = [mesh_lib.shard_batch(mesh, batch) for batch in batches]
 
   def evaluate(trained: Tree, frozen: Tree = None) -> dict[str, float]:

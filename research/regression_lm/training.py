@@ -64,11 +64,8 @@ def train(run: Run, say: Say) -> RegressionLM:
     InputError: options, data or the workdir do not do.
     loop.Stopped: interrupted or diverged.
   """
-  o, mesh = run.options, run.mesh or mesh_lib.data_mesh()
-  if o.batch % mesh.size:
-    raise InputError(
-      f"--batch={o.batch} is no multiple of {mesh.size} devices: change it"
-    )
+  o, mesh = run.options, run.mesh or mesh_lib.make()
+  mesh_lib.check_batch(mesh, o.batch)
   lm = _model(run)
   # What is wrong with the data is told before the workdir belongs to the run,
   # so that the same command with another flag can have it.
@@ -87,19 +84,20 @@ def train(run: Run, say: Say) -> RegressionLM:
     scale = Scale.fit(o.scale, prepared.values)
     batch_at = prepared.scored(scale)
     frozen["grid"] = scale.grid(lm.model.codec, o.grid)
-  frozen = mesh_lib.replicate(mesh, frozen)
+  frozen = mesh_lib.place(mesh, frozen)
+  mesh_lib.check_used(mesh, lm.params)
   say(
     f"{lm.num_params / 1e6:.4g}M parameters, {lm.model.config.encoder} encoder"
   )
   schedule, tx = make_optimizer(o)
-  step = learn.make_step(
-    lm.model, tx, schedule, mesh, loss, combine=freezing.join
-  )
+  step = learn.make_step(lm.model, tx, schedule, loss, combine=freezing.join)
   hooks, best = _validation(run, lm, prepared.valid, mesh, frozen)
   try:
     state = loop.run(
       state_lib.jit_step(step, mesh),
-      state_lib.create_state(trained, tx, jax.random.key(o.seed)),
+      mesh_lib.place(
+        mesh, state_lib.create_state(trained, tx, jax.random.key(o.seed))
+      ),
       batch_at,
       dataclasses.replace(run, flags=flags),
       num_steps=o.steps,
@@ -214,7 +212,8 @@ def _validation(
     )
   if valid is None:
     return [], None
-  rows = -(-min(o.batch, len(valid)) // mesh.size) * mesh.size
+  parts = mesh_lib.row_parts(mesh)
+  rows = -(-min(o.batch, len(valid)) // parts) * parts
   evaluate = learn.make_evaluation(
     lm.model, mesh, valid.whole(rows), combine=freezing.join
   )

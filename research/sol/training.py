@@ -15,6 +15,7 @@ import numpy as np
 
 from models import module
 from models.convert import Checkpoint
+from models.errors import InputError
 from research.core import files, loop, metrics, plots
 from research.core import mesh as mesh_lib
 from research.core import progress as progress_lib
@@ -100,7 +101,19 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
     InputError: the text is too short, or the workdir is another run's.
     loop.Stopped: interrupted or diverged.
   """
-  run = dataclasses.replace(run, mesh=run.mesh or mesh_lib.data_mesh())
+  run = dataclasses.replace(run, mesh=run.mesh or mesh_lib.make())
+  parts = mesh_lib.row_parts(run.mesh)
+  if run.options.windows % parts:
+    raise InputError(
+      f"--windows={run.options.windows} is no multiple of {parts} devices: "
+      "change one"
+    )
+  with mesh_lib.using(run.mesh):
+    _train(run, tokens, say)
+
+
+def _train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
+  """`train`, traced under the run's mesh."""
   method, options = run.method, run.options
   workdir_lib.claim(run.workdir, run.flags)
   training, held = corpus.split(tokens, 0.1)
@@ -108,7 +121,8 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
     # The length of the text is checked now, so that a text too short fails
     # before training and not at calibration.
     windows_lib.spread_windows(held, method.layout, 1)
-  lm = mesh_lib.replicate(run.mesh, run.checkpoint.params)
+  mesh_lib.check_used(run.mesh, run.checkpoint.params)
+  lm = mesh_lib.place(run.mesh, run.checkpoint.params)
   pool = _pool(run, training)
   prefixes = _prefixes(run, lm, pool, say)
 
@@ -307,15 +321,7 @@ def _samples(run, lm, damage, log_price, tokens, say) -> warm_start.Samples:
   method, options = run.method, run.options
   windows = options.windows * options.group_size
   rounds = max(-(-options.warm_windows // windows), 1)
-  everywhere = mesh_lib.replicated_sharding(run.mesh)
-  score = jax.jit(
-    functools.partial(warm_start.score, method),
-    in_shardings=(
-      *[everywhere] * 3,
-      mesh_lib.data_sharding(run.mesh),
-      everywhere,
-    ),
-  )
+  score = jax.jit(functools.partial(warm_start.score, method))
   episodes = windows * method.layout.episodes
   say(f"scoring random schedules of {rounds * episodes:,} episodes")
   return warm_start.collect(

@@ -1,6 +1,7 @@
 """Runs scripts as users do, in processes of their own."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,16 +23,47 @@ def environment(home):
   }
 
 
-def start(home, script, *arguments):
-  """Starts `script`, its path and first arguments."""
+def start(home, script, *arguments, **variables):
+  """Starts `script`, its path and first arguments, with more of environment."""
   return subprocess.Popen(
     [sys.executable, *script, *map(str, arguments)],
     cwd=ROOT,
-    env=environment(home),
+    env=environment(home) | variables,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
+
+
+def run_together(home, script, each):
+  """Exit codes and what was printed, by processes that make one run.
+
+  Args:
+    home: as for `environment`.
+    script: as for `start`.
+    each: arguments of every process.
+  """
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  together = [
+    start(
+      home,
+      script,
+      "--multihost",
+      *arguments,
+      JAX_COORDINATOR_ADDRESS=address,
+      JAX_NUM_PROCESSES=str(len(each)),
+      JAX_PROCESS_ID=str(number),
+    )
+    for number, arguments in enumerate(each)
+  ]
+  try:
+    told = [process.communicate(timeout=600) for process in together]
+  finally:
+    for process in together:
+      process.kill()
+  return [(p.returncode, *text) for p, text in zip(together, told)]
 
 
 def run(home, script, *arguments):

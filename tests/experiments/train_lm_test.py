@@ -19,7 +19,7 @@ from research.language_model import architectures
 from research.language_model.options import Options
 from research.text import packing, token_cache
 from tests.experiments import scripts
-from tests.experiments.processes import ROOT, run, start
+from tests.experiments.processes import ROOT, run, run_together, start
 from tests.models import parameter_counts
 
 FLAGFILES = sorted(
@@ -257,3 +257,23 @@ def test_60m_flagfiles_read_the_same_tokens():
   assert [options.arch for options in found] == list(names)
   alike = [dataclasses.replace(o, arch="transformer") for o in found]
   assert alike[0] == alike[1] == alike[2]
+
+
+def test_two_processes_are_one_and_one_of_them_writes(home, trained):
+  first, second = home / "first", home / "second"
+  told = run_together(
+    home, TRAIN, [train_flags(home, first), train_flags(home, second)]
+  )
+  assert [code for code, _, _ in told] == [0, 0], told[0][2] + told[1][2]
+  assert not second.exists()
+  names = lambda folder: {path.name for path in folder.iterdir()}
+  assert names(first) == names(trained[0])
+  one, two = (
+    metrics.read_jsonl(folder / "metrics.jsonl")
+    for folder in (trained[0], first)
+  )
+  for name in ("loss", "grad_norm"):
+    # Losses of 40 updates, each a little off by the order of sums.
+    np.testing.assert_allclose(
+      [row[name] for row in two], [row[name] for row in one], rtol=1e-4
+    )

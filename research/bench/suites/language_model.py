@@ -113,7 +113,7 @@ def _call(model: architectures.Model, options: Options) -> Call:
   schedule, tx = training.make_optimizer(options)
   mesh = mesh_lib.data_mesh(1)
   step = learn.make_step(
-    model, tx, schedule, mesh, vocab_size=specs.VOCAB, z_loss=options.z_loss
+    model, tx, schedule, vocab_size=specs.VOCAB, z_loss=options.z_loss
   )
   step = state_lib.jit_step(step, mesh)
   draw = np.random.default_rng(0).integers

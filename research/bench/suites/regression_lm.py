@@ -246,7 +246,7 @@ def _update_call(model: Model, work: Row) -> Call:
   options = Options(optimizer="muon", dtype=work["dtype"], clip_norm=0.0)
   schedule, tx = training.make_optimizer(options)
   step = state_lib.jit_step(
-    learn.make_step(model, tx, schedule, mesh, options.loss()), mesh
+    learn.make_step(model, tx, schedule, options.loss()), mesh
   )
   texts = _texts(work, work["batch"])
   tokens, lengths = texts.rows(np.arange(work["batch"]), work["length"])

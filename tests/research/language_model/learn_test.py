@@ -52,7 +52,6 @@ def compiled(arch, devices, accumulate, z_loss, options):
     Model(config=CONFIGS[arch], **dict(options)),
     tx,
     schedule,
-    mesh,
     vocab_size=VOCAB,
     accumulate=accumulate,
     z_loss=z_loss,

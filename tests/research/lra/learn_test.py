@@ -80,8 +80,10 @@ def test_an_evaluation_counts_every_sequence_once(evaluate):
 
 
 def test_a_round_keeps_the_best_and_leaves_broken_updates_out(evaluate):
-  step = learn.make_round(
-    learn.classify_loss(CONFIG, COMPUTE), OPTIONS, TASKS["listops"], evaluate
+  step = jax.jit(
+    learn.make_round(
+      learn.classify_loss(CONFIG, COMPUTE), OPTIONS, TASKS["listops"], evaluate
+    )
   )
   data = {
     "train": learn.on_device(split_of(10)),

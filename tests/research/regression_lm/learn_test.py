@@ -115,7 +115,7 @@ def test_an_update_goes_down_the_objective():
   """Plain descent by the gradient of all terms, over the examples."""
   _, params, _, _ = set_up()
   _, _, grads = objective_of_all()
-  _, state = run(1, ALL, steps=1)
+  _, state = run(ONE, ALL, steps=1)
   jax.tree.map(
     lambda p, g, after: np.testing.assert_allclose(
       after, np.asarray(p) - 0.05 * np.asarray(g) / 7, rtol=1e-4, atol=1e-6
@@ -134,15 +134,16 @@ def test_gradients_are_finite_and_blind_to_what_is_forbidden():
   assert (head[:, : MISSING + 1] == 0).all() and np.abs(head[:, 2:]).min() > 0
 
 
-def run(devices, options, steps=3, rate=0.05):
+ONE = {"data": 1}
+
+
+def run(shape, options, steps=3, rate=0.05):
   model, params, batch, scale = set_up()
-  mesh = mesh_lib.data_mesh(devices)
+  mesh = mesh_lib.make(shape)
   schedule = optax.schedules.constant_schedule(rate)
   tx = optax.sgd(schedule)
   frozen = {"grid": scale.grid(CODEC, 4)} if options.needs_grid else None
-  step = state_lib.jit_step(
-    learn.make_step(model, tx, schedule, mesh, options), mesh
-  )
+  step = state_lib.jit_step(learn.make_step(model, tx, schedule, options), mesh)
   state = state_lib.create_state(
     jax.tree.map(jnp.copy, params), tx, jax.random.key(0)
   )
@@ -154,8 +155,9 @@ def run(devices, options, steps=3, rate=0.05):
 
 
 def test_one_device_and_many_give_the_same():
-  one, one_state = run(1, LossOptions(z_loss=0.1))
-  many, many_state = run(4, LossOptions(z_loss=0.1))
+  one, one_state = run(ONE, LossOptions(z_loss=0.1))
+  shape = {"data": 2, "fsdp": 2, "tensor": 2}
+  many, many_state = run(shape, LossOptions(z_loss=0.1))
   for a, b in zip(one, many):
     for name in ("loss", "nll", "grad_norm"):
       assert a[name] == pytest.approx(b[name], rel=1e-4), name
@@ -169,8 +171,8 @@ def test_one_device_and_many_give_the_same():
 
 def test_dropout_differs_by_step_and_not_in_a_second_run():
   frozen_rate = {"rate": 0.0, "steps": 2}
-  first, _ = run(1, LossOptions(dropout=0.3), **frozen_rate)
-  again, _ = run(1, LossOptions(dropout=0.3), **frozen_rate)
+  first, _ = run(ONE, LossOptions(dropout=0.3), **frozen_rate)
+  again, _ = run(ONE, LossOptions(dropout=0.3), **frozen_rate)
   assert first == again
   assert first[0]["loss"] != first[1]["loss"]
 

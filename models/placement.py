@@ -1,0 +1,181 @@
+"""Where the parameters of all models lie on a mesh of devices.
+
+A parameter's name says what its dimensions are, and `ops.sharding.RULES` over
+which axes those are cut. Each lies cut over all devices ("fsdp" and "tensor"),
+and is gathered over "fsdp" for the layer that computes with it; its gradient is
+summed and cut in the same step. Nothing here does anything where no mesh is
+set.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ops import sharding
+
+Tree = Any
+
+# The end of a parameter's name -> what its last dimensions are, as it is kept.
+_DIMS: tuple[tuple[str, sharding.Dims], ...] = (
+  (r"(q|k|v|gate|up)_proj\.kernel", ("stored", "heads")),
+  (r"(o|down|out)_proj\.kernel", ("heads", "stored")),
+  (r"(q|k|v)_proj\.bias", ("heads",)),
+  (r"(embed|target_embed)\.table", ("vocab", "stored")),
+  (r"lm_head\.kernel", ("stored", "vocab")),
+  # Columns of several arrays, whose ends are at no device's end.
+  (r"in_proj\.kernel", ("stored_whole", None)),
+  (r"x_proj\.kernel", ("heads", None)),
+  (r"dt_proj\.kernel", (None, "heads")),
+  (r"(up|down|head_in|head_out)\.kernel", ("stored", None)),
+)
+_PATTERNS = tuple(
+  (re.compile(rf"(^|\.){pattern}(\.value)?$"), dims) for pattern, dims in _DIMS
+)
+# Matrices of several arrays side by side, which `part` gathers one by one.
+_PARTED = ("stored_whole", None)
+# Results that cost nothing to have again, gathered weights in front of all.
+_CHEAP = frozenset(
+  {"sharding_constraint", "slice", "convert_element_type", "transpose",
+   "reshape", "squeeze", "broadcast_in_dim"}
+)  # fmt: skip
+
+
+def dims_of(path: Sequence[Any]) -> sharding.Dims:
+  """What the last dimensions of a leaf are; () for one that is never cut."""
+  name = jax.tree_util.keystr(path, simple=True, separator=".")
+  for pattern, dims in _PATTERNS:
+    if pattern.search(name):
+      return dims
+  return ()
+
+
+def stored_specs(tree: Tree, axes: Mapping[str, int]) -> Tree:
+  """How each leaf of a tree of arrays or shapes is kept.
+
+  Args:
+    tree: parameters, an optimizer's state of them, or what holds both.
+    axes: sizes of a mesh's axes.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: sharding.spec(dims_of(path), leaf.shape, axes), tree
+  )
+
+
+def gathered(block: Tree, dtype: Any) -> Tree:
+  """Parameters of one layer as it computes with them.
+
+  Matrices are rounded to `dtype`, that of the layer's work (None leaves them),
+  and then gathered:
+  so half the bytes go over the wire. Their gradients come back in their own
+  dtype, summed over devices and cut as the parameters are kept.
+  """
+  axes = sharding.sizes()
+  if not axes:
+    return block
+
+  def one(path, leaf):
+    dims = dims_of(path)
+    if not dims or dims == _PARTED:
+      return leaf
+    used = tuple(None if dim == "stored" else dim for dim in dims)
+    return _moved(leaf, dims, used, dtype, axes)
+
+  return jax.tree_util.tree_map_with_path(one, block)
+
+
+def part(columns: jax.Array, dim: str | None, dtype: Any) -> jax.Array:
+  """Columns (D, F) of a matrix of several arrays, as they are computed with.
+
+  Args:
+    columns: of one of the arrays; what is no plain array stays as it is.
+    dim: what the columns are.
+    dtype: that they are rounded to.
+  """
+  axes = sharding.sizes()
+  return _moved(columns, _PARTED, (None, dim), dtype, axes) if axes else columns
+
+
+def _moved(leaf, dims, used_dims, dtype, axes):
+  """A leaf of `dims` laid out by `used_dims`."""
+  if not isinstance(leaf, jax.Array) or leaf.ndim != len(dims):
+    return leaf
+  kept = sharding.spec(dims, leaf.shape, axes)
+  used = sharding.spec(used_dims, leaf.shape, axes)
+  if not any(kept) and not any(used):
+    return leaf
+  wanted = jnp.dtype(dtype) if dtype and leaf.ndim == 2 else leaf.dtype
+  return _gather(kept, used, wanted, leaf.dtype, leaf)
+
+
+def layer(
+  function: Callable[..., Any],
+  *,
+  dtype: Any,
+  remat: bool,
+  scanned: bool = True,
+) -> Callable[..., Any]:
+  """`function(carry, block, ...)` of a layer whose `block` is gathered first.
+
+  Args:
+    function: of the layer.
+    dtype: of its work.
+    remat: compute all of it again in the backward pass. Gathered weights are
+      gathered again in any case, or the whole model would be on every device.
+    scanned: whether a scan goes over the layers; else they are laid out flat.
+  """
+
+  def run(carry, block, *rest):
+    return function(carry, gathered(block, dtype), *rest)
+
+  again = functools.partial(jax.checkpoint, prevent_cse=not scanned)
+  if remat:
+    return again(run)
+  if sharding.sizes().keys() & {sharding.FSDP, sharding.TENSOR}:
+    return again(run, policy=_worth_keeping)
+  return run
+
+
+def rows(x: jax.Array) -> jax.Array:
+  """A residual stream (B, T, D), or of other middle axes, cut by rows."""
+  if x.ndim < 3:
+    return x
+  middle = ("length",) if x.ndim == 3 else (None,) * (x.ndim - 2)
+  return sharding.constrain(x, "batch", *middle, None)
+
+
+def heads(x: jax.Array) -> jax.Array:
+  """Heads (B, T, H, K) or widths (B, T, F) of a layer, cut by them, too."""
+  if x.ndim < 3:
+    return x
+  last = (None,) if x.ndim > 3 else ()
+  return sharding.constrain(x, "batch", "length", "heads", *last)
+
+
+def _worth_keeping(primitive, *_, **__) -> bool:
+  return primitive.name not in _CHEAP
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _gather(
+  kept: PartitionSpec, used: PartitionSpec, dtype, own, w: jax.Array
+) -> jax.Array:
+  del own
+  rounded = jax.lax.with_sharding_constraint(w.astype(dtype), kept)
+  return jax.lax.with_sharding_constraint(rounded, used)
+
+
+def _forward(kept, used, dtype, own, w):
+  return _gather(kept, used, dtype, own, w), None
+
+
+def _backward(kept, used, dtype, own, _, gradient):
+  del used, dtype
+  return (jax.lax.with_sharding_constraint(gradient.astype(own), kept),)
+
+
+_gather.defvjp(_forward, _backward)

@@ -71,7 +71,7 @@ help:
 	@echo "make demo SYSTEM=fabnet         a FABNet and a Transformer, plot"
 	@echo "make demo SYSTEM=attamba        chunks behind a window, and without, plot"
 	@echo "make test                       run all tests"
-	@echo "make tpu-check                  compile the TPU kernels for real"
+	@echo "make tpu-check                  compile TPU kernels and whole steps for real"
 	@echo "make lint                       check format and lint"
 	@echo "make api                        write pages of docstrings to runs/api"
 	@echo "make doctor                     say what this machine offers"
@@ -114,6 +114,7 @@ demo: known model
 
 tpu-check: venv .venv/libtpu
 	@$(PYTHON_RUN) -m pytest -n 2 $$(find tests -name '*_tpu_test.py')
+	@$(PYTHON_RUN) -m tests.tpu_steps
 
 # Work stealing keeps files whole but for the end.
 test: venv

@@ -92,7 +92,8 @@ def part(columns: jax.Array, dim: str | None, dtype: Any) -> jax.Array:
   """Columns (D, F) of a matrix of several arrays, as they are computed with.
 
   Args:
-    columns: of one of the arrays; what is no plain array stays as it is.
+    columns: (D, F), of one of the arrays; what is no plain array stays as it
+      is.
     dim: what the columns are.
     dtype: that they are rounded to.
   """

@@ -20,7 +20,7 @@ def states_before(
     log_decay: log a, float32, at most 0, of a shape that broadcasts to `own`
       when axes are added behind it.
     own: s, (B, ...) float32.
-    first: state in front of the row, or None.
+    first: state in front of the row, (B, ...), or None.
 
   Returns:
     Both like `own`; the second is the same on all devices.

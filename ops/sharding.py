@@ -69,7 +69,7 @@ def spec(
 
 
 def constrain(x: jax.Array, *dims: str | None) -> jax.Array:
-  """Lays `x` out by its last dimensions, where a mesh is set."""
+  """Lays `x` (..., its last dimensions) out by them, where a mesh is set."""
   axes = sizes()
   if not axes:
     return x

@@ -64,7 +64,7 @@ def compile_for(
   Raises:
     RuntimeError: libtpu is missing. Whatever lowering or the compiler raises.
   """
-  sharding = SingleDeviceSharding(_devices(target)[0])
+  sharding = SingleDeviceSharding(devices(f"{target}:2x2")[0])
   lowered = jax.jit(fn, in_shardings=sharding).lower(*args)
   name = "jax_disable_most_optimizations"
   before = jax.config.values[name]
@@ -85,7 +85,12 @@ def kernels(compiled: jax.stages.Compiled) -> list[str]:
 
 
 @functools.cache
-def _devices(target: str) -> list[Any]:
+def devices(topology: str) -> list[Any]:
+  """Chips that are not there, of a topology such as "v5e:2x2".
+
+  Raises:
+    RuntimeError: libtpu is missing.
+  """
   path = library()
   if path is None:
     raise RuntimeError("libtpu is missing: `make tpu-check` fetches it")
@@ -93,4 +98,4 @@ def _devices(target: str) -> list[Any]:
   # Restored at once, or scripts that tests start would load libtpu as well.
   names = _ENVIRONMENT | {"TPU_LIBRARY_PATH": str(path)}
   with mock.patch.dict(os.environ, names):
-    return topologies.get_topology_desc(f"{target}:2x2", "tpu").devices
+    return topologies.get_topology_desc(topology, "tpu").devices

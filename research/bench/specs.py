@@ -92,15 +92,15 @@ def decoded(spec: str) -> tuple[str, Config, int, int]:
     InputError: it is not written so, or there is no such model.
   """
   name, _, shape = spec.partition(":")
-  models = _models()
-  config = models[name]() if name in models else None
+  named = models()
+  config = named[name]() if name in named else None
   numbers = shape.split("x")
   whole = all(number.isdigit() and int(number) > 0 for number in numbers)
   if not whole or config is None or len(numbers) != _numbers(config):
     raise InputError(
       f"decode={spec}: write MODEL:BATCH, such as mamba2_130m:1, or of a "
       "Transformer or an Attamba MODEL:BATCHxCONTEXT, such as "
-      f"llama3_2_1b:1x512, with MODEL one of {', '.join(models)}"
+      f"llama3_2_1b:1x512, with MODEL one of {', '.join(named)}"
     )
   batch, context = (*map(int, numbers), 0)[:2]
   return name, config, batch, context
@@ -111,7 +111,7 @@ def _numbers(config: Config) -> int:
   return 2 if config.keeps_context else 1
 
 
-def _models() -> Mapping[str, Callable[[], Config]]:
+def models() -> Mapping[str, Callable[[], Config]]:
   """The published sizes, and tiny ones, by name."""
   found = {
     "tiny_mamba1": functools.partial(MambaConfig.tiny, "mamba1"),

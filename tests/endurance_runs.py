@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -84,6 +85,7 @@ class Runs:
   Attributes:
     home: folder of everything; programs that runs compiled are kept there.
     seconds: that an undisturbed run takes when all is compiled.
+    updating: seconds of its updates and of the checkpoints between them.
     expected: what an undisturbed run ended with.
   """
 
@@ -99,6 +101,7 @@ class Runs:
       if differ := different(first, again):
         raise AssertionError(f"two undisturbed runs differ in {differ}")
     self.seconds = time.perf_counter() - began
+    self.updating = _updating(self.home / "undisturbed")
     self.expected = first
 
   def start(
@@ -155,7 +158,7 @@ class Runs:
         if time.monotonic() - began > _SECONDS:
           break
         time.sleep(0.002)
-      wait = draw.uniform(0, self.seconds / 2)
+      wait = draw.uniform(0, self.updating)
     try:
       process.wait(wait)
     except subprocess.TimeoutExpired:
@@ -201,6 +204,18 @@ def different(one: dict[str, str], other: dict[str, str]) -> list[str]:
     for name in names
     if one.get(name) != other.get(name) and ".unusable" not in name
   )
+
+
+def _updating(workdir: pathlib.Path) -> float:
+  """Seconds of updates, twice: checkpoints take about as long, untold.
+
+  Of each stage by the median, since the first update is compiled.
+  """
+  found = 0.0
+  for path in workdir.glob("**/metrics.jsonl"):
+    seconds = [row["step_seconds"] for row in metrics.read_jsonl(path)]
+    found += 2 * len(seconds) * statistics.median(seconds)
+  return found
 
 
 def lines(workdir: pathlib.Path) -> int:

@@ -26,7 +26,7 @@ TEXT
   usage
   [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0 || exit 2
 }
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 DATA=$1 OUT=$2 LIMIT=${3:-570} WORKERS=${WORKERS:-8}
 PY=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1

@@ -16,7 +16,7 @@ TEXT
   usage
   [[ ${1:-} == -h || ${1:-} == --help ]] && exit 0 || exit 2
 }
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 OUT=$1 LIMIT=${2:-300}
 PY=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1

@@ -1,4 +1,7 @@
-"""Attention over compressed chunks of the past and a window of recent keys."""
+"""Attention over compressed chunks of the past and a window of recent keys.
+
+`UNUSED` is the end of a chunk slot that holds no chunk.
+"""
 
 from ops.chunked_attention.api import UNUSED as UNUSED
 from ops.chunked_attention.api import chunked_attention as chunked_attention

@@ -1,7 +1,13 @@
 """A tokenizer as all of this project has it; `models.tokenizer` reads them."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import os
+import pathlib
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +15,43 @@ import tokenizers
 from tokenizers import processors
 
 from models.errors import InputError, is_panic, reason
+
+_STDERR = 2
+# Two threads that redirect a descriptor in turn would leave it redirected.
+_REDIRECTING = threading.Lock()
+# How the engine of regular expressions says that it gave up.
+_TOO_LONG = "retry-limit"
+
+
+@contextlib.contextmanager
+def quiet_panics() -> Iterator[None]:
+  """Keeps what a panic of the library writes to stderr from getting there.
+
+  Rust writes its panic, with 80 lines of trace if RUST_BACKTRACE is set, before
+  Python sees an exception. What other threads write meanwhile comes after the
+  block, and is lost if there is a panic. One thread at a time is in the block.
+  """
+  with _REDIRECTING, contextlib.ExitStack() as stack:
+    try:
+      kept = os.dup(_STDERR)
+      stack.callback(os.close, kept)
+      written = stack.enter_context(tempfile.TemporaryFile())
+    except OSError:  # It is closed, or no folder takes a file.
+      yield
+      return
+    os.dup2(written.fileno(), _STDERR)
+    panicked = False
+    try:
+      yield
+    except BaseException as error:
+      panicked = is_panic(error)
+      raise
+    finally:
+      os.dup2(kept, _STDERR)
+      written.seek(0)
+      rest = b"" if panicked else written.read()
+      while rest:
+        rest = rest[os.write(_STDERR, rest) :]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +67,7 @@ class Tokenizer:
     chat_template: how the model writes a chat, in Jinja; None where no file
       says it.
     names: texts of special tokens by their part, such as "bos_token".
+    path: of the file it was read from, for messages, where it is known.
   """
 
   backend: tokenizers.Tokenizer
@@ -32,6 +76,14 @@ class Tokenizer:
   end_ids: tuple[int, ...] = ()
   chat_template: str | None = None
   names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  path: pathlib.Path | None = None
+
+  @functools.cached_property
+  def _may_panic(self) -> bool:
+    """Whether it has regular expressions, whose engine panics at its limit."""
+    parts = (self.backend.normalizer, self.backend.pre_tokenizer)
+    states = (part.__getstate__() for part in parts if part is not None)
+    return any(b'"Regex"' in state for state in states)
 
   def encode(self, text: str) -> np.ndarray:
     """The int32 ids (T,) of `text`, without a begin token.
@@ -45,19 +97,27 @@ class Tokenizer:
     """The ids of each text, without begin tokens; uses all cores.
 
     Raises:
-      InputError: the tokenizer has no token for a part of one.
+      InputError: the tokenizer has no token for a part of one, or its regular
+        expression takes too long.
     """
+    guard = quiet_panics if self._may_panic else contextlib.nullcontext
     try:
-      found = self.backend.encode_batch_fast(
-        list(texts), add_special_tokens=False
-      )
+      with guard():
+        found = self.backend.encode_batch_fast(
+          list(texts), add_special_tokens=False
+        )
     except BaseException as error:  # The library raises nothing narrower.
       if not isinstance(error, Exception) and not is_panic(error):
         raise
       text = repr(texts[0][:40]) if len(texts) == 1 else "one of the texts"
+      if _TOO_LONG in (why := reason(error)):
+        raise InputError(
+          f"{self.path or 'the tokenizer'}: its pattern takes too long on "
+          f"{text}: get another tokenizer.json"
+        ) from error
       raise InputError(
-        f"the tokenizer cannot read {text} ({reason(error)}): give a text of "
-        "its own words"
+        f"the tokenizer cannot read {text} ({why}): give a text of its own "
+        "words"
       ) from error
     return [encoding.ids for encoding in found]
 

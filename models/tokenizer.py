@@ -13,7 +13,7 @@ from tokenizers import models as bpe_models
 from models import gguf_tokenizer, input_files, sentence_piece
 from models.convert import Checkpoint, shards
 from models.encoding import Tokenizer as Tokenizer
-from models.encoding import put_begin, table_size, with_said
+from models.encoding import put_begin, quiet_panics, table_size, with_said
 from models.errors import InputError
 
 # Of a tokenizer in a folder; the first one that is there counts.
@@ -122,10 +122,12 @@ def from_json(path: pathlib.Path) -> Tokenizer:
   if not path.exists():
     raise InputError(_missing(path.parent))
   backend = read_backend(path)
-  with input_files.errors_at(path, wrong="is no readable tokenizer"):
-    return Tokenizer(
-      backend=backend, vocab_size=table_size(backend), bos_id=_begin_id(backend)
-    )
+  wrong = "is no readable tokenizer"
+  with input_files.errors_at(path, wrong=wrong), quiet_panics():
+    begin = _begin_id(backend)
+  return Tokenizer(
+    backend=backend, vocab_size=table_size(backend), bos_id=begin, path=path
+  )
 
 
 def read_backend(path: pathlib.Path) -> tokenizers.Tokenizer:
@@ -134,8 +136,8 @@ def read_backend(path: pathlib.Path) -> tokenizers.Tokenizer:
   Raises:
     InputError: the file is missing or damaged.
   """
-  text = input_files.read_text(path)
-  with input_files.errors_at(path, wrong="is no readable tokenizer"):
+  text, wrong = input_files.read_text(path), "is no readable tokenizer"
+  with input_files.errors_at(path, wrong=wrong), quiet_panics():
     return tokenizers.Tokenizer.from_str(text)
 
 

@@ -5,6 +5,8 @@ import shutil
 
 import jax
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
 
 from models import mamba, transformer
 from models.convert import save_safetensors
@@ -75,6 +77,28 @@ def test_a_model_without_a_tokenizer_is_given_one(bare):
   code, out, err = run(*flags, "--tokenizer=bytes", "--temperature=1e-38")
   assert code == 0 and out.startswith("日本") and "decode" in err
   assert out == run(*flags, "--tokenizer=bytes")[1]
+
+
+def test_a_pattern_that_takes_too_long_is_told_in_one_line(
+  bare, tmp_path, monkeypatch
+):
+  backend = tokenizing.of_bytes().backend
+  pattern = tokenizers.Regex("^(([a-z])+.)+[A-Z]([a-z])+$")
+  backend.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+  path = tmp_path / "tokenizer.json"
+  backend.save(str(path))
+  monkeypatch.setenv("RUST_BACKTRACE", "1")
+  code, out, err = processes.run(
+    tmp_path,
+    ["experiments/generate.py"],
+    f"--model={bare}",
+    f"--tokenizer={path}",
+    f"--prompt={'a' * 60}",
+  )
+  assert code == 2 and not out
+  (line,) = err.splitlines()
+  assert line.startswith(f"error: {path}: its pattern takes too long on 'aaa")
+  assert line.endswith(": get another tokenizer.json")
 
 
 def test_a_state_of_few_bits_is_asked_for(tmp_path):

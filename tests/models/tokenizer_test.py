@@ -1,6 +1,8 @@
 import json
+import os
 import pathlib
 import time
+from concurrent import futures
 
 import gguf
 import numpy as np
@@ -9,7 +11,7 @@ import tokenizers
 from tokenizers import models as bpe_models
 from tokenizers import pre_tokenizers, processors
 
-from models import control_tokens, tokenizer
+from models import control_tokens, encoding, tokenizer
 from models.convert import Checkpoint, load
 from models.errors import InputError
 from models.text import load_text
@@ -259,3 +261,23 @@ def test_the_largest_id_counts(tmp_path):
   checkpoint = _write_model(tmp_path, backend)
   with pytest.raises(InputError, match="301 tokens, the model 300"):
     tokenizer.load_tokenizer(checkpoint)
+
+
+def test_a_panic_alone_is_kept_from_stderr(tmp_path, capfd):
+  path = tmp_path / "tokenizer.json"
+  backend = _words(*"|AC")
+  backend.pre_tokenizer = pre_tokenizers.Split(
+    tokenizers.Regex("^((A)+.)+C(A)+$"), "isolated"
+  )
+  backend.save(str(path))
+  found = tokenizer.from_json(path)
+
+  def told(_):
+    with pytest.raises(InputError, match=f"{path}: its pattern takes too long"):
+      found.encode("A" * 60)
+
+  with futures.ThreadPoolExecutor(4) as threads:
+    list(threads.map(told, range(4)))
+  with encoding.quiet_panics():
+    os.write(2, b"of another thread")
+  assert capfd.readouterr().err == "of another thread"

@@ -84,7 +84,7 @@ def main(_) -> None:
   from models.text import load_text
   from research.evaluation import tasks
 
-  cli.check_there(models=[_MODEL.value])
+  cli.check_there([_MODEL.value], tokenizer=_TOKENIZER.value)
   # All inputs are read first: a missing file ends no long run in its midst.
   todo = {}
   for name in dict.fromkeys(_TASKS.value):

@@ -76,7 +76,8 @@ def _check() -> tuple[list[str], list[int]]:
   names = recipes.expanded(_RECIPES.value)
   if not all(str(at).isdigit() and int(at) > 0 for at in _AT.value):
     raise InputError(f"--at={','.join(_AT.value)}: give positive integers")
-  cli.check_there(_MODEL.value, [_TEXT.value, _CALIBRATION.value])
+  texts = [_TEXT.value, _CALIBRATION.value]
+  cli.check_there(_MODEL.value, texts, tokenizer=_TOKENIZER.value)
   return names, sorted(map(int, _AT.value))
 
 

@@ -85,7 +85,7 @@ def _write(prompts, completions) -> None:
 def main(_) -> None:
   """Generates; see the module's docstring."""
   prompts = _prompts()
-  cli.check_there(models=[_MODEL.value])
+  cli.check_there([_MODEL.value], tokenizer=_TOKENIZER.value)
   import jax.numpy as jnp  # after the flags were checked
 
   from models.state_format import StateFormat

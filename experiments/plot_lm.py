@@ -51,6 +51,8 @@ def main(_) -> None:
     raise InputError(
       f"--names: {len(names)} names for {len(folders)} runs: give one for each"
     )
+  for folder in folders:
+    cli.check_path(folder)
   if _COST_PLOT.value and not _COSTS.value:
     raise InputError("--cost_plot: give --costs, such as --costs=8192")
   from research.language_model import costs, curves

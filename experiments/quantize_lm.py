@@ -45,7 +45,7 @@ def main(_) -> None:
   out = pathlib.Path(_OUT.value).expanduser()
   if out.exists():
     raise InputError(f"--out={out}: exists and is not overwritten")
-  cli.check_there(models=[_MODEL.value], texts=[_TEXT.value])
+  cli.check_there([_MODEL.value], [_TEXT.value], tokenizer=_TOKENIZER.value)
 
   import jax  # after the flags were checked: a mistake is answered at once
 

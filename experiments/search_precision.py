@@ -44,7 +44,8 @@ _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 def main(_) -> None:
   """Searches; see the module's docstring."""
   began = time.perf_counter()
-  cli.check_there([_MODEL.value], [_TEXT.value, _SEARCH_TEXT.value])
+  texts = [_TEXT.value, _SEARCH_TEXT.value]
+  cli.check_there([_MODEL.value], texts, tokenizer=_TOKENIZER.value)
 
   from models.convert import load
   from models.text import load_text

@@ -86,7 +86,9 @@ def main(_) -> None:
   mesh_flags.check(multihost=True)
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
   cli.check_there(
-    models=[_START.value], texts=[*_TEXT.value, *_EVAL_TEXT.value]
+    models=[_START.value],
+    texts=[*_TEXT.value, *_EVAL_TEXT.value],
+    field=options.text_field,
   )
 
   import jax  # after the flags were checked: a mistake is answered at once

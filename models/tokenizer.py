@@ -38,12 +38,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
   if path.is_dir() or any((directory / name).exists() for name in FILES):
     tokenizer = in_folder(directory)
   elif path.suffix == ".gguf":
-    return within(gguf_tokenizer.read(path), rows)
+    return within(gguf_tokenizer.read(path), rows, path)
   elif (directory / "config.json").exists():
     raise InputError(_missing(directory))
   else:
     tokenizer = from_llama2c(directory / f"tok{rows}.bin", rows)
-  return within(with_files_of(checkpoint, tokenizer), rows)
+  return within(with_files_of(checkpoint, tokenizer), rows, path)
 
 
 def with_files_of(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Tokenizer:
@@ -189,7 +189,7 @@ def _with_files(tokenizer: Tokenizer, directory: pathlib.Path) -> Tokenizer:
   return with_said(tokenizer, ends=ends, chat_template=template, names=names)
 
 
-def within(tokenizer: Tokenizer, rows: int) -> Tokenizer:
+def within(tokenizer: Tokenizer, rows: int, model: object) -> Tokenizer:
   """The tokenizer without special tokens that a token table does not hold.
 
   Gemma 3 has one for pictures behind the last row of its table.
@@ -197,6 +197,7 @@ def within(tokenizer: Tokenizer, rows: int) -> Tokenizer:
   Args:
     tokenizer: of Hugging Face.
     rows: of the table.
+    model: whose table it is, for people.
 
   Raises:
     InputError: tokens that texts are made of are among them.
@@ -213,8 +214,8 @@ def within(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     )
   if tokenizer.vocab_size > rows:
     raise InputError(
-      f"the tokenizer has {tokenizer.vocab_size} tokens, the model {rows}: get "
-      "the tokenizer that belongs to it"
+      f"{model}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+      f"{rows}: get the tokenizer that belongs to it"
     )
   return tokenizer
 

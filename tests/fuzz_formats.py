@@ -227,7 +227,7 @@ def _tokenizer(folder):
 
 def _read_tokenizer(folder):
   found = tokenizer.from_json(folder / "tokenizer.json")
-  return tokenizer.within(found, 100).encode("abc a")
+  return tokenizer.within(found, 100, "a").encode("abc a")
 
 
 def _sentence_piece(folder):

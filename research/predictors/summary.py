@@ -35,6 +35,8 @@ def lines(table: Table, parts: Split) -> list[str]:
     found.append(told + (f", {missing} missing" if missing else ""))
   found.append(f"text: {_short(table.texts[int(parts.train[0])])}")
   found.append(f"peers: {seen_by_peers(table)}")
+  if gaps := _gaps(table):
+    found.append(f"missing numbers: {gaps}")
   for place, name in enumerate(table.targets):
     for other, alike in _alike(table, table.values[:, place]):
       found.append(
@@ -62,6 +64,16 @@ def seen_by_peers(table: Table) -> str:
     return ", ".join(told) + (", words of the text" if table.words else "")
   count = table.features.shape[1]
   return f"{count} numbers of the text" if count else "words of the text"
+
+
+def _gaps(table: Table) -> str:
+  """Columns of numbers that rows lack, and how many rows lack them."""
+  missing = np.isnan(table.features).sum(axis=0)
+  named = zip(table.feature_names, missing.tolist())
+  told = [f"{name} {count}" for name, count in named if count]
+  if len(told) > _NAMES:
+    told = [*told[:_NAMES], f"{len(told) - _NAMES} more"]
+  return ", ".join(told)
 
 
 def _alike(table: Table, truth: np.ndarray) -> list[tuple[str, float]]:

@@ -155,7 +155,9 @@ class RegressionLM:
     """
     encoder = t5gemma.open_encoder(directory)
     found = tokenizer_lib.within(
-      tokenizing.load(str(encoder.folder)), encoder.config.vocab_size
+      tokenizing.load(str(encoder.folder)),
+      encoder.config.vocab_size,
+      encoder.folder,
     )
     codec = TargetCodec(format=numbers, num_objectives=num_objectives)
     arguments.sizes(max_length, sizes, beside=("encoder", "t5gemma"))

@@ -14,20 +14,15 @@ from tokenizers import (
   trainers,
 )
 
-from models import gguf_tokenizer, sentence_piece
+from models import gguf_tokenizer, locate, sentence_piece
 from models import tokenizer as tokenizer_lib
 from models.convert import Checkpoint, hub
 from models.errors import InputError
 from models.tokenizer import Tokenizer
 from research.core.progress import counter
 
-HUB_IDS = {
-  "gpt-neox": "EleutherAI/gpt-neox-20b",
-  "gpt2": "openai-community/gpt2",
-  "smollm2": "HuggingFaceTB/SmolLM2-135M",
-  "llama2": "meta-llama/Llama-2-7b-hf",
-}
-BYTES, BPE, SENTENCEPIECE = "bytes", "bpe", "sentencepiece"
+HUB_IDS, BYTES, BPE = locate.TOKENIZER_IDS, locate.BYTES, locate.BPE
+SENTENCEPIECE = "sentencepiece"
 _BOUNDARY = "<|endoftext|>"
 # A BPE is learned from at most so many characters, taken evenly from the text.
 _BPE_CHARACTERS = 1 << 26
@@ -58,20 +53,12 @@ def load(name: str, *, marks: bool = False) -> Tokenizer:
   """
   if name == BYTES:
     return of_bytes()
-  path = pathlib.Path(name).expanduser()
+  path, hub_id = locate.find_tokenizer(name)
+  if path is None:
+    return tokenizer_lib.in_folder(hub.download_tokenizer(hub_id))
   if path.is_dir():
     return tokenizer_lib.in_folder(path)
-  if path.exists():
-    return _of_file(path, marks)
-  hub_id = HUB_IDS.get(name, name)
-  files = (".json", ".gz", ".gguf", sentence_piece.SUFFIX)
-  if hub_id.count("/") != 1 or path.suffix in files:
-    raise InputError(
-      f"--tokenizer={name}: no such tokenizer; give {BYTES}, {BPE}, "
-      f"{', '.join(HUB_IDS)}, a hub id, or the path of a tokenizer.json, of a "
-      ".model or of a .gguf file"
-    )
-  return tokenizer_lib.in_folder(hub.download_tokenizer(hub_id))
+  return _of_file(path, marks)
 
 
 def _of_file(path: pathlib.Path, marks: bool) -> Tokenizer:
@@ -100,7 +87,8 @@ def of_checkpoint(checkpoint: Checkpoint, name: str | None) -> Tokenizer:
   tokenizer = load(name, marks=True)
   if name != BYTES:
     tokenizer = tokenizer_lib.with_files_of(checkpoint, tokenizer)
-  return tokenizer_lib.within(tokenizer, checkpoint.config.vocab_size)
+  rows = checkpoint.config.vocab_size
+  return tokenizer_lib.within(tokenizer, rows, checkpoint.path)
 
 
 def of_bytes() -> Tokenizer:

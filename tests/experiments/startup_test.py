@@ -64,6 +64,7 @@ eval_lm --tasks=foo
 eval_lm --tasks=lambada
 eval_lm --text=foo
 eval_lm --model=/nowhere
+eval_lm --tokenizer=/nowhere
 eval_quantized --recipes=foo
 eval_quantized --text=foo
 eval_quantized --calibration_text=foo
@@ -74,6 +75,7 @@ eval_rlm --model=MODEL --path=/nowhere
 eval_sol --workdir=/nowhere
 generate
 generate --prompt=x --model=/nowhere
+generate --prompt=x --tokenizer=/nowhere
 kernelbench_rlm
 kernelbench_rlm --path=/nowhere
 learning_curve_rlm
@@ -82,6 +84,7 @@ learning_curve_rlm --path=. --peers=foo
 learning_curve_rlm --path=TABLE --targets=foo
 make_program_metrics
 plot_lm
+plot_lm --runs=/nowhere
 plot_lra
 plot_lra --runs=a --names=b,c
 plot_lra --runs=a --times=/nowhere
@@ -93,6 +96,7 @@ time_lra --batches=0
 time_lra --augment
 train_lm --text=foo
 train_lm --eval_text=foo
+train_lm --text=RECORDS
 train_lm --start=/nowhere
 train_recall --pairs=9 --length=32
 train_recall --seeds=1,1
@@ -174,7 +178,10 @@ def test_a_mistake_is_answered_within_a_second(mistakes, heavy, tmp_path):
   table.write_text("x,word,huge\n" + "1,a,1e300\n2,b,3\n" * 20)
   (tmp_path / "config.json").write_text("{}")
   lines = mistakes.strip().replace("\n\n", "\n").replace("TABLE", str(table))
+  records = tmp_path / "a.jsonl"
+  records.write_text('{"other": "a"}\n')
   lines = lines.replace("MODEL", str(tmp_path))
+  lines = lines.replace("RECORDS", str(records))
   done = subprocess.run(
     [sys.executable, "-c", _MISTAKES, str(SCRIPTS), " ".join(heavy), lines],
     capture_output=True,

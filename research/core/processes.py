@@ -7,10 +7,10 @@ so the folder may lie on a disk that it alone sees.
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from models.errors import InputError, reason
@@ -41,6 +41,8 @@ def start() -> None:
       "num_processes": int(count),
       "process_id": int(number),
     }
+  import jax
+
   try:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:
@@ -50,14 +52,23 @@ def start() -> None:
     ) from error
 
 
+def _are_many() -> bool:
+  """Whether `start` was called; asked without devices, which JAX would start.
+
+  Where nothing has imported JAX yet, nothing has called it.
+  """
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized()
+
+
 def count() -> int:
   """Processes of the run."""
-  return jax.process_count()
+  return sys.modules["jax"].process_count() if _are_many() else 1
 
 
 def is_writer() -> bool:
   """Whether this process is the one that writes."""
-  return jax.process_index() == 0
+  return not _are_many() or sys.modules["jax"].process_index() == 0
 
 
 def from_writer(function: Callable[[], Any]) -> Any:

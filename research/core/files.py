@@ -25,7 +25,6 @@ from models.files import (
   write_safetensors,
   write_text,
 )
-from research.core import processes
 
 __all__ = [
   "Path",
@@ -70,6 +69,10 @@ def kept(
   Raises:
     InputError: the file is damaged, or belongs to something else.
   """
+  # Scripts import this module before they check their flags, and JAX takes a
+  # while to import.
+  from research.core import processes
+
   path, owner = pathlib.Path(path), digest(belongs_to)
   arrays = processes.from_writer(
     lambda: read_npz(path) if path.exists() else None

@@ -80,13 +80,20 @@ _LOG = cli.integer("log_every", 10, "updates between lines of metrics", 1)
 _OPTIONS = option_flags.define(Options)
 
 
+def _is_run(start: str) -> bool:
+  """Whether a path is of a run's workdir or a state of it, and of no model."""
+  path = pathlib.Path(start).expanduser()
+  return "checkpoints" == path.parent.name or (path / "checkpoints").is_dir()
+
+
 def main(_) -> None:
   """Trains; see the module's docstring."""
   began = time.perf_counter()
   mesh_flags.check(multihost=True)
   options = Options(**{name: flag.value for name, flag in _OPTIONS.items()})
+  models = [] if _START.value and _is_run(_START.value) else [_START.value]
   cli.check_there(
-    models=[_START.value],
+    models,
     texts=[*_TEXT.value, *_EVAL_TEXT.value],
     field=options.text_field,
   )

@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from models.convert import folder
 from models.errors import InputError
 from models.text import load_text, text_path
 
@@ -36,9 +37,10 @@ def check_there(
   field: str = "text",
   tokenizer: str | None = None,
 ) -> None:
-  """Checks names of models and texts, before libraries that take seconds.
+  """Checks models and texts that are named, before what takes seconds.
 
-  Small texts are read: what is wrong in them is then told at once.
+  Folders of models are asked for weights and a config, and small texts are
+  read: what is wrong in them is then told at once.
 
   Args:
     models: names; None is left out.
@@ -47,11 +49,13 @@ def check_there(
     tokenizer: a name, or None.
 
   Raises:
-    InputError: one is not there, or a small text cannot be read.
+    InputError: one is not there, a small text cannot be read, or a folder is
+      not that of a model.
   """
   for name in models:
-    if name is not None:
-      find(name)
+    path = None if name is None else find(name)[0]
+    if path is not None and path.is_dir():
+      folder.check(path)
   for name in texts:
     path = text_path(name)
     if path.stat().st_size < _SMALL_TEXT and path.suffix != ".parquet":

@@ -30,7 +30,8 @@ from models import (
   tokenizer,
 )
 from models.attamba_config import AttambaConfig
-from models.convert import attamba, directory, mamba, t5gemma, torch_bin
+from models.convert import attamba, mamba, t5gemma, torch_bin
+from models.convert import folder as convert_folder
 from models.mamba_config import MambaConfig
 from models.numbers import Ieee
 from models.transformer_config import TransformerConfig
@@ -124,7 +125,7 @@ def _index(folder):
   (folder / "model.safetensors").rename(folder / "a.safetensors")
   with safetensors.safe_open(folder / "a.safetensors", "numpy") as file:
     names = dict.fromkeys(file.keys(), "a.safetensors")
-  (folder / directory.INDEX).write_text(json.dumps({"weight_map": names}))
+  (folder / convert_folder.INDEX).write_text(json.dumps({"weight_map": names}))
 
 
 def _gguf(folder):
@@ -351,7 +352,7 @@ FORMATS = {
   "safetensors": Format(_model, "model.safetensors", convert.load),
   "quantized": Format(_few_bits, "model.safetensors", convert.load),
   "config": Format(_model, "config.json", convert.load),
-  "index": Format(_index, directory.INDEX, convert.load),
+  "index": Format(_index, convert_folder.INDEX, convert.load),
   "mamba_config": Format(
     _writes("config.json", _MAMBA), "config.json",
     lambda folder: mamba.from_json(

@@ -4,17 +4,14 @@ import pathlib
 from typing import Any
 
 from models import language_model
-from models.convert import attamba, hf_config, mamba, names, quantized, shards
+from models.attamba_config import AttambaConfig
+from models.convert import folder, mamba, names, shards
 from models.convert.names import TensorSource
-from models.convert.safetensors_io import INDEX, SINGLE, SafetensorsFile
+from models.convert.safetensors_io import SafetensorsFile
 from models.convert.torch_bin import Archive
 from models.errors import InputError
+from models.mamba_config import MambaConfig
 
-_BIN = "pytorch_model.bin"
-_FORMS = (
-  (SINGLE, INDEX, SafetensorsFile),
-  (_BIN, _BIN + ".index.json", Archive),
-)
 _HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 # What wrappers call their only child.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module",
@@ -32,8 +29,8 @@ def open_directory(
   Raises:
     InputError: a file is missing, cut short or does not fit the others.
   """
-  config_path = directory / "config.json"
-  hf = shards.read_json(config_path) if config_path.exists() else None
+  config_path = directory / folder.CONFIG
+  hf = folder.read_config(config_path)
   return _describe(hf, config_path, tensors(directory))
 
 
@@ -45,42 +42,32 @@ def open_bin(
   Raises:
     InputError: a file is missing, cut short or does not fit the other.
   """
-  config_path = path.parent / "config.json"
-  hf = shards.read_json(config_path) if config_path.exists() else None
+  config_path = path.parent / folder.CONFIG
+  hf = folder.read_config(config_path)
   return _describe(hf, config_path, shards.open_file(path, Archive))
 
 
 def tensors(directory: pathlib.Path) -> TensorSource:
   """The tensors, from safetensors where there are both."""
-  for single, index, opener in _FORMS:
-    if (directory / single).exists():
-      return shards.open_file(directory / single, opener)
-    if (directory / index).exists():
-      return shards.open_index(directory / index, opener)
-  raise InputError(
-    f"{directory}: has neither {SINGLE} nor {INDEX}, nor {_BIN}: give a "
-    "directory with safetensors and config.json"
-  )
+  path = folder.weights(directory)
+  opener = SafetensorsFile if ".safetensors" in path.name else Archive
+  open_them = shards.open_index if path.suffix == ".json" else shards.open_file
+  return open_them(path, opener)
 
 
 def _describe(
   hf: dict[str, Any] | None, path: pathlib.Path, source: TensorSource
 ) -> tuple[language_model.Config, TensorSource]:
-  packed = (hf or {}).get("quantization_config")
-  if packed and packed != quantized.CONFIG["quantization_config"]:
-    raise InputError(
-      f"{path}: quantization_config says that the weights are packed, in a "
-      "form that is not read here: get the model before it was quantized, or "
-      "a .gguf file of it"
-    )
+  config = folder.config(hf, path)
   source = _without_prefix(source)
-  if attamba.describes(hf or {}):
-    return attamba.from_json(hf, str(path)), source
-  if mamba.describes(hf or {}) or (hf is None and mamba.is_megatron(source)):
+  if isinstance(config, AttambaConfig):
+    return config, source
+  if isinstance(config, MambaConfig) or (
+    hf is None and mamba.is_megatron(source)
+  ):
     return mamba.open_source(hf, str(path), source)
-  if hf is None:
+  if config is None:
     raise InputError(f"{path}: is missing: get the checkpoint again")
-  config = hf_config.from_hf(hf, str(path))
   config, source = names.with_own_head(config, source, _HEAD, _TABLE)
   # Rotation tables that old exporters wrote; they follow from the config.
   rotations = [n for n in source.names if n.endswith(_ROTATION)]

@@ -12,12 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from models import mamba
-from models.convert.mamba_config import (
-  describes,
-  from_json,
-  from_shapes,
-  to_hf,
-)
+from models.convert.mamba_config import describes, from_json, to_hf
 from models.convert.names import (
   Leaf,
   TensorSource,
@@ -25,6 +20,7 @@ from models.convert.names import (
   taps_leaf,
   with_own_head,
 )
+from models.errors import InputError
 from models.mamba_config import MambaConfig
 
 __all__ = [
@@ -37,6 +33,8 @@ __all__ = [
 ]
 
 _TABLE = "backbone.embeddings.weight"
+# All published Megatron checkpoints of Mamba-2 have these values.
+_MEGATRON_D_STATE, _MEGATRON_VOCAB_MULTIPLE = 128, 128
 # As transformers, mamba_ssm and Megatron name the token table.
 TABLES = (
   _TABLE,
@@ -134,7 +132,7 @@ def open_source(
   extra = [n for n in source.names if n.endswith(_MEGATRON_EXTRA)]
   source = source.without(extra).renamed(_rename)
   if json is None:
-    config = from_shapes(source, path)
+    config = _from_shapes(source, path)
   else:
     config = from_json(json, path)
   return with_own_head(config, source, _HEAD, _TABLE)
@@ -145,3 +143,47 @@ def _rename(name: str) -> str:
     if match := re.fullmatch(pattern, name):
       return match.expand(template)
   return name
+
+
+def _from_shapes(source: TensorSource, path: str) -> MambaConfig:
+  """The config of a Megatron checkpoint, which has no `config.json`.
+
+  State size and padding of the vocabulary are Megatron's defaults, 128.
+
+  Args:
+    source: its tensors by the names of transformers.
+    path: where a `config.json` would be, for messages.
+
+  Raises:
+    InputError: the tensors are not those of a Mamba-2 model.
+  """
+  mixer = "backbone.layers.0.mixer."
+  try:
+    vocab_size, d_model = source.shape("backbone.embeddings.weight")
+    (num_heads,) = source.shape(mixer + "A_log")
+    channels, _, d_conv = source.shape(mixer + "conv1d.weight")
+    _, d_inner = source.shape(mixer + "out_proj.weight")
+    states, rest = divmod(channels - d_inner, 2 * _MEGATRON_D_STATE)
+    layers = {n.split(".")[2] for n in source.names if ".layers." in n}
+    if rest:
+      raise ValueError("the state size is not 128")
+    return MambaConfig(
+      kind="mamba2",
+      vocab_size=vocab_size,
+      vocab_multiple=(
+        1 if vocab_size % _MEGATRON_VOCAB_MULTIPLE else _MEGATRON_VOCAB_MULTIPLE
+      ),
+      num_layers=len(layers),
+      d_model=d_model,
+      d_state=_MEGATRON_D_STATE,
+      expand=d_inner // d_model,
+      d_conv=d_conv,
+      head_dim=d_inner // num_heads,
+      num_groups=states,
+      tie_embeddings="lm_head.weight" not in source.names,
+    )
+  except (KeyError, ValueError, ZeroDivisionError) as error:
+    raise InputError(
+      f"{path}: is missing, and the tensors are not those of Megatron's "
+      "Mamba-2: write a config.json in the form of state-spaces/mamba2-2.7b"
+    ) from error

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from models import input_files
-from models.convert.names import TensorSource
 from models.errors import InputError, shown
 from models.mamba_config import AttentionLayers, MambaConfig
 
@@ -52,8 +51,6 @@ _SSM_CFG = {
 _KINDS = {"mamba": "mamba1", "mamba2": "mamba2"}
 _HYBRID = "_hybrid"
 _D_STATE = {"mamba1": 16, "mamba2": 128}
-# All published Megatron checkpoints of Mamba-2 have these values.
-_MEGATRON_D_STATE, _MEGATRON_VOCAB_MULTIPLE = 128, 128
 
 
 def from_json(json: dict[str, Any], path: str) -> MambaConfig:
@@ -187,50 +184,6 @@ def _with_rank(config: MambaConfig, rank: int | str | None) -> MambaConfig:
   if config.kind == "mamba2" or rank in (None, "auto", config.rank):
     return config
   return dataclasses.replace(config, dt_rank=rank)
-
-
-def from_shapes(source: TensorSource, path: str) -> MambaConfig:
-  """The config of a Megatron checkpoint, which has no `config.json`.
-
-  State size and padding of the vocabulary are Megatron's defaults, 128.
-
-  Args:
-    source: its tensors by the names of transformers.
-    path: where a `config.json` would be, for messages.
-
-  Raises:
-    InputError: the tensors are not those of a Mamba-2 model.
-  """
-  mixer = "backbone.layers.0.mixer."
-  try:
-    vocab_size, d_model = source.shape("backbone.embeddings.weight")
-    (num_heads,) = source.shape(mixer + "A_log")
-    channels, _, d_conv = source.shape(mixer + "conv1d.weight")
-    _, d_inner = source.shape(mixer + "out_proj.weight")
-    states, rest = divmod(channels - d_inner, 2 * _MEGATRON_D_STATE)
-    layers = {n.split(".")[2] for n in source.names if ".layers." in n}
-    if rest:
-      raise ValueError("the state size is not 128")
-    return MambaConfig(
-      kind="mamba2",
-      vocab_size=vocab_size,
-      vocab_multiple=(
-        1 if vocab_size % _MEGATRON_VOCAB_MULTIPLE else _MEGATRON_VOCAB_MULTIPLE
-      ),
-      num_layers=len(layers),
-      d_model=d_model,
-      d_state=_MEGATRON_D_STATE,
-      expand=d_inner // d_model,
-      d_conv=d_conv,
-      head_dim=d_inner // num_heads,
-      num_groups=states,
-      tie_embeddings="lm_head.weight" not in source.names,
-    )
-  except (KeyError, ValueError, ZeroDivisionError) as error:
-    raise InputError(
-      f"{path}: is missing, and the tensors are not those of Megatron's "
-      "Mamba-2: write a config.json in the form of state-spaces/mamba2-2.7b"
-    ) from error
 
 
 def to_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:

@@ -28,8 +28,6 @@ from ops.quantized import QTensor, Quantizer, QWeight, Taps, formats
 
 # The entry of a file's header that holds the text.
 KEY = "frugax.quantized"
-# For config.json: other programs would take the weights for missing.
-CONFIG = {"quantization_config": {"quant_method": "frugax"}}
 _UNREADABLE = "its quantized tensors cannot be read"
 _AGAIN = "get the file again, or a version of this code that knows the format"
 NODES = QTensor | QWeight | Quantizer | Taps

@@ -12,12 +12,10 @@ import safetensors
 
 from models import files, input_files
 from models.convert import forms
-from models.convert.quantized import CONFIG, NODES, Quantized, to_arrays
+from models.convert.folder import CONFIG, INDEX, PACKED, SINGLE
+from models.convert.quantized import NODES, Quantized, to_arrays
 from models.errors import InputError
 from models.language_model import Config, Params
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 class SafetensorsFile:
@@ -123,7 +121,7 @@ def save_safetensors(
       family fits the config.
   """
   directory = pathlib.Path(directory)
-  for name in ("config.json", SINGLE, INDEX):
+  for name in (CONFIG, SINGLE, INDEX):
     if (directory / name).exists():
       raise InputError(
         f"{directory / name}: exists and is not overwritten: give another "
@@ -133,10 +131,10 @@ def save_safetensors(
   dtype = params["embed"]["table"].dtype.name
   arrays, header = to_arrays(forms.disassemble(config, params))
   hf = forms.to_hf(config, dtype) | (more or {})
-  hf |= CONFIG if header else {}
+  hf |= {"quantization_config": dict(PACKED)} if header else {}
   header = {"format": "pt"} | header
   files.write_safetensors(directory / SINGLE, arrays, header)
-  files.write_json(directory / "config.json", hf)
+  files.write_json(directory / CONFIG, hf)
 
 
 def _without_padding(config, params):

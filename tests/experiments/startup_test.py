@@ -1,5 +1,6 @@
 """A mistaken flag is answered at once: scripts read flags without JAX."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_scripts_import_what_is_heavy_after_their_flags_were_checked():
 
 
 # Mistakes that a script answers before it imports what is heavy, also those in
-# a small TABLE.
+# a small TABLE, in a MODEL without weights, and in one with a WRONG config.
 MISTAKES = """
 analyse_rlm
 analyse_rlm --answers=/nowhere
@@ -68,6 +69,8 @@ eval_lm --tokenizer=/nowhere
 eval_quantized --recipes=foo
 eval_quantized --text=foo
 eval_quantized --calibration_text=foo
+eval_quantized --model=MODEL
+eval_quantized --model=WRONG
 eval_rlm --model=/nowhere
 eval_rlm --model=none
 eval_rlm --peers=foo
@@ -76,6 +79,8 @@ eval_sol --workdir=/nowhere
 generate
 generate --prompt=x --model=/nowhere
 generate --prompt=x --tokenizer=/nowhere
+generate --prompt=x --model=MODEL
+generate --prompt=x --model=WRONG
 kernelbench_rlm
 kernelbench_rlm --path=/nowhere
 learning_curve_rlm
@@ -98,6 +103,8 @@ train_lm --text=foo
 train_lm --eval_text=foo
 train_lm --text=RECORDS
 train_lm --start=/nowhere
+train_lm --start=MODEL
+train_lm --start=WRONG
 train_recall --pairs=9 --length=32
 train_recall --seeds=1,1
 train_rlm
@@ -180,8 +187,14 @@ def test_a_mistake_is_answered_within_a_second(mistakes, heavy, tmp_path):
   lines = mistakes.strip().replace("\n\n", "\n").replace("TABLE", str(table))
   records = tmp_path / "a.jsonl"
   records.write_text('{"other": "a"}\n')
-  lines = lines.replace("MODEL", str(tmp_path))
   lines = lines.replace("RECORDS", str(records))
+  wrong = tmp_path / "wrong"
+  wrong.mkdir()
+  (wrong / "model.safetensors").touch()
+  config = {"model_type": "llama", "hidden_size": "32", "vocab_size": 8}
+  config |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+  (wrong / "config.json").write_text(json.dumps(config))
+  lines = lines.replace("MODEL", str(tmp_path)).replace("WRONG", str(wrong))
   done = subprocess.run(
     [sys.executable, "-c", _MISTAKES, str(SCRIPTS), " ".join(heavy), lines],
     capture_output=True,

@@ -208,6 +208,13 @@ def _on_cpu() -> None:
 
 
 def _on_host(function, path, arrays):
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  arrays = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    if isinstance(x, jax.ShapeDtypeStruct)
+    else x
+    for name, x in arrays.items()
+  }
   return jax.device_get(function(path, arrays))
 
 

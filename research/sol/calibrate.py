@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import transformer
+from research.core import mesh as mesh_lib
 from research.sol import rollout as rollout_lib
 from research.sol.controllers import ThresholdGoal, TwoLevels
 from research.sol.rollout import Controller, Rollout, Setup
@@ -74,7 +75,7 @@ def run_points(
   for at in range(0, len(windows) - batch + 1, batch):
     tokens = jnp.asarray(windows[at : at + batch])
     piece = _rollout(setup, params, tokens, tiled, controller, inner, goals)
-    pieces.append(jax.tree.map(np.asarray, piece))
+    pieces.append(jax.tree.map(np.asarray, mesh_lib.to_host(piece)))
 
   def join(*parts):
     x = np.concatenate(parts)

@@ -17,6 +17,7 @@ import numpy as np
 
 from models import transformer
 from research.core import intervals
+from research.core import mesh as mesh_lib
 from research.sol import rollout as rollout_lib
 from research.sol.rollout import Controller, Setup
 from research.sol.windows import Cover
@@ -253,10 +254,11 @@ def evaluate(
         result = _run(
           setup, params, prefix, tokens, part, one, points, rows, dense
         )
+        rewards, actions = mesh_lib.to_host((result.rewards, result.actions))
         for i, point in enumerate(points):
           own = slice(i * episodes, (i + 1) * episodes)
-          log_p = np.asarray(result.rewards[:, own], np.float64)
-          spent = table[np.asarray(result.actions[:, own])]
+          log_p = np.asarray(rewards[:, own], np.float64)
+          spent = table[np.asarray(actions[:, own])]
           score = _score(log_p, spent, weights, real, keep_tokens)
           out[one.name][point].append(score)
         progress(int(weights.sum()) * len(points))

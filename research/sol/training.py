@@ -6,6 +6,7 @@ kept in the workdir, so that a killed run goes on where it was.
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import numpy as np
 from models import module
 from models.convert import Checkpoint
 from models.errors import InputError
-from research.core import files, loop, metrics, plots
+from research.core import files, loop, metrics, plots, processes
 from research.core import mesh as mesh_lib
 from research.core import progress as progress_lib
 from research.core import state as state_lib
@@ -151,14 +152,14 @@ def _train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   def save(name, params):
     """Calibrates a policy and writes it."""
     prices, spent = _curve(run, frozen, params, held)
-    artefact.save(
+    _save(
       run.workdir / name,
       Artefact(
         options=options,
         mode=run.mode,
         model=run.checkpoint.name,
-        params=jax.device_get(params),
-        stats=jax.device_get(stats),
+        params=mesh_lib.to_host(params),
+        stats=mesh_lib.to_host(stats),
         prices=prices,
         spent=spent,
         scalar_stats=np.asarray(measured.scalars),
@@ -172,7 +173,13 @@ def _train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
     params = _grpo(run, params, batches(run, training, pool), frozen, say)
   say("calibrating")
   save("policy", params)
-  _plot(run)
+  if processes.is_writer():
+    _plot(run)
+
+
+def _save(place: pathlib.Path, policy: Artefact) -> None:
+  if processes.is_writer():
+    artefact.save(place, policy)
 
 
 def _plot(run) -> None:
@@ -294,7 +301,9 @@ def _grpo(run, params, batch_at, frozen, say) -> Tree:
     options.updates,
     ("log_p", "cost" if method.budget == "price" else "penalty"),
   )
-  rows = metrics.read_jsonl(run.workdir / "grpo" / "metrics.jsonl")
+  rows = processes.from_writer(
+    lambda: metrics.read_jsonl(run.workdir / "grpo" / "metrics.jsonl")
+  )
   clipped = sum(row["clip_share"] for row in rows) / max(len(rows), 1)
   say(f"GRPO: the clip stopped the gradient of {clipped:.1e} of the actions")
   return params
@@ -349,7 +358,8 @@ def _input_stats(run, lm, damage, samples) -> InputStats:
 def _kept(run, name: str, tokens, make: Callable[[], np.ndarray]) -> np.ndarray:
   """An array that is made once and kept in the workdir."""
   path = run.workdir / f"{name}.npz"
-  return files.kept(path, _owner(run, tokens), lambda: {name: make()})[name]
+  made = lambda: {name: mesh_lib.to_host(make())}
+  return files.kept(path, _owner(run, tokens), made)[name]
 
 
 def _owner(run, tokens) -> dict[str, Any]:

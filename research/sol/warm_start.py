@@ -24,6 +24,7 @@ import optax
 
 from models import transformer
 from research.core import files
+from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.core.state import TrainState
 from research.sol import damage as damage_lib
@@ -138,7 +139,7 @@ def collect(
 
     def make(number=number) -> Samples:
       key = jax.random.fold_in(jax.random.key(seed), number)
-      return jax.device_get(score_batch(jnp.asarray(batches(number)), key))
+      return mesh_lib.to_host(score_batch(jnp.asarray(batches(number)), key))
 
     owner = {"for": belongs_to, "seed": seed, "round": number}
     parts.append(files.kept(folder / f"{number:05d}.npz", owner, make))

@@ -67,17 +67,17 @@ def _density(lm) -> tuple[list[dict], list[dict]]:
   return rows, rows
 
 
-def _table(lm, options, described) -> tuple[list[dict], list[dict]]:
+def _table(lm, options, table, trained) -> tuple[list[dict], list[dict]]:
   import numpy as np
 
   from research.predictors import peers
   from research.predictors.splits import Split
   from research.regression_lm import evaluate, prediction_plot, sources
 
-  source = sources.open_source(options, data_flags.PATH.value)
-  table, parts = source.table, source.parts
-  if described:
-    sources.check_same(source, described)
+  source = sources.open_source(options, data_flags.PATH.value, table)
+  parts = source.parts
+  if trained:
+    sources.check_same(source, trained)
   parts = Split(parts.train, parts.valid, parts.test[: _LIMIT.value])
   kept = pathlib.Path(_KEPT.value) if _KEPT.value else None
   answers = evaluate.answers_of_peers(
@@ -121,23 +121,23 @@ def main(_) -> None:
   from research.regression_lm.data_sets import DENSITY
 
   peers.asked(_PEERS.value)
-  if data_flags.PATH.value:
-    cli.check_path(data_flags.PATH.value)
-  lm, described = None, None
+  lm, trained = None, None
   if _MODEL.value != "none":
-    config = pathlib.Path(_MODEL.value).expanduser() / "config.json"
-    cli.check_path(config, "is missing: give the folder of a model")
-    from research.regression_lm import RegressionLM
+    from research.regression_lm import described
 
-    lm = RegressionLM.from_pretrained(_MODEL.value, dtype=_DTYPE.value)
-    described = lm.info.get("data")
+    trained = described.read(_MODEL.value).info.get("data")
   elif not _KEPT.value or _RESULT.value or data_flags.DATA.value == DENSITY:
     raise InputError("--model=none trains peers of a table for --peers_dir")
-  options = data_flags.data_options(described)
-  if options.kind == DENSITY:
+  options = data_flags.data_options(trained)
+  table = data_flags.read(options)
+  if _MODEL.value != "none":
+    from research.regression_lm import RegressionLM  # after what is checked
+
+    lm = RegressionLM.from_pretrained(_MODEL.value, dtype=_DTYPE.value)
+  if table is None:
     rows, lines = _density(lm)
   else:
-    rows, lines = _table(lm, options, described)
+    rows, lines = _table(lm, options, table, trained)
   if lines:
     cli.show(lines)
   if _PLOT.value:

@@ -13,8 +13,6 @@ and refused where they look like a mistake (--any_cell takes them). Thousands of
 short rows take a minute on a CPU.
 """
 
-import pathlib
-
 from absl import flags
 
 import cli
@@ -64,17 +62,18 @@ def main(_) -> None:
   cli.check_path(_PATH.value)
   if _CALIBRATE.value:
     cli.check_path(_CALIBRATE.value)
-  config = pathlib.Path(_MODEL.value).expanduser() / "config.json"
-  cli.check_path(config, "is missing: give the folder of a model")
 
-  from research.regression_lm import written_rows
+  from research.regression_lm import described, rows_to_predict, written_rows
 
+  model = described.read(_MODEL.value)
   out = written_rows.check_out(_OUT.value, _OVERWRITE.value)
-  from research.core import progress
+  rows = rows_to_predict.read(
+    model, _PATH.value, given, any_cell=_ANY_CELL.value
+  )
+  from research.core import progress  # after the model and rows were checked
   from research.regression_lm import RegressionLM, predict
 
   lm = RegressionLM.from_pretrained(_MODEL.value, dtype=_DTYPE.value)
-  rows = predict.read(lm, _PATH.value, given, any_cell=_ANY_CELL.value)
   names = predict.predicted_names(lm, _DRAWS.value)
   for note in rows.notes:
     cli.say(note)

@@ -10,20 +10,16 @@ import os
 import pathlib
 from typing import Any
 
-from models import input_files, numbers, regression_lm, weight_files
+from models import regression_lm, weight_files
 from models import tokenizer as tokenizer_lib
-from models.errors import InputError, shown
+from models.errors import InputError
 from models.numbers import TargetCodec
 from models.regression_lm import Params
 from models.regression_lm_config import RegressionLMConfig
 from models.tokenizer import Tokenizer
 from research.core import files
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-TOKENIZER = "tokenizer.json"
-_KIND = "frugax-regression-lm"
-_VERSION = 1
+from research.regression_lm import described
+from research.regression_lm.described import CONFIG, TOKENIZER, WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,9 +59,9 @@ def save(directory: str | os.PathLike[str], artefact: Artefact) -> None:
   with files.whole_folder(directory) as draft:
     weight_files.write(draft / WEIGHTS, artefact.params)
     artefact.tokenizer.backend.save(str(draft / TOKENIZER))
-    described = {
-      "kind": _KIND,
-      "version": _VERSION,
+    entries = {
+      "kind": described.KIND,
+      "version": described.VERSION,
       "model": dataclasses.asdict(artefact.config),
       "numbers": artefact.codec.format.to_json(),
       "num_objectives": artefact.codec.num_objectives,
@@ -74,7 +70,7 @@ def save(directory: str | os.PathLike[str], artefact: Artefact) -> None:
       "tokenizer_sha256": files.digest_of_file(draft / TOKENIZER),
       "info": artefact.info,
     }
-    text = json.dumps(described, indent=2) + "\n"
+    text = json.dumps(entries, indent=2) + "\n"
     files.write_text(draft / CONFIG, text)
 
 
@@ -91,29 +87,15 @@ def load(
     InputError: a file is missing, damaged or does not fit the others.
   """
   directory = pathlib.Path(directory).expanduser()
-  path = directory / CONFIG
-  described = _read_config(path)
-  with input_files.errors_at(path, wrong="does not describe a model"):
-    config = RegressionLMConfig.from_json(described["model"])
-    codec = TargetCodec(
-      format=numbers.from_json(described["numbers"]),
-      num_objectives=described["num_objectives"],
-    )
-    max_length, info = int(described["max_length"]), dict(described["info"])
-  expected = (len(codec.tokens), codec.length)
-  if expected != (config.target_vocab_size, config.target_length):
-    raise InputError(
-      f"{path}: its numbers have {expected[0]} tokens in rows of "
-      f"{expected[1]}, its model {config.target_vocab_size} in rows of "
-      f"{config.target_length}: get the file again"
-    )
+  made = described.read(directory)
+  config = made.config
   params = weight_files.read(
     directory / WEIGHTS, regression_lm.abstract_params(config), param_dtype
   )
   tokenizer = tokenizer_lib.from_json(directory / TOKENIZER)
   for name, file in (("weights", WEIGHTS), ("tokenizer", TOKENIZER)):
     found = files.digest_of_file(directory / file)
-    if found != described.get(f"{name}_sha256"):
+    if found != made.digests[name]:
       raise InputError(
         f"{directory / file}: is not the file that {CONFIG} was written with, "
         "or is damaged: get both again"
@@ -123,20 +105,6 @@ def load(
       f"{directory / TOKENIZER}: has {tokenizer.vocab_size} tokens, the model "
       f"{config.vocab_size}: get the tokenizer that belongs to it"
     )
-  return Artefact(config, codec, params, tokenizer, max_length, info)
-
-
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  if not path.exists():
-    raise InputError(
-      f"{path}: is missing: give the folder that a model was saved to"
-    )
-  described = input_files.parse_json(input_files.read_text(path), path, object)
-  if not isinstance(described, dict) or described.get("kind") != _KIND:
-    raise InputError(f"{path}: is not of a regression language model")
-  if described.get("version") != _VERSION:
-    raise InputError(
-      f"{path}: has version {shown(described.get('version'))}, this code reads "
-      f"{_VERSION}"
-    )
-  return described
+  return Artefact(
+    config, made.codec, params, tokenizer, made.max_length, made.info
+  )

@@ -1,7 +1,7 @@
 """Predictions of a model for the rows of a file.
 
-Rows are read as in training and predicted in batches: median and both ends of
-the interval of every target, and the draws where they are asked for.
+Rows that `rows_to_predict` read are predicted in batches: median and both ends
+of the interval of every target, and the draws where they are asked for.
 `written_rows` writes them.
 """
 
@@ -11,62 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from models.errors import InputError
-from research.predictors import new_rows, tables
 from research.predictors.data_options import DataOptions
 from research.predictors.new_rows import NewRows
-from research.predictors.seen import Column
 from research.regression_lm import data_sets, sources
 from research.regression_lm.api import RegressionLM
+from research.regression_lm.rows_to_predict import targets_of
 
 # Rows of validation that calibrate intervals, at most.
 _CALIBRATED = 1000
-
-
-def targets_of(lm: RegressionLM) -> list[str]:
-  """Names of what a model predicts: those of its data, or y, or y1, y2, ..."""
-  named = (lm.info.get("data") or {}).get("targets") or []
-  if len(named) == lm.num_objectives:
-    return list(named)
-  count = lm.num_objectives
-  return ["y"] if count == 1 else [f"y{i}" for i in range(1, count + 1)]
-
-
-def read(
-  lm: RegressionLM,
-  path: str | pathlib.Path,
-  given: tables.Layout,
-  *,
-  any_cell: bool = False,
-) -> NewRows:
-  """Reads rows as the model's training read its own.
-
-  Args:
-    lm: a model, with what `training` wrote down.
-    path: of the rows.
-    given: what differs from training; see `new_rows.read`.
-    any_cell: take cells that are unlike all of training.
-
-  Raises:
-    InputError: the file does not do, or texts of the model are not written of
-      columns and `given` names no column of texts.
-  """
-  described = lm.info.get("data") or {}
-  options = DataOptions.from_json({"kind": "", **described})
-  kept = lm.info.get("columns")
-  if not isinstance(kept, list | None):
-    kept = [kept]
-  columns = kept and [Column.from_json(value) for value in kept]
-  trained = options.layout("x" if options.kind == "jsonl" else None)
-  made_by_set = options.kind not in ("csv", "jsonl")
-  if made_by_set and not columns and not (given.text or given.columns):
-    kind = options.kind or "no file"
-    raise InputError(
-      f"the model was trained on texts of {kind}: write such texts into a "
-      "column and name it with --text_column"
-    )
-  return new_rows.read(
-    path, targets_of(lm), trained, columns, given, any_cell=any_cell
-  )
 
 
 def calibrate(
@@ -105,7 +57,7 @@ def batches(
 
   Args:
     lm: the model.
-    rows: of `read`.
+    rows: of `rows_to_predict.read`.
     samples: draws a row.
     batch: rows of one step.
     draws: also give the draws.

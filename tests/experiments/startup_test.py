@@ -1,11 +1,16 @@
 """A mistaken flag is answered at once: scripts read flags without JAX."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from models.numbers import Ieee, TargetCodec
+from models.regression_lm_config import RegressionLMConfig
+from research.regression_lm import described
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "experiments"
 # The packages that take seconds to import.
@@ -44,7 +49,8 @@ def test_scripts_import_what_is_heavy_after_their_flags_were_checked():
 
 
 # Mistakes that a script answers before it imports what is heavy, also those in
-# a small TABLE, in a MODEL without weights, and in one with a WRONG config.
+# a small TABLE, in a MODEL without weights, in one with a WRONG config, and in
+# one that PREDICTS from a column that the table has not.
 MISTAKES = """
 analyse_rlm
 analyse_rlm --answers=/nowhere
@@ -75,6 +81,8 @@ eval_rlm --model=/nowhere
 eval_rlm --model=none
 eval_rlm --peers=foo
 eval_rlm --model=MODEL --path=/nowhere
+eval_rlm --model=MODEL --path=TABLE
+eval_rlm --model=PREDICTS --path=TABLE
 eval_sol --workdir=/nowhere
 generate
 generate --prompt=x --model=/nowhere
@@ -94,6 +102,9 @@ plot_lra
 plot_lra --runs=a --names=b,c
 plot_lra --runs=a --times=/nowhere
 plot_recall
+predict_rlm
+predict_rlm --path=TABLE --out=new.csv --model=MODEL
+predict_rlm --path=TABLE --out=new.csv --model=PREDICTS
 quantize_lm
 quantize_lm --out=.
 quantize_lm --out=new --calibration_text=foo
@@ -172,6 +183,31 @@ def jax_seconds():
   return min(float(run()) for _ in range(3))
 
 
+def write_predictor(folder):
+  """A regression language model whose files of arrays are empty."""
+  codec = TargetCodec(format=Ieee(mantissa_digits=1))
+  config = RegressionLMConfig.tiny(
+    target_vocab_size=len(codec.tokens), target_length=codec.length
+  )
+  entries = {
+    "kind": described.KIND,
+    "version": described.VERSION,
+    "model": dataclasses.asdict(config),
+    "numbers": codec.format.to_json(),
+    "num_objectives": codec.num_objectives,
+    "max_length": 8,
+    "info": {
+      "data": {"kind": "csv", "targets": ["gone"]},
+      "columns": [{"name": "lost"}],
+    },
+  }
+  folder.mkdir()
+  (folder / described.CONFIG).write_text(json.dumps(entries))
+  (folder / described.WEIGHTS).touch()
+  (folder / described.TOKENIZER).touch()
+  return folder
+
+
 @pytest.mark.parametrize(
   "mistakes, heavy",
   [
@@ -195,6 +231,8 @@ def test_a_mistake_is_answered_within_a_second(mistakes, heavy, tmp_path):
   config |= {"num_hidden_layers": 1, "num_attention_heads": 2}
   (wrong / "config.json").write_text(json.dumps(config))
   lines = lines.replace("MODEL", str(tmp_path)).replace("WRONG", str(wrong))
+  predicts = write_predictor(tmp_path / "predicts")
+  lines = lines.replace("PREDICTS", str(predicts))
   done = subprocess.run(
     [sys.executable, "-c", _MISTAKES, str(SCRIPTS), " ".join(heavy), lines],
     capture_output=True,
@@ -209,6 +247,8 @@ def test_a_mistake_is_answered_within_a_second(mistakes, heavy, tmp_path):
     code, seconds, *imported = found.split()
     assert error.startswith("error: "), mistake
     assert code == "2" and not imported, line
+    if str(predicts) in line:
+      assert str(table) in error and ("lost" in error or "gone" in error)
     least[mistake] = min(float(seconds), least.get(mistake, 9.0))
   assert len(least) == len(set(lines.splitlines()))
   most = max(1.0, 1.5 * free)

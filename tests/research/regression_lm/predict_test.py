@@ -8,7 +8,13 @@ from models.errors import InputError
 from models.numbers import Ieee
 from research.predictors.data_options import DataOptions
 from research.predictors.tables import Layout
-from research.regression_lm import RegressionLM, predict, sources, written_rows
+from research.regression_lm import (
+  RegressionLM,
+  predict,
+  rows_to_predict,
+  sources,
+  written_rows,
+)
 
 RUNS = "lr,depth,acc,ms\n" + "".join(
   f"0.{i % 9 + 1},{i % 5 + 2},{i / 20},{i + 1}\n" for i in range(20)
@@ -43,7 +49,7 @@ def lm(home):
 
 
 def written(home, lm, name, *, draws=False, batch=2, **changes):
-  rows = predict.read(lm, home / "new.csv", Layout())
+  rows = rows_to_predict.read(lm, home / "new.csv", Layout())
   found = predict.batches(lm, rows, samples=SAMPLES, batch=batch, draws=draws)
   names = predict.predicted_names(lm, draws)
   written_rows.write(home / name, rows, found, names, **changes)
@@ -94,7 +100,7 @@ def test_numbers_of_json_stay_numbers(home, lm):
     '{"id": 7, "lr": 0.10, "depth": 3, "tags": ["a"], "note": "\\ud800"}\n'
     '{"id": 123456789012345678901, "lr": 0.2, "depth": 4, "bad": NaN}\n'
   )
-  rows = predict.read(lm, home / "rows.jsonl", Layout())
+  rows = rows_to_predict.read(lm, home / "rows.jsonl", Layout())
   assert rows.texts[0] == "lr: 0.10, depth: 3"
   fake = lambda: iter([[{"y_median": None}, {"y_median": np.inf.real}]])
   written_rows.write(home / "b.jsonl", rows, fake(), ["y_median"])
@@ -117,7 +123,7 @@ def test_the_marks_of_the_file_are_those_of_the_answer(home, lm):
 
 
 def test_a_file_appears_whole_or_not_at_all(home, lm):
-  rows = predict.read(lm, home / "new.csv", Layout())
+  rows = rows_to_predict.read(lm, home / "new.csv", Layout())
 
   def broken():
     yield [{"y": 1.0}]
@@ -159,15 +165,15 @@ def test_a_damaged_model_is_told(home, kept):
   lm = RegressionLM.from_pretrained(home / "model")
   lm.info["columns"] = kept
   with pytest.raises(InputError, match="does not describe its columns"):
-    predict.read(lm, home / "new.csv", Layout())
+    rows_to_predict.read(lm, home / "new.csv", Layout())
 
 
 def test_texts_of_a_model_that_no_table_trained(home, lm):
   made = RegressionLM.from_scratch(size="tiny", num_objectives=2)
   (home / "texts.jsonl").write_text('{"code": "a"}\n')
   with pytest.raises(InputError, match="texts of no file: write such texts"):
-    predict.read(made, home / "texts.jsonl", Layout())
-  rows = predict.read(made, home / "texts.jsonl", Layout(text="code"))
+    rows_to_predict.read(made, home / "texts.jsonl", Layout())
+  rows = rows_to_predict.read(made, home / "texts.jsonl", Layout(text="code"))
   assert rows.texts == ["a"]
   assert predict.predicted_names(made, False)[::3] == ["y1_median", "y2_median"]
 

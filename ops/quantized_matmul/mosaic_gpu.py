@@ -49,10 +49,12 @@ def configure(
   bits: int,
   groups: int = 1,
   scale_bytes: int = 4,
-) -> Config:
+  special: bool = False,
+) -> Config | None:
   """Returns the Config for M, D, F, bits of a weight, and G; pure.
 
-  A group takes so many bytes beside its weights.
+  A scale takes so many bytes, and a special level of its group as many. None
+  where no launch fits the machine.
 
   Thread blocks are to fill the multiprocessors, with as much of the weights
   under way as shared memory holds, and to read x from the L2 cache and write
@@ -62,11 +64,17 @@ def configure(
   chunk = mosaic_gpu_product.chunk_of(depth, groups)
   chunks = depth // chunk
 
+  def scales(splits):
+    """Of a column, that a split keeps."""
+    return mosaic_gpu_product.scales_of_split(
+      depth, groups, splits, 16 // scale_bytes
+    )
+
   def stages(tiles, splits, warpgroups, each):
     """How many chunks of a ring fit, with `each` blocks a multiprocessor."""
     columns = TILE * tiles
     free = hopper.SHARED_MEMORY // each - 4 * 1024
-    free -= scale_bytes * columns * (-(-groups // splits) + 4)
+    free -= scale_bytes * (1 + special) * columns * (scales(splits) + 4)
     ring = free // warpgroups - 4 * rows * (columns + 4)
     return ring // (columns * chunk * bits // 8 + 2 * rows * chunk)
 
@@ -88,11 +96,20 @@ def configure(
     for warpgroups in (4, 2, 1)
     for each in (1, 2)
     if splits * warpgroups <= chunks
-    and -(-groups // splits) < mosaic_gpu_product.MOST_SCALES
-    and (groups == 1 or groups % (4 * splits) == 0 or splits == 1)
+    and scales(splits) <= mosaic_gpu_product.MOST_SCALES
     and stages(tiles, splits, warpgroups, each) >= 2
   ]
-  tiles, splits, warpgroups, each = min(choices, key=cost)
+  # A split whose scales begin amid 16 bytes copies those in front of them too,
+  # so such splits, and full copies, are for sizes that nothing else fits.
+  aligned = [
+    choice
+    for choice in choices
+    if scales(choice[1]) < mosaic_gpu_product.MOST_SCALES
+    and (groups == 1 or groups % (4 * choice[1]) == 0 or choice[1] == 1)
+  ]
+  if not choices:
+    return None
+  tiles, splits, warpgroups, each = min(aligned or choices, key=cost)
   most = max(2, -(-chunks // (splits * warpgroups)))
   fit = stages(tiles, splits, warpgroups, each)
   return Config(
@@ -125,6 +142,8 @@ def unfit(x, w) -> str | None:
     return mosaic_gpu_wide.unfit(x, w)
   if reason := unfit_weight(w, codebooks=True):
     return reason
+  if _configured(math.prod(x.shape[:-1]), w) is None:
+    return f"needs scales that fit shared memory, w is {w.format} {w.shape}"
   if isinstance(x, QTensor):
     form = x.format
     if not (form.is_integer and form.symmetric) or isinstance(
@@ -202,10 +221,7 @@ def _forward(x, w, dtype, config, interpret):
   values = levels(x).astype(jnp.bfloat16) if isinstance(x, QTensor) else x
   values = values.reshape(rows, depth)
   scales, factor = _scales(w)
-  beside = scales.dtype.itemsize * (1 + bool(w.format.specials))
-  config = config or configure(
-    rows, *w.shape, w.format.bits, w.num_blocks, beside
-  )
+  config = config or _configured(rows, w)
   looked_up = w.format.codebook is not None or _is_small(w)
   y = _products(
     jnp.pad(values, ((0, padded(rows) - rows), (0, 0))),
@@ -223,6 +239,19 @@ def _forward(x, w, dtype, config, interpret):
     scales = jnp.broadcast_to(x.scales, (*x.shape[:-1], 1))
     y = y * jnp.broadcast_to(scales.reshape(rows, 1), y.shape)
   return y.astype(dtype).reshape(*x.shape[:-1], width)
+
+
+def _configured(rows: int, w: QTensor) -> Config | None:
+  """The Config for a weight, or None where no launch fits the machine."""
+  two_bytes = _is_small(w) or as_array(w.scales).dtype == jnp.bfloat16
+  return configure(
+    rows,
+    *w.shape[-2:],
+    w.format.bits,
+    w.num_blocks,
+    scale_bytes=2 if two_bytes else 4,
+    special=bool(w.format.specials),
+  )
 
 
 def _scales(w):

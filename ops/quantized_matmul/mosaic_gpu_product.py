@@ -70,6 +70,32 @@ def unfit(depth: int, groups: int, *, small: bool = False) -> str | None:
   return None
 
 
+def _inner(depth: int, groups: int) -> int:
+  """Groups in a chunk of several; 0 where a chunk has one, or a part of it."""
+  size = depth // groups
+  return chunk_of(depth, groups) // size if size in SMALL else 0
+
+
+def groups_of_split(depth: int, groups: int, splits: int) -> int:
+  """Groups of a column in each of so many splits; the last has the rest."""
+  if inner := _inner(depth, groups):
+    return inner * -(-(groups // inner) // splits)
+  return -(-groups // splits)
+
+
+def scales_of_split(depth: int, groups: int, splits: int, line: int) -> int:
+  """Scales of a column that a split loads: whole lines of so many, as TMA does.
+
+  A line is 16 bytes.
+  """
+  if groups == 1:
+    return 0
+  own = groups_of_split(depth, groups, splits)
+  # The first of a split may be the last one of its line.
+  before = line - 1 if splits > 1 and own % line else 0
+  return line * -(-(own + before) // line)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Product:
   """x (N, D) @ W (F, D).T, of which a thread block gives some columns.
@@ -116,10 +142,12 @@ class Product:
         f"{self.groups} groups of {self.depth} values, or {self.stages} stages,"
         " do not fit"
       )
-    if self.inner and (self.table is None or self.scales > MOST_SCALES):
+    if self.inner and self.table is None:
+      raise ValueError(f"{self.groups} groups of {self.depth} need a table")
+    if self.scales > MOST_SCALES:
       raise ValueError(
-        f"{self.groups} groups of {self.depth} values need a table, and no more"
-        f" than {MOST_SCALES} scales a split"
+        f"{self.groups} groups of {self.depth} values in {self.splits} splits:"
+        f" {self.scales} scales a split, of {MOST_SCALES} at most"
       )
     if self.parts > 1 and (
       self.splits > 1 or self.chunks % (self.parts * self.warpgroups)
@@ -147,25 +175,17 @@ class Product:
   @property
   def inner(self) -> int:
     """Groups in a chunk, whose scales multiply levels; 0 where it has one."""
-    found = self.groups // self.chunks
-    return found if self.depth // self.groups in SMALL else 0
+    return _inner(self.depth, self.groups)
 
   @property
   def groups_of_split(self) -> int:
     """Of a column; the last split has the rest."""
-    if self.inner:
-      return self.share * self.inner
-    return -(-self.groups // self.splits)
+    return groups_of_split(self.depth, self.groups, self.splits)
 
   @property
   def scales(self) -> int:
-    """Scales of a column that a split loads: TMA takes whole 16 bytes."""
-    if self.groups == 1:
-      return 0
-    # The first of a split may be the last one of its 16 bytes.
-    line = self.line
-    before = line - 1 if self.splits > 1 and self.groups_of_split % line else 0
-    return line * -(-(self.groups_of_split + before) // line)
+    """Scales of a column that a split loads."""
+    return scales_of_split(self.depth, self.groups, self.splits, self.line)
 
   @property
   def line(self) -> int:

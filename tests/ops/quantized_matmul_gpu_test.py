@@ -140,14 +140,25 @@ def test_stacked_weights_lower_as_one_kernel():
 @pytest.mark.parametrize("bits", [4, 8])
 def test_launches_fit_the_machine(rows, bits):
   sizes = (768, 3352), (2560, 10576), (5120, 2560), (8192, 8192), (2560, 50280)
+  # Of small groups, and of 64, no power of two divides many of these.
+  sizes += (4160, 4096), (8256, 4096), (16128, 4096), (16448, 4096)
   for depth, width in sizes:
-    for groups in (1, depth // 128):
-      config = configure(rows, depth, width, bits, groups)
+    for size in (depth, 128, 64, 32, 16):
+      if depth % size or (size < 64 and bits > 4):
+        continue
+      small, groups = size < 64, depth // size
+      width_of_scales = 2 if small else 4
+      config = configure(
+        rows, depth, width, bits, groups, width_of_scales, special=small
+      )
       product = mosaic_gpu_product.Product(
         rows=mosaic_gpu.padded(rows),
         depth=depth,
         groups=groups,
         packed=bits == 4,
+        table=(0,) * 16 if small else None,
+        special=small,
+        scale_dtype=jnp.dtype("bfloat16" if small else "float32"),
         **{name: getattr(config, name) for name in Config.__annotations__},
       )
       assert product.share * (config.splits - 1) < product.chunks
@@ -156,7 +167,9 @@ def test_launches_fit_the_machine(rows, bits):
       shared = config.warpgroups * (
         config.stages * ring + 4 * product.rows * (product.columns + 4)
       )
-      shared += 4 * product.columns * product.scales
+      kept = width_of_scales * (1 + small)
+      shared += kept * product.columns * product.scales
+      assert product.scales <= mosaic_gpu_product.MOST_SCALES
       assert shared <= hopper.SHARED_MEMORY
 
 
@@ -181,6 +194,8 @@ def test_launches_fit_the_machine(rows, bits):
     ("int8:row", "int8:64", (4, 256, 64), "one scale a row"),
     ("int8:32", None, (4, 256, 64), "groups of a multiple of 64"),
     ("int8:row", None, (4, 256, 60), "columns of a multiple of 8"),
+    # More scales than eight splits copy at once.
+    ("mxfp4", None, (4, 131072, 64), "scales that fit shared memory"),
   ],
 )
 def test_what_it_does_not_take(form, activations, shape, message):

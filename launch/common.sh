@@ -3,7 +3,7 @@
 # shellcheck disable=SC2034  # The scripts read what is set here.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-archive=$root/runs/checkout.tar.gz
+archive=$root/runs/.launch/checkout.tar.gz
 dry_run=false
 
 fail() {

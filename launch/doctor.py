@@ -169,7 +169,8 @@ def memory(
 ) -> float | None:
   """Returns the bytes of memory that are left here, None if nobody says.
 
-  A container may have less than its machine: the least of both counts.
+  A container may have less than its machine: the least of both counts. Files
+  that the kernel keeps in memory and nobody reads give way, so they are free.
   """
   try:
     text = (proc / "meminfo").read_text(encoding="utf-8")
@@ -182,7 +183,17 @@ def memory(
     used = float((group / "memory.current").read_text(encoding="utf-8"))
   except (OSError, ValueError):  # no group, or "max": no limit
     return found
-  return min(found, limit - used)
+  return min(found, limit - used + kept_files(group))
+
+
+def kept_files(group: Path) -> float:
+  """Returns the bytes of files that a group keeps and could let go."""
+  try:
+    text = (group / "memory.stat").read_text(encoding="utf-8")
+  except OSError:
+    return 0.0
+  kept = re.search(r"^inactive_file (\d+)$", text, re.M)
+  return float(kept[1]) if kept else 0.0
 
 
 def existing(folder: Path) -> Path:

@@ -85,8 +85,10 @@ case $verb in
       line="pip install -q -c requirements.lock -e '.[tpu]' && $line"
     fi
     # xpk puts a folder into the image: that of the commit, without what lies
-    # beside it in the checkout.
-    folder=${archive%/*}/checkout
+    # beside it in the checkout. It has the name of the run, since others may be
+    # sent at once, and lies where no --workdir does.
+    folder=${archive%/*}/checkout-$name
+    archive=$folder.tar.gz
     run rm -rf "$folder"
     run mkdir -p "$folder"
     run git -C "$root" archive --format=tar.gz --output="$archive" "$commit"

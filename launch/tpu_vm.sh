@@ -85,6 +85,11 @@ python3 -m uv venv -q --allow-existing --python 3.12 .venv && \
 python3 -m uv pip install -q --python .venv -c requirements.lock -e '.[tpu]'"
 }
 
+# Whether the script that the file names still runs: the number may be that of
+# another process by now. It sets `pid`.
+running="read -r pid script 2>/dev/null <runs/launch.pid && \
+grep -qaF -e \"\$script\" /proc/\$pid/cmdline 2>/dev/null"
+
 case $verb in
   create)
     spot=()
@@ -107,17 +112,18 @@ case $verb in
     # A TPU serves one process. The script is a session of its own, so that it
     # lives on when the connection ends.
     on all "cd frugax || exit 2; mkdir -p runs; \
-if kill -0 \$(cat runs/launch.pid 2>/dev/null) 2>/dev/null; then \
+if $running; then \
 echo 'error: a script runs here: logs, or stop' >&2; exit 2; fi; \
 export FRUGAX_COMMIT=\$(cat runs/commit 2>/dev/null); \
 setsid $line >>runs/launch.log 2>&1 </dev/null & \
-echo \$! >runs/launch.pid"
+echo \$! $(quoted "$1") >runs/launch.pid"
     ;;
   logs)
     on "${WORKER:-0}" "tail -n +1 -F frugax/runs/launch.log"
     ;;
   stop)
-    on all "kill -TERM \$(cat frugax/runs/launch.pid)"
+    on all "cd frugax || exit 2; if $running; then kill -TERM \$pid; \
+else echo 'error: no script runs here' >&2; exit 2; fi"
     ;;
   delete)
     run "${tpu[@]}" delete "$name" "${place[@]}" --quiet

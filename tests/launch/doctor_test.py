@@ -116,6 +116,13 @@ def test_memory_is_what_the_machine_and_its_container_leave(doctor, tmp_path):
   assert memory() == 5000 * 1024
   (group / "memory.max").write_text("3000\n")
   assert memory() == 2000
+  # Files that were read, and could be read again, give way.
+  (group / "memory.stat").write_text("anon 100\n")
+  assert memory() == 2000
+  (group / "memory.stat").write_text(
+    "active_file 7\ninactive_file 400\nworkingset_refault_file 9\n"
+  )
+  assert memory() == 2400
 
 
 def test_devices_that_jax_does_not_see(doctor, monkeypatch, tmp_path):

@@ -134,7 +134,7 @@ def test_a_tpu_vm_is_made_and_prepared(tools):
     *("gcloud", "compute", "tpus", "tpu-vm", "create", "a", "--zone=us-a1-b"),
     *("--project=p", "--accelerator-type=v6e-16", "--version=v", "--spot"),
   ]
-  assert copy[4:6] == ["scp", str(tools.root / "runs/checkout.tar.gz")]
+  assert copy[4:6] == ["scp", str(tools.root / "runs/.launch/checkout.tar.gz")]
   for call in (copy, unpack, install):
     assert "--worker=all" in call
   assert ".[tpu]" in install[-1] and "requirements.lock" in install[-1]
@@ -158,7 +158,7 @@ def test_a_script_lives_on_all_workers_until_it_is_stopped(tools, tmp_path):
   # Of `copy`, the stub does what unpacks, and not what needs a network.
   done, made = tools("tpu_vm.sh", "copy", "a", **CLOUD)
   assert done.returncode == 0, done.stderr
-  shutil.copy(tools.root / "runs/checkout.tar.gz", vm)
+  shutil.copy(tools.root / "runs/.launch/checkout.tar.gz", vm)
   line = made[1][-1].partition("=")[2]
   subprocess.run(["bash", "-c", line], cwd=vm, check=True)
   start = ("tpu_vm.sh", "run", "a", TRAIN, "--steps=3 4")
@@ -177,6 +177,18 @@ def test_a_script_lives_on_all_workers_until_it_is_stopped(tools, tmp_path):
   while "saved" not in log.read_text():
     assert time.monotonic() < until
     time.sleep(0.02)
+  # The number of what has ended may be that of another process.
+  pid = tmp_path / "vm/frugax/runs/launch.pid"
+  assert pid.read_text().split()[1:] == [TRAIN]
+  other = subprocess.Popen(["sleep", "60"])
+  try:
+    pid.write_text(f"{other.pid} {TRAIN}\n")
+    done, _ = tools("tpu_vm.sh", "stop", "a", **CLOUD, VM=str(vm))
+    assert done.returncode == 2 and "no script runs here" in done.stderr
+    assert other.poll() is None
+  finally:
+    other.kill()
+    other.wait()
 
 
 def test_xpk_is_given_the_commit_and_a_command(tools):
@@ -184,7 +196,7 @@ def test_xpk_is_given_the_commit_and_a_command(tools):
   done, (call,) = tools("gke_xpk.sh", "run", "a", TRAIN, "--steps=3", **CLOUD)
   assert done.returncode == 0
   assert done.stderr == "warning: changes that are not committed stay here\n"
-  sent = tools.root / "runs/checkout"
+  sent = tools.root / "runs/.launch/checkout-a"
   assert (sent / TRAIN).exists() and not (sent / "not_committed.txt").exists()
   assert f"--script-dir={sent}" in call
   command = call[-1].removeprefix("--command=")
@@ -205,7 +217,7 @@ def test_slurm_gets_a_process_a_gpu(tools):
   assert done.returncode == 0, done.stderr
   assert {
     *("--nodes=2", "--ntasks-per-node=4", "--gres=gpu:4", "--partition=big"),
-    f"--chdir={tools.root}",
+    *("--job-name=frugax-a", "--cpus-per-task=8", f"--chdir={tools.root}"),
   } <= set(call)
   script = str(tools.root / "launch/slurm.sbatch")
   words = [script, "job", "launch/local.sh", TRAIN, "--multihost"]
@@ -215,6 +227,9 @@ def test_slurm_gets_a_process_a_gpu(tools):
   assert "#SBATCH --signal=B:USR1@120" in directives
   _, (call,) = tools("slurm.sbatch", "run", "a", TRAIN, GPUS="1")
   assert "--multihost" not in call
+  # A job of the user that has the same name, of another program, goes on.
+  _, (call,) = tools("slurm.sbatch", "delete", "a")
+  assert call == ["scancel", "--name=frugax-a", "--user=someone"]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +243,7 @@ def test_a_job_is_queued_again_when_its_time_is_over(
   # sends TERM to steps by itself when it preempts a job or it is cancelled.
   (tools.folder / "srun").write_text(
     "#!/bin/bash\n"
-    "echo $$ >$STEP; [[ -n $LONG ]] || exit 0\n"
+    "echo srun $*; echo $$ >$STEP; [[ -n $LONG ]] || exit 0\n"
     "trap 'echo saved; exit 143' TERM\n"
     "for ((i = 0; i < 600; i++)); do sleep .05; done\n"
   )
@@ -246,6 +261,7 @@ def test_a_job_is_queued_again_when_its_time_is_over(
     env={
       "PATH": f"{tools.folder}{os.pathsep}{os.environ['PATH']}",
       "SLURM_JOB_ID": "7",
+      "SLURM_CPUS_PER_TASK": "6",
       "STEP": str(step),
       "LONG": "" if number is None else "1",
     },
@@ -262,6 +278,8 @@ def test_a_job_is_queued_again_when_its_time_is_over(
       os.kill(int(step.read_text()), number)
   out, _ = job.communicate(timeout=30)
   assert job.returncode == code, out
+  words = "--kill-on-bad-exit=0 --wait=300 --cpus-per-task=6 launch/local.sh"
+  assert out.startswith(f"srun {words}\n")
   assert ("scontrol requeue 7" in out) is again
   assert ("saved" in out) is (number is not None)
 

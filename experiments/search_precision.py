@@ -1,14 +1,17 @@
 """Searches a format for each part of each layer, at equal bit operations.
 
-  python experiments/search_precision.py --model=tiny --result=precision.json
+  python experiments/search_precision.py \
+    --flagfile=experiments/flagfiles/precision_tiny.flags \
+    --result=precision_tiny.json
 
-Every method gets the same bit operations, those of weights of --bits
-throughout: one format for all (uniform), random points, a genetic search, a
-policy's gradient (reinforce, as FLIQS), greedy steps, and the exact optimum of
-what each decision costs by itself (exact, an integer program). Points are
-judged by --search_text, and what is found by --text: nats a token, with paired
-95% intervals of the change from uniform. Weights are rounded to nearest. Two
-minutes for the shipped model on two CPU cores; a GPU for larger ones.
+Every method gets the same bit operations, those of weights in --uniform
+throughout, scales, zero points and choices included: that format for all
+(uniform), random points, a genetic search, a policy's gradient (reinforce, as
+FLIQS), greedy steps, and the exact optimum of what each decision costs by
+itself (exact, an integer program). Points are judged by --search_text, and what
+is found by --text: nats a token, with the change from uniform. Its 95% interval
+is that of windows in the file, and in the table of several seeds Student's t of
+their changes. Weights are rounded to nearest.
 """
 
 import time
@@ -24,12 +27,14 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", None, "bytes, a path, a hub id")
 _FORMATS = flags.DEFINE_list(
   "formats", ["bitmod3", "bitmod4", "int6", "int8"], "to choose among"
 )
-_BITS = cli.number("bits", 4.0, "of a weight on average; a format has them", 1)
+_UNIFORM = flags.DEFINE_string(
+  "uniform", "bitmod4", "of --formats, whose bit operations all methods get"
+)
 _INPUTS = cli.integer("input_bits", 16, "of inputs, for bit operations", 1, 32)
 _METHODS = flags.DEFINE_list(
   "methods", ["random", "genetic", "reinforce"], "of research.search"
 )
-_BUDGET = cli.integer("budget", 200, "evaluations of each of them", 1)
+_BUDGET = cli.integer("budget", 200, "genomes that each of them evaluates", 1)
 _SEEDS = cli.integer("seeds", 3, "of each of them", 1, 100)
 _SEARCH_TEXT = flags.DEFINE_string(
   "search_text", "wikitext2:valid", "text that points are judged by"
@@ -71,14 +76,14 @@ def main(_) -> None:
     _FORMATS.value,
     input_bits=_INPUTS.value,
   )
-  plan, bits = model.plan, _BITS.value
-  budget = plan.budget(bits)
-  first = precision.uniform(plan, bits)
+  plan = model.plan
+  first = precision.uniform(plan, _UNIFORM.value)
+  budget = plan.cost(first)
   each = len(plan.formats) - 1
   costs = precision.sensitivities(
     model, search, progress.counter("decisions", len(plan.names))
   )
-  # (method, seed, point, evaluations)
+  # Methods with a seed, the point they find, and how many losses they computed.
   evaluated = 1 + len(plan.names) * each
   found = [
     ("uniform", 0, first, 0),
@@ -87,10 +92,10 @@ def main(_) -> None:
   ]
   for method in _METHODS.value:
     for seed in range(_SEEDS.value):
-      point = precision.searched(
+      point, count = precision.searched(
         model, search, budget, method, evaluations=_BUDGET.value, seed=seed
       )
-      found.append((method, seed, point, _BUDGET.value))
+      found.append((method, seed, point, count))
       print(f"{method}, seed {seed}: done", flush=True)
   base = model.losses(first, held_out).ravel()
   rows = []

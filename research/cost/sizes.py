@@ -33,15 +33,16 @@ def weight_bytes(config: language_model.Config, params: Params) -> int:
   if "lm_head" in params:
     kernel = params["lm_head"]["kernel"][:, :rows]
     params = params | {"lm_head": {"kernel": kernel}}
-  return _kept_bytes(params)
+  return kept_bytes(params)
 
 
-def _kept_bytes(tree: Any) -> int:
+def kept_bytes(tree: Any) -> int:
+  """Bytes of any arrays: of few bits as they are kept, else 16 bits."""
   is_node = lambda leaf: isinstance(leaf, QTensor | QWeight)
   total = 0
   for leaf in jax.tree.leaves(tree, is_leaf=is_node):
     if isinstance(leaf, QWeight):
-      total += _kept_bytes(leaf.weight) + nbytes(leaf.input)
+      total += kept_bytes(leaf.weight) + nbytes(leaf.input)
     elif isinstance(leaf, QTensor) or jnp.issubdtype(leaf.dtype, jnp.integer):
       total += nbytes(leaf)
     else:

@@ -8,8 +8,9 @@ once, and a point of the space picks among these. Beside methods of
 optimum of what each decision costs by itself (an integer program).
 
 Every point is brought to the same bit operations before it is judged, so that
-methods differ in the loss alone. Shapes by axis letter: P decisions, C formats,
-L layers of a stack, N batches, B rows, T tokens.
+methods differ in the loss alone. Bits of a weight are true ones: scales, zero
+points and choices of blocks count. Shapes by axis letter: P decisions, C
+formats, L layers of a stack, N batches, B rows, T tokens.
 """
 
 import dataclasses
@@ -24,10 +25,13 @@ import numpy as np
 from models import language_model
 from models.errors import InputError
 from models.module import Params
-from ops.quantized import formats
+from research.cost import sizes
 from research.quantization import apply, structure
 from research.quantization.recipes import OF_TOKENS, Recipe
 from research.search import Genome, Product, Weighted, named, run
+
+# A share of a budget, by which sums of floats may be beyond it.
+_SLACK = 1 + 1e-9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +40,11 @@ class Plan:
 
   Attributes:
     names: of the P decisions, such as "3.mlp".
-    formats: names of C formats, by rising bits.
-    bits: (C,) of their codes.
+    formats: names of C formats, by rising bits of the model.
+    bits: (P, C) a weight, with scales, zero points and choices. Formats may be
+      equal, and their order may differ between decisions.
     macs: (P,) products and sums a token.
     input_bits: of what weights multiply.
-    order: (P,) in which points are brought to a budget.
   """
 
   names: tuple[str, ...]
@@ -48,50 +52,74 @@ class Plan:
   bits: np.ndarray
   macs: np.ndarray
   input_bits: int
-  order: np.ndarray
 
   @property
   def space(self) -> Product:
     """All points, of which few have any given cost."""
     return Product({name: self.formats for name in self.names})
 
+  @property
+  def costs(self) -> np.ndarray:
+    """Bit operations a token of each decision in each format, (P, C)."""
+    return self.macs[:, None] * self.bits * self.input_bits
+
   def cost(self, genome: Genome) -> float:
     """Bit operations a token: products times bits of both factors."""
-    return float(self.macs @ self.bits[list(genome)]) * self.input_bits
+    return float(self.costs[range(len(genome)), list(genome)].sum())
 
-  def budget(self, bits: float) -> float:
-    """Bit operations a token of weights of so many bits throughout."""
-    return float(self.macs.sum() * bits) * self.input_bits
+  def check(self, budget: float) -> None:
+    """Raises InputError where the narrowest formats are beyond a budget."""
+    if self.costs.min(1).sum() > budget * _SLACK:
+      raise InputError(
+        f"a budget of {budget:.4g} bit operations: the narrowest formats need"
+        " more throughout"
+      )
 
   def brought(self, genome: Genome, budget: float) -> Genome:
     """The point with a budget kept, and no decision that could be wider.
 
-    In a fixed order the widest decisions become narrower until the budget
-    holds; then the narrowest become wider while it does.
+    Random decisions become narrower by one step until the budget holds; then
+    random ones become wider by one step while it does. A step leads to the
+    next number of bits, of equal formats to a random one. What is random
+    depends on the genome alone. Steps in a fixed order, or at the widest and
+    the narrowest decision first, would lead most points to the same few.
 
     Raises:
       InputError: the narrowest formats are beyond the budget.
     """
-    found = list(genome)
-    if self.cost((0,) * len(found)) > budget * (1 + 1e-9):
-      raise InputError(
-        f"a budget of {budget:.4g} bit operations: {self.formats[0]} needs"
-        " more throughout"
-      )
-    while self.cost(found) > budget * (1 + 1e-9):
-      widest = max(found)
-      found[next(at for at in self.order if found[at] == widest)] -= 1
-    room = True
-    while room:
-      room = False
-      for at in sorted(self.order, key=lambda at: found[at]):
-        wider = [*found[:at], found[at] + 1, *found[at + 1 :]]
-        if wider[at] < len(self.formats) and self.cost(wider) <= budget * (
-          1 + 1e-9
-        ):
-          found, room = wider, True
-          break
-    return tuple(found)
+    self.check(budget)
+    costs, found = self.costs, list(genome)
+    rng = np.random.default_rng(found)
+    while self.cost(found) > budget * _SLACK:
+      steps = [_next(costs[at], place, -1) for at, place in enumerate(found)]
+      _take(found, steps, rng)
+    while True:
+      room = budget * _SLACK - self.cost(found)
+      steps = [
+        [
+          wider
+          for wider in _next(costs[at], place, 1)
+          if costs[at, wider] - costs[at, place] <= room
+        ]
+        for at, place in enumerate(found)
+      ]
+      if not any(steps):
+        return tuple(found)
+      _take(found, steps, rng)
+
+
+def _next(costs: np.ndarray, place: int, sign: int) -> list[int]:
+  """Places of the formats that cost (C,) next more (1) or less (-1)."""
+  beyond = sign * (costs - costs[place])
+  if not (beyond > 0).any():
+    return []
+  return np.flatnonzero(beyond == beyond[beyond > 0].min()).tolist()
+
+
+def _take(found: list[int], steps: list[list[int]], rng) -> None:
+  """Takes one of the steps that decisions have, all decisions alike likely."""
+  at = rng.choice([at for at, places in enumerate(steps) if places])
+  found[at] = int(rng.choice(steps[at]))
 
 
 class Mixed:
@@ -102,7 +130,6 @@ class Mixed:
     params: of the model, arrays.
     names: of formats.
     input_bits: of what weights multiply, for costs alone.
-    seed: of the order in which points are brought to a budget.
 
   Raises:
     InputError: there are fewer than two formats, or one is not known.
@@ -115,15 +142,12 @@ class Mixed:
     names: Sequence[str],
     *,
     input_bits: int = 16,
-    seed: int = 0,
   ):
     unknown = [name for name in names if name not in OF_TOKENS]
     if unknown or len(set(names)) < 2:
       raise InputError(
         f"formats={','.join(names)}: give two or more of {', '.join(OF_TOKENS)}"
       )
-    of_bits = lambda name: formats.get(name).bits
-    names = tuple(sorted(set(names), key=of_bits))
     self._config, self._params = config, params
     layers = language_model.layers_of(config)
     own = structure.unstacked(config, params)
@@ -132,29 +156,28 @@ class Mixed:
       for number, layer in enumerate(own)
       for part in dict.fromkeys(path[0] for path in structure.kernels(layer))
     ]
-    sizes = [
-      sum(
-        structure.at(own[number], path)["kernel"].size
-        for path in structure.kernels(own[number])
-        if path[0] == part
-      )
-      for number, part in parts
-    ]
-    self.plan = Plan(
-      names=tuple(f"{number}.{part}" for number, part in parts),
-      formats=names,
-      bits=np.asarray([of_bits(name) for name in names], np.float64),
-      macs=np.asarray(sizes, np.float64),
-      input_bits=input_bits,
-      order=np.random.default_rng(seed).permutation(len(parts)),
-    )
     self._at = {part: place for place, part in enumerate(parts)}
     self._stacks = list(dict.fromkeys(layer.stack for layer in layers))
     self._numbers = {
       stack: [n for n, layer in enumerate(layers) if layer.stack == stack]
       for stack in self._stacks
     }
-    rounded = [self._rounded(name) for name in names]
+    macs = self._per_part(params, lambda kernel: kernel.size)
+    kept = {name: self._kept(name) for name in dict.fromkeys(names)}
+    bits = {
+      name: 8 * self._per_part(one, sizes.kept_bytes) / macs
+      for name, one in kept.items()
+    }
+    # Sorting keeps formats of equal bits in the order that they are given in.
+    names = tuple(sorted(kept, key=lambda name: macs @ bits[name]))
+    self.plan = Plan(
+      names=tuple(f"{number}.{part}" for number, part in parts),
+      formats=names,
+      bits=np.stack([bits[name] for name in names], axis=1),
+      macs=macs,
+      input_bits=input_bits,
+    )
+    rounded = [jax.jit(apply.as_arrays)(kept.pop(name)) for name in names]
     self._variants = [
       jax.tree.map(
         lambda *leaves: jnp.stack(leaves),
@@ -163,11 +186,23 @@ class Mixed:
       for stack in self._stacks
     ]
 
-  def _rounded(self, name: str) -> Params:
-    """The model whose kernels are the nearest levels of a format."""
+  def _kept(self, name: str) -> Params:
+    """The model whose kernels are kept in a format, the nearest levels."""
     recipe = Recipe(method="nearest", text=name, kernels=name)
-    _, params = apply.quantize(self._config, self._params, recipe, None)
-    return jax.jit(apply.as_arrays)(params)
+    return apply.quantize(self._config, self._params, recipe, None)[1]
+
+  def _per_part(
+    self, params: Params, count: Callable[[Any], int]
+  ) -> np.ndarray:
+    """Sums over the kernels of each decision, (P,), layers of a stack alike."""
+    found = np.zeros(len(self._at))
+    for stack in self._stacks:
+      whole = structure.at(params, stack)
+      for path in structure.kernels(whole):
+        each = count(structure.at(whole, path)["kernel"])
+        for number in self._numbers[stack]:
+          found[self._at[number, path[0]]] += each / len(self._numbers[stack])
+    return found
 
   def losses(self, genome: Genome, batches: np.ndarray) -> np.ndarray:
     """Nats a token of each row, (N, B), of a point.
@@ -247,27 +282,38 @@ def sensitivities(
 
 
 def greedy(plan: Plan, costs: np.ndarray, budget: float) -> Genome:
-  """Narrows the decision that loses least a bit operation, again and again.
+  """Narrows what loses least a bit operation, again and again.
+
+  It begins with the widest formats. What is left of the budget then widens what
+  gains most a bit operation. Of equal formats the one of less cost is taken.
 
   Args:
     plan: of the decisions.
     costs: (P, C) as `sensitivities` gives them.
     budget: bit operations a token.
+
+  Raises:
+    InputError: nothing is within the budget.
   """
-  found = [len(plan.formats) - 1] * len(plan.names)
-  while plan.cost(found) > budget * (1 + 1e-9):
-    each = [
-      (costs[at, place - 1] - costs[at, place])
-      / (plan.macs[at] * (plan.bits[place] - plan.bits[place - 1]))
-      if place
-      else np.inf
-      for at, place in enumerate(found)
-    ]
-    at = int(np.argmin(each))
-    if not found[at]:
-      break
-    found[at] -= 1
-  return plan.brought(tuple(found), budget)
+  plan.check(budget)
+  spent, rows = plan.costs, np.arange(len(costs))
+  widest = spent == spent.max(1, keepdims=True)
+  found = np.where(widest, costs, np.inf).argmin(1)
+  while plan.cost(found) > budget * _SLACK:
+    more, lost = (own - own[rows, found][:, None] for own in (spent, costs))
+    options = np.argwhere(more < 0)
+    each = [lost[one] / -more[one] for one in map(tuple, options)]
+    at, place = options[np.argmin(each)]
+    found[at] = place
+  while True:
+    more, lost = (own - own[rows, found][:, None] for own in (spent, costs))
+    room = budget * _SLACK - plan.cost(found)
+    options = np.argwhere((more > 0) & (more <= room) & (lost < 0))
+    if not len(options):
+      return tuple(map(int, found))
+    each = [lost[one] / more[one] for one in map(tuple, options)]
+    at, place = options[np.argmin(each)]
+    found[at] = place
 
 
 def exact(plan: Plan, costs: np.ndarray, budget: float) -> Genome:
@@ -285,12 +331,12 @@ def exact(plan: Plan, costs: np.ndarray, budget: float) -> Genome:
 
   count, choices = costs.shape
   once = np.kron(np.eye(count), np.ones(choices))
-  spent = np.outer(plan.macs, plan.bits).ravel() * plan.input_bits / budget
+  spent = plan.costs.ravel() / budget
   found = optimize.milp(
     costs.ravel(),
     constraints=[
       optimize.LinearConstraint(once, 1, 1),
-      optimize.LinearConstraint(spent[None], ub=1 + 1e-9),
+      optimize.LinearConstraint(spent[None], ub=_SLACK),
     ],
     integrality=np.ones(costs.size),
     bounds=optimize.Bounds(0, 1),
@@ -310,7 +356,7 @@ def searched(
   evaluations: int,
   seed: int = 0,
   advance: Callable[[int], None] | None = None,
-) -> Genome:
+) -> tuple[Genome, int]:
   """The best point that a method of `research.search` finds.
 
   Args:
@@ -318,9 +364,15 @@ def searched(
     batches: (N, B, T) that points are judged by.
     budget: bit operations a token, to which every point is brought.
     method: of `research.search.METHODS`; "reinforce" is FLIQS's.
-    evaluations: at most.
+    evaluations: of genomes, some of which are brought to the same point.
     seed: of the method.
     advance: told of evaluations.
+
+  Returns:
+    The point, and how many losses were computed: one a point.
+
+  Raises:
+    InputError: the narrowest formats are beyond the budget.
   """
   plan, known = model.plan, {}
 
@@ -343,25 +395,23 @@ def searched(
     objectives=("loss",),
     advance=advance,
   )
-  return plan.brought(found.genomes[found.best(Weighted())], budget)
+  best = found.genomes[found.best(Weighted())]
+  return plan.brought(best, budget), len(known)
 
 
-def uniform(plan: Plan, bits: float) -> Genome:
-  """One format throughout, the last of so many bits.
+def uniform(plan: Plan, name: str) -> Genome:
+  """One format throughout.
 
   Raises:
-    InputError: no format has so many.
+    InputError: it is none of the plan's.
   """
-  places = np.flatnonzero(plan.bits == bits)
-  if not len(places):
-    raise InputError(
-      f"bits={bits:g}: no format of {', '.join(plan.formats)} has so many"
-    )
-  return (int(places[-1]),) * len(plan.names)
+  if name not in plan.formats:
+    raise InputError(f"uniform={name}: give one of {', '.join(plan.formats)}")
+  return (plan.formats.index(name),) * len(plan.names)
 
 
 def described(plan: Plan, genome: Genome) -> dict[str, Any]:
-  """Formats by decision, and bits a weight."""
-  bits = plan.macs @ plan.bits[list(genome)] / plan.macs.sum()
+  """Formats by decision, and bits a weight, all that is kept included."""
+  bits = plan.cost(genome) / plan.input_bits / plan.macs.sum()
   names = {n: plan.formats[place] for n, place in zip(plan.names, genome)}
   return {"bits": float(bits), "formats": names}

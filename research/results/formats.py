@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from research.core import intervals
 from research.core.report import markdown_table
 
 Rows = Sequence[Mapping[str, Any]]
@@ -40,21 +41,31 @@ def codebooks(rows: Rows) -> str:
 
 
 def precision(rows: Rows) -> str:
-  """One line a method of `search_precision.py`, seeds together."""
+  """One line a method of `search_precision.py`, seeds together.
+
+  The interval of several seeds is Student's t of their changes; that of one is
+  the bootstrap of windows that its row holds.
+  """
   found: dict[str, list] = {}
   for row in rows:
     if row["metric"] == "change":
       found.setdefault(row["method"], []).append(row)
   mean = lambda own, key: sum(row[key] for row in own) / len(own)
+  change = lambda own: (
+    intervals.of_mean([row["value"] for row in own])
+    if len(own) > 1
+    else [own[0][key] for key in ("value", "low", "high")]
+  )
   lines = [
     {
       "method": method,
       "seeds": str(len(own)),
-      "evaluations": f"{own[0]['evaluations']:,}",
+      "losses computed": f"{mean(own, 'evaluations'):,.0f}",
       "bits a weight": f"{mean(own, 'bits'):.3f}",
       "where it searched": f"{mean(own, 'search_loss'):.4f}",
-      "held out, from uniform": f"{mean(own, 'value'):+.4f} "
-      f"[{mean(own, 'low'):+.4f}, {mean(own, 'high'):+.4f}]",
+      "held out, from uniform": "{:+.4f} [{:+.4f}, {:+.4f}]".format(
+        *change(own)
+      ),
     }
     for method, own in found.items()
   ]

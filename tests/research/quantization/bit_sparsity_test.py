@@ -7,9 +7,9 @@ from models.errors import InputError
 from research.cost.accelerators import bitvert
 from research.quantization import bit_sparsity
 
-# Decibels of 2 million numbers in channels of 8 bits, of a length that is not
-# told (notes of the method), by
-# columns removed: rounded averaging, zero-point shifting.
+# Decibels of the integers of 2 million numbers in channels of 8 bits (notes of
+# the method), by columns removed: rounded averaging, zero-point shifting. The
+# length of the channels is not told; with 1,024 numbers all eight agree.
 KNOWN = {
   ("normal", 2): (30.37, 31.12),
   ("normal", 4): (18.52, 19.67),
@@ -20,16 +20,16 @@ KNOWN = {
 
 @pytest.fixture(scope="module")
 def channels():
-  """Numbers (512, 512), their scales by channel, and integers of 8 bits."""
+  """Integers of 8 bits (256, 1024) of numbers with a scale a channel."""
   rng = np.random.default_rng(0)
   found = {}
   for name in ("normal", "t, 5"):
-    shape = 512, 512
+    shape = 256, 1024
     x = rng.normal(size=shape)
     if name != "normal":
       x = rng.standard_t(5, shape)
     scales = np.abs(x).max(1, keepdims=True) / 127
-    found[name] = x, scales, np.round(x / scales).astype(np.int64)
+    found[name] = np.round(x / scales).astype(np.int64)
   return found
 
 
@@ -50,23 +50,23 @@ def test_sums_by_the_fewer_bits_are_exact():
 
 @pytest.mark.parametrize("name, removed", list(KNOWN))
 def test_errors_are_those_known(name, removed, channels):
-  x, scales, weights = channels[name]
+  weights = channels[name]
   found = []
   for mode in bit_sparsity.MODES:
     encoded = bit_sparsity.encode(weights, removed, mode)
-    back = encoded.values.reshape(weights.shape) * scales
-    noise = np.square(back - x).sum()
-    found.append(10 * np.log10(np.square(x).sum() / noise))
+    noise = np.square(encoded.values.reshape(weights.shape) - weights).sum()
+    found.append(10 * np.log10(np.square(weights).sum() / noise))
     # Columns and a byte a group.
     assert encoded.bits == weights.size * (8 - removed + 8 / 32)
     assert encoded.nbytes == encoded.bits // 8
-  np.testing.assert_allclose(found, KNOWN[name, removed], atol=0.7)
-  assert found[1] > found[0]
+  known = KNOWN[name, removed]
+  np.testing.assert_allclose(found, known, rtol=0, atol=0.1)
+  assert found[1] - found[0] == pytest.approx(known[1] - known[0], abs=0.1)
 
 
 @pytest.mark.parametrize("mode", bit_sparsity.MODES)
 def test_what_stays_is_what_the_columns_hold(mode, channels):
-  weights = channels["normal"][2][:64]
+  weights = channels["normal"][:64]
   groups = weights.reshape(-1, 32)
   for removed in range(5):
     encoded = bit_sparsity.encode(weights, removed, mode)
@@ -104,13 +104,14 @@ def test_cycles_by_hand():
 
 
 def test_bits_are_skipped_both_ways(channels):
-  weights = channels["normal"][2].reshape(-1, 32)
+  weights = channels["normal"].reshape(-1, 32)
   engine = bitvert.Lanes(lanes=16, adders=4)
   bits = bit_sparsity.columns(weights)
   both = bitvert.cycles(bits, engine)
   ones = bitvert.cycles(bits, engine, both_ways=False)
   dense = bitvert.dense_cycles(8, *weights.shape, engine)
-  # Half of the columns at least are empty or whole in no group, so 2 at most.
+  # The fewer bits of a column are at most half of its group, so they take at
+  # most half of the cycles of a dense array.
   assert dense / 2 >= both and ones > 1.2 * both
   # Removed columns need no cycles.
   few = bitvert.cycles(bits[:4], engine)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Collection
 
 from absl import flags
 
@@ -11,18 +12,25 @@ import cli
 flags.disclaim_key_flags()
 
 
-def define(kind: type) -> dict[str, flags.FlagHolder]:
+def define(
+  kind: type, without: Collection[str] = ()
+) -> dict[str, flags.FlagHolder]:
   """Defines a flag for every field of a dataclass of options.
 
   Args:
     kind: a dataclass whose fields are integers, numbers, booleans or strings
       (or None), with metadata "text" and "bounds": "lower" and "upper", or
       "choices".
+    without: fields that get no flag, since the script does nothing with them.
 
   Returns:
     The flags by name; their defaults are the fields'.
   """
-  return {field.name: _define(field) for field in dataclasses.fields(kind)}
+  return {
+    field.name: _define(field)
+    for field in dataclasses.fields(kind)
+    if field.name not in without
+  }
 
 
 def _define(field: dataclasses.Field) -> flags.FlagHolder:

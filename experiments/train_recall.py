@@ -34,7 +34,23 @@ _LENGTHS = cli.integers(
 _PAIRS = cli.integers(
   "test_pairs", [], "pairs of tested texts; --pairs if none", lower=1
 )
-_OPTIONS = option_flags.define(Options)
+# What is about texts of words, and about one model instead of several seeds.
+_OPTIONS = option_flags.define(
+  Options,
+  without=(
+    "tokenizer",
+    "documents",
+    "text_field",
+    "document_mask",
+    "held_out",
+    "accumulate",
+    "eval_every",
+    "eval_windows",
+    "seed",
+  ),
+)
+# Few tokens are asked for, and their loss alone is the rule.
+flags.set_default(_OPTIONS["z_loss"], 0.0)
 _TASK = option_flags.define(Task)
 
 
@@ -45,9 +61,10 @@ def main(_) -> None:
   task = Task(**{name: flag.value for name, flag in _TASK.items()})
   if len(set(_SEEDS.value)) < len(_SEEDS.value) or not _SEEDS.value:
     raise InputError(f"--seeds={_SEEDS.value}: give one or more, each once")
-  if options.accumulate > 1:
-    raise InputError("--accumulate is for train_lm.py: leave it out")
   task.check(options.length, task.pairs, options.vocab_size)
+  lengths = tuple(_LENGTHS.value) or (options.length,)
+  pairs = tuple(_PAIRS.value) or (task.pairs,)
+  task.tests(lengths, pairs, options.vocab_size)
 
   # After the flags were checked, so that a mistake is answered at once.
   from research.language_model import recalling
@@ -57,8 +74,8 @@ def main(_) -> None:
     options=options,
     task=task,
     seeds=tuple(_SEEDS.value),
-    test_lengths=tuple(_LENGTHS.value) or (options.length,),
-    test_pairs=tuple(_PAIRS.value) or (task.pairs,),
+    test_lengths=lengths,
+    test_pairs=pairs,
     workdir=pathlib.Path(_WORKDIR.value),
   )
   rows = recalling.train(run, cli.say)

@@ -12,7 +12,7 @@ tokens that are read, C pairs.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -55,6 +55,29 @@ class Task:
         f"{pairs} pairs want as many keys, but there are {keys}: take more "
         "--symbols, or a larger --vocab_size"
       )
+
+  def tests(
+    self, lengths: Sequence[int], pairs: Sequence[int], vocab_size: int
+  ) -> list[tuple[int, int]]:
+    """(length, pairs) of the tests: those of all for which texts have room.
+
+    Raises:
+      InputError: there are none, or too few keys for one.
+    """
+    found = [
+      (length, count)
+      for length in lengths
+      for count in pairs
+      if count <= self.most_pairs(length)
+    ]
+    if not found:
+      raise InputError(
+        f"--test_pairs={list(pairs)} fit into none of "
+        f"--test_lengths={list(lengths)}: take fewer or longer ones"
+      )
+    for length, count in found:
+      self.check(length, count, vocab_size)
+    return found
 
   def keys(self, vocab_size: int) -> int:
     """Keys there are, and as many values and fillers."""

@@ -10,7 +10,18 @@ from research.core import plots
 from research.core.plots import Series
 
 Row = dict[str, Any]
-_NEEDED = ("model", "data", "value", "low", "high", "length", "pairs", "seeds")
+_NEEDED = (
+  "model",
+  "data",
+  "value",
+  "low",
+  "high",
+  "length",
+  "pairs",
+  "seeds",
+  "parameters",
+  "cache_bytes",
+)
 _ORIGIN = ("device", "commit", "versions")
 
 

@@ -66,24 +66,17 @@ class Run:
     """Raises InputError where nothing can be trained or tested."""
     options = self.options
     self.task.check(options.length, self.task.pairs, options.vocab_size)
-    if not self.tests:
-      raise InputError(
-        f"--test_pairs={list(self.test_pairs)} fit into none of "
-        f"--test_lengths={list(self.test_lengths)}: take fewer or longer ones"
-      )
+    self.task.tests(self.test_lengths, self.test_pairs, options.vocab_size)
 
   @property
   def tests(self) -> list[tuple[int, int]]:
     """(length, pairs) of the tests, those that can be."""
-    return [
-      (length, pairs)
-      for length in self.test_lengths
-      for pairs in self.test_pairs
-      if pairs <= self.task.most_pairs(length)
-    ]
+    return self.task.tests(
+      self.test_lengths, self.test_pairs, self.options.vocab_size
+    )
 
 
-def make_step(model: Model, tx, schedule, vocab_size: int):
+def make_step(model: Model, tx, schedule, vocab_size: int, z_loss: float = 0.0):
   """An update of all members: `(state, batch, frozen) -> (state, metrics)`.
 
   Args:
@@ -91,11 +84,13 @@ def make_step(model: Model, tx, schedule, vocab_size: int):
     tx: the optimizer.
     schedule: its learning rate, for the metrics.
     vocab_size: tokens there are.
+    z_loss: weight of the squared log normalizer.
   """
 
   def objective(params, batch):
     sums = learn.token_sums(model, params, batch, vocab_size)
-    return sums["nll"] / jnp.maximum(sums["tokens"], 1.0)
+    total = sums["nll"] + z_loss * sums["squared_normalizer"]
+    return total / jnp.maximum(sums["tokens"], 1.0)
 
   def update(params, memory, batch):
     loss, grads = jax.value_and_grad(objective)(params, batch)
@@ -167,6 +162,7 @@ def train(run: Run, say: Say) -> list[dict[str, Any]]:
     dtype=options.dtype,
     implementations=by_xla,
     document_mask=False,
+    remat=options.remat,
   )
   seeds = tuple(run.seeds)
   keys = jnp.stack([jax.random.key(seed) for seed in seeds])
@@ -197,7 +193,7 @@ def train(run: Run, say: Say) -> list[dict[str, Any]]:
     return jax.tree.map(lambda *parts: np.stack(parts), *own)
 
   state = loop.run(
-    make_step(model, tx, schedule, vocab),
+    make_step(model, tx, schedule, vocab, options.z_loss),
     state,
     batch_at,
     RunOptions(

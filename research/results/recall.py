@@ -20,6 +20,7 @@ def table(rows: Sequence[Row]) -> str:
         "task": row["data"],
         "tokens": f"{row['length']:,}",
         "model": row["model"],
+        "parameters": f"{row['parameters']:,}",
         "bytes kept": f"{row['cache_bytes']:,}",
         "seeds": str(row["seeds"]),
         **{f"{count} pairs": "" for count in counts},

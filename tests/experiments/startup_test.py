@@ -118,6 +118,10 @@ train_lm --start=MODEL
 train_lm --start=WRONG
 train_recall --pairs=9 --length=32
 train_recall --seeds=1,1
+train_recall --seed=1
+train_recall --eval_every=9
+train_recall --symbols=8 --pairs=4 --test_pairs=4,16
+train_recall --test_pairs=64 --test_lengths=32
 train_rlm
 train_rlm --path=/nowhere
 train_rlm --data=foo

@@ -1,5 +1,7 @@
 """Texts that ask for what stood in them, and members trained on them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 
 from models.errors import InputError
 from research.core import intervals, metrics
-from research.language_model import recall, recalling
+from research.language_model import recall, recall_report, recalling
 from research.language_model.options import Options
 from research.language_model.recall import Task, answers, texts
+from research.results.recall import table as recall_table
 
 VOCAB, LENGTH = 257, 63
 THIRD = (VOCAB - 2) // 3
@@ -86,6 +89,12 @@ def test_too_few_tokens():
     drawn("pairs", 90, length=400)
   with pytest.raises(InputError, match="has 85: take fewer"):
     Task(symbols=86).check(64, 4, VOCAB)
+  # Tests are checked in front of the training that they follow.
+  with pytest.raises(InputError, match="16 pairs want as many keys"):
+    Task(symbols=8).tests((256,), (4, 16), VOCAB)
+  with pytest.raises(InputError, match="fit into none"):
+    Task().tests((32, 40), (64,), VOCAB)
+  assert Task().tests((32, 64), (4, 9), VOCAB) == [(32, 4), (64, 4), (64, 9)]
   few = texts(Task(symbols=4), (0,), 9, 40, 4, VOCAB, vary=False)
   assert few["tokens"].max() == 2 + 3 * 4 - 1
 
@@ -94,7 +103,7 @@ def test_members_are_trained_and_tested(tmp_path):
   options = Options(
     arch="transformer", layers=1, d_model=16, d_ff=16, heads=2, kv_heads=2,
     vocab_size=VOCAB, vocab_multiple=1, length=31, batch=4, steps=2, warmup=1,
-    dtype="float32",
+    dtype="float32", remat=True, z_loss=1e-3,
   )  # fmt: skip
   run = recalling.Run(
     name="small", options=options, task=Task(pairs=3, test_texts=8),
@@ -139,3 +148,23 @@ def test_interval_of_seeds():
   found = intervals.of_mean([1.0, 2.0, 3.0])
   assert found.value == 2 and abs(found.high - 2 - 4.303 / 3**0.5) < 1e-9
   assert intervals.of_mean([4.0]) == (4, 4, 4)
+
+
+def test_a_result_without_a_field_is_refused(tmp_path):
+  row = {
+    "model": "a", "data": "pairs", "value": 0.5, "low": 0.4, "high": 0.6,
+    "length": 1024, "pairs": 4, "seeds": 3, "parameters": 12345,
+    "cache_bytes": 6789,
+  }  # fmt: skip
+  origin = {"device": "cpu", "commit": "c", "versions": {}, "seconds": 1.0}
+  path = tmp_path / "result.json"
+  path.write_text(json.dumps({"rows": [row], **origin}))
+  (found,), seconds, _ = recall_report.read([tmp_path])
+  assert found == row and seconds == 1.0
+  for cell in ("12,345", "6,789", "1,024", "0.500 ± 0.100"):
+    assert f"| {cell} " in recall_table([found])
+  for name in ("parameters", "cache_bytes"):
+    less = {key: value for key, value in row.items() if key != name}
+    path.write_text(json.dumps({"rows": [less], **origin}))
+    with pytest.raises(InputError, match="no result of train_recall.py"):
+      recall_report.read([tmp_path])

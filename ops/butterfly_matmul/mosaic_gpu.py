@@ -1,8 +1,11 @@
 """The Mosaic GPU `butterfly_matmul` for Hopper: forward, backward, binding.
 
-Of these kernels a GPU has run products alone yet; all are interpreted on a CPU
-and compiled for Hopper. So `butterfly_matmul` takes them only where they are
-named.
+On an H200 the earlier forward of 65536 x 1024 (commit d65cf42) ran and was
+right (error 3.0e-3; .236 ms where XLA's dense product took .209 and a plain dot
+.202), and its backward waited for registers without end. The kernels as they
+are now, with another forward at 1,024 channels and other registers, are
+compiled and interpreted, and have run on no GPU. So `butterfly_matmul` takes
+them only where they are named.
 """
 
 import functools

@@ -61,7 +61,11 @@ class Searched:
   Of a few shares of its largest magnitude each block takes the one that leaves
   the least squared error, with its scale as it is kept, if that has no second
   level. Twice the magnitude is among them, for scales that are powers of two:
-  the rule of MX clips some blocks itself.
+  the rule of MX clips some blocks itself. Where blocks choose a level, errors
+  are those of scales that are not rounded yet, and the choice alone is made
+  anew with kept ones. Where a codebook is fitted, errors are those of the
+  levels that the fit starts from, and scales stay when it ends, so that others
+  may leave less.
 
   Attributes:
     shares: that are tried, each in (0, 2].

@@ -19,7 +19,9 @@ from models.errors import InputError
 
 # Integers or arrays of them that broadcast with each other.
 Sizes = Any
-# Terms of a weight, and its bits with scales and choices, in groups of 128.
+# Terms of a weight, and its bits with scales and choices, in groups of 128. The
+# float that a row has beside is left out: over the row's weights, 16 bits in
+# the paper, and 32 in `ops.quantized`.
 TERMS = {"int8": 4, "int6": 3, "fp4": 2, "fp3": 2}
 BITS = {
   "int8": 8.0 + 8 / 128,

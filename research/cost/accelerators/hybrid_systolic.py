@@ -72,7 +72,7 @@ def product(
     )
   if inputs.shape[1] != depth or np.abs(codes).max(initial=0) > 7:
     raise InputError("codes: give 4-bit integers, as many as the inputs")
-  least = int(exponents.min(initial=0))
+  least = int(exponents.min()) if exponents.size else 0
   if exponents.max(initial=least) - least >= 32:
     raise InputError("exponents: span 32 or more, which no accumulator holds")
   total = np.zeros((len(inputs), len(codes)), np.int64)

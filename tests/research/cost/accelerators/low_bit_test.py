@@ -77,6 +77,11 @@ def test_products_in_integers_are_those_of_mxint4():
     hybrid_systolic.product(
       inputs, codes, exponents + 40 * np.eye(24, 8, dtype=int)
     )
+  # Only how far they lie apart matters, also where the least is large.
+  for shift in (40 - exponents.min(), -60 - exponents.max()):
+    moved, far = hybrid_systolic.product(inputs, codes, exponents + shift)
+    np.testing.assert_array_equal(moved, y)
+    assert far == power + shift
   with pytest.raises(InputError, match="give one for 32"):
     hybrid_systolic.product(inputs, codes, exponents[:, :2])
 

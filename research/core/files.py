@@ -79,8 +79,9 @@ def kept(
   )
   if arrays is None:
     made = {name: np.asarray(array) for name, array in make().items()}
-    if processes.is_writer():
-      write_npz(path, made | {_BELONGS_TO: np.array(owner)})
+    processes.from_writer(
+      lambda: write_npz(path, made | {_BELONGS_TO: np.array(owner)})
+    )
     return made
   if str(arrays.pop(_BELONGS_TO, None)) != owner:
     raise InputError(

@@ -16,6 +16,9 @@ import numpy as np
 from models.errors import InputError, reason
 
 _NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Bytes that go to all processes at a time, which each device holds once.
+_PIECE = 1 << 28
+_SIZE_UNIT = 1 << 30
 
 
 def start() -> None:
@@ -78,27 +81,54 @@ def from_writer(function: Callable[[], Any]) -> Any:
     function: called in the writer alone; gives what can be pickled.
 
   Raises:
-    InputError: it raised one; in every process.
+    InputError: it raised one; in every process. It raised something else: that
+      is raised in the writer, and an InputError that tells of it elsewhere, so
+      that no process waits for one that has ended.
   """
   if count() == 1:
     return function()
-  from jax.experimental import multihost_utils
-
-  data = np.zeros(0, np.uint8)
+  raised, data = None, b""
   if is_writer():
     try:
-      found = True, function()
-    except InputError as error:
-      found = False, str(error)
-    data = np.frombuffer(pickle.dumps(found), np.uint8)
-  size = int(multihost_utils.broadcast_one_to_all(np.int64(data.size)))
-  if not is_writer():
-    data = np.zeros(size, np.uint8)
-  data = np.asarray(multihost_utils.broadcast_one_to_all(data))
-  worked, value = pickle.loads(data.tobytes())
+      data = pickle.dumps((True, function()))
+    except Exception as error:
+      said = str(error)
+      if not isinstance(error, InputError):
+        said = f"the process that writes failed ({reason(error)})"
+      raised, data = error, pickle.dumps((False, said))
+  worked, value = pickle.loads(_broadcast(data))
+  if raised is not None:
+    raise raised
   if not worked:
     raise InputError(value)
   return value
+
+
+def _broadcast(data: bytes) -> bytearray:
+  """The writer's bytes in every process, a piece of them at a time."""
+  from jax.experimental import multihost_utils
+
+  size, writes, found = _broadcast_size(len(data)), is_writer(), bytearray()
+  for begin in range(0, size, _PIECE):
+    length = min(_PIECE, size - begin)
+    piece = np.zeros(length, np.uint8)
+    if writes:
+      piece = np.frombuffer(data, np.uint8, length, begin)
+    piece = multihost_utils.broadcast_one_to_all(piece)
+    found += np.asarray(piece).data
+  return found
+
+
+def _broadcast_size(size: int) -> int:
+  """The writer's number in every process.
+
+  JAX makes int32 of it, which ends at 2 GiB, so it goes in two parts.
+  """
+  from jax.experimental import multihost_utils
+
+  parts = np.array(divmod(size, _SIZE_UNIT), np.int32)
+  high, low = multihost_utils.broadcast_one_to_all(parts)
+  return int(high) * _SIZE_UNIT + int(low)
 
 
 def writer_first(function: Callable[[], Any]) -> Any:

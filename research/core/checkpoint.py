@@ -7,11 +7,13 @@ our own because array data with a flipped bit loads without an error otherwise.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import multiprocessing
 import pathlib
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ Tree = Any
 
 _MANIFEST = "manifest.json"
 _STATE = "state"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Checkpointer:
@@ -72,7 +75,7 @@ class Checkpointer:
       InputError: `step` exists with other content; it is left as it is.
     """
     if mesh_lib.is_spread(state):
-      state = mesh_lib.to_host(state)
+      state = mesh_lib.to_writer(state)
     processes.from_writer(lambda: self._save(step, state))
 
   def _save(self, step: int, state: Tree) -> None:
@@ -173,16 +176,26 @@ def _everywhere(read, abstract_state: Tree) -> tuple[int, Tree] | None:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract_state
   )
 
-  def arrays():
-    found = read(local)
-    return found and (found[0], jax.device_get(_to_arrays(found[1])))
+  held: dict[str, np.ndarray] = {}
 
-  found = processes.from_writer(arrays)
-  if found is None:
+  def hold():
+    found = read(local)
+    if found is None:
+      return None
+    held.update(jax.device_get(_to_arrays(found[1])))
+    return found[0]
+
+  step = processes.from_writer(hold)
+  if step is None:
     return None
-  step, values = found
-  state = _from_arrays(values, abstract_state)
-  return step, mesh_lib.put_like(state, abstract_state)
+  leaves, treedef = jax.tree.flatten(abstract_state)
+  for index, like in enumerate(leaves):
+    # One array at a time is whole, in memory of the other processes and on the
+    # devices.
+    take = functools.partial(held.pop, _name(index), None)
+    value = processes.from_writer(take)
+    leaves[index] = mesh_lib.put_like(_from_array(value, like), like)
+  return step, jax.tree.unflatten(treedef, leaves)
 
 
 def _alone(function, path: pathlib.Path, arrays: dict[str, Any]) -> Any:
@@ -194,16 +207,28 @@ def _alone(function, path: pathlib.Path, arrays: dict[str, Any]) -> Any:
   if processes.count() == 1:
     return function(path, arrays)
   context = multiprocessing.get_context("spawn")
+  arrays = jax.device_get(arrays)
   with futures.ProcessPoolExecutor(
     1, mp_context=context, initializer=_on_cpu
   ) as pool:
-    return pool.submit(
-      _on_host, function, path, jax.device_get(arrays)
-    ).result()
+    # A new process has the mask of its parent, and so it lives until it ignores
+    # signals by itself.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+      made = pool.submit(_on_host, function, path, arrays)
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return made.result()
 
 
 def _on_cpu() -> None:
-  """Keeps a process away from accelerators, which its parent holds."""
+  """Keeps a process away from accelerators, which its parent holds.
+
+  Ctrl-C and a cluster's SIGTERM reach all processes of a group; the parent ends
+  the run behind the checkpoint, so they do not end the one that writes it.
+  """
+  for number in _SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
   jax.config.update("jax_platforms", "cpu")
 
 
@@ -284,7 +309,11 @@ def _to_arrays(tree: Tree) -> dict[str, jax.Array]:
     jax.random.key_data(leaf) if _is_key(leaf) else leaf
     for leaf in jax.tree.leaves(tree)
   ]
-  return {f"{i:05d}": leaf for i, leaf in enumerate(leaves) if leaf.size}
+  return {_name(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
+
+
+def _name(index: int) -> str:
+  return f"{index:05d}"
 
 
 def _to_abstract(tree: Tree) -> dict[str, jax.ShapeDtypeStruct]:
@@ -308,16 +337,21 @@ def _to_abstract(tree: Tree) -> dict[str, jax.ShapeDtypeStruct]:
 def _from_arrays(arrays: dict[str, Any], abstract_state: Tree) -> Tree:
   """Inverse of `_to_arrays`."""
   leaves, treedef = jax.tree.flatten(abstract_state)
-  restored = []
-  for index, leaf in enumerate(leaves):
-    array = arrays.get(f"{index:05d}")
-    if array is None:
-      array = jnp.zeros(leaf.shape, leaf.dtype)
-    elif _is_key(leaf):
-      # No public name leads from an abstract key to its generator.
-      array = jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name)
-    restored.append(array)
+  restored = [
+    _from_array(arrays.get(_name(index)), leaf)
+    for index, leaf in enumerate(leaves)
+  ]
   return jax.tree.unflatten(treedef, restored)
+
+
+def _from_array(array: Any, leaf: Any) -> Any:
+  """A leaf like an abstract one, from `_to_arrays`; None for an empty one."""
+  if array is None:
+    return jnp.zeros(leaf.shape, leaf.dtype)
+  if _is_key(leaf):
+    # No public name leads from an abstract key to its generator.
+    return jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name)
+  return array
 
 
 def _content_digest(tree: Tree) -> str:

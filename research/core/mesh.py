@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from models import placement
 from models.errors import InputError
 from ops import sharding
-from research.core import mesh_shape
+from research.core import mesh_shape, processes
 
 Mesh = jax.sharding.Mesh
 
@@ -41,7 +41,7 @@ def make(
     A mesh whose axis types are `Auto`: the compiler places what is computed.
 
   Raises:
-    InputError: there are fewer devices.
+    InputError: there are fewer devices, or a process of the run has none.
   """
   devices = jax.devices() if devices is None else devices
   shape = {sharding.DATA: len(devices)} if shape is None else dict(shape)
@@ -51,6 +51,15 @@ def make(
       f"--mesh={mesh_shape.words(shape)} asks for {count} devices, but"
       f" {len(devices)} are visible ({devices[0].platform}): ask for 1 to"
       f" {len(devices)}"
+    )
+  # A process without a device of the mesh would wait for the others for ever.
+  idle = set(range(processes.count()))
+  idle -= {device.process_index for device in devices[:count]}
+  if idle:
+    raise InputError(
+      f"--mesh={mesh_shape.words(shape)} takes {count} of {len(devices)}"
+      f" devices, and process {min(idle)} has none of them: ask for all, or"
+      " start fewer processes"
     )
   names = [name for name in sharding.AXES if name in shape]
   return jax.make_mesh(
@@ -230,9 +239,22 @@ def using(mesh: Mesh) -> Iterator[None]:
 def to_host(tree: Any) -> Any:
   """Whole NumPy arrays of a tree, wherever its arrays lie.
 
-  Where several processes hold parts of them, all must call it.
+  Where several processes hold parts of them, all must call it. One array at a
+  time is whole on the devices.
   """
-  return jax.device_get(jax.tree.map(_whole, tree))
+  return jax.tree.map(lambda x: jax.device_get(_whole(x)), tree)
+
+
+def to_writer(tree: Any) -> Any:
+  """`to_host` in the process that writes; None elsewhere.
+
+  So the hosts of the others need no room for the whole tree.
+  """
+  if processes.is_writer():
+    return to_host(tree)
+  for leaf in jax.tree.leaves(tree):
+    jax.block_until_ready(_whole(leaf))
+  return None
 
 
 def is_spread(tree: Any) -> bool:

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.core import mesh
+from research.core import checkpoint, mesh
 from research.core.checkpoint import Checkpointer
 
 
@@ -186,3 +187,39 @@ def test_a_save_cut_by_a_kill_leaves_no_trace(tmp_path):
   assert kept.restore_latest(_tree())[0] == 4
   kept.save(8, _tree(8))
   chex.assert_equal(sorted(p.name for p in tmp_path.iterdir()), ["4", "8"])
+
+
+def test_signals_of_a_run_do_not_end_what_writes_its_checkpoint(monkeypatch):
+  monkeypatch.setattr(jax.config, "update", lambda *_: None)
+  names = (signal.SIGINT, signal.SIGTERM)
+  before = {name: signal.getsignal(name) for name in names}
+  try:
+    checkpoint._on_cpu()
+    for name in names:
+      signal.raise_signal(name)
+    assert [signal.getsignal(name) for name in names] == [signal.SIG_IGN] * 2
+  finally:
+    for name, handler in before.items():
+      signal.signal(name, handler)
+
+
+def test_many_processes_hold_one_leaf_of_a_restored_state_at_a_time(
+  tmp_path, monkeypatch
+):
+  state = _tree()
+  checkpointer = Checkpointer(tmp_path)
+  checkpointer.save(3, state)
+  told = []
+
+  def from_writer(function):
+    told.append(function())
+    return told[-1]
+
+  monkeypatch.setattr(checkpoint.mesh_lib, "is_spread", lambda _: True)
+  monkeypatch.setattr(checkpoint.processes, "from_writer", from_writer)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  like = jax.tree.map(lambda x: jax.device_put(x, device), state)
+  step, restored = checkpointer.restore_latest(like)
+  assert step == 3 and told[0] == 3
+  assert len(told) == 1 + len(jax.tree.leaves(state))
+  _assert_same(restored, state)

@@ -1,10 +1,12 @@
+import types
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
 from models.errors import InputError
-from research.core import mesh, mesh_shape
+from research.core import mesh, mesh_shape, processes
 
 
 def test_the_mesh_has_one_auto_axis_named_data():
@@ -19,6 +21,17 @@ def test_the_mesh_has_one_auto_axis_named_data():
 def test_an_impossible_number_of_devices_is_told(count):
   with pytest.raises(InputError, match=f"asks for {count} devices"):
     mesh.data_mesh(count)
+
+
+def test_a_process_without_a_device_is_told(monkeypatch):
+  monkeypatch.setattr(processes, "count", lambda: 3)
+  devices = [
+    types.SimpleNamespace(process_index=i // 4, platform="cpu")
+    for i in range(12)
+  ]
+  with pytest.raises(InputError, match="process 2 has none of them") as error:
+    mesh.make({"data": 4, "tensor": 2}, devices)
+  assert "--mesh=data:4,tensor:2 takes 8 of 12 devices" in str(error.value)
 
 
 def test_batches_are_split_and_trees_replicated():

@@ -136,6 +136,7 @@ def run(
     signals = stack.enter_context(_caught_signals())
     fetch = _Fetch(log, bar, options, num_steps, timing, checkpointer)
 
+    stops = processes.AnyOf()
     for step, batch in _ahead(pool, batch_at, start, num_steps):
       done = step + 1
       state, metrics = step_fn(state, batch, frozen)
@@ -147,7 +148,7 @@ def run(
         extra = _run_hooks(due, state)
       fetch.put(step, metrics, extra)
       saves = done == num_steps or done % options.checkpoint_every == 0
-      if not (processes.any_of(bool(signals)) or saves):
+      if not (stops(bool(signals)) or saves):
         continue
       fetch.save(step, state)
       if processes.any_of(bool(signals)):

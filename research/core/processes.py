@@ -5,6 +5,7 @@ reads and writes the folder of a run, and tells the others what they need of it;
 so the folder may lie on a disk that it alone sees.
 """
 
+import functools
 import os
 import pickle
 import sys
@@ -145,9 +146,44 @@ def writer_first(function: Callable[[], Any]) -> Any:
 
 
 def any_of(flag: bool) -> bool:
-  """Whether `flag` is true in any process."""
-  if count() == 1:
-    return flag
-  from jax.experimental import multihost_utils
+  """Whether `flag` is true in any process; waits for them."""
+  return flag if count() == 1 else _highest(flag)()
 
-  return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
+
+class AnyOf:
+  """`any_of` that waits for nothing, and so is told one call late.
+
+  The answer to a call is read at the next one, as metrics of a step are. In one
+  process it is told at once.
+  """
+
+  def __init__(self):
+    self._asked = None
+
+  def __call__(self, flag: bool) -> bool:
+    """Whether the flag of the call before was true in any process."""
+    if count() == 1:
+      return flag
+    before, self._asked = self._asked, _highest(flag)
+    return before is not None and before()
+
+
+def _highest(flag: bool) -> Callable[[], bool]:
+  """Asks all processes; the result waits for their answers."""
+  jax, (run, where) = sys.modules["jax"], _asking()
+  with jax.set_mesh(where.mesh):
+    own = np.full(jax.local_device_count(), flag, np.int32)
+    found = run(jax.make_array_from_process_local_data(where, own))
+  return lambda: bool(found.addressable_data(0))
+
+
+@functools.cache
+def _asking() -> tuple[Callable, Any]:
+  """The program that asks all devices, and where its argument lies."""
+  import jax
+  from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+  mesh = Mesh(np.array(jax.devices()), ("devices",))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  run = jax.jit(lambda flags: flags.max(), out_shardings=everywhere)
+  return run, NamedSharding(mesh, PartitionSpec("devices"))

@@ -1,7 +1,8 @@
-"""The flags of every trainer that say which devices it runs on.
+"""The flags of trainers that say which devices they run on.
 
-A script that takes them says `flags.adopt_module_key_flags(mesh_flags)`, so
-that its `--help` lists them.
+`train_lm.py`, `train_sol.py`, `train_rlm.py` and `train_lra.py` take them;
+`train_recall.py` runs on one device. A script that takes them says
+`flags.adopt_module_key_flags(mesh_flags)`, so that its `--help` lists them.
 """
 
 from absl import flags

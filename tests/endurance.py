@@ -3,7 +3,7 @@
     python -m tests.endurance --kills=50 --soak=100000 --processes=16
 
 Each trainer (SOL, language models, Long Range Arena, regression language
-models) runs small, and what it ends with is compared bit by bit with an
+models, recall) runs small, and what it ends with is compared bit by bit with an
 undisturbed run: models, metrics without times, contents of checkpoints.
 
   kills         SIGKILL at random moments, as often as --kills says
@@ -25,6 +25,7 @@ import argparse
 import os
 import pathlib
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -190,7 +191,7 @@ def disk_full(runs: Runs, times: int, draw: random.Random) -> Row:
         if code == 0:
           break
         full += 1
-        says = "No space left" in err or "full" in err
+        says = re.search("no space (is )?left", err, re.IGNORECASE)
         if code != 2 or not says or not endurance_runs.is_one_line(err):
           faults.append(f"exit {code} at {size} bytes: {err[-300:]}")
       _mount(disk, f"remount,size={8 * whole + 64 * _MB}")

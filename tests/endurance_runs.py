@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -20,6 +21,8 @@ _SECONDS = 600
 _TEXT = 12000
 # Of files that hold times, or the order in which what is equal was written.
 _DIFFER = {"result.json", "report.md", "curves.png", ".lock"}
+# Of stderr: progress, as `research.core.progress` prints it, and warnings.
+_IN_FRONT = re.compile(r"\w[\w ]*: \d+/\d+  |warning: ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,12 @@ TRAINERS = {
     *("--max_length=160", "--mantissa_digits=2", "--batch=8", "--warmup=1"),
     *("--steps=40", "--eval_every=10", "--early_stopping=0", "--log_every=1"),
     *("--checkpoint_every=4", "--train=60", "--valid=16"),
+  ),
+  # Of at most 99 updates it logs each, and it saves four times.
+  "recall": _trainer(
+    *("train_recall", "recall_tiny", "--layers=1", "--d_model=32"),
+    *("--d_ff=64", "--batch=256", "--steps=48", "--warmup=5"),
+    *("--seeds=0,1", "--test_lengths=32", "--test_texts=64"),
   ),
 }
 
@@ -237,9 +246,14 @@ def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def is_one_line(err: str) -> bool:
-  """Whether a run said what is wrong in a line, and showed no trace."""
-  last = [line for line in err.splitlines() if line.strip()][-1:]
-  return "Traceback" not in err and bool(last)
+  """Whether a run said what is wrong in a line, behind nothing but progress.
+
+  Warnings of the run, each of one line, may stand in front of it, too.
+  """
+  said = [line for line in err.splitlines() if line.strip()]
+  while said and _IN_FRONT.match(said[0]):
+    del said[0]
+  return len(said) == 1 and said[0].startswith("error: ")
 
 
 def _is_apart(path: pathlib.Path, workdir: pathlib.Path) -> bool:

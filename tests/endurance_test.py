@@ -93,6 +93,43 @@ def test_sigterm_must_save_what_was_done(
   assert (row["saved"], row["faults"]) == (1, faults), row
 
 
+@pytest.mark.parametrize(
+  "err, one",
+  [
+    ("error: x is damaged\n", True),
+    ("train: 5/60  loss 1.2  00:01 left\nerror: x\n", True),
+    ("train: 5/60  00:01 left\n\nwarning: x is kept\nerror: x\n", True),
+    ("", False),
+    ("train: 5/60  00:01 left\n", False),
+    ("error: x\nerror: y\n", False),
+    ("error: x\ntrain: 5/60  00:01 left\n", False),
+    ("W1130 12:00:00 a.py:1] careful\nerror: x\n", False),
+    ("Traceback (most recent call last):\n  a\nOSError: x\n", False),
+    ("OSError: x\n", False),
+  ],
+)
+def test_one_line_is_one(err, one):
+  assert endurance_runs.is_one_line(err) is one
+
+
+@pytest.mark.parametrize(
+  "says, faults",
+  [
+    ("/x/full_0/run: no space is left: make room", 0),
+    ("/x/full_0/run/a: No space left on device", 0),
+    ("/x/full_0/run: is damaged", 2),
+  ],
+)
+def test_a_full_disk_is_told(tmp_path, monkeypatch, says, faults):
+  (tmp_path / "undisturbed").mkdir()
+  monkeypatch.setattr(endurance, "_mount", lambda disk, options: None)
+  monkeypatch.setattr(endurance.subprocess, "run", lambda *a, **k: None)
+  monkeypatch.setattr(endurance, "_finish", lambda runs, workdir: [])
+  runs = _Fake(tmp_path, [], 2 * [(2, f"error: {says}\n")])
+  row = endurance.disk_full(runs, 1, random.Random(0))
+  assert (row["refused"], row["faults"]) == (2, faults), row
+
+
 def test_damage_can_be_mended(tmp_path):
   state = tmp_path / "run" / "checkpoints" / "4" / "state"
   state.mkdir(parents=True)

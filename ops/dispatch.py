@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from ops import sharding
+
 type Supports = Callable[..., str | None]
 
 # Compute capability of the oldest GPU that has wgmma.
@@ -38,6 +40,22 @@ def kernel(module: str, needs: Supports) -> Supports:
     )
 
   return supports
+
+
+def on_one_device(supports: Supports) -> Supports:
+  """The `supports` of a kernel that does not run inside of `jax.shard_map`.
+
+  A compiler cannot cut a kernel, so that under a mesh every device would
+  compute the whole of it.
+  """
+
+  def alone(*arrays: Any, **options: Any) -> str | None:
+    if axes := sharding.sizes():
+      shape = ",".join(f"{name}:{size}" for name, size in axes.items())
+      return f"runs on one device, and the mesh is {shape}"
+    return supports(*arrays, **options)
+
+  return alone
 
 
 XLA_ONLY: Mapping[str, Supports] = types.MappingProxyType({"xla": always})

@@ -19,8 +19,8 @@ IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
     "xla_dense": dispatch.always,
     "xla_merged": dispatch.always,
     "xla_radix2": dispatch.always,
-    "mosaic_gpu": dispatch.kernel(
-      "ops.butterfly_matmul.mosaic_gpu", dispatch.needs_wgmma
+    "mosaic_gpu": dispatch.on_one_device(
+      dispatch.kernel("ops.butterfly_matmul.mosaic_gpu", dispatch.needs_wgmma)
     ),
   }
 )

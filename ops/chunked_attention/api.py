@@ -1,12 +1,13 @@
 """The public `chunked_attention`: checks, resolves, calls."""
 
+import functools
 import importlib
 import types
 
 import jax
 import jax.numpy as jnp
 
-from ops import dispatch
+from ops import dispatch, sharding
 
 # Slots of a chunk key that stands for no chunk.
 UNUSED = 2**30
@@ -84,6 +85,18 @@ def chunked_attention(
   _check(q, k, v, ends, window, chunk_k, chunk_v, seen_from, starts)
   if top is not None and top < 1:
     raise ValueError(f"chunked_attention: top is {top}, it must be at least 1")
+  if sharding.sizes():
+    arrays = {
+      "q": q, "k": k, "v": v, "ends": ends, "chunk_k": chunk_k,
+      "chunk_v": chunk_v, "seen_from": seen_from, "starts": starts,
+    }  # fmt: skip
+    options = {
+      "window": window,
+      "top": top,
+      "scale": scale,
+      "implementation": implementation,
+    }
+    return _over_devices(options, arrays)
   name = dispatch.resolve(
     "chunked_attention",
     IMPLEMENTATIONS,
@@ -106,6 +119,16 @@ def chunked_attention(
     q, k, v, chunk_k, chunk_v, ends, seen_from, starts,
     window=window, top=top, scale=scale,
   )  # fmt: skip
+
+
+def _over_devices(options, arrays):
+  """Every device has its own rows and heads, and whole rows of tokens."""
+  heads = ("batch", None, "heads", None)
+  dims = {name: heads if x.ndim == 4 else ("batch", None)
+          for name, x in arrays.items() if x is not None}  # fmt: skip
+  return sharding.over_devices(
+    functools.partial(chunked_attention, **options), arrays, dims, heads
+  )
 
 
 def _at(x, ends):

@@ -13,8 +13,8 @@ from ops.quantized import QState, QTensor, QWeight, Taps
 
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
-    "mosaic_gpu": dispatch.kernel(
-      "ops.mamba2_step.mosaic_gpu", dispatch.needs_hopper
+    "mosaic_gpu": dispatch.on_one_device(
+      dispatch.kernel("ops.mamba2_step.mosaic_gpu", dispatch.needs_hopper)
     ),
     "xla": dispatch.always,
   }

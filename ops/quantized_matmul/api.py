@@ -15,8 +15,8 @@ from ops.quantized import QTensor, QWeight, as_array
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
     "xla": dispatch.always,
-    "mosaic_gpu": dispatch.kernel(
-      "ops.quantized_matmul.mosaic_gpu", dispatch.needs_wgmma
+    "mosaic_gpu": dispatch.on_one_device(
+      dispatch.kernel("ops.quantized_matmul.mosaic_gpu", dispatch.needs_wgmma)
     ),
   }
 )

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import ops
-from ops import sharding
+from ops import dispatch, sharding
+from ops.mamba2_step import api as mamba2_step_api
 from ops.ring_attention import ring_attention
 
 _B, _L, _H, _P, _N = 4, 16, 4, 3, 5
@@ -78,6 +79,14 @@ def _case(name):
       a["h"], a["w"], abs(a["ids"]), return_log_normalizer=True, valid_vocab=7
     )
     return run, {"h": draw(_B, _L, _H), "w": draw(8, _H)}
+  if name == "chunked_attention":
+    ends = np.array([[3, 8, 2**30]] * 3 + [[1, 5, 12]], np.int32)
+    run = lambda a: ops.chunked_attention(
+      a["q"], a["k"], a["v"], ends, window=2, chunk_k=a["ck"], chunk_v=a["cv"]
+    )
+    arrays = {"q": draw(_B, _L, 4, 6)}
+    arrays |= {name: draw(_B, _L, 2, 6) for name in ("k", "v")}
+    return run, arrays | {name: draw(_B, 3, 2, 6) for name in ("ck", "cv")}
   run = lambda a: ring_attention(
     a["q"], a["k"], a["v"], texts=a["ids"], block_size=3
   )
@@ -127,7 +136,7 @@ def _alone(name):
 
 
 _NAMES = ("ssd", "selective_scan", "causal_conv1d", "rms_norm",
-          "token_logprob", "ring_attention")  # fmt: skip
+          "token_logprob", "ring_attention", "chunked_attention")  # fmt: skip
 
 
 def _assert_same(name, found):
@@ -191,3 +200,31 @@ def test_ring_attention_refuses_heads_that_do_not_fit():
   q, k = np.ones((1, 4, 3, 2), np.float32), np.ones((1, 4, 2, 2), np.float32)
   with pytest.raises(ValueError, match="do not fit"):
     ring_attention(q, k, k)
+
+
+def _quantized(name):
+  x = np.ones((4, 2), np.float32)
+  ops.quantized_matmul(x, x.T, implementation=name)
+
+
+def _butterfly(name):
+  x, twiddle = np.ones((4, 2), np.float32), np.ones((1, 1, 1, 1, 2, 2))
+  ops.butterfly_matmul(x, twiddle.astype(np.float32), implementation=name)
+
+
+@pytest.mark.parametrize(
+  "run",
+  [
+    _quantized,
+    _butterfly,
+    lambda name: mamba2_step_api.resolve(implementation=name),
+  ],
+)
+def test_kernels_of_one_device_are_refused_on_many(run):
+  with jax.sharding.use_abstract_mesh(_mesh(data=2, tensor=2).abstract_mesh):
+    with pytest.raises(dispatch.UnsupportedError) as told:
+      run("mosaic_gpu")
+  assert "runs on one device, and the mesh is data:2,tensor:2" in str(
+    told.value
+  )
+  assert "usable: xla" in str(told.value)

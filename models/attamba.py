@@ -277,7 +277,7 @@ def layer(
   by_cost = _by_cost(config, run, costs, texts)
   x, (_, found) = _read_layer(
     config, run, texts, shared, None, None, by_cost, x,
-    (block, jnp.int32(number)),
+    block, jnp.int32(number),
   )  # fmt: skip
   return x, costs if found is None else found
 

@@ -155,11 +155,8 @@ def _counts(
   tokenizer: Tokenizer, texts: Sequence[str], begin: bool = True
 ) -> np.ndarray:
   """Tokens of each text, a begin token included."""
-  encodings = tokenizer.backend.encode_batch(
-    list(texts), add_special_tokens=False
-  )
   more = begin and tokenizer.bos_id is not None
-  return np.array([len(found.ids) + more for found in encodings])
+  return np.array([len(ids) + more for ids in tokenizer.encode_all(texts)])
 
 
 def _left_out(sizes: np.ndarray, room: int) -> int:

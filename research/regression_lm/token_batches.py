@@ -74,7 +74,8 @@ def read_texts(
   many.
 
   Raises:
-    InputError: there is no text, or one is empty or no text; names it.
+    InputError: there is no text, or one is empty or no text (names it), or the
+      tokenizer cannot read one.
   """
   texts = list(texts)
   if not texts:
@@ -93,16 +94,12 @@ def read_texts(
   # the memory of its ids.
   for start in range(0, len(texts), _ENCODED):
     part = texts[start : start + _ENCODED]
-    try:
-      encodings = tokenizer.backend.encode_batch(part, add_special_tokens=False)
-    except Exception as error:  # Of the library: a text that is no Unicode.
-      raise InputError(f"a text cannot be tokenized: {error}") from error
-    for row, encoding in enumerate(encodings, start):
-      if not encoding.ids:
+    for row, found in enumerate(tokenizer.encode_all(part), start):
+      if not found:
         raise InputError(
           f"text {row} has no token of this tokenizer: leave it out"
         )
-      ids = [*begin, *encoding.ids]
+      ids = [*begin, *found]
       num_cut += len(ids) > max_length
       rows.append(np.array(ids[:max_length], np.int32))
   if num_cut:

@@ -121,8 +121,7 @@ class Fold:
     known = dict.fromkeys(form[i] for form in forms for i in known)
     tokenizer = tokenizing.train_bpe([*names, *known], options.vocab_size)
     ids = lambda texts: [
-      np.asarray(e.ids, np.int32)
-      for e in tokenizer.backend.encode_batch(texts, add_special_tokens=False)
+      np.asarray(found, np.int32) for found in tokenizer.encode_all(texts)
     ]
     bodies = list(dict.fromkeys(text for form in forms for text in form))
     written = dict(zip(bodies, ids(bodies)))

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from models.errors import InputError
 from models.numbers import MISSING, Ieee, TargetCodec
 from research.predictors.examples import Example
-from research.regression_lm import token_batches
+from research.regression_lm import prompts, token_batches
 from research.text import tokenizing
 
 CODEC = TargetCodec(format=Ieee(), num_objectives=2)
@@ -86,7 +88,7 @@ def test_the_whole_counts_every_example_once():
     ([Example("a", [1, 2, 3])], "example 0: a target has 3 objectives"),
     ([Example("a")], "no example has a target"),
     ([("a", 1.0)], "example 0 is a tuple"),
-    ([Example("\ud800", 1.0)], "cannot be tokenized"),
+    ([Example("\ud800", 1.0)], r"the tokenizer cannot read '\\ud800'"),
   ],
 )
 def test_bad_examples_are_one_line(given, words):
@@ -97,8 +99,20 @@ def test_bad_examples_are_one_line(given, words):
 
 def test_a_text_without_tokens_is_named():
   backend = tokenizing.train_bpe(["aaaa bbbb"], 300)
-  from tokenizers import normalizers
-
   backend.backend.normalizer = normalizers.Strip()
   with pytest.raises(InputError, match="text 1 has no token"):
     token_batches.read_texts(backend, ["a", "  "], 9)
+
+
+def test_a_pattern_that_takes_too_long_is_one_line(capfd):
+  long = tokenizing.train_bpe(["aaaa bbbb"], 300)
+  long.backend.pre_tokenizer = pre_tokenizers.Split(
+    tokenizers.Regex("^((a)+.)+c(a)+$"), "isolated"
+  )
+  for read in (
+    lambda texts: token_batches.read_texts(long, texts, 9),
+    lambda texts: prompts.Others([Example(x, 1.0) for x in texts], long, 9),
+  ):
+    with pytest.raises(InputError, match="its pattern takes too long"):
+      read(["a", "a" * 60])
+  assert capfd.readouterr().err == ""

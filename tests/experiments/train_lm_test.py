@@ -15,7 +15,7 @@ import pytest
 from models import convert, language_model, tokenizer
 from models.text import load_text
 from research.core import metrics
-from research.language_model import architectures
+from research.language_model import architectures, recall
 from research.language_model.options import Options
 from research.text import packing, token_cache
 from tests.experiments import scripts
@@ -27,6 +27,7 @@ FLAGFILES = sorted(
   for path in (ROOT / "experiments/flagfiles").glob("*.flags")
   if "--arch=" in path.read_text()
 )
+STATE_SPACES = ("mamba2", "hybrid")
 STEPS = 40
 TRAIN = [
   "experiments/train_lm.py",
@@ -214,9 +215,13 @@ def options_of(path):
   fields = {field.name: field for field in dataclasses.fields(Options)}
   words = [s[2:] for s in path.read_text().splitlines() if s.startswith("--")]
   given = dict(word.split("=", 1) for word in words)
-  script = set(
-    re.findall(r'\(\s*"(\w+)"', (ROOT / "experiments/train_lm.py").read_text())
-  )
+  # A flagfile says by which script it is run.
+  recalls = "experiments/train_recall.py" in path.read_text()
+  name = "train_recall" if recalls else "train_lm"
+  code = (ROOT / f"experiments/{name}.py").read_text()
+  script = set(re.findall(r'\(\s*"(\w+)"', code))
+  if recalls:
+    script |= {field.name for field in dataclasses.fields(recall.Task)}
   assert given.keys() <= fields.keys() | script
   values = {}
   for name in given.keys() & fields.keys():
@@ -242,7 +247,9 @@ def test_30m_flagfiles_are_alike():
     parameter_counts.expected(architectures.config_of(o, o.vocab_size))
     for o in found
   ]
-  assert len(found) == 5 and max(counts) < 1.005 * min(counts)
+  assert len(found) == 9 and max(counts) < 1.025 * min(counts)
+  attention = [n for n, o in zip(counts, found) if o.arch not in STATE_SPACES]
+  assert len(attention) == 7 and max(attention) < 1.005 * min(attention)
   names = [field.name for field in dataclasses.fields(Options)]
   for name in names[names.index("tie_embeddings") :]:
     assert len({getattr(options, name) for options in found}) == 1, name

@@ -70,9 +70,9 @@ def gathered(block: Tree, dtype: Any) -> Tree:
   """Parameters of one layer as it computes with them.
 
   Matrices are rounded to `dtype`, that of the layer's work (None leaves them),
-  and then gathered:
-  so half the bytes go over the wire. Their gradients come back in their own
-  dtype, summed over devices and cut as the parameters are kept.
+  and then gathered, so half the bytes go over the wire. Their gradients come
+  back in their own dtype, summed over devices and cut as the parameters are
+  kept.
   """
   axes = sharding.sizes()
   if not axes:

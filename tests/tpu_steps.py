@@ -8,7 +8,6 @@ where there is no compiler.
 """
 
 import dataclasses
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -42,8 +41,6 @@ from tests import tpu_compile
 
 # Bytes of memory of a chip.
 _MEMORY = {"v5e": 16 << 30, "v6e": 32 << 30}
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
-          "collective-permute")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,8 +176,7 @@ def report(step: Step, found: jax.stages.Compiled, seconds: float) -> bool:
   memory = found.memory_analysis()
   held = memory.argument_size_in_bytes + memory.output_size_in_bytes
   held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-  text = found.as_text()
-  counts = {k: len(re.findall(rf" {k}(?:-start)?\(", text)) for k in _KINDS}
+  counts = mesh_lib.collectives(found.as_text())
   collectives = ", ".join(f"{n} {k}" for k, n in counts.items() if n)
   room = _MEMORY[step.target.partition(":")[0]]
   flops = found.cost_analysis().get("flops", 0.0)

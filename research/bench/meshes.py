@@ -4,7 +4,6 @@ Weights are random, tokens are, too: speed depends on neither.
 """
 
 import dataclasses
-import re
 import time
 from typing import Any, Self
 
@@ -22,9 +21,6 @@ from research.cost import language_model as cost
 from research.language_model import learn, training
 from research.language_model.architectures import Model
 from research.language_model.options import Options
-
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
-          "collective-permute")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +138,5 @@ def timed(
     "gib_per_device": held / 2**30,
     "loss": loss,
     "compile_seconds": compiling,
-    "collectives": {
-      kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in _KINDS
-    },
+    "collectives": mesh_lib.collectives(text),
   }

@@ -11,6 +11,7 @@ the same, up to the order of sums.
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ from ops import sharding
 from research.core import mesh_shape, processes
 
 Mesh = jax.sharding.Mesh
+
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
+                "collective-permute")  # fmt: skip
 
 
 def make(
@@ -85,19 +89,24 @@ def check_batch(mesh: Mesh, batch: int, accumulate: int = 1) -> None:
   """Checks that a batch can be cut.
 
   Raises:
-    InputError: its parts on the devices, or those of `accumulate`, are not
-      whole.
+    InputError: its parts of rows, or those of `accumulate`, are not whole.
   """
   parts = row_parts(mesh)
   if batch % (parts * accumulate):
     also = f" times --accumulate={accumulate}" if accumulate > 1 else ""
     raise InputError(
-      f"--batch={batch} is no multiple of {parts} devices{also}: change one"
+      f"--batch={batch} is no multiple of {parts} parts of rows{also}: change"
+      " one, or data and fsdp of --mesh"
     )
 
 
-def check_length(mesh: Mesh, length: int) -> None:
+def check_length(mesh: Mesh, length: int, what: str = "--length=") -> None:
   """Checks that rows of `length` tokens can be cut.
+
+  Args:
+    mesh: the devices.
+    length: tokens.
+    what: stands in front of the length where it does not do.
 
   Raises:
     InputError: the parts would differ.
@@ -105,7 +114,21 @@ def check_length(mesh: Mesh, length: int) -> None:
   parts = dict(mesh.shape).get(sharding.SEQUENCE, 1)
   if length % parts:
     raise InputError(
-      f"--length={length} is no multiple of sequence:{parts}: change one"
+      f"{what}{length} is no multiple of sequence:{parts}: change one"
+    )
+
+
+def check_no_sequence(mesh: Mesh) -> None:
+  """Checks that a mesh does not cut tokens, for models that cannot.
+
+  Raises:
+    InputError: it does.
+  """
+  parts = dict(mesh.shape).get(sharding.SEQUENCE, 1)
+  if parts > 1:
+    raise InputError(
+      f"--mesh: sequence:{parts} cuts nothing of these models: take"
+      f" data:{parts}"
     )
 
 
@@ -192,7 +215,7 @@ def shard_batch[Tree](mesh: Mesh, batch: Tree) -> Tree:
     The same tree as device arrays; arrays that lie right are not copied.
 
   Raises:
-    InputError: a leading axis is absent or does not divide by the devices.
+    InputError: a leading axis is absent or cannot be cut into equal parts.
   """
   parts = row_parts(mesh)
   for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
@@ -200,8 +223,8 @@ def shard_batch[Tree](mesh: Mesh, batch: Tree) -> Tree:
     if not shape or shape[0] % parts:
       name = jax.tree_util.keystr(path) or "batch"
       raise InputError(
-        f"batch array {name} of shape {shape} cannot be split over"
-        f" {parts} devices: make the batch size a multiple of {parts}"
+        f"batch array {name} of shape {shape} cannot be cut into {parts} parts"
+        f" of rows: make the batch size a multiple of {parts}"
       )
   return _put(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
 
@@ -234,6 +257,14 @@ def using(mesh: Mesh) -> Iterator[None]:
     if mesh.size > 1:
       stack.enter_context(jax.set_mesh(mesh))
     yield
+
+
+def collectives(text: str) -> dict[str, int]:
+  """How often each kind of collective stands in a compiled program's text."""
+  return {
+    kind: len(re.findall(rf" {kind}(?:-start)?\(", text))
+    for kind in _COLLECTIVES
+  }
 
 
 def to_host(tree: Any) -> Any:

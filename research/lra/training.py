@@ -76,6 +76,7 @@ def train(run: Run, say: Say) -> list[dict[str, Any]]:
   options, task = run.options, TASKS[run.options.task]
   run = dataclasses.replace(run, mesh=run.mesh or mesh_lib.data_mesh(1))
   mesh_lib.check_batch(run.mesh, options.batch)
+  mesh_lib.check_no_sequence(run.mesh)
   config = run.config or architectures.config(options)
   mesh_lib.check_used(run.mesh, fabnet.abstract_params(config))
   parts = data_lib.load(task, run.data, say)

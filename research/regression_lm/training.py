@@ -66,6 +66,9 @@ def train(run: Run, say: Say) -> RegressionLM:
   """
   o, mesh = run.options, run.mesh or mesh_lib.make()
   mesh_lib.check_batch(mesh, o.batch)
+  # `buckets.round_up` pads to 16, 24, 32, ..., which 8 alone divides all.
+  padded = "--mesh: texts are padded to multiples of 8 tokens, and "
+  mesh_lib.check_length(mesh, 8, padded)
   lm = _model(run)
   # What is wrong with the data is told before the workdir belongs to the run,
   # so that the same command with another flag can have it.

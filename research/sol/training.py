@@ -106,9 +106,12 @@ def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
   parts = mesh_lib.row_parts(run.mesh)
   if run.options.windows % parts:
     raise InputError(
-      f"--windows={run.options.windows} is no multiple of {parts} devices: "
-      "change one"
+      f"--windows={run.options.windows} is no multiple of {parts} parts of"
+      " rows: change one, or data and fsdp of --mesh"
     )
+  for name in ("context", "horizon"):
+    length = getattr(run.options, name)
+    mesh_lib.check_length(run.mesh, length, f"--{name}=")
   with mesh_lib.using(run.mesh):
     _train(run, tokens, say)
 

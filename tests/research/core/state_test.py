@@ -84,7 +84,7 @@ def test_one_and_eight_devices_give_the_same_losses(tmp_path):
     stdout=subprocess.PIPE,
     text=True,
   )
-  assert "(12, 4) cannot be split over 8 devices" in json.loads(done.stdout)
+  assert "(12, 4) cannot be cut into 8 parts" in json.loads(done.stdout)
   one, eight = (
     [row["loss"] for row in metrics.read_jsonl(tmp_path / n / "metrics.jsonl")]
     for n in ("1", "8")

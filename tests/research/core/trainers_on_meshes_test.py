@@ -5,7 +5,6 @@ Those of policies and of regression language models are beside their own tests
 """
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,9 @@ from research.core import state as state_lib
 from research.core.checkpoint import Checkpointer
 from research.language_model import learn
 from research.language_model.architectures import Model
+from research.lra import data as lra_data
 from research.lra import learn as lra_learn
+from research.lra import training as lra_training
 from research.lra.tasks import TASKS
 from tests.research.lra import learn_test as lra
 
@@ -115,9 +116,7 @@ def test_parameters_and_their_momentum_are_cut_alike():
 
 
 def _collectives(arch, name):
-  text = _compiled(arch, name)[0].as_text()
-  kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
-  return {k: len(re.findall(rf" {k}(?:-start)?\(", text)) for k in kinds}
+  return mesh_lib.collectives(_compiled(arch, name)[0].as_text())
 
 
 def test_splitting_rows_costs_sums_of_gradients_alone():
@@ -198,5 +197,23 @@ def test_meshes_that_do_not_fit_are_told():
   mesh = mesh_lib.make({"fsdp": 2, "sequence": 4})
   with pytest.raises(InputError, match="--length=18 is no multiple"):
     mesh_lib.check_length(mesh, 18)
-  with pytest.raises(InputError, match="--batch=6 is no multiple of 2 devices"):
+  with pytest.raises(InputError, match="--batch=6 is no multiple of 2 parts"):
     mesh_lib.check_batch(mesh, 6, accumulate=2)
+
+
+def test_long_range_arena_cuts_no_tokens(tmp_path):
+  run = lra_training.Run(
+    options=lra.OPTIONS,
+    data=lra_data.Options(length=16),
+    workdir=tmp_path / "run",
+    mesh=mesh_lib.make({"sequence": 2}),
+  )
+  with pytest.raises(InputError, match="sequence:2 cuts nothing of these"):
+    lra_training.train(run, print)
+  assert not (tmp_path / "run").exists()
+
+
+def test_collectives_of_a_program_are_counted():
+  text = "a = f32[] all-reduce(b)\n c = f32[] all-reduce-start(d)\n all-reduced"
+  found = mesh_lib.collectives(text)
+  assert found.pop("all-reduce") == 2 and not any(found.values())

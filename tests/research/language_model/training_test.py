@@ -14,8 +14,8 @@ from research.language_model.options import Options
 @pytest.mark.parametrize(
   "options, says",
   [
-    ({"batch": 12}, "--batch=12 is no multiple of 8 devices"),
-    ({"batch": 16, "accumulate": 4}, "8 devices times --accumulate=4"),
+    ({"batch": 12}, "--batch=12 is no multiple of 8 parts of rows"),
+    ({"batch": 16, "accumulate": 4}, "8 parts of rows times --accumulate=4"),
     ({"batch": 16, "tokenizer": "none"}, "--tokenizer=none"),
     ({"batch": 16, "tokenizer": "bytes", "d_ff": 0}, "--d_ff=0"),
     ({"batch": 16, "tokenizer": "bytes"}, "no_such.txt"),

@@ -235,3 +235,11 @@ def test_targets_that_cannot_be_written_stop_a_run(home, target, words):
   run = dataclasses.replace(run_of(home, "beyond"), source=source)
   with pytest.raises(InputError, match=words):
     training.train(run, lambda line: None)
+
+
+def test_texts_that_a_mesh_cannot_cut_are_told(home):
+  run = run_of(home, "cut")
+  run = dataclasses.replace(run, mesh=mesh_lib.make({"sequence": 3}))
+  with pytest.raises(InputError, match="and 8 is no multiple of sequence:3"):
+    training.train(run, print)
+  assert not (home / "cut").exists()

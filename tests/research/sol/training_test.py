@@ -1,5 +1,6 @@
 """Whole runs in one process; killed ones are in `sol_scripts_test.py`."""
 
+import dataclasses
 import json
 
 import chex
@@ -48,6 +49,18 @@ def run_of(workdir, mode, **changes):
 def batches_of(run):
   text = toy.text(800)
   return training.batches(run, text, training._pool(run, text))
+
+
+def test_windows_that_a_mesh_cannot_cut_are_told(tmp_path):
+  run = run_of(tmp_path / "run", "published")
+  for shape, words in (
+    ({"sequence": 7}, "--context=.* is no multiple of sequence:7"),
+    ({"data": 2, "fsdp": 2}, "--windows=2 is no multiple of 4 parts of rows"),
+  ):
+    cut = dataclasses.replace(run, mesh=mesh_lib.make(shape))
+    with pytest.raises(InputError, match=words):
+      training.train(cut, toy.text(800), print)
+  assert not (tmp_path / "run").exists()
 
 
 def test_the_published_mode_from_end_to_end(tmp_path):

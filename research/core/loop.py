@@ -66,7 +66,7 @@ class Hook:
 
 def run(
   step_fn: Callable[..., tuple[TrainState, Mapping[str, Any]]],
-  state: TrainState,
+  state: TrainState | Callable[[], TrainState],
   batch_at: Callable[[int], Tree],
   options: RunOptions,
   *,
@@ -90,7 +90,9 @@ def run(
 
   Args:
     step_fn: `(state, batch, frozen) -> (state, metrics)` from `state.jit_step`.
-    state: the state to start from; it stays valid.
+    state: the state to start from, which stays valid, so that a second copy of
+      it is in memory; or a function that makes a state nobody else holds, each
+      array in memory of its own.
     batch_at: pure function, step -> batch; called from another thread.
     options: the workdir and how often to write to it.
     num_steps: updates in all, those before a restart included.
@@ -116,9 +118,12 @@ def run(
     lambda: files.digest_of_file(workdir / workdir_lib.FLAGS)
   )
   checkpointer = Checkpointer(workdir / "checkpoints", options.keep, flags)
-  # A copy, because steps donate: the caller's arrays live on, and arrays that
-  # share memory would be donated twice.
-  state = jax.tree.map(jnp.copy, state)
+  if callable(state):
+    state = state()
+  else:
+    # A copy, because steps donate: the caller's arrays live on, and arrays that
+    # share memory would be donated twice.
+    state = jax.tree.map(jnp.copy, state)
   _, state = checkpointer.restore_latest(state) or (None, state)
   start = int(state.step)
   if start >= num_steps:

@@ -5,6 +5,7 @@ in the workdir or the token cache, so that a killed run goes on where it was.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -144,26 +145,26 @@ def train(run: Run, say: Say) -> Result:
 
   model = _model(run, config)
   key = jax.random.key(options.seed)
-  if params is None:
-    params = mesh_lib.build(mesh, model.init, key)
-    if "chunk_costs" in params:
-      counts = train_corpus.counts(vocab_size)
-      costs = chunk_costs.table(config, tokenizer, counts)
-      params["chunk_costs"] = jax.numpy.asarray(costs)
   schedule, tx = make_optimizer(options)
-  mesh_lib.check_used(mesh, params)
-  state = mesh_lib.build(
-    mesh,
-    lambda params, key: state_lib.create_state(params, tx, key),
-    params,
-    key,
-  )
+  if params is None:
+    shapes = jax.eval_shape(model.init, key)
+  else:
+    shapes = jax.eval_shape(lambda tree: tree, params)
+  mesh_lib.check_used(mesh, shapes)
+  own = {}
+  if params is None and "chunk_costs" in shapes:
+    counts = train_corpus.counts(vocab_size)
+    own["chunk_costs"] = chunk_costs.table(config, tokenizer, counts)
+  make_state = _first_state(mesh, model, tx, key, params, own)
   if goes_on:
-    state = starting.state(run.start, state)
+    make_state = functools.partial(_kept_state, run.start, make_state)
+  # A name that lives to the end would keep these parameters in memory beside
+  # those of the run.
+  del params
   result = Result(
     eval_loss=math.nan,
     unigram_entropy=train_corpus.unigram_entropy(vocab_size),
-    num_params=module.num_params(params),
+    num_params=module.num_params(shapes),
   )
   _say_what(run, model, batches, result, say)
   step = learn.make_step(
@@ -177,7 +178,7 @@ def train(run: Run, say: Say) -> Result:
   evaluate = learn.make_evaluation(model, mesh, held_out, vocab_size)
   state = loop.run(
     state_lib.jit_step(step, mesh),
-    state,
+    make_state,
     lambda at: batches.batch_at(at, options.seed),
     dataclasses.replace(run, flags=flags),
     num_steps=options.steps,
@@ -193,6 +194,42 @@ def train(run: Run, say: Say) -> Result:
     _export(run, config, params, tokenizer)
     _report(run, config.family, result, rows)
   return result
+
+
+def _first_state(
+  mesh, model: Model, tx, key: jax.Array, params: Tree, own: dict[str, Any]
+) -> Callable[[], TrainState]:
+  """Makes the state in front of the first update, once.
+
+  Args:
+    mesh: where it lies.
+    model: of the run.
+    tx: its optimizer.
+    key: of the run.
+    params: of a model to fine-tune, which are then let go of; None for new
+      ones.
+    own: arrays of new parameters by name, in the place of drawn ones.
+  """
+  given = [params]
+
+  def fine_tuned(params, key):
+    return state_lib.create_state(params, tx, key)
+
+  def new(key):
+    arrays = jax.tree.map(jax.numpy.asarray, own)
+    return state_lib.create_state(model.init(key) | arrays, tx, key)
+
+  def make() -> TrainState:
+    params = given.pop()
+    if params is None:
+      return mesh_lib.build(mesh, new, key)
+    return mesh_lib.build(mesh, fine_tuned, params, key)
+
+  return make
+
+
+def _kept_state(start: str, fresh: Callable[[], TrainState]) -> TrainState:
+  return starting.state(start, fresh())
 
 
 def _model(run: Run, config) -> Model:

@@ -80,6 +80,8 @@ def train(run: Run, say: Say) -> RegressionLM:
   }
   workdir_lib.claim(run.workdir, flags)
   prepared = run.source.prepare(lm, o.batch, o.seed)
+  # On the host, since devices hold what a run makes of them.
+  lm.params = mesh_lib.to_host(lm.params)
   trained, still = freezing.split(lm.params, o.freeze_encoder)
   batch_at, frozen = prepared.batch_at, {"params": still}
   loss = o.loss()
@@ -98,8 +100,11 @@ def train(run: Run, say: Say) -> RegressionLM:
   try:
     state = loop.run(
       state_lib.jit_step(step, mesh),
-      mesh_lib.place(
-        mesh, state_lib.create_state(trained, tx, jax.random.key(o.seed))
+      lambda: mesh_lib.build(
+        mesh,
+        lambda params, key: state_lib.create_state(params, tx, key),
+        trained,
+        jax.random.key(o.seed),
       ),
       batch_at,
       dataclasses.replace(run, flags=flags),

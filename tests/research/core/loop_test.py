@@ -312,6 +312,20 @@ def test_the_state_given_stays_valid_and_frozen_arrays_are_used(tmp_path):
   np.testing.assert_array_equal(shared.params["w"], np.zeros(4))
 
 
+def test_a_state_that_is_made_for_the_run_is_not_copied(tmp_path):
+  tx, first = toy.initial_state()
+  donated = []
+
+  def make():
+    made = jax.tree.map(jnp.copy, first)
+    donated.append(made.params["w"])
+    return made
+
+  options = RunOptions(workdir=tmp_path, progress=False)
+  loop.run(toy.make_step(tx, 1), make, toy.batch_at, options, num_steps=1)
+  assert len(donated) == 1 and donated[0].is_deleted()
+
+
 def test_progress_goes_to_stderr(tmp_path, capsys):
   toy.train(tmp_path, progress=True)
   out, err = capsys.readouterr()

@@ -189,10 +189,13 @@ def train(run: Run, say: Say) -> Result:
     lambda: metrics.read_jsonl(run.workdir / "metrics.jsonl")
   )
   result = dataclasses.replace(result, eval_loss=rows[-1]["eval_loss"])
-  params = mesh_lib.to_host(state.params)
-  if processes.is_writer():
+  params = mesh_lib.to_writer(state.params)
+
+  def write() -> None:
     _export(run, config, params, tokenizer)
     _report(run, config.family, result, rows)
+
+  processes.from_writer(write)
   return result
 
 

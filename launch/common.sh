@@ -21,6 +21,24 @@ quoted() {
   echo "${words[*]}"
 }
 
+# Sets dry_run, verb, and words, those behind it: take_options SCRIPT WORDS.
+take_options() {
+  local script=$1
+  shift
+  while [[ $# -gt 0 ]]; do
+    case $1 in
+      -h | --help) usage; exit 0 ;;
+      --dry-run) dry_run=true; shift ;;
+      -*) fail "unknown option $1 ($script --help lists them)" ;;
+      *) break ;;
+    esac
+  done
+  [[ $# -gt 0 ]] || fail "no verb named ($script --help lists them)"
+  verb=$1
+  shift
+  words=("$@")
+}
+
 # Runs a command; a dry run prints it instead, as a shell would take it.
 run() {
   if $dry_run; then

@@ -36,17 +36,8 @@ Options:
 TEXT
 }
 
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    -h | --help) usage; exit 0 ;;
-    --dry-run) dry_run=true; shift ;;
-    -*) fail "unknown option $1 (launch/gke_xpk.sh --help lists them)" ;;
-    *) break ;;
-  esac
-done
-[[ $# -gt 0 ]] || fail "no verb named (launch/gke_xpk.sh --help lists them)"
-verb=$1
-shift
+take_options launch/gke_xpk.sh "$@"
+set -- "${words[@]}"
 case $verb in
   run | logs | delete)
     check_name "${1:-}"

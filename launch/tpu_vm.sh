@@ -35,17 +35,8 @@ Options:
 TEXT
 }
 
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    -h | --help) usage; exit 0 ;;
-    --dry-run) dry_run=true; shift ;;
-    -*) fail "unknown option $1 (launch/tpu_vm.sh --help lists them)" ;;
-    *) break ;;
-  esac
-done
-[[ $# -gt 0 ]] || fail "no verb named (launch/tpu_vm.sh --help lists them)"
-verb=$1
-shift
+take_options launch/tpu_vm.sh "$@"
+set -- "${words[@]}"
 case $verb in
   create | copy | run | logs | stop | delete) ;;
   *) fail "unknown verb $verb (launch/tpu_vm.sh --help lists them)" ;;

@@ -101,6 +101,27 @@ def set_registers(workers: int, *, computes: bool):
     )
 
 
+def divide(workers: int, worker, compute, load):
+  """Runs `compute` in the first `workers` warpgroups, `load` in the next.
+
+  Args:
+    workers: how many compute.
+    worker: number of this warpgroup, an int32 of shape ().
+    compute: takes nothing.
+    load: likewise.
+  """
+
+  @pl.when(worker < workers)
+  def _():
+    set_registers(workers, computes=True)
+    compute()
+
+  @pl.when(worker == workers)
+  def _():
+    set_registers(workers, computes=False)
+    load()
+
+
 def produce(fetch, steps, stages: int, *consumed):
   """The loading warpgroup: `fetch(i, slot)` for each step, `stages` ahead."""
 

@@ -5,10 +5,50 @@ a are the decays of all its tokens and s is what the part alone, from an empty
 state, comes to. One gather of all (a, s) tells every device its state.
 """
 
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from ops import segments, sharding
+
+
+def scan(
+  op: Callable[..., tuple[jax.Array, jax.Array]],
+  part: Callable[..., tuple[jax.Array, jax.Array]],
+  arrays: Mapping[str, jax.Array | None],
+  dims: Mapping[str, tuple[str | None, ...]],
+  options: Mapping[str, Any],
+) -> tuple[jax.Array, jax.Array]:
+  """Runs a scan under a mesh, which may cut rows, channels and tokens.
+
+  Args:
+    op: the public op, for devices that hold whole rows.
+    part: for a part of each row: takes op, its options, and arrays by name,
+      `resets` among them, which are `ops.segments.resets` of whole rows.
+    arrays: arguments by name, x (B, L, ...) among them; None where not given.
+    dims: logical names of their axes.
+    options: of the op, without `return_final_state`.
+
+  Returns:
+    y (B, L, ...) like x, and the last state (B, ...) float32.
+  """
+  options = {**options, "return_final_state": True}
+  dims, arrays = dict(dims), dict(arrays)
+  run = functools.partial(_whole, op, options)
+  if sharding.is_cut("length", arrays["x"].shape[1]):
+    run = functools.partial(part, op, options)
+    ids = arrays["segment_ids"]
+    dims["resets"] = dims["segment_ids"]
+    arrays["resets"] = None if ids is None else segments.resets(ids)
+  results = dims["x"], dims["initial_state"]
+  return sharding.over_devices(run, arrays, dims, results)
+
+
+def _whole(op, options, *, x, dt, A, B, C, **arrays):
+  return op(x, dt, A, B, C, **arrays, **options)
 
 
 def states_before(

@@ -116,15 +116,12 @@ def _walk(kernel_of, a, b, places, columns, groups, config, out_type, name,
     def release(i):
       plgpu.barrier_arrive(consumed.at[slot_of(i)])
 
-    @pl.when(me < c.workers)
-    def _():
-      warpgroups.set_registers(c.workers, computes=True)
-      kernel_of(me, wait, release, out_ref, group, part, count)
-
-    @pl.when(me == c.workers)
-    def _():
-      warpgroups.set_registers(c.workers, computes=False)
-      load()
+    warpgroups.divide(
+      c.workers,
+      me,
+      lambda: kernel_of(me, wait, release, out_ref, group, part, count),
+      load,
+    )
 
   memory = shared((c.stages, panels, c.rows, panel))
   run = plgpu.kernel(

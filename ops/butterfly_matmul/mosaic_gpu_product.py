@@ -512,16 +512,11 @@ def product(
     kind = _Increasing if increasing else _Decreasing
     block = kind(c, sizes, grid, bool(interpret), keep, refs, s)
 
-    @pl.when(block.me < c.workers)
-    def _():
-      warpgroups.set_registers(c.workers, computes=True)
+    def compute():
       plgpu.barrier_wait(s["ready"])
       block.run()
 
-    @pl.when(block.me == c.workers)
-    def _():
-      warpgroups.set_registers(c.workers, computes=False)
-      block.load()
+    warpgroups.divide(c.workers, block.me, compute, block.load)
 
   out = lambda width: jax.ShapeDtypeStruct((high, stacks * width), x.dtype)
   clusters = {}

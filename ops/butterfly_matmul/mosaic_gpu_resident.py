@@ -393,15 +393,7 @@ def product(
     kind = _Increasing if increasing else _Decreasing
     block = kind(c, sizes, grid, bool(interpret), keep, refs, s)
 
-    @pl.when(block.me < _WORKERS)
-    def _():
-      warpgroups.set_registers(_WORKERS, computes=True)
-      block.run()
-
-    @pl.when(block.me == _WORKERS)
-    def _():
-      warpgroups.set_registers(_WORKERS, computes=False)
-      block.load()
+    warpgroups.divide(_WORKERS, block.me, block.run, block.load)
 
   out = jax.ShapeDtypeStruct((high, stacks * CHANNELS), x.dtype)
   run = plgpu.kernel(

@@ -180,15 +180,8 @@ def of_queries(
       plgpu.copy_smem_to_gmem(q_s, dq_ref.at[row, lines[2], head])
       plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(worker < workers)
-    def _():
-      warpgroups.set_registers(workers, computes=True)
-      compute(smem["q"].at[worker], smem["dout"].at[worker])
-
-    @pl.when(worker == workers)
-    def _():
-      warpgroups.set_registers(workers, computes=False)
-      load()
+    own_tiles = smem["q"].at[worker], smem["dout"].at[worker]
+    warpgroups.divide(workers, worker, lambda: compute(*own_tiles), load)
 
   run = plgpu.kernel(
     kernel,
@@ -331,15 +324,8 @@ def of_chunks(
       dk_ref[part, row, keys[1], head] = dk_JD * scale
       dv_ref[part, row, keys[1], head] = dv_JD
 
-    @pl.when(worker < workers)
-    def _():
-      warpgroups.set_registers(workers, computes=True)
-      compute(smem["k"].at[worker], smem["v"].at[worker])
-
-    @pl.when(worker == workers)
-    def _():
-      warpgroups.set_registers(workers, computes=False)
-      load()
+    own_tiles = smem["k"].at[worker], smem["v"].at[worker]
+    warpgroups.divide(workers, worker, lambda: compute(*own_tiles), load)
 
   partial = warpgroups.struct((parts, b, m, h, d), jnp.float32)
   run = plgpu.kernel(

@@ -204,15 +204,8 @@ def attend(
       plgpu.copy_smem_to_gmem(log_s, log_ref.at[row, head, lines])
       plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(worker < workers)
-    def _():
-      warpgroups.set_registers(workers, computes=True)
-      compute(smem["q"].at[worker], smem["log"].at[worker])
-
-    @pl.when(worker == workers)
-    def _():
-      warpgroups.set_registers(workers, computes=False)
-      load()
+    own_tiles = smem["q"].at[worker], smem["log"].at[worker]
+    warpgroups.divide(workers, worker, lambda: compute(*own_tiles), load)
 
   ready = plgpu.Barrier(num_barriers=stages)
   consumed = plgpu.Barrier(num_arrivals=workers, num_barriers=stages)

@@ -5,8 +5,6 @@ wanted, and from the state in front of it. Its decays differ between states of a
 channel, so that adding what that state gives would cost no less.
 """
 
-import functools
-
 import jax.numpy as jnp
 
 from ops import passed_states, segments, sharding
@@ -35,21 +33,9 @@ def selective_scan(op, arrays, *, dt_softplus, return_final_state, **options):
     "initial_state": ("batch", heads, None),
     "segment_ids": rows[:2],
   }
-  options |= {"dt_softplus": dt_softplus, "return_final_state": True}
-  run = functools.partial(_whole, op, options)
-  if sharding.is_cut("length", arrays["x"].shape[1]):
-    run = functools.partial(_part, op, options)
-    dims["resets"], arrays = rows[:2], arrays | {"resets": None}
-    if arrays["segment_ids"] is not None:
-      arrays["resets"] = segments.resets(arrays["segment_ids"])
-  y, state = sharding.over_devices(
-    run, arrays, dims, (rows, dims["initial_state"])
-  )
+  options |= {"dt_softplus": dt_softplus}
+  y, state = passed_states.scan(op, _part, arrays, dims, options)
   return (y, state) if return_final_state else y
-
-
-def _whole(op, options, *, x, dt, A, B, C, **arrays):
-  return op(x, dt, A, B, C, **arrays, **options)
 
 
 def _part(op, options, *, x, dt, A, B, C, D, z, initial_state, resets, **more):

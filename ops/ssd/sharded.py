@@ -4,8 +4,6 @@ A part is scanned from an empty state; what the state in front of it adds is one
 product more, since it decays by factors of the tokens alone.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -43,25 +41,13 @@ def ssd(op, arrays, *, dt_softplus, return_final_state, **options):
     "initial_state": ("batch", heads, None, None),
     "segment_ids": rows[:2],
   }
-  options |= {"dt_softplus": dt_softplus, "return_final_state": True}
-  run = functools.partial(_whole, op, options)
-  if sharding.is_cut("length", arrays["x"].shape[1]):
-    run = functools.partial(_part, op, options)
-    dims["resets"], arrays = rows[:2], arrays | {"resets": None}
-    if arrays["segment_ids"] is not None:
-      arrays["resets"] = segments.resets(arrays["segment_ids"])
-  y, state = sharding.over_devices(
-    run, arrays, dims, (rows, dims["initial_state"])
-  )
+  options |= {"dt_softplus": dt_softplus}
+  y, state = passed_states.scan(op, _part, arrays, dims, options)
   return (y, state) if return_final_state else y
 
 
 def _ndim(x):
   return None if x is None else x.ndim
-
-
-def _whole(op, options, *, x, dt, A, B, C, **arrays):
-  return op(x, dt, A, B, C, **arrays, **options)
 
 
 def _part(

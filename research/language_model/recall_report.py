@@ -8,6 +8,7 @@ from models import input_files
 from models.errors import InputError
 from research.core import plots
 from research.core.plots import Series
+from research.results import files as result_files
 
 Row = dict[str, Any]
 _NEEDED = (
@@ -34,13 +35,7 @@ def read(folders: Sequence[pathlib.Path]) -> tuple[list[Row], float, Row]:
   """
   rows, seconds, origins = [], 0.0, []
   for folder in folders:
-    path = folder / "result.json"
-    if not path.exists():
-      raise InputError(
-        f"{folder}: holds no result.json: train there to the end first with "
-        "train_recall.py"
-      )
-    result = input_files.read_json(path)
+    path, result = result_files.of_run(folder, "train_recall.py")
     with input_files.errors_at(path, wrong="is no result of train_recall.py"):
       rows += [{**dict.fromkeys(_NEEDED), **row} for row in result["rows"]]
       if any(row[name] is None for row in rows for name in _NEEDED):

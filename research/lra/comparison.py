@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from models import input_files
-from models.errors import InputError
 from research.core import intervals, metrics
+from research.results import files as result_files
 
 Row = dict[str, Any]
 
@@ -76,13 +76,7 @@ def read(
   timed = input_files.read_json(times)["rows"] if times else []
   found = []
   for folder, name, model in zip(folders, names, models, strict=True):
-    path = folder / "result.json"
-    if not path.exists():
-      raise InputError(
-        f"{folder}: holds no result.json: train there to the end first with "
-        "train_lra.py"
-      )
-    result = input_files.read_json(path)
+    path, result = result_files.of_run(folder, "train_lra.py")
     with input_files.errors_at(path, wrong="is no result of train_lra.py"):
       rows = result["rows"]
       flags = json.loads((folder / "flags.json").read_text())

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from models import input_files
+from models.errors import InputError
 from research.core import files
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +99,25 @@ def _plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
+
+
+def of_run(folder: Path, script: str) -> tuple[Path, dict[str, Any]]:
+  """The file that a finished run wrote to its folder, and what it holds.
+
+  Args:
+    folder: workdir of the run.
+    script: that trains there, for people.
+
+  Raises:
+    InputError: the run is not finished, or the file is damaged.
+  """
+  path = folder / "result.json"
+  if not path.exists():
+    raise InputError(
+      f"{folder}: holds no result.json: train there to the end first with "
+      f"{script}"
+    )
+  return path, input_files.read_json(path)
 
 
 def write_result(

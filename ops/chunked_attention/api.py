@@ -12,14 +12,12 @@ from ops import dispatch, sharding
 # Slots of a chunk key that stands for no chunk.
 UNUSED = 2**30
 
-# XLA comes first, because the kernels have not run on a GPU yet: they are taken
-# only where they are named.
 IMPLEMENTATIONS = types.MappingProxyType(
   {
-    "xla": dispatch.always,
     "mosaic_gpu": dispatch.kernel(
       "ops.chunked_attention.mosaic_gpu", dispatch.needs_wgmma
     ),
+    "xla": dispatch.always,
   }
 )
 

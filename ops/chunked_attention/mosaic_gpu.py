@@ -8,8 +8,9 @@ head are 1 MB, which the L2 cache holds. So products and exponentials bound the
 kernels, as in attention to all tokens, and these have 7.6 times fewer of both.
 128 chunk keys cover 1,024 queries: masks are needed in one tile of 16.
 
-No GPU has run these kernels yet: they are interpreted on a CPU and compiled for
-Hopper. So `chunked_attention` takes them only where they are named.
+Measured there for one text of 32,768 tokens and 16 heads: .96 ms forward and
+3.15 ms with gradients, .30 and .32 of what the matrix units could do
+(docs/attamba.md).
 """
 
 import functools

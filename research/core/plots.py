@@ -114,6 +114,7 @@ def panels_plot(
   ylabel: str,
   title: str,
   *,
+  log_x: bool = False,
   log_y: bool = False,
 ) -> None:
   """Draws the same methods over several costs, a panel each, on one height.
@@ -124,6 +125,7 @@ def panels_plot(
       in the same order in each.
     ylabel: what quality is, and whether less is better.
     title: what the plot shows, in one line.
+    log_x: logarithmic cost axes.
     log_y: logarithmic quality axis.
 
   Raises:
@@ -142,6 +144,8 @@ def panels_plot(
     axis.sharey(axes[0])
     if log_y:
       _log_scale(axis)
+    if log_x:
+      axis.set_xscale("log", base=2)
   axes[0].set_ylabel(ylabel, labelpad=8)
   figure.legend(
     handles,
@@ -281,7 +285,7 @@ def _log_scale(axis) -> None:
 
   axis.set_yscale("log")
   plain = ticker.LogFormatter(minor_thresholds=(2, 0.5))
-  axis.yaxis.set_major_formatter(plain)
+  axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
   axis.yaxis.set_minor_formatter(plain)
   axis.tick_params(axis="y", which="minor", labelsize=9, labelcolor=_INK)
 

@@ -102,6 +102,8 @@ plot_lra
 plot_lra --runs=a --names=b,c
 plot_lra --runs=a --times=/nowhere
 plot_recall
+plot_speed
+plot_speed --bench=/nowhere
 predict_rlm
 predict_rlm --path=TABLE --out=new.csv --model=MODEL
 predict_rlm --path=TABLE --out=new.csv --model=PREDICTS

@@ -17,7 +17,8 @@ from ops.quantized import as_array
 from ops.ring_attention import ring_attention
 
 # (q (..., H, K), k (..., N, K), v, layer_input) -> (out (..., H, K), output);
-# keys and values may be QTensors.
+# keys and values may be QTensors. Models with sliding layers pass a fifth
+# argument, `behind`: how many tokens in front of it a token sees in this layer.
 Attend = Callable[..., tuple[jax.Array, Any]]
 
 # Scores a head that are worth a fused kernel: 64 queries of 512 keys.
@@ -34,6 +35,9 @@ def causal_attend(
 ) -> Attend:
   """Causal attention among the tokens of one call, each within its own text.
 
+  Where a layer slides, `behind` is an integer, or an integer scalar of a scan
+  over layers, for which a mask (T, T) is made.
+
   Args:
     segment_ids: (B, T) int32 as `ops.segments` defines them: an id that comes
       back is another text. None for one text a row.
@@ -46,21 +50,36 @@ def causal_attend(
     texts = jnp.where(segments.is_padding(segment_ids), -1, texts)
     mask = (texts[:, :, None] == texts[:, None, :])[:, None]
 
-  def attend(q, k, v, _):
+  def attend(q, k, v, _, behind=None):
     kept = (k, v) if keep else None
-    if q.ndim == 4 and sharding.is_cut("length", q.shape[1]):
+    # A ring over devices has every key pass by every query, so it has no use
+    # for a window; XLA gathers the keys of sliding layers instead.
+    if behind is None and q.ndim == 4 and sharding.is_cut("length", q.shape[1]):
       return ring_attention(q, as_array(k), as_array(v), texts=texts), kept
+    seen, window = mask, None
+    if isinstance(behind, int):
+      window = (behind, 0)
+    elif behind is not None:
+      near = is_near(q.shape[1], behind)
+      seen = near if mask is None else mask & near
     mixed = jax.nn.dot_product_attention(
       q,
       as_array(k),
       as_array(v),
-      mask=mask,
+      mask=seen,
       is_causal=True,
+      local_window_size=window,
       implementation=implementation,
     )
     return mixed, kept
 
   return attend
+
+
+def is_near(length: int, behind: jax.Array) -> jax.Array:
+  """Which keys are at most `behind` in front of each query: (1, 1, T, T)."""
+  steps = jnp.arange(length, dtype=jnp.int32)
+  return (steps[:, None] - steps[None] <= behind)[None, None]
 
 
 def attend_to_text(

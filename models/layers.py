@@ -107,19 +107,29 @@ class Embedding(nnx.Module):
 
   Attributes:
     table: (V, D), an array or a `QTensor` of axis -1.
+    scale: what is looked up is multiplied by it, in the dtype of the table;
+      None leaves it. The scores of the rows are those of the table itself.
   """
 
   def __init__(
-    self, vocab_size: int, features: int, *, std: float = 0.02, rngs: nnx.Rngs
+    self,
+    vocab_size: int,
+    features: int,
+    *,
+    std: float = 0.02,
+    scale: float | None = None,
+    rngs: nnx.Rngs,
   ):
     """Normal table of standard deviation `std`."""
     init = jax.nn.initializers.normal(std)
+    self.scale = scale
     self.table = nnx.Param(init(rngs.params(), (vocab_size, features)))
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Looks up (...) int32 tokens: (..., D)."""
     table = placement.gathered({"embed": {"table": self.table[...]}}, None)
-    return placement.rows(as_array(table["embed"]["table"][tokens]))
+    x = placement.rows(as_array(table["embed"]["table"][tokens]))
+    return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Maps hidden states (..., D) to float32 scores (..., V) of the rows."""

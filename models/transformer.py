@@ -1,9 +1,11 @@
-"""One decoder for Llama-3.x, SmolLM2, Qwen2.5 and Qwen3.
+"""One decoder for Llama-3.x, SmolLM2, Qwen2.5, Qwen3 and Gemma 3.
 
-Grouped-query attention, rotary positions, RMSNorm, SwiGLU, tied or untied
+Grouped-query attention, rotary positions, RMSNorm, gated MLP, tied or untied
 head. Layers are stacked and scanned, so compile time does not grow with
-depth. Shapes by axis letter: B batch, T tokens, S cache slots, L layers,
-D width, H query heads, N key/value heads, K head dimension, V vocabulary.
+depth; where some of them slide, the scan is told how far each layer sees and
+how it rotates. Shapes by axis letter: B batch, T tokens, S cache slots, L
+layers, D width, H query heads, N key/value heads, K head dimension, V
+vocabulary.
 
 How attention reads its keys is an argument (`attend`), and so are hooks
 around the MLP: methods that change what a token computes (`research/sol`)
@@ -12,16 +14,19 @@ run this very module instead of a copy.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from models import layers, module, placement
 from models.attention import Attend, causal_attend
 from models.caches.dense import DenseCache
 from models.caches.places import Places
+from models.caches.sliding import SlidingCache
 from models.errors import InputError
 from models.implementations import Implementations
 from models.state_format import StateFormat
@@ -29,6 +34,10 @@ from models.transformer_config import TransformerConfig
 from ops.quantized import Taps, rounded
 
 Params = module.Params
+# What `behind` is in layers that see all.
+_ALL = 1 << 30
+# Kind of the layers that see the nearest tokens alone.
+_SLIDING = "sliding"
 
 
 @jax.tree_util.register_dataclass
@@ -42,8 +51,23 @@ class TransformerState:
       slot `length[b]`.
   """
 
-  cache: DenseCache
+  cache: DenseCache | SlidingCache
   length: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerView:
+  """How far a layer sees and how it rotates, where layers differ in that.
+
+  Attributes:
+    frequencies: (K / 2,) of its rotations, in radians a position.
+    behind: () int32 or an integer, how many tokens in front of it a token sees;
+      None for all.
+  """
+
+  frequencies: jax.Array | np.ndarray
+  behind: jax.Array | int | None
 
 
 class Attention(nnx.Module):
@@ -54,7 +78,7 @@ class Attention(nnx.Module):
   """
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    """Builds the four projections and, for Qwen3, the q/k norms."""
+    """Builds the four projections and, where there are some, q/k norms."""
     c = config
     q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     linear = functools.partial(layers.Linear, rngs=rngs)
@@ -69,7 +93,12 @@ class Attention(nnx.Module):
     self.taps = nnx.Param(Taps())
 
   def __call__(
-    self, x: jax.Array, positions: jax.Array, attend: Attend, layer_input: Any
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    layer_input: Any,
+    view: LayerView | None = None,
   ) -> tuple[jax.Array, Any]:
     """Maps (..., D) at `positions` (...); passes `attend`'s output on."""
     c = self.config
@@ -79,28 +108,35 @@ class Attention(nnx.Module):
     )
     if c.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
-    frequencies = layers.rope_frequencies(
-      c.head_dim, c.rope_theta, c.rope_scaling, c.rope_factor
-    )
+    frequencies = _frequencies(c) if view is None else view.frequencies
+    if c.query_scalar not in (None, c.head_dim):
+      q = q * jnp.asarray(math.sqrt(c.head_dim / c.query_scalar), q.dtype)
     q = layers.apply_rope(q, positions, frequencies)
     k = layers.apply_rope(k, positions, frequencies)
     q, k, v = map(placement.heads, (q, k, v))
     taps = self.taps.get_value()
     k, v = rounded(k, taps.k), rounded(v, taps.v)
-    mixed, layer_output = attend(q, k, v, layer_input)
+    behind = () if view is None or view.behind is None else (view.behind,)
+    mixed, layer_output = attend(q, k, v, layer_input, *behind)
     mixed = placement.heads(mixed).reshape(*x.shape[:-1], -1)
     return placement.rows(self.o_proj(mixed)), layer_output
 
 
 class Block(nnx.Module):
-  """Pre-norm residual block."""
+  """Pre-norm residual block, with norms behind its parts where asked for."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     """Builds attention, MLP and their norms."""
-    self.attn_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
+    norm = functools.partial(
+      layers.RMSNorm, config.d_model, eps=config.norm_eps
+    )
+    self.attn_norm, self.mlp_norm = norm(), norm()
+    self.post_attn_norm = norm() if config.post_norms else None
+    self.post_mlp_norm = norm() if config.post_norms else None
     self.attn = Attention(config, rngs=rngs)
-    self.mlp_norm = layers.RMSNorm(config.d_model, eps=config.norm_eps)
-    self.mlp = layers.GatedMlp(config.d_model, config.d_ff, rngs=rngs)
+    self.mlp = layers.GatedMlp(
+      config.d_model, config.d_ff, activation=config.activation, rngs=rngs
+    )
     if config.scaled_outputs:
       for written in (self.attn.o_proj, self.mlp.down_proj):
         written.rescale((2 * config.num_layers) ** -0.5)
@@ -113,13 +149,18 @@ class Block(nnx.Module):
     layer_input: Any,
     hooks: layers.MlpHooks,
     dtype: jnp.dtype,
+    view: LayerView | None = None,
   ) -> tuple[jax.Array, Any]:
     """Maps (..., D), working in `dtype`; and the output of `attend`."""
+    behind = lambda norm, y: y if norm is None else norm(y)
     normed = placement.rows(self.attn_norm(x, dtype=dtype))
-    mixed, layer_output = self.attn(normed, positions, attend, layer_input)
-    x = x + mixed
+    mixed, layer_output = self.attn(
+      normed, positions, attend, layer_input, view
+    )
+    x = x + behind(self.post_attn_norm, mixed)
     normed = placement.rows(self.mlp_norm(x, dtype=dtype))
-    return x + self.mlp(normed, hooks), layer_output
+    y = self.mlp(normed, hooks)
+    return x + behind(self.post_mlp_norm, y), layer_output
 
 
 class Transformer(module.TokenModel):
@@ -128,8 +169,9 @@ class Transformer(module.TokenModel):
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     """Random weights; `bind` puts converted ones in their place."""
     self.config = config
+    scale = math.sqrt(config.d_model) if config.scaled_embeddings else None
     self.embed = layers.Embedding(
-      config.padded_vocab_size, config.d_model, rngs=rngs
+      config.padded_vocab_size, config.d_model, scale=scale, rngs=rngs
     )
     keys = jax.random.split(rngs.params(), config.num_layers)
     self.layers = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
@@ -172,16 +214,16 @@ class Transformer(module.TokenModel):
     """
     hooks, dtype = hooks or layers.MlpHooks(), dtype or x.dtype
 
-    def layer(x, block, layer_input):
-      x, output = block(x, positions, attend, layer_input, hooks, dtype)
+    def layer(x, block, layer_input, view):
+      x, output = block(x, positions, attend, layer_input, hooks, dtype, view)
       return placement.rows(x), output
 
     layer = placement.layer(layer, dtype=dtype, remat=remat)
     x = x.astype(jnp.float32 if self.config.float32_stream else dtype)
     x, layer_outputs = jax.lax.scan(
-      lambda x, both: layer(x, *both),
+      lambda x, each: layer(x, *each),
       placement.rows(x),
-      (self.layers, layer_inputs),
+      (self.layers, layer_inputs, _views(self.config)),
       unroll=unroll,
     )
     return placement.rows(self.final_norm(x, dtype=dtype)), layer_outputs
@@ -194,11 +236,42 @@ abstract_params, num_params = (
 )
 
 
+def _frequencies(c: TransformerConfig, sliding: bool = False) -> np.ndarray:
+  if sliding:
+    return layers.rope_frequencies(c.head_dim, c.sliding_rope_theta)
+  return layers.rope_frequencies(
+    c.head_dim, c.rope_theta, c.rope_scaling, c.rope_factor
+  )
+
+
+def _views(config: TransformerConfig) -> LayerView | None:
+  """Those of all layers, stacked; None where all see and rotate alike."""
+  sliding = np.array(config.sliding)
+  if not config.sliding:
+    return None
+  frequencies = np.where(
+    sliding[:, None], _frequencies(config, True), _frequencies(config)
+  )
+  behind = np.where(sliding, config.behind, _ALL).astype(np.int32)
+  return LayerView(
+    frequencies=jnp.asarray(frequencies), behind=jnp.asarray(behind)
+  )
+
+
+def _view(config: TransformerConfig, kind: str) -> LayerView:
+  sliding = kind == _SLIDING
+  return LayerView(
+    frequencies=_frequencies(config, sliding),
+    behind=config.behind if sliding else None,
+  )
+
+
 def layers_of(config: TransformerConfig) -> tuple[module.Layer, ...]:
   """All layers, in their order."""
+  sliding = config.sliding or (False,) * config.num_layers
   return tuple(
-    module.Layer(("layers",), index, "decoder")
-    for index in range(config.num_layers)
+    module.Layer(("layers",), index, _SLIDING if slides else "decoder")
+    for index, slides in enumerate(sliding)
   )
 
 
@@ -218,17 +291,18 @@ def layer(
   Args:
     config: of the model.
     params: of the layer.
-    kind: of the layer; there is one.
+    kind: of the layer, as `layers_of` has it.
     x: what it reads, (B, T, D).
 
   Returns:
     What the next one reads, alike.
   """
-  del kind
   block = module.module_over(Block, config, params)
   read = token_positions(x[..., 0]), causal_attend(keep=False)
-  dtype = params["attn_norm"]["scale"].dtype
-  return block(x, *read, None, layers.MlpHooks(), dtype)[0]
+  # Norms may be wider than the rest.
+  dtype = params["attn"]["o_proj"]["kernel"].dtype
+  view = _view(config, kind)
+  return block(x, *read, None, layers.MlpHooks(), dtype, view)[0]
 
 
 def after_layers(
@@ -236,7 +310,7 @@ def after_layers(
 ) -> jax.Array:
   """Hidden states (B, T, D) of what the last layer gives."""
   norm = bind(config, params).final_norm
-  return norm(x, dtype=params["final_norm"]["scale"].dtype)
+  return norm(x, dtype=params["embed"]["table"].dtype)
 
 
 def token_positions(tokens: jax.Array) -> jax.Array:
@@ -311,11 +385,14 @@ def init_state(
   _check_state_format(state_format)
   c = config
   taps = params["layers"]["attn"].get("taps") if params else None
-  shape = (c.num_layers, batch, cache_size, c.num_kv_heads, c.head_dim)
-  return TransformerState(
-    cache=DenseCache.empty(shape, dtype, taps),
-    length=jnp.zeros((batch,), jnp.int32),
-  )
+  shape = (batch, cache_size, c.num_kv_heads, c.head_dim)
+  if c.sliding:
+    cache = SlidingCache.empty(
+      shape, dtype, taps, sliding=c.sliding, behind=c.behind
+    )
+  else:
+    cache = DenseCache.empty((c.num_layers, *shape), dtype, taps)
+  return TransformerState(cache=cache, length=jnp.zeros((batch,), jnp.int32))
 
 
 def _check_state_format(state_format: StateFormat | None) -> None:
@@ -364,15 +441,15 @@ def prefill(
   if length > cache_size:
     raise ValueError(f"{length} tokens do not fit into {cache_size} slots")
   attend = causal_attend(implementation=_attention(implementations))
-  hidden, (k, v) = _read(config, params, tokens, attend, dtype)
+  hidden, new = _read(config, params, tokens, attend, dtype)
   if lengths is None:
     lengths = jnp.full((batch,), length, jnp.int32)
   state = init_state(
-    config, batch, cache_size=cache_size, dtype=k.dtype, params=params
+    config, batch, cache_size=cache_size, dtype=new[0].dtype, params=params
   )
-  write = lambda whole, part: whole.at[:, :, :length].set(part)
-  k, v = jax.tree.map(write, (state.cache.k, state.cache.v), (k, v))
-  return hidden, TransformerState(cache=DenseCache(k=k, v=v), length=lengths)
+  return hidden, TransformerState(
+    cache=state.cache.filled(new, lengths), length=lengths
+  )
 
 
 def decode(
@@ -406,8 +483,8 @@ def decode(
     model.embed(tokens),
     places.slots,
     cache.attend(places),
-    layer_inputs=cache,
-    dtype=cache.k.dtype,
+    layer_inputs=cache.layer_inputs(),
+    dtype=cache.dtype,
   )
   return model.logits(hidden), TransformerState(
     cache=cache.append(new, places), length=places.length

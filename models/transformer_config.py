@@ -4,7 +4,7 @@ import dataclasses
 from typing import Self
 
 from models import config_checks
-from models.errors import InputError
+from models.errors import InputError, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,13 @@ _LLAMA31 = RopeScaling(
   original_max_position=8192,
 )
 _LLAMA32 = dataclasses.replace(_LLAMA31, factor=32.0)
+# What the sizes of Gemma 3 with a vision tower have in common.
+_GEMMA3_LARGE = {
+  "vocab_size": 262208,
+  "rope_factor": 8.0,
+  "max_position": 131072,
+  "behind": 1023,
+}
 _SIZES = (
   "vocab_size",
   "d_model",
@@ -59,7 +66,15 @@ _SWITCHES = (
   "qk_norm",
   "float32_stream",
   "scaled_outputs",
+  "post_norms",
+  "scaled_embeddings",
 )
+ACTIVATIONS = ("silu", "gelu")
+
+
+def gemma3_sliding(num_layers: int, period: int = 6) -> tuple[bool, ...]:
+  """Which layers of Gemma 3 slide: all but the last of every `period`."""
+  return tuple((layer + 1) % period != 0 for layer in range(num_layers))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +102,15 @@ class TransformerConfig:
       layers' work, as Mamba's is.
     scaled_outputs: what writes to the stream starts smaller, by the square
       root of all such writes (GPT-2, section 2.3); for random weights alone.
+    sliding: for each layer whether a token sees the nearest ones alone (Gemma
+      3, arXiv:2503.19786, section 2); empty where every layer sees all.
+    behind: how many tokens in front of it a token sees in sliding layers.
+    sliding_rope_theta: base of the rotary frequencies of sliding layers, whose
+      positions are neither divided nor scaled.
+    query_scalar: attention scores are divided by its square root; None for K.
+    activation: of the gated MLP: "silu", or "gelu" by tanh (Gemma).
+    post_norms: attention and MLP have a norm behind them too (Gemma).
+    scaled_embeddings: embedded tokens are multiplied by sqrt(D) (Gemma).
   """
 
   vocab_size: int
@@ -107,17 +131,46 @@ class TransformerConfig:
   vocab_multiple: int = 1
   float32_stream: bool = False
   scaled_outputs: bool = False
+  sliding: tuple[bool, ...] = ()
+  behind: int = 0
+  sliding_rope_theta: float = 10000.0
+  query_scalar: float | None = None
+  activation: str = "silu"
+  post_norms: bool = False
+  scaled_embeddings: bool = False
 
   def __post_init__(self):
     """Checks what no array shape would; raises InputError."""
     config_checks.sizes(self, _SIZES)
     config_checks.sizes(self, ["num_layers", "d_ff"], least=0)
-    for name in ("rope_theta", "rope_factor"):
+    config_checks.sizes(self, ["behind"], least=0)
+    for name in ("rope_theta", "rope_factor", "sliding_rope_theta"):
       config_checks.positive(name, getattr(self, name))
+    if self.query_scalar is not None:
+      config_checks.positive("query_scalar", self.query_scalar)
     config_checks.positive("norm_eps", self.norm_eps, most=1)
     for name in _SWITCHES:
       config_checks.switch(name, getattr(self, name))
     config_checks.heads(self)
+    if self.activation not in ACTIVATIONS:
+      raise InputError(
+        f"activation={shown(self.activation)} is none of "
+        f"{', '.join(ACTIVATIONS)}"
+      )
+    self._check_sliding()
+
+  def _check_sliding(self):
+    is_tuple = isinstance(self.sliding, tuple)
+    if not is_tuple or not all(isinstance(s, bool) for s in self.sliding):
+      raise InputError(f"sliding={shown(self.sliding)} is no tuple of booleans")
+    if self.sliding and len(self.sliding) != self.num_layers:
+      raise InputError(
+        f"sliding has {len(self.sliding)} entries for {self.num_layers} layers"
+      )
+    if self.sliding and not any(self.sliding):
+      raise InputError("sliding names no layer: leave it out")
+    if self.sliding and not self.behind:
+      raise InputError("behind=0: a token of sliding layers sees itself alone")
 
   @property
   def family(self) -> str:
@@ -138,6 +191,11 @@ class TransformerConfig:
   def has_token_kernel(self) -> bool:
     """Whether `ops.mamba2_step` computes its decoding step."""
     return False
+
+  @property
+  def num_sliding(self) -> int:
+    """Layers in which a token sees the nearest ones alone."""
+    return sum(self.sliding)
 
   @property
   def padded_vocab_size(self) -> int:
@@ -233,6 +291,49 @@ class TransformerConfig:
     )
 
   @classmethod
+  def tiny_gemma(cls, **changes) -> Self:
+    """Three small layers of Gemma 3, two of them sliding, for tests."""
+    own = {
+      "num_layers": 3,
+      "sliding": (True, True, False),
+      "behind": 4,
+      "rope_theta": 1000000.0,
+      "query_scalar": 10.0,
+      "norm_eps": 1e-6,
+      "qk_norm": True,
+      "activation": "gelu",
+      "post_norms": True,
+      "scaled_embeddings": True,
+    }
+    return cls.tiny(**(own | changes))
+
+  @classmethod
+  def gemma3_270m(cls) -> Self:
+    """Gemma-3-270M."""
+    return cls._gemma3(18, 640, 2048, 4, 1)
+
+  @classmethod
+  def gemma3_1b(cls) -> Self:
+    """Gemma-3-1B."""
+    return cls._gemma3(26, 1152, 6912, 4, 1)
+
+  @classmethod
+  def gemma3_4b(cls) -> Self:
+    """Gemma-3-4B, its text model."""
+    return cls._gemma3(34, 2560, 10240, 8, 4, **_GEMMA3_LARGE)
+
+  @classmethod
+  def gemma3_12b(cls) -> Self:
+    """Gemma-3-12B, its text model."""
+    return cls._gemma3(48, 3840, 15360, 16, 8, **_GEMMA3_LARGE)
+
+  @classmethod
+  def gemma3_27b(cls) -> Self:
+    """Gemma-3-27B, its text model."""
+    own = _GEMMA3_LARGE | {"head_dim": 128, "query_scalar": 168.0}
+    return cls._gemma3(62, 5376, 21504, 32, 16, **own)
+
+  @classmethod
   def _smollm2(cls, layers, width, ff, heads, kv_heads) -> Self:
     return cls(
       vocab_size=49152,
@@ -295,3 +396,26 @@ class TransformerConfig:
       qk_norm=True,
       max_position=40960,
     )
+
+  @classmethod
+  def _gemma3(cls, layers, width, ff, heads, kv_heads, **changes) -> Self:
+    own = {
+      "vocab_size": 262144,
+      "num_layers": layers,
+      "d_model": width,
+      "d_ff": ff,
+      "num_heads": heads,
+      "num_kv_heads": kv_heads,
+      "head_dim": 256,
+      "rope_theta": 1000000.0,
+      "norm_eps": 1e-6,
+      "qk_norm": True,
+      "max_position": 32768,
+      "sliding": gemma3_sliding(layers),
+      "behind": 511,
+      "query_scalar": 256.0,
+      "activation": "gelu",
+      "post_norms": True,
+      "scaled_embeddings": True,
+    }
+    return cls(**(own | changes))

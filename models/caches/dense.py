@@ -61,6 +61,30 @@ class DenseCache:
     # Two arrays: a buffer that is donated must not be there twice.
     return cls(k=zeros(taps.k), v=zeros(taps.v))
 
+  @property
+  def dtype(self) -> jnp.dtype:
+    """Of the passes that read it."""
+    return self.k.dtype
+
+  def layer_inputs(self) -> "DenseCache":
+    """What `attend` is given of all layers: the cache, with axis L in front."""
+    return self
+
+  def filled(
+    self, new: tuple[jax.Array, jax.Array], lengths: jax.Array | None = None
+  ) -> "DenseCache":
+    """The cache behind texts that it has read from slot 0 on.
+
+    Args:
+      new: keys and values (L, B, T, N, K).
+      lengths: (B,) int32, tokens of each row. The slots of others are written
+        over before a mask lets them be seen.
+    """
+    del lengths
+    write = lambda whole, part: whole.at[:, :, : part.shape[2]].set(part)
+    k, v = jax.tree.map(write, (self.k, self.v), new)
+    return DenseCache(k=k, v=v)
+
   def attend(self, places: Places) -> Attend:
     """Attention of new tokens to the old ones of a layer and to each other.
 

@@ -1,6 +1,7 @@
 """Directories with `config.json` and safetensors or `.bin` files."""
 
 import pathlib
+import re
 from typing import Any
 
 from models import language_model
@@ -19,6 +20,8 @@ _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module",
 # Token tables of the families, by which a prefix of all names is found.
 _TABLES = (_TABLE, *mamba.TABLES)
 _ROTATION = "rotary_emb.inv_freq"
+# What models that see pictures have beside their text model.
+_VISION = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
 
 
 def open_directory(
@@ -59,6 +62,9 @@ def _describe(
   hf: dict[str, Any] | None, path: pathlib.Path, source: TensorSource
 ) -> tuple[language_model.Config, TensorSource]:
   config = folder.config(hf, path)
+  if hf is not None and hf.get("model_type") == "gemma3":
+    pictures = [name for name in source.names if _VISION.search(name)]
+    source = source.without(pictures)
   source = _without_prefix(source)
   if isinstance(config, AttambaConfig):
     return config, source

@@ -6,19 +6,25 @@ Quantized tensors are dequantized to float32 one at a time from a memory map.
 import math
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gguf
 import numpy as np
 
 from models import config_checks, input_files
+from models.convert import gguf_blocks
 from models.convert.names import TensorSource, half_split_rows
 from models.errors import InputError, shown
 from models.layers import rope_frequencies
-from models.transformer_config import RopeScaling, TransformerConfig
+from models.transformer_config import (
+  RopeScaling,
+  TransformerConfig,
+  gemma3_sliding,
+)
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_GEMMA3 = "gemma3"
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", _GEMMA3)
 _GLOBAL_NAMES = {
   "token_embd.weight": "model.embed_tokens.weight",
   "output_norm.weight": "model.norm.weight",
@@ -36,6 +42,11 @@ _LAYER_NAMES = {
   "ffn_gate": "mlp.gate_proj",
   "ffn_up": "mlp.up_proj",
   "ffn_down": "mlp.down_proj",
+}
+_GEMMA3_NAMES = _LAYER_NAMES | {
+  "post_attention_norm": "post_attention_layernorm",
+  "ffn_norm": "pre_feedforward_layernorm",
+  "post_ffw_norm": "post_feedforward_layernorm",
 }
 _AGAIN = "get it again"
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -225,7 +236,42 @@ def _config(reader: GgufFile, arch: str, path: str) -> TransformerConfig:
     qkv_bias="blk.0.attn_q.bias" in tensors,
     qk_norm="blk.0.attn_q_norm.weight" in tensors,
     max_position=need("context_length"),
+    **(_gemma3(reader, need, head_dim, path) if arch == _GEMMA3 else {}),
   )
+
+
+def _gemma3(
+  reader: GgufFile, need: Callable[[str], Any], head_dim: int, path: str
+) -> dict[str, Any]:
+  """What Gemma 3 has beyond others, as llama.cpp has it (models/gemma3.cpp).
+
+  Most files do not say which layers slide or how those rotate.
+  """
+  said = lambda key, default=None: metadata(reader, f"{_GEMMA3}.{key}", default)
+  if said("final_logit_softcapping", 0.0):
+    raise InputError(
+      f"{path}: scores have a soft cap, which is not supported: use another "
+      "model"
+    )
+  size = lambda key: config_checks.size(f"{_GEMMA3}.{key}", need(key))
+  layers = config_checks.size(
+    f"{_GEMMA3}.block_count", need("block_count"), 1, config_checks.MOST_LAYERS
+  )
+  key = "attention.sliding_window_pattern"
+  sliding = gemma3_sliding(layers, config_checks.size(key, said(key, 6)))
+  # The 27B alone has another divisor, that of its width over its heads.
+  wide = layers == 62
+  scalar = size("embedding_length") / size("attention.head_count")
+  base = said("rope.freq_base_swa", 10000.0)
+  return {
+    "sliding": sliding if any(sliding) else (),
+    "behind": size("attention.sliding_window") - 1,
+    "sliding_rope_theta": float(config_checks.positive("freq_base_swa", base)),
+    "query_scalar": scalar if wide else float(head_dim),
+    "activation": "gelu",
+    "post_norms": True,
+    "scaled_embeddings": True,
+  }
 
 
 def _short_float(value: float) -> float:
@@ -284,23 +330,26 @@ def tensor_source(
   """Offers the file under Hugging Face names, q and k rows un-permuted."""
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   tensors.pop(_ROPE_FACTORS, None)
-  own_names = {_hf_name(name): name for name in tensors}
+  layer_names = _GEMMA3_NAMES if config.post_norms else _LAYER_NAMES
+  own_names = {_hf_name(name, layer_names): name for name in tensors}
   undo = _undo_permutation(reader, config)
 
   def read(name: str) -> np.ndarray:
     tensor = tensors[own_names[name]]
     with input_files.errors_at(label(name), _AGAIN):
       try:
-        array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        array = gguf_blocks.dequantize(tensor.data, tensor.tensor_type)
       except NotImplementedError as error:
         raise InputError(
           f"{label(name)} has the unsupported type {tensor.tensor_type.name}: "
           "use another quantization of the model"
         ) from error
+      if config.post_norms and name.endswith("norm.weight"):
+        return array - np.float32(1)  # The converter added what norms add.
       return undo(name, array)
 
   def label(name: str) -> str:
-    own = own_names[name] if name in own_names else _gguf_name(name)
+    own = own_names.get(name) or _gguf_name(name, layer_names)
     return f"{path}: tensor {own!r}"
 
   return TensorSource(names=frozenset(own_names), read=read, label=label)
@@ -325,19 +374,19 @@ def _undo_permutation(
   return undo
 
 
-def _hf_name(name: str) -> str:
+def _hf_name(name: str, layer_names: Mapping[str, str]) -> str:
   match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-  if match and match[2] in _LAYER_NAMES:
-    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+  if match and match[2] in layer_names:
+    return f"model.layers.{match[1]}.{layer_names[match[2]]}.{match[3]}"
   return _GLOBAL_NAMES.get(name, name)
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(name: str, layer_names: Mapping[str, str]) -> str:
   for own, other in _GLOBAL_NAMES.items():
     if name == other:
       return own
   match = re.fullmatch(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)", name)
   if match is None:
     return name
-  own = {other: own for own, other in _LAYER_NAMES.items()}[match[2]]
+  own = {other: own for own, other in layer_names.items()}[match[2]]
   return f"blk.{match[1]}.{own}.{match[3]}"

@@ -46,6 +46,12 @@ _TEMPLATES = {
   "final_norm.scale": "model.norm.weight",
   "lm_head.kernel": "lm_head.weight",
 }
+# Where there are norms behind attention and MLP, names mean other norms.
+_POST_NORMS = {
+  "layers.post_attn_norm.scale": _LAYER + "post_attention_layernorm.weight",
+  "layers.mlp_norm.scale": _LAYER + "pre_feedforward_layernorm.weight",
+  "layers.post_mlp_norm.scale": _LAYER + "post_feedforward_layernorm.weight",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,8 @@ class Leaf:
     keeps_dtype: whether a wider dtype of the tensors is kept, whatever is
       asked for.
     optional: whether it may be absent, as `Taps` are, which have no shape.
+    offset: what the parameter is above the tensors: 1 where norms scale by 1 +
+      weight. It is then float32, since a narrow sum would lose the weight.
   """
 
   path: tuple[str | int, ...]
@@ -105,6 +113,7 @@ class Leaf:
   channelwise: bool = False
   keeps_dtype: bool = False
   optional: bool = False
+  offset: float = 0.0
 
   @property
   def tensor_shape(self) -> tuple[int, ...]:
@@ -158,7 +167,12 @@ def leaves(config: TransformerConfig) -> Iterator[Leaf]:
   """Yields every parameter array that `config` calls for, and `Taps`."""
   tree = transformer.abstract_params(config)
   yield taps_leaf(("layers", "attn"), _LAYER + "attn.taps", config.num_layers)
-  yield from leaves_of(tree, _TEMPLATES, config.num_layers)
+  if not config.post_norms:
+    yield from leaves_of(tree, _TEMPLATES, config.num_layers)
+    return
+  for leaf in leaves_of(tree, _TEMPLATES | _POST_NORMS, config.num_layers):
+    offset = 1.0 if leaf.path[-1] == "scale" else 0.0
+    yield dataclasses.replace(leaf, offset=offset)
 
 
 def taps_leaf(
@@ -275,6 +289,9 @@ def _stack(
     if few:
       rows.append(tensor.T if leaf.transposed else tensor)
       continue
+    if leaf.offset:
+      tensor = tensor.astype(np.float32) + np.float32(leaf.offset)
+      dtype = tensor.dtype
     if out is None:
       if leaf.keeps_dtype:
         dtype = jnp.promote_types(dtype, tensor.dtype)
@@ -332,6 +349,8 @@ def take_apart(
     for i, name in enumerate(leaf.names):
       tensor = whole[i] if leaf.stacked else whole
       tensor = tensor.T if leaf.transposed else tensor
+      if leaf.offset:
+        tensor = tensor.astype(np.float32) - np.float32(leaf.offset)
       if not isinstance(tensor, quantized.NODES):
         tensor = np.ascontiguousarray(tensor.reshape(leaf.tensor_shape))
       tensors[name] = tensor

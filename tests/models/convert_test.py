@@ -10,10 +10,10 @@ import pytest
 import safetensors.numpy
 
 from models import language_model, locate, transformer
-from models.convert import forms, hub, load, save_safetensors
+from models.convert import hub, load, save_safetensors
 from models.errors import InputError
-from models.layers import rope_frequencies
 from models.transformer_config import RopeScaling, TransformerConfig
+from tests.models import gguf_files
 
 _LLAMA3 = RopeScaling(
   factor=32.0,
@@ -44,50 +44,6 @@ def _write(directory, config, dtype=jnp.float32):
   params = _params(config, dtype)
   save_safetensors(directory, config, params)
   return params
-
-
-def _write_gguf(path, arch, config, params, quant=None, **changes):
-  """As llama.cpp's converter would; `changes` replaces tensors, None drops."""
-  writer = gguf.GGUFWriter(path, arch)
-  writer.add_block_count(config.num_layers)
-  writer.add_context_length(config.max_position)
-  writer.add_embedding_length(config.d_model)
-  writer.add_feed_forward_length(config.d_ff)
-  writer.add_head_count(config.num_heads)
-  writer.add_head_count_kv(config.num_kv_heads)
-  writer.add_key_length(config.head_dim)
-  writer.add_rope_freq_base(config.rope_theta)
-  writer.add_layer_norm_rms_eps(config.norm_eps)
-  arch_key = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch]
-  names_of = gguf.get_tensor_name_map(arch_key, config.num_layers)
-  tensors = {}
-  for name, tensor in forms.disassemble(config, params).items():
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
-    count = heads.get(name.split(".")[-2])
-    if arch == "llama" and count:
-      # The rows of a head go from halves to neighbours.
-      halves = tensor.reshape(count, 2, -1, *tensor.shape[1:])
-      tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-    tensors[names_of.get_name(name, (".weight", ".bias"))] = tensor
-  if config.rope_scaling:
-    plain = rope_frequencies(config.head_dim, config.rope_theta)
-    scaled = rope_frequencies(
-      config.head_dim, config.rope_theta, config.rope_scaling
-    )
-    tensors["rope_freqs.weight"] = plain / scaled
-  for name, tensor in (tensors | changes).items():
-    if tensor is None:
-      continue
-    tensor = np.ascontiguousarray(tensor, np.float32)
-    if quant is not None and tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
-      packed = gguf.quantize(tensor, quant)
-      writer.add_tensor(name, packed, raw_dtype=quant)
-    else:
-      writer.add_tensor(name, tensor)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
 
 
 def _fails(source, *parts):
@@ -260,7 +216,7 @@ def test_gguf_equals_safetensors(family, tmp_path):
   params = _params(config)
   path = tmp_path / "model.gguf"
   arch = "llama" if family == "llama3" else family
-  _write_gguf(path, arch, config, params)
+  gguf_files.write(path, arch, config, params)
   checkpoint = load(path)
   assert checkpoint.config == config
   chex.assert_trees_all_equal(checkpoint.params, params, strict=True)
@@ -269,7 +225,7 @@ def test_gguf_equals_safetensors(family, tmp_path):
 def test_gguf_logits_equal_safetensors_logits(tmp_path):
   config = _CONFIGS["llama"]
   params = _write(tmp_path / "hf", config)
-  _write_gguf(tmp_path / "model.gguf", "llama", config, params)
+  gguf_files.write(tmp_path / "model.gguf", "llama", config, params)
   tokens = jnp.arange(20).reshape(2, 10) * 3 % config.vocab_size
   both = [
     language_model.forward(c.config, c.params, tokens)
@@ -290,7 +246,7 @@ def test_quantized_gguf_is_dequantized(tmp_path):
   config = _CONFIGS["llama"]
   params = _params(config)
   quant = gguf.GGMLQuantizationType.Q8_0
-  _write_gguf(tmp_path / "m.gguf", "llama", config, params, quant)
+  gguf_files.write(tmp_path / "m.gguf", "llama", config, params, quant)
   loaded = load(tmp_path / "m.gguf").params
   kernel = np.asarray(params["layers"]["mlp"]["up_proj"]["kernel"][0]).T
   expected = gguf.dequantize(gguf.quantize(kernel, quant), quant)
@@ -308,7 +264,7 @@ def test_damaged_gguf_names_file_and_tensor(tmp_path):
     ({"blk.1.attn_sinks.weight": np.zeros(4)}, "unknown"),
   ]
   for changes, part in cases:
-    _write_gguf(path, "llama", config, params, **changes)
+    gguf_files.write(path, "llama", config, params, **changes)
     _fails(path, path, next(iter(changes)), part)
 
 
@@ -316,7 +272,7 @@ def test_damaged_gguf_names_file_and_tensor(tmp_path):
 def test_truncated_gguf(keep, tmp_path):
   path = tmp_path / "model.gguf"
   config = _CONFIGS["llama"]
-  _write_gguf(path, "llama", config, _params(config))
+  gguf_files.write(path, "llama", config, _params(config))
   whole = path.read_bytes()
   last = max(gguf.GGUFReader(path).tensors, key=lambda t: t.data_offset).name
   path.write_bytes(whole[:keep])
@@ -408,7 +364,7 @@ def test_smollm2_is_found_without_its_import(tmp_path, monkeypatch):
   (package / "__init__.py").write_text("raise RuntimeError('imported')")
   file = package / "SmolLM2-135M-Instruct.Q4_1.gguf"
   config = _CONFIGS["llama"]
-  _write_gguf(file, "llama", config, _params(config))
+  gguf_files.write(file, "llama", config, _params(config))
   monkeypatch.syspath_prepend(tmp_path)
   checkpoint = load("smollm2")
   assert checkpoint.path == file

@@ -21,7 +21,8 @@ def _transformer(c):
   attention = c.d_model * c.head_dim * (heads + c.num_heads)
   attention += c.qkv_bias * heads * c.head_dim
   attention += 2 * c.qk_norm * c.head_dim
-  return c.num_layers * (attention + 3 * c.d_model * c.d_ff + 2 * c.d_model)
+  norms = (2 + 2 * c.post_norms) * c.d_model
+  return c.num_layers * (attention + 3 * c.d_model * c.d_ff + norms)
 
 
 def _mamba(c):

@@ -16,7 +16,7 @@ from models import language_model, transformer
 from models.convert import load
 
 _GOLDEN = pathlib.Path(__file__).parent / "golden"
-_FAMILIES = ("llama3", "smollm2", "qwen2", "qwen3")
+_FAMILIES = ("llama3", "smollm2", "qwen2", "qwen3", "gemma3")
 _TOLERANCE = 1e-4
 
 
@@ -67,9 +67,11 @@ def test_golden_files_cover_their_family(name):
     names = set(file.files)
   assert (_GOLDEN / f"{name}.npz").stat().st_size <= 200_000
   assert config["num_key_value_heads"] < config["num_attention_heads"]
-  rope_type = config["rope_parameters"]["rope_type"]
+  rope = config["rope_parameters"]
+  rope_type = rope.get("full_attention", rope)["rope_type"]
   assert (rope_type == "llama3") == (name == "llama3")
   attention = "model.layers.0.self_attn."
   assert (attention + "q_proj.bias" in names) == (name == "qwen2")
-  assert (attention + "k_norm.weight" in names) == (name == "qwen3")
+  normed = name in ("qwen3", "gemma3")
+  assert (attention + "k_norm.weight" in names) == normed
   assert ("lm_head.weight" in names) == (name in ("llama3", "qwen3"))

@@ -30,6 +30,8 @@ SIZES = {
   "qwen3_1_7b": 1_720_574_976,
   "qwen3_4b": 4_022_468_096,
   "qwen3_8b": 8_190_735_360,
+  "gemma3_270m": 268_098_176,
+  "gemma3_1b": 999_885_952,
 }
 forward = jax.jit(language_model.forward, static_argnums=0)
 prefill = jax.jit(

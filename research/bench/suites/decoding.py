@@ -340,7 +340,7 @@ def logits(
   what: Decoding, params: language_model.Params, step: str
 ) -> jax.Array:
   """Logits after a few tokens that do not depend on those before."""
-  dtype = jnp.dtype(params["final_norm"]["scale"].dtype)
+  dtype = jnp.dtype(params["embed"]["table"].dtype)
   state = begin(what, 0, _PROMPT, dtype.name)
   append = functools.partial(
     language_model.decode,

@@ -4,14 +4,17 @@ Needs PyTorch and transformers, which nothing else here does; run it in an
 environment of its own:
 
   python3 -m venv golden_env
-  golden_env/bin/pip install torch==2.13.0 transformers==5.23.0 numpy
-  golden_env/bin/python tests/models/golden/generate.py
+  golden_env/bin/pip install torch==2.13.0 transformers==5.24.0 numpy
+  golden_env/bin/python tests/models/golden/generate.py gemma3
 
-Each file holds `config` (config.json as text), one array a tensor under its
-Hugging Face name, `tokens` (B, T) and `logits` (B, T, V), all float32.
+for gemma3; the other files are of version 5.23.0. Without names all are
+written. Each file holds `config` (config.json as text), one array a tensor
+under its Hugging Face name, `tokens` (B, T) and `logits` (B, T, V), all
+float32.
 """
 
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -77,6 +80,34 @@ _CONFIGS = {
     tie_word_embeddings=False,
     rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
   ),
+  # Texts are longer than the window by far, and the divisor of the scores is
+  # not the size of a head.
+  "gemma3": transformers.Gemma3TextConfig(
+    **(_COMMON | {"num_hidden_layers": 4}),
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=40,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=16,
+    rms_norm_eps=1e-6,
+    query_pre_attn_scalar=20,
+    sliding_window=7,
+    layer_types=[
+      "sliding_attention",
+      "sliding_attention",
+      "full_attention",
+      "sliding_attention",
+    ],
+    rope_parameters={
+      "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+      "full_attention": {
+        "rope_type": "linear",
+        "rope_theta": 1000000.0,
+        "factor": 8.0,
+      },
+    },
+  ),
 }
 _BATCH, _LENGTH = 2, 40
 
@@ -86,7 +117,9 @@ def _randomise(model: torch.nn.Module) -> None:
   for name, weight in model.named_parameters():
     noise = torch.randn_like(weight)
     if "norm" in name:
-      weight.data = 1.0 + 0.3 * noise
+      # Norms of Gemma add 1 to their weights.
+      is_gemma = model.config.model_type.startswith("gemma")
+      weight.data = (0.0 if is_gemma else 1.0) + 0.3 * noise
     elif name.endswith("bias") or "embed" in name:
       weight.data = noise
     else:
@@ -94,8 +127,9 @@ def _randomise(model: torch.nn.Module) -> None:
 
 
 def main() -> None:
-  """Writes every golden file beside this script."""
-  for name, config in _CONFIGS.items():
+  """Writes the golden files that are named, or all, beside this script."""
+  for name in sys.argv[1:] or _CONFIGS:
+    config = _CONFIGS[name]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
       config, attn_implementation="eager", dtype=torch.float32

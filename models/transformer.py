@@ -32,8 +32,11 @@ from models.implementations import Implementations
 from models.state_format import StateFormat
 from models.transformer_config import TransformerConfig
 from ops.quantized import Taps, rounded
+from ops.transformer_step import TransformerWeights, transformer_step
 
 Params = module.Params
+# Slots that attention to a dense cache takes at a time.
+_CHUNK = 128
 # What `behind` is in layers that see all.
 _ALL = 1 << 30
 # Kind of the layers that see the nearest tokens alone.
@@ -228,6 +231,31 @@ class Transformer(module.TokenModel):
     )
     return placement.rows(self.final_norm(x, dtype=dtype)), layer_outputs
 
+  def weights(self) -> TransformerWeights:
+    """Those of the layers, stacked, as `ops.transformer_step` takes them."""
+    attn, mlp = self.layers.attn, self.layers.mlp
+    projections = {
+      f"{one}_proj": getattr(part, f"{one}_proj").stored()
+      for part, names in ((attn, "qkvo"), (mlp, ("gate", "up", "down")))
+      for one in names
+    }
+    biases = {
+      f"{one}_bias": getattr(attn, f"{one}_proj").bias[...]
+      for one in "qkv" * self.config.qkv_bias
+    }
+    norms = {
+      f"{one}_norm": getattr(attn, f"{one}_norm").scale[...]
+      for one in "qk" * self.config.qk_norm
+    }
+    return TransformerWeights(
+      attn_norm=self.layers.attn_norm.scale[...],
+      mlp_norm=self.layers.mlp_norm.scale[...],
+      taps=attn.taps.get_value(),
+      **projections,
+      **biases,
+      **norms,
+    )
+
 
 init, bind = Transformer.init, Transformer.bind
 abstract_params, num_params = (
@@ -374,7 +402,8 @@ def init_state(
   Args:
     config: of the model.
     batch: rows.
-    cache_size: slots for tokens.
+    cache_size: slots for tokens; of more than 128 there are a multiple of that,
+      so that attention takes them in equal chunks.
     dtype: of the passes to come.
     state_format: of recurrent states, which there are none of: None.
     params: of the model, whose `Taps` may name formats of keys and values.
@@ -391,7 +420,10 @@ def init_state(
       shape, dtype, taps, sliding=c.sliding, behind=c.behind
     )
   else:
-    cache = DenseCache.empty((c.num_layers, *shape), dtype, taps)
+    if cache_size > _CHUNK:
+      cache_size = -(-cache_size // _CHUNK) * _CHUNK
+    shape = (c.num_layers, batch, cache_size, c.num_kv_heads, c.head_dim)
+    cache = DenseCache.empty(shape, dtype, taps)
   return TransformerState(cache=cache, length=jnp.zeros((batch,), jnp.int32))
 
 
@@ -471,21 +503,50 @@ def decode(
     params: of the model.
     tokens: (B, T) int32.
     state: what was read before.
-    implementations: of ops; none of this pass has a choice.
+    implementations: of ops: `step` of `ops.transformer_step`, which computes
+      the layers of all but Gemma.
 
   Returns:
     Float32 logits (B, T, V) and the longer state.
   """
-  del implementations
-  model = bind(config, params)
-  cache, places = state.cache, Places.after(state.length, tokens.shape[1])
-  hidden, new = model(
-    model.embed(tokens),
-    places.slots,
-    cache.attend(places),
-    layer_inputs=cache.layer_inputs(),
-    dtype=cache.dtype,
+  model, cache = bind(config, params), state.cache
+  embedded = model.embed(tokens)
+  if _takes_op(config):
+    hidden, cache = _by_op(
+      model, embedded, cache, state.length, implementations
+    )
+    length = state.length + tokens.shape[1]
+  else:
+    places = Places.after(state.length, tokens.shape[1])
+    hidden, new = model(
+      embedded,
+      places.slots,
+      cache.attend(places),
+      layer_inputs=cache.layer_inputs(),
+      dtype=cache.dtype,
+    )
+    cache, length = cache.append(new, places), places.length
+  return model.logits(hidden), TransformerState(cache=cache, length=length)
+
+
+def _takes_op(c: TransformerConfig) -> bool:
+  """Whether the layers are those of `ops.transformer_step`."""
+  plain = c.activation == "silu" and c.query_scalar in (None, c.head_dim)
+  return plain and not c.sliding and not c.post_norms
+
+
+def _by_op(model, x, cache, lengths, implementations):
+  """Hidden states behind all layers and the final norm, and the cache."""
+  c, dtype = model.config, cache.dtype
+  x, keys, values = transformer_step(
+    x.astype(jnp.float32 if c.float32_stream else dtype),
+    model.weights(),
+    cache.k,
+    cache.v,
+    lengths,
+    _frequencies(c),
+    eps=c.norm_eps,
+    implementation=implementations.step if implementations else None,
   )
-  return model.logits(hidden), TransformerState(
-    cache=cache.append(new, places), length=places.length
-  )
+  hidden = model.final_norm(x, dtype=dtype)
+  return hidden, dataclasses.replace(cache, k=keys, v=values)

@@ -19,6 +19,9 @@ Sparse attention:
 Attention to a compressed past:
   chunked_attention: to a window of tokens, and to chunks in front of it.
 
+Decoding of Transformers:
+  transformer_step: the next tokens through whole layers, of stacked weights.
+
 State-space models, each with a twin for the next few tokens:
   causal_conv1d, causal_conv1d_step: depthwise convolution over a sequence.
   selective_scan, selective_scan_step: Mamba-1's recurrence.
@@ -62,3 +65,5 @@ from ops.sparse_attention import sparse_attention as sparse_attention
 from ops.ssd import ssd as ssd
 from ops.ssd import ssd_step as ssd_step
 from ops.token_logprob import token_logprob as token_logprob
+from ops.transformer_step import TransformerWeights as TransformerWeights
+from ops.transformer_step import transformer_step as transformer_step

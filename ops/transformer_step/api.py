@@ -94,7 +94,7 @@ def transformer_step(
     values: (L, B, S, N, K), alike.
     lengths: (B,) int32, slots that are filled; the new tokens take the next
       ones. What lies past S is dropped.
-    frequencies: (K / 2,) float32, radians per position.
+    frequencies: (J,) float32, J = K / 2, radians per position.
     eps: Of all norms.
     implementation: `"xla"`, or None for the best that runs here.
 

@@ -82,9 +82,11 @@ def _scratch(heights, mixes, increasing, c: Config):
     scratch["given"] = swizzled(
       (c.workers, heights, WIDE, c.rows), jnp.bfloat16, bits
     )
-    scratch["arrived"] = plgpu.Barrier(
-      num_arrivals=heights, num_barriers=c.workers
-    )
+    # JAX 0.11 adds the number of a barrier twice when it signals another thread
+    # block (`BarrierRef.remap_to_cluster`), so each warpgroup's is its own.
+    scratch["arrived"] = [
+      plgpu.Barrier(num_arrivals=heights) for _ in range(c.workers)
+    ]
     scratch["free"] = plgpu.ClusterBarrier(
       collective_axes=("cluster",), num_arrivals=1, num_barriers=c.workers
     )
@@ -312,17 +314,23 @@ class _Block:
       # Memory is written once all thread blocks have read the tile before.
       plgpu.barrier_wait(s["free"].at[me])
 
-    for at, value in enumerate(values):
-      other, i = divmod(at, self.shared)
-      plgpu.async_store_smem(
-        value.astype(jnp.bfloat16),
-        s["given"].at[me, self.peer * self.shared + i],
-        s["arrived"].at[me],
-        cluster_idx=jnp.int32(other),
-        cluster_dim="cluster",
-        optimized=False,
-      )
-    plgpu.barrier_wait(s["arrived"].at[me])
+    values = [value.astype(jnp.bfloat16) for value in values]
+
+    def give(worker):
+      for at, value in enumerate(values):
+        other, i = divmod(at, self.shared)
+        plgpu.async_store_smem(
+          value,
+          s["given"].at[worker, self.peer * self.shared + i],
+          s["arrived"][worker],
+          cluster_idx=jnp.int32(other),
+          cluster_dim="cluster",
+          optimized=False,
+        )
+      plgpu.barrier_wait(s["arrived"][worker])
+
+    for worker in range(self.c.workers):
+      pl.when(me == worker)(functools.partial(give, worker))
     found = [
       plgpu.load(s["given"].at[me, at], layout=_LAYOUT).astype(jnp.float32)
       for at in range(self.heights)

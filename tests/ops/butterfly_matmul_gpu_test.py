@@ -160,6 +160,14 @@ def test_thread_blocks_of_a_cluster_share_the_stages(increasing):
   assert_close(y, exact, tolerance("float32", 2 * twiddle.shape[2]))
 
 
+def test_warpgroups_of_a_cluster_have_barriers_of_their_own():
+  # JAX 0.11 signals another thread block right only at the first of an array.
+  config = mosaic_gpu.CONFIGS[4096]
+  scratch = mosaic_gpu_product._scratch(8, [48, 48], True, config)
+  each = plgpu.Barrier(num_arrivals=8)
+  assert scratch["arrived"] == [each] * config.workers
+
+
 @pytest.mark.parametrize("names", [["out"], ["middle", "out"]])
 @pytest.mark.parametrize("copies", range(1, 6))
 def test_shared_memory_is_written_when_its_copy_is_done(copies, names):

@@ -162,7 +162,7 @@ def forward(
         inputs = [values.astype(jnp.float32), *before]
         out = walks.preactivation(inputs, weights, bias, reach)
         if silu:
-          out = out * walks.sigmoid(out)
+          out = walks.silu(out, walk.gate)
         target = y_.at[pl.ds(token, walk.rows)].at[k]
         target[...] = walks.seen(out, reach, 0).astype(y.dtype)
         before = inputs[:-1]
@@ -170,8 +170,7 @@ def forward(
 
     now = fetch(first)
     before = walk.load_before(x_, state_, first, taps)
-    bias = walk.load_bias(given, own)
-    weights = walk.load_taps(given["weight"].at[own], taps_)
+    bias, weights = walk.load_weights(given, own, taps_, silu)
     lax.fori_loop(0, walk.steps, some_tokens, (before, now))
 
   kernel = walk.kernel(

@@ -74,14 +74,16 @@ def backward(
       return found + now[taps - 1 :]
 
     def differentiate(loaded, before):
-      """Returns a token's inputs, newest first, and its p."""
+      """Returns a token's inputs, newest first, and its p.
+
+      It is divided by what the taps are multiplied by, and so are its sums.
+      """
       values, dy, reach = loaded
       inputs = [values.astype(jnp.float32), *before]
       dpre = dy.astype(jnp.float32)
       if silu:
         pre = walks.preactivation(inputs, weights, bias, reach)
-        gate = walks.sigmoid(pre)
-        dpre = dpre * (gate * (1.0 + pre * (1.0 - gate)))
+        dpre = walks.slope(pre, dpre, walk.gate)
       return inputs, walks.seen(dpre, reach, 0)
 
     def spread(dpre, reach, partial):
@@ -123,6 +125,7 @@ def backward(
         fetch_after,
         now,
       )
+      early = []
       for k, loaded in enumerate(now):
         reach = loaded[-1]
         inputs, dpre = differentiate(loaded, before)
@@ -134,19 +137,22 @@ def backward(
           near = dx_.at[pl.ds(token, walk.rows)]
           store(token - ago, done, lambda near=near, ago=ago: near.at[-ago])
         else:
-
-          @pl.when(step > 0)
-          def _(ago=ago, done=done):
-            store(token - ago, done, lambda: dx_.at[token - ago])
-
+          early.append(done)
         before = inputs[:-1]
+
+      @pl.when(step > 0)
+      def _():
+        first = token - taps + 1
+        near = dx_.at[pl.ds(first, taps - 1)]
+        for k, done in enumerate(early):
+          store(first + k, done, lambda k=k: near.at[k])
+
       return before, partial, sums, following
 
     end = first + walk.tokens
     now = fetch(first)
     before = walk.load_before(x_, state_, first, taps)
-    bias = walk.load_bias(given, own)
-    weights = walk.load_taps(given["weight"].at[own], taps_)
+    bias, weights = walk.load_weights(given, own, taps_, silu)
     partial, sums = [walk.zeros()] * (taps - 1), [walk.zeros()] * num_sums
     before, partial, sums, after = lax.fori_loop(
       0, walk.steps, some_tokens, (before, partial, sums, now)
@@ -160,7 +166,7 @@ def backward(
       before = inputs[:-1]
     columns = [*sums[:taps][::-1], *sums[taps:]]
     for i, total in enumerate(columns):
-      sums_out[segment, row, i, own] = total
+      sums_out[segment, row, i, own] = total * walk.scale(silu)
 
   kernel = walk.kernel(
     body,

@@ -18,6 +18,9 @@ from jax.experimental import pallas as pl
 
 _THREADS = 128
 _LOG2E = 1.4426950408889634
+# Factors of the preactivations that SiLU takes, by the way it is computed. Taps
+# and bias are multiplied by them once, which saves a product a value.
+GATES = {"root": 1.0, "tanh": 0.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Walk:
     vector: Neighbouring channels of a thread, 2 or 4.
     rows: Tokens that are loaded at once, at least K-1.
     tokens: Tokens of a block, a multiple of `rows` and at most L.
+    gate: How SiLU is computed, a key of `GATES`.
   """
 
   vector: int
   rows: int
   tokens: int
+  gate: str = "root"
 
   @property
   def channels(self) -> int:
@@ -123,6 +128,27 @@ class Walk:
       found.append(jnp.where(token < 0, older, values).astype(jnp.float32))
     return found
 
+  def scale(self, silu: bool) -> float:
+    """What taps and bias are multiplied by."""
+    return GATES[self.gate] if silu else 1.0
+
+  def load_weights(self, given, own, taps_, silu: bool):
+    """Loads the bias, if there is one, and the taps, in float32 and scaled.
+
+    Args:
+      given: References by name.
+      own: Channels of the block.
+      taps_: As of `load_taps`.
+      silu: Whether SiLU follows.
+    """
+    bias, scale = None, self.scale(silu)
+    if "bias" in given:
+      bias = self.load(given["bias"].at[own]).astype(jnp.float32)
+    taps = self.load_taps(given["weight"].at[own], taps_)
+    if scale == 1.0:
+      return bias, taps
+    return None if bias is None else bias * scale, [tap * scale for tap in taps]
+
   def load_taps(self, weight, taps_) -> list[jax.Array]:
     """Loads (channels, K), and returns the taps by how far they look back.
 
@@ -142,12 +168,6 @@ class Walk:
       taps_[k] = jnp.sum(jnp.where(numbers == k, values, 0.0), axis=1)
     plgpu.commit_smem()
     return [self.load(taps_.at[k]) for k in reversed(range(taps))]
-
-  def load_bias(self, given, own) -> jax.Array | None:
-    """Loads the bias in float32, where it is given."""
-    if "bias" not in given:
-      return None
-    return self.load(given["bias"].at[own]).astype(jnp.float32)
 
   def zeros(self) -> jax.Array:
     """Sums to begin with."""
@@ -169,6 +189,23 @@ def preactivation(inputs, taps, bias, reach) -> jax.Array:
   if bias is not None:
     terms.insert(0, bias)
   return functools.reduce(jnp.add, terms)
+
+
+def silu(pre: jax.Array, gate: str) -> jax.Array:
+  """SiLU of preactivations, which are multiplied by `GATES[gate]`."""
+  if gate == "tanh":
+    return pre + pre * jnp.tanh(pre)
+  return pre * sigmoid(pre)
+
+
+def slope(pre: jax.Array, dy: jax.Array, gate: str) -> jax.Array:
+  """SiLU's gradient divided by `GATES[gate]`, of such preactivations."""
+  if gate == "tanh":
+    found = jnp.tanh(pre)
+    twice, rest = dy + dy * found, pre - pre * found
+    return twice + twice * rest
+  found = sigmoid(pre)
+  return dy * (found * (1.0 + pre * (1.0 - found)))
 
 
 def sigmoid(v: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -135,7 +136,7 @@ def forward(
   x, taps = operands["x"], operands["weight"].shape[1]
   names = tuple(operands)
 
-  def body(*refs, taps_):
+  def body(*refs, taps_, ring=None, arrived=None):
     *refs, y = refs
     given = dict(zip(names, refs, strict=True))
     row, first, own = walk.place(x)
@@ -146,7 +147,31 @@ def forward(
       reach = [None] * walk.rows
       if "reach" in given:
         reach = [given["reach"][row, token + k] for k in range(walk.rows)]
+      if walk.ring:
+        return [], reach
       return walk.load_rows(x_, token), reach
+
+    def copy(step):
+      """Starts to fetch a step's tokens into the ring."""
+      slot = lax.rem(step, jnp.int32(walk.ring))
+      tokens = pl.ds(first + step * walk.rows, walk.rows)
+      plgpu.copy_gmem_to_smem(
+        given["x"].at[row, tokens, own], ring.at[slot], arrived.at[slot]
+      )
+
+    def taken(step):
+      """A step's tokens, once they are in the ring."""
+      slot = lax.rem(step, jnp.int32(walk.ring))
+      plgpu.barrier_wait(arrived.at[slot])
+      values = [walk.load(ring.at[slot, k]) for k in range(walk.rows)]
+      # All warps have read what is written over.
+      walks.meet(bool(interpret))
+
+      @pl.when(step + walk.ring < walk.steps)
+      def _():
+        copy(step + walk.ring)
+
+      return values
 
     def some_tokens(step, carry):
       before, now = carry
@@ -158,7 +183,10 @@ def forward(
         lambda now: now,
         now,
       )
-      for k, (values, reach) in enumerate(zip(*now, strict=True)):
+      loaded, reaches = now
+      if walk.ring:
+        loaded = taken(step)
+      for k, (values, reach) in enumerate(zip(loaded, reaches, strict=True)):
         inputs = [values.astype(jnp.float32), *before]
         out = walks.preactivation(inputs, weights, bias, reach)
         if silu:
@@ -168,16 +196,23 @@ def forward(
         before = inputs[:-1]
       return before, following
 
+    for step in range(min(walk.ring, walk.steps)):
+      copy(jnp.int32(step))
     now = fetch(first)
     before = walk.load_before(x_, state_, first, taps)
     bias, weights = walk.load_weights(given, own, taps_, silu)
     lax.fori_loop(0, walk.steps, some_tokens, (before, now))
 
+  scratch = {}
+  if walk.ring:
+    scratch["ring"] = plgpu.SMEM((walk.ring, walk.rows, walk.channels), x.dtype)
+    scratch["arrived"] = plgpu.Barrier(num_barriers=walk.ring)
   kernel = walk.kernel(
     body,
     x,
     taps,
     NAME,
+    scratch,
     out_type=jax.ShapeDtypeStruct(x.shape, x.dtype),
     interpret=interpret,
   )

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.experimental.mosaic.gpu as mgpu
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
@@ -32,12 +33,16 @@ class Walk:
     rows: Tokens that are loaded at once, at least K-1.
     tokens: Tokens of a block, a multiple of `rows` and at most L.
     gate: How SiLU is computed, a key of `GATES`.
+    ring: Steps that the forward kernel's inputs are fetched ahead, by bulk
+      copies into shared memory; 0 fetches one step into registers. It takes a
+      vector of 2, because a copy takes up to 256 channels.
   """
 
   vector: int
   rows: int
   tokens: int
   gate: str = "root"
+  ring: int = 0
 
   @property
   def channels(self) -> int:
@@ -60,14 +65,18 @@ class Walk:
     """Blocks along a row of `length` tokens."""
     return pl.cdiv(length, self.tokens)
 
-  def kernel(self, body, x: jax.Array, taps: int, name: str, **options):
+  def kernel(
+    self, body, x: jax.Array, taps: int, name: str, scratch=(), **options
+  ):
     """Makes a kernel with a block for all tokens and channels of x.
 
     Args:
-      body: Takes the references and `taps_`, shared memory for the weights.
+      body: Takes the references and by name what is in shared memory: `taps_`,
+        for the weights, and `scratch`.
       x: (B, L, D).
       taps: K.
       name: Of the kernel.
+      scratch: What else is in shared memory, by name.
       **options: Of `plgpu.kernel`.
     """
     batch, length, channels = x.shape
@@ -76,7 +85,10 @@ class Walk:
       body,
       grid=(self.segments(length), batch, blocks),
       grid_names=("segment", "row", "block"),
-      scratch_types={"taps_": plgpu.SMEM((taps, self.channels), jnp.float32)},
+      scratch_types={
+        "taps_": plgpu.SMEM((taps, self.channels), jnp.float32),
+        **dict(scratch),
+      },
       # Every layout is given, and `load_taps` has the only barrier.
       compiler_params=plgpu.CompilerParams(
         approx_math=True,
@@ -173,6 +185,19 @@ class Walk:
     """Sums to begin with."""
     zeros = jnp.zeros((self.channels,), jnp.float32)
     return plgpu.layout_cast(zeros, self.layout)
+
+
+def meet(interpret: bool) -> None:
+  """Lets the warps of a block wait for each other."""
+  if interpret:
+    plgpu.commit_smem()
+    return
+
+  @plgpu.inline_mgpu()
+  def barrier(_):
+    mgpu.utils.warpgroup_barrier()
+
+  barrier()
 
 
 def seen(values: jax.Array, reach, back: int) -> jax.Array:

@@ -70,8 +70,8 @@ def test_values_and_gradients_match_float64(case, monkeypatch):
 @pytest.mark.parametrize(
   "taps, length, walk, silu, dtype, given",
   [
-    (2, 24, Walk(2, 4, 8, "tanh"), True, "float32", ("bias", "reach")),
-    (3, 16, Walk(2, 2, 8, "tanh"), False, "float32", ("reach", "state")),
+    (2, 24, Walk(2, 4, 12, "tanh", 2), True, "float32", ("bias", "reach")),
+    (3, 16, Walk(2, 2, 8, "tanh", 8), False, "float32", ("reach", "state")),
     (4, 29, Walk(2, 3, 12), True, "float32", ("bias", "reach", "state")),
     (4, 3, Walk(2, 3, 3), True, "float32", ("bias", "state")),
     (5, 13, Walk(4, 4, 4), False, "bfloat16", ()),

@@ -39,14 +39,18 @@ peers="XGBoost on token counts,XGBoost on sizes,ridge on TF-IDF,XGBoost,cost ana
 P=${P:-24}
 ( OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu nice -n 5 python experiments/eval_rlm.py --model=none --data=programs \
   --text_column=sized --split="$split" --targets=flops,bytes_accessed,peak_bytes,latency_us \
-  --path="$path" --limit=4000 --peers="$peers" --peers_dir=runs/peers_$split --processes="$P" > "$OUT/$name.peers.log" 2>&1; echo "peers $?" >> "$OUT/$name.peers.log" ) &
+  --path="$path" --limit=4000 --peers="$peers" --peers_dir="runs/peers_$split" --processes="$P" > "$OUT/$name.peers.log" 2>&1 ) &
 peer=$!
 [[ -f runs/$name/model/config.json ]] || python experiments/train_rlm.py --flagfile=experiments/flagfiles/rlm_programs.flags \
-  --path="$path" --split="$split" --steps="$steps" --warmup=100 --workdir=runs/"$name" > "$OUT/$name.train.log" 2>&1
-echo "train $?"; tail -n 2 "$OUT/$name.train.log" | tr '\r' '\n' | tail -n 3
-wait $peer; tail -n 3 "$OUT/$name.peers.log"; ls runs/peers_$split
+  --path="$path" --split="$split" --steps="$steps" --warmup=100 --workdir="runs/$name" > "$OUT/$name.train.log" 2>&1
+[[ -f runs/$name/model/config.json ]] || {
+  tail -n 3 "$OUT/$name.train.log"; kill "$peer"; exit 1
+}
+wait "$peer" || { tail -n 3 "$OUT/$name.peers.log"; exit 1; }
 python experiments/eval_rlm.py --model=runs/"$name/model" --path="$path" --samples=32 --limit=4000 \
-  --peers="$peers" --peers_dir=runs/peers_$split --bootstrap=100 --answers="$OUT/$name.jsonl" \
+  --peers="$peers" --peers_dir="runs/peers_$split" --bootstrap=100 --answers="$OUT/$name.jsonl" \
   --result="$OUT/$name.json" > "$OUT/$name.eval.log" 2>&1
-echo "eval $?"; tail -n 30 "$OUT/$name.eval.log" | cut -c1-150
-xz -9 "$OUT/$name.jsonl"
+code=$?
+tail -n 30 "$OUT/$name.eval.log" | cut -c1-150
+[[ $code -eq 0 ]] && xz -9 "$OUT/$name.jsonl"
+exit "$code"

@@ -228,7 +228,7 @@ class AttambaConfig:
 
   @property
   def has_token_kernel(self) -> bool:
-    """Whether `ops.mamba2_step` computes its decoding step."""
+    """Whether one op computes its decoding step."""
     return False
 
   @property

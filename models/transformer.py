@@ -511,7 +511,7 @@ def decode(
   """
   model, cache = bind(config, params), state.cache
   embedded = model.embed(tokens)
-  if _takes_op(config):
+  if config.has_token_kernel:
     hidden, cache = _by_op(
       model, embedded, cache, state.length, implementations
     )
@@ -527,12 +527,6 @@ def decode(
     )
     cache, length = cache.append(new, places), places.length
   return model.logits(hidden), TransformerState(cache=cache, length=length)
-
-
-def _takes_op(c: TransformerConfig) -> bool:
-  """Whether the layers are those of `ops.transformer_step`."""
-  plain = c.activation == "silu" and c.query_scalar in (None, c.head_dim)
-  return plain and not c.sliding and not c.post_norms
 
 
 def _by_op(model, x, cache, lengths, implementations):

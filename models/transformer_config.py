@@ -189,8 +189,10 @@ class TransformerConfig:
 
   @property
   def has_token_kernel(self) -> bool:
-    """Whether `ops.mamba2_step` computes its decoding step."""
-    return False
+    """Whether `ops.transformer_step` computes its decoding step."""
+    plain = self.activation == "silu" and not self.sliding
+    scale = self.query_scalar in (None, self.head_dim)
+    return plain and scale and not self.post_norms
 
   @property
   def num_sliding(self) -> int:

@@ -103,7 +103,7 @@ class Product:
     }
 
   def run(
-    self, x_ref, refs, column, s, *, prefix, split=0, prepare, finish
+    self, x_ref, refs, column, s, *, prefix, split=0, prepare, finish, pick=None
   ) -> None:  # fmt: skip
     """Multiplies, as the `run` of weights of few bits does.
 
@@ -119,12 +119,16 @@ class Product:
         `finish` takes, and for several parts the factor of each, (N,).
       finish: Called with the product (N, columns) float32 in the layout ROWS,
         and what `prepare` returned.
+      pick: Where there are weights of several matrices, called with the number
+        of a tile of columns and a function, which it calls, of operands and the
+        first column there. Else those of `refs` from `column` are taken.
     """
     total, rest = None, None
+    if pick is None:
+      pick = lambda j, copy: copy(refs[0], column + j * TILE)
     results = self._results(
-      refs[0], x_ref, prefix[0], column, s,
-      split=split, prepare=lambda: prepare(0),
-    )  # fmt: skip
+      pick, x_ref, prefix[0], s, split=split, prepare=lambda: prepare(0)
+    )
     for k, (value, rest) in enumerate(results):
       if self.parts > 1:
         value *= repeat(rest[1][k], 0, value.shape, ROWS)
@@ -132,7 +136,7 @@ class Product:
     finish(total, rest[0])
 
   def _results(
-    self, w_ref, x_ref, layer, column, s, *, split, prepare
+    self, pick, x_ref, layer, s, *, split, prepare
   ) -> Iterator[tuple[jax.Array, object]]:  # fmt: skip
     """Yields the product over each part of K, and what `prepare` returned."""
     steps = self.depth // CHUNK // self.splits
@@ -141,25 +145,26 @@ class Product:
     def fetch_weights(i, slot):
       first = (split * steps + i) * (CHUNK // 8)
       for j in range(tiles):
-        columns = pl.ds(column + j * TILE, TILE)
-        if self.interpret:
-          copies = [
-            (w_ref.at[layer, first + k, :, columns], pl.ds(8 * k, 8))
-            for k in range(CHUNK // 8)
-          ]
-          copies = [(a, s["w"].at[slot, j, rows]) for a, rows in copies]
-        else:
-          # The same place as the (8, TILE) tiles that it consists of. The
-          # transform from tiles to a matrix would ask that the width of the
-          # weights be a multiple of TILE; so TMA fills up with zeros.
-          swizzled = s["w"].transforms[:1]
-          target = dataclasses.replace(s["w"], transforms=swizzled)
-          rows = pl.ds(first, CHUNK // 8)
-          copies = [
-            (w_ref.at[layer, rows, :, columns], target.at[slot, j, :, 0])
-          ]
-        for source, target in copies:
-          plgpu.copy_gmem_to_smem(source, target, s["loaded"].at[slot])
+        pick(j, functools.partial(fetch_tile, first, slot, j))
+
+    def fetch_tile(first, slot, j, w_ref, column):
+      columns = pl.ds(column, TILE)
+      if self.interpret:
+        copies = [
+          (w_ref.at[layer, first + k, :, columns], pl.ds(8 * k, 8))
+          for k in range(CHUNK // 8)
+        ]
+        copies = [(a, s["w"].at[slot, j, rows]) for a, rows in copies]
+      else:
+        # The same place as the (8, TILE) tiles that it consists of. The
+        # transform from tiles to a matrix would ask that the width of the
+        # weights be a multiple of TILE; so TMA fills up with zeros.
+        swizzled = s["w"].transforms[:1]
+        target = dataclasses.replace(s["w"], transforms=swizzled)
+        rows = pl.ds(first, CHUNK // 8)
+        copies = [(w_ref.at[layer, rows, :, columns], target.at[slot, j, :, 0])]
+      for source, target in copies:
+        plgpu.copy_gmem_to_smem(source, target, s["loaded"].at[slot])
 
     def fetch_rows(i, slot):
       source = x_ref.at[:, pl.ds((split * steps + i) * CHUNK, CHUNK)]

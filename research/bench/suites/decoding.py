@@ -41,8 +41,8 @@ Config = language_model.Config
 # Weights whose format is asked for; that of other kernels is int8, since their
 # depth is small or no multiple of a group.
 _WIDE = r".*\.(in|out|q|k|v|o|gate|up|down)_proj\.kernel|lm_head\.kernel"
-# Tokens of the comparison with float32.
-_PROMPT = 4
+# Tokens of the comparison with float32, and slots for them.
+_PROMPT, _SLOTS = 4, 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -332,7 +332,7 @@ def _implementations(what: Decoding, step: str) -> Implementations:
     UnsupportedError: the model has no such step.
   """
   if step != "xla" and not what.config.has_token_kernel:
-    raise dispatch.UnsupportedError(f"only Mamba-2 has a step by {step!r}")
+    raise dispatch.UnsupportedError(f"{what.name} has no step by {step!r}")
   return Implementations(step=step)
 
 
@@ -341,7 +341,7 @@ def logits(
 ) -> jax.Array:
   """Logits after a few tokens that do not depend on those before."""
   dtype = jnp.dtype(params["embed"]["table"].dtype)
-  state = begin(what, 0, _PROMPT, dtype.name)
+  state = begin(what, 0, _SLOTS, dtype.name)
   append = functools.partial(
     language_model.decode,
     what.config,

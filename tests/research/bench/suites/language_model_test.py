@@ -123,13 +123,18 @@ def test_decoding_and_training_are_timed():
   assert cached["state_format"] == "bfloat16"
   assert update["params"] > 1e5 and update["implementation"] == "default"
   assert len(notes) == 4
-  for part in (
-    "mamba_ssm",
-    "transformers",
-    "'mosaic_gpu' does",
-    "only Mamba-2",
+  for part, count in (
+    ("mamba_ssm", 1),
+    ("transformers", 1),
+    ("'mosaic_gpu' does not run here", 2),
   ):
-    assert sum(part in note for note in notes) == 1
+    assert sum(part in note for note in notes) == count
+
+
+def test_a_model_without_a_kernel_says_so():
+  case = decoding.case(decoding.parse("tiny_mamba1:1"), ["mosaic_gpu"])
+  with pytest.raises(dispatch.UnsupportedError, match="mamba1 has no step by"):
+    case.ours["mosaic_gpu"]()
 
 
 def test_bytes_of_a_transformer_are_weights_and_the_filled_cache():

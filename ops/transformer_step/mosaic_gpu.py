@@ -1,0 +1,306 @@
+"""The Mosaic GPU `transformer_step` for Hopper: five kernels a layer.
+
+For few rows the time of a step is that of reading weights and caches. So the
+kernels read both where they lie, by an index of the layer that lies in memory:
+the same kernels, compiled once, serve all layers, and nothing is copied.
+
+- `mosaic_gpu_qkv`: queries, keys and values, rotated; these go to the cache;
+- `mosaic_gpu_attend`: attention to a part of a row's slots, merged by XLA;
+- `mosaic_gpu_out`: o_proj, onto the residual stream;
+- `mosaic_gpu_gate_up`: both products in front of the gate, and the gate;
+- `mosaic_gpu_out`: down_proj, onto the residual stream.
+
+A norm is a factor a row, which commutes with the product behind it. So the
+kernels that write the stream give the sum of its squares, in parts, and the
+next one applies the factor to its result. The stream is float32 here, be x in
+bfloat16; the operands of products are bfloat16, and their sums float32.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ops import dispatch
+from ops.hopper import PROCESSORS, SHARED_MEMORY
+from ops.hopper_tiles import TILE
+from ops.mamba2_step.mosaic_gpu_product import CHUNK, PARTIALS, Product
+from ops.quantized import is_quantized
+from ops.transformer_step import (
+  mosaic_gpu_attend,
+  mosaic_gpu_gate_up,
+  mosaic_gpu_out,
+  mosaic_gpu_qkv,
+)
+
+MAX_BATCH = 64
+HEAD_SIZES = (64, 128)
+# Bytes of scores and shares of a tile of slots, in shared memory.
+_OF_TILE = mosaic_gpu_attend.QUERIES * (4 * (TILE + 4) + 2 * TILE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How the kernels are launched.
+
+  Attributes:
+    qkv_stages: Chunks of 64 rows of a block's weights in shared memory.
+    o_stages: As qkv_stages.
+    o_splits: Thread blocks of a cluster that share the rows of `o_proj`.
+    gate_up_stages: As qkv_stages.
+    down_stages: As qkv_stages.
+    down_splits: As o_splits, of `down_proj`.
+    attend_splits: Thread blocks that share the slots of a row's head.
+    attend_stages: Tiles of 64 keys or values in shared memory.
+  """
+
+  qkv_stages: int = 8
+  o_stages: int = 8
+  o_splits: int = 1
+  gate_up_stages: int = 8
+  down_stages: int = 8
+  down_splits: int = 1
+  attend_splits: int = 1
+  attend_stages: int = 8
+
+
+def configure(
+  batch: int, width: int, hidden: int, heads: int, kv_heads: int, size: int,
+  slots: int,
+) -> Config:  # fmt: skip
+  """Returns the Config for B, D, F, H, N, K and S; pure.
+
+  All blocks of a product run at once where they can, so that together they keep
+  as much of the weights in flight as shared memory holds.
+  """
+  rows = padded(batch)
+
+  def stages(blocks, depth, columns):
+    free = SHARED_MEMORY // (2 if blocks > PROCESSORS else 1)
+    free -= 4096 + 8 * rows * columns
+    return max(2, min(free // (2 * CHUNK * (columns + rows)), depth // CHUNK))
+
+  def splits(depth):
+    found, blocks = 1, width // TILE
+    while found < 8 and 2 * found * blocks <= PROCESSORS:
+      if depth % (2 * found * CHUNK):
+        break
+      found *= 2
+    return found
+
+  def out(depth):
+    found = splits(depth)
+    blocks = width // TILE * found
+    return found, stages(blocks, depth // found, TILE * max(1, found // 2))
+
+  (o_splits, o_stages), (down_splits, down_stages) = (
+    out(heads * size),
+    out(hidden),
+  )
+  tiles = slots // TILE
+  # Two blocks a multiprocessor, and no more scores than a block has room for.
+  wanted = max(1, 2 * PROCESSORS // (batch * kv_heads))
+  most = SHARED_MEMORY // 4 // _OF_TILE
+  attend_splits = min(max(wanted, -(-tiles // most)), tiles)
+  free = SHARED_MEMORY // 2 - 8192 - _OF_TILE * -(-tiles // attend_splits)
+  return Config(
+    qkv_stages=stages(heads + 2 * kv_heads, width, size),
+    o_stages=o_stages,
+    o_splits=o_splits,
+    gate_up_stages=stages(hidden // TILE, width, 2 * TILE),
+    down_stages=down_stages,
+    down_splits=down_splits,
+    attend_splits=attend_splits,
+    attend_stages=max(2, min(free // (2 * TILE * size), 16)),
+  )
+
+
+def padded(batch: int) -> int:
+  """Rows that the matrix unit sees for a batch."""
+  return -(-batch // 8) * 8
+
+
+def supports(
+  x=None, weights=None, keys=None, values=None, lengths=None, frequencies=None
+) -> str | None:
+  """Returns None where `forward` runs on these arguments, else why not."""
+  if reason := dispatch.needs_wgmma():
+    return reason
+  if x is None:
+    return None
+  return unfit(x, weights, keys, values)
+
+
+def unfit(x, weights, keys, values) -> str | None:
+  """Returns None if the kernels take these shapes and dtypes, else why not."""
+  for name, value in vars(weights).items():
+    matrix = name.endswith("_proj")
+    if name.endswith("_bias") or name in ("q_norm", "k_norm"):
+      if value is not None:
+        return f"knows no {name}"
+    elif matrix and (is_quantized(value) or value.dtype != jnp.bfloat16):
+      return f"needs bfloat16, {name} is {value.dtype} or of few bits"
+  if weights.taps:
+    return "needs keys and values that are not quantized"
+  for name, cache in (("keys", keys), ("values", values)):
+    if is_quantized(cache) or cache.dtype != jnp.bfloat16:
+      return f"needs bfloat16, {name} are {cache.dtype} or of few bits"
+  slots, heads, size = keys.shape[2:]
+  if x.shape[1] != 1 or x.shape[0] > MAX_BATCH:
+    return f"needs one token of at most {MAX_BATCH} rows, x is {x.shape}"
+  if size not in HEAD_SIZES:
+    return f"needs heads of 64 or 128, keys are {keys.shape}"
+  if weights.q_proj.shape[-1] > mosaic_gpu_attend.QUERIES * heads * size:
+    return "needs at most eight queries to a key"
+  if x.shape[2] % TILE or weights.gate_proj.shape[-1] % TILE or slots % TILE:
+    return (
+      f"needs widths and slots of multiples of 64, x is {x.shape}, gate_proj"
+      f" {weights.gate_proj.shape} and keys {keys.shape}"
+    )
+  return None
+
+
+def forward(
+  x, weights, keys, values, lengths, frequencies, *, eps, interpret=False,
+  config=None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+  """Implements `transformer_step` on Hopper; arguments as there.
+
+  The new token has to have a slot. `interpret` is False or
+  `InterpretGPUParams`; `config` is by default that of `configure`.
+  """
+  if reason := unfit(x, weights, keys, values):
+    raise ValueError(f"transformer_step: the Mosaic GPU kernel {reason}")
+  batch, _, width = x.shape
+  slots, kv_heads, size = keys.shape[2:]
+  heads = weights.q_proj.shape[-1] // size
+  if config is None:
+    hidden = weights.gate_proj.shape[-1]
+    config = configure(batch, width, hidden, heads, kv_heads, size, slots)
+  if interpret:
+    # The interpreter knows no stores to the memory of another block.
+    config = dataclasses.replace(config, o_splits=1, down_splits=1)
+  rows = padded(batch)
+  stream = jnp.pad(x[:, 0].astype(jnp.float32), ((0, rows - batch), (0, 0)))
+  angles = jnp.asarray(frequencies, jnp.float32)[None] * lengths[:, None]
+  turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+  turns = jnp.pad(turns, ((0, 0), (0, rows - batch), (0, 0)))
+  kernels, operands = prepare(config, weights, rows, size, interpret)
+  residual = Residual.of(stream, weights.attn_norm[0])
+  for i in range(keys.shape[0]):
+    # A constant: to fill an array would be one more kernel a layer.
+    index = np.array([i], np.int32)
+    residual, keys, values = layer(
+      config, eps, interpret, kernels,
+      index, residual, operands, keys, values, lengths, turns,
+    )  # fmt: skip
+  return residual.value[:batch, None].astype(x.dtype), keys, values
+
+
+def prepare(config, weights, rows, size, interpret):
+  """Returns the products of a layer by name, and weights as these take them."""
+  columns = {"qkv": size, "o": TILE, "gate_up": 2 * TILE, "down": TILE}
+  of = {"qkv": "q_proj", "o": "o_proj", "gate_up": "gate_proj"}
+
+  def product(name):
+    depth = getattr(weights, of.get(name, "down_proj")).shape[-2]
+    return Product(
+      rows=rows,
+      depth=depth,
+      columns=columns[name],
+      stages=getattr(config, f"{name}_stages"),
+      splits=getattr(config, f"{name}_splits", 1),
+      interpret=bool(interpret),
+    )
+
+  kernels = tuple(product(name) for name in columns)
+  matrices = {
+    name: kernels[0].operands(value)
+    for name, value in vars(weights).items()
+    if name.endswith("_proj")
+  }
+  return kernels, dataclasses.replace(weights, **matrices)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Residual:
+  """The residual stream, of N rows.
+
+  Attributes:
+    value: (N, D) float32.
+    scaled: `value` times the scale of the next norm, (N, D) bfloat16.
+    squares: Parts of the sum of the squares of `value` in their first columns,
+      one for each block of `mosaic_gpu_out`, (N, .) float32.
+  """
+
+  value: jax.Array
+  scaled: jax.Array
+  squares: jax.Array
+
+  @classmethod
+  def of(cls, value, norm):
+    """That of the first layer."""
+    rows, width = value.shape
+    squares = jnp.square(value).reshape(rows, width // TILE, -1).sum(axis=2)
+    scaled = value * norm.astype(jnp.float32)[None]
+    return cls(
+      value,
+      scaled.astype(jnp.bfloat16),
+      jnp.pad(squares, ((0, 0), (0, -squares.shape[1] % PARTIALS))),
+    )
+
+
+# A function of its own, since it is lowered once for all layers.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def layer(
+  config, eps, interpret, kernels,
+  index, residual, weights, keys, values, lengths, turns,
+) -> tuple[Residual, jax.Array, jax.Array]:  # fmt: skip
+  """Takes the residual stream through a layer.
+
+  Args:
+    config: A Config.
+    eps: Of both norms.
+    interpret: False, or the parameters of the interpreter.
+    kernels: The products, of `prepare`, as weights.
+    index: Of the layer, (1,) int32.
+    residual: In front of it.
+    weights: Of all layers.
+    keys: As in `transformer_step`.
+    values: Alike.
+    lengths: (B,) int32, slots that are filled.
+    turns: Cosines and sines, (2, N, K / 2).
+
+  Returns:
+    The residual stream in front of the next layer, and the caches.
+  """
+  qkv, o, gate_up, down = kernels
+  caches = tuple(jax.tree.map(jax.new_ref, (keys, values)))
+  normed = {"parts": residual.value.shape[1] // TILE, "eps": eps}
+  options = {"interpret": interpret}
+  rows, (kv_heads, size) = residual.value.shape[0], keys.shape[3:]
+  q = mosaic_gpu_qkv.project(
+    qkv, index, residual, weights, caches, lengths, turns, **normed, **options
+  )
+  mixed = mosaic_gpu_attend.attend(
+    index, q, caches, lengths + 1,
+    shared=weights.q_proj[0].shape[-1] // size // kv_heads,
+    splits=config.attend_splits, stages=config.attend_stages, **options,
+  )  # fmt: skip
+  mixed = jnp.pad(mixed, ((0, rows - len(mixed)), (0, 0)))
+  residual = mosaic_gpu_out.project(
+    o, index, mixed, residual.value, weights.mlp_norm, weights.o_proj,
+    following=0, name=mosaic_gpu_out.NAMES[0], **options,
+  )  # fmt: skip
+  residual = Residual(*residual)
+  middle = mosaic_gpu_gate_up.project(
+    gate_up, index, residual, weights, **normed, **options
+  )
+  residual = mosaic_gpu_out.project(
+    down, index, middle, residual.value, weights.attn_norm, weights.down_proj,
+    following=1, name=mosaic_gpu_out.NAMES[1], **options,
+  )  # fmt: skip
+  return Residual(*residual), *jax.tree.map(jax.freeze, caches)

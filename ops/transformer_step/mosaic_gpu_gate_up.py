@@ -1,0 +1,75 @@
+"""The fourth kernel of a layer: silu(gate_proj(y)) * up_proj(y)."""
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from ops import hopper_tiles
+from ops.hopper_tiles import ROWS, TILE
+from ops.mamba2_step import mosaic_gpu_product as product
+from ops.selective_scan.mosaic_gpu_tile import sigmoid
+
+NAME = "transformer_step_gate_up"
+
+
+def project(
+  matmul, layer, residual, weights, *, parts, eps, interpret
+) -> jax.Array:
+  """Returns (N, F) bfloat16; a block owns the same columns of both matrices.
+
+  Args:
+    matmul: The product, of two tiles.
+    layer: (1,) int32.
+    residual: A `mosaic_gpu.Residual`.
+    weights: Of all layers, see `mosaic_gpu.prepare`.
+    parts: Of the sum of squares in `residual`.
+    eps: Of the norm.
+    interpret: False, or the parameters of the interpreter.
+  """
+  rows, depth = residual.scaled.shape
+  width = weights.gate_proj[0].shape[-1]
+
+  def kernel(
+    layer_ref, scaled_ref, squares_ref, gate_ref, up_ref, out_ref, **s
+  ):  # fmt: skip
+    layer, column = layer_ref[0], lax.axis_index("columns") * TILE
+
+    def pick(j, copy):
+      copy((gate_ref, up_ref)[j], column)
+
+    def prepare(me):
+      del me
+      total = product.sum_of_rows(squares_ref, 0, parts)
+      return lax.rsqrt(total / depth + eps), ()
+
+    def finish(_, factor):
+      gate, up = (
+        hopper_tiles.load(s["sums"].at[:, pl.ds(j * TILE, TILE)], ROWS)
+        * product.repeat(factor, 0, (rows, TILE), ROWS)
+        for j in range(2)
+      )
+      middle = (gate * sigmoid(gate) * up).astype(jnp.bfloat16)
+      hopper_tiles.store(out_ref.at[:, pl.ds(column, TILE)], middle)
+
+    matmul.run(
+      scaled_ref, None, None, s,
+      prefix=(layer,), prepare=prepare, finish=finish, pick=pick,
+    )  # fmt: skip
+
+  run = plgpu.kernel(
+    kernel,
+    out_type=jax.ShapeDtypeStruct((rows, width), jnp.bfloat16),
+    grid=(width // TILE,),
+    grid_names=("columns",),
+    **matmul.launch(),
+    scratch_types=matmul.scratch(),
+    kernel_name=NAME,
+    compiler_params=hopper_tiles.compiler_params(),
+    interpret=interpret,
+  )
+  return run(
+    layer, residual.scaled, residual.squares, *weights.gate_proj,
+    *weights.up_proj,
+  )  # fmt: skip

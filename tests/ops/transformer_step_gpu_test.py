@@ -1,0 +1,164 @@
+"""The GPU kernels of `transformer_step`, interpreted and lowered on a CPU."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ops import dispatch, quantize
+from ops.hopper import SHARED_MEMORY
+from ops.transformer_step import (
+  TransformerWeights,
+  mosaic_gpu,
+  transformer_step,
+  transformer_step_reference,
+)
+from ops.transformer_step.mosaic_gpu import Config
+from tests.hopper_lowering import lowered
+from tests.ops.sequence_op import assert_close, tolerance
+from tests.ops.transformer_step_test import EPS, make
+
+SMALL = Config(
+  qkv_stages=2, o_stages=2, gate_up_stages=2, down_stages=2, attend_splits=2,
+  attend_stages=3,
+)  # fmt: skip
+# Model: layers, D, F, H, N, K.
+MODELS = {
+  "smollm2-135m": (30, 576, 1536, 9, 3, 64),
+  "llama-3.2-1b": (16, 2048, 8192, 32, 8, 64),
+  "llama-3.1-8b": (32, 4096, 14336, 32, 8, 128),
+}
+
+
+def arrays(seed=0, **changes):
+  sizes = {
+    "layers": 1, "width": 128, "heads": 4, "kv_heads": 2, "size": 64,
+    "hidden": 64, "slots": 192,
+  }  # fmt: skip
+  return make(seed, **(sizes | {"dtype": "bfloat16"} | changes))
+
+
+@pytest.mark.parametrize(
+  "config, lengths, changes",
+  [
+    # The second row has nothing but the new token, which one block takes.
+    (SMALL, (130, 0, 191), {"batch": 3}),
+    (SMALL, (63,), {"batch": 1, "size": 128, "heads": 3, "kv_heads": 1}),
+    # A block with more tiles than stages, and rows that fill no tile.
+    (
+      dataclasses.replace(SMALL, attend_splits=1, attend_stages=2),
+      (150, 64, 1, 127, 128, 5, 190, 33, 66),
+      {"batch": 9, "layers": 2, "heads": 2},
+    ),
+    (None, (100,), {"batch": 1}),
+  ],
+)
+def test_values(config, lengths, changes):
+  x, weights, keys, values, _, frequencies = arrays(**changes)
+  given = (
+    x, weights, keys, values, jnp.asarray(lengths, jnp.int32), frequencies
+  )  # fmt: skip
+  expected = transformer_step_reference(*given, eps=EPS)
+  found = mosaic_gpu.forward(
+    *given, eps=EPS, config=config, interpret=plgpu.InterpretGPUParams()
+  )
+  # Each layer rounds the operands of four products.
+  bound = 4 * changes.get("layers", 1) * tolerance("bfloat16", 192)
+  assert_close(found, expected, bound)
+  for new, old in zip(found[1:], (keys, values)):
+    slots = np.arange(old.shape[2])[None] != np.asarray(lengths)[:, None]
+    kept = np.asarray(new, np.float32)[:, slots]
+    np.testing.assert_array_equal(kept, np.asarray(old, np.float32)[:, slots])
+
+
+def shapes_of(name, batch, slots):
+  layers, d, f, heads, kv_heads, k = MODELS[name]
+  of = lambda *shape: jax.ShapeDtypeStruct((layers, *shape), jnp.bfloat16)
+  weights = TransformerWeights(
+    attn_norm=of(d),
+    q_proj=of(d, heads * k),
+    k_proj=of(d, kv_heads * k),
+    v_proj=of(d, kv_heads * k),
+    o_proj=of(heads * k, d),
+    mlp_norm=of(d),
+    gate_proj=of(d, f),
+    up_proj=of(d, f),
+    down_proj=of(f, d),
+  )
+  cache = of(batch, slots, kv_heads, k)
+  x = jax.ShapeDtypeStruct((batch, 1, d), jnp.bfloat16)
+  lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+  frequencies = jax.ShapeDtypeStruct((k // 2,), jnp.float32)
+  return x, weights, cache, cache, lengths, frequencies
+
+
+@pytest.mark.parametrize(
+  "name, batch, slots",
+  [
+    ("smollm2-135m", 1, 640),
+    ("llama-3.2-1b", 16, 8320),
+    ("llama-3.1-8b", 1, 33024),
+  ],
+)
+def test_lowers_for_hopper(name, batch, slots):
+  run = functools.partial(mosaic_gpu.forward, eps=EPS)
+  module = lowered(run, *shapes_of(name, batch, slots))
+  # Lowered once for all layers but the last, which may differ in donation.
+  assert module.count("custom_call @mosaic_gpu_v2") <= 10
+  assert module.count("call @layer") == MODELS[name][0]
+  # Both caches are written in place.
+  assert module.count("output_operand_alias<") >= 2
+  for kernel in ("qkv", "attend", "o", "gate_up", "down"):
+    assert f"transformer_step_{kernel}" in module
+
+
+def test_blocks_fit_into_shared_memory():
+  for _, d, f, heads, kv_heads, k in MODELS.values():
+    for batch in (1, 16, 64):
+      rows = mosaic_gpu.padded(batch)
+      for slots in (128, 640, 8320, 33024):
+        c = mosaic_gpu.configure(batch, d, f, heads, kv_heads, k, slots)
+        for name, columns, splits in (
+          ("qkv", k, 1),
+          ("o", 64, c.o_splits),
+          ("gate_up", 128, 1),
+          ("down", 64, c.down_splits),
+        ):
+          stages = getattr(c, f"{name}_stages")
+          ring = stages * 2 * 64 * (columns + rows)
+          sums = 4 * rows * (columns + 4 + (splits - 1) * columns)
+          new = 2 * rows * columns if name == "qkv" else 0
+          assert stages >= 2
+          assert ring + sums + new + 1024 <= SHARED_MEMORY
+        tiles = -(-slots // (64 * c.attend_splits))
+        ring = c.attend_stages * 2 * 64 * k
+        scores = tiles * 8 * (4 * 68 + 2 * 64)
+        assert ring + scores + 2 * 8 * k + 4 * 8 * 68 + 1024 <= SHARED_MEMORY
+        assert 1 <= c.attend_splits <= max(slots // 64, 1)
+
+
+def test_what_the_kernels_do_not_take():
+  x, weights, keys, values, lengths, frequencies = arrays(batch=2)
+  replace = functools.partial(dataclasses.replace, weights)
+  few = quantize(weights.o_proj, "int8", axis=-2)
+  for changed, message in (
+    ({"x": jnp.zeros((2, 2, 128))}, "one token"),
+    ({"keys": keys.astype(jnp.float32)}, "keys are float32"),
+    ({"keys": keys[:, :, :65], "values": values[:, :, :65]}, "multiples of 64"),
+    ({"weights": replace(q_norm=jnp.ones((1, 64)))}, "knows no q_norm"),
+    ({"weights": replace(o_proj=few)}, "o_proj is"),
+    ({"keys": keys[..., :32], "values": values[..., :32]}, "heads of 64"),
+  ):
+    given = {
+      "x": x, "weights": weights, "keys": keys, "values": values
+    } | changed  # fmt: skip
+    assert message in mosaic_gpu.unfit(**given)
+  given = x, weights, keys, values, lengths, frequencies
+  assert mosaic_gpu.unfit(*given[:4]) is None
+  if jax.default_backend() == "cpu":
+    with pytest.raises(dispatch.UnsupportedError, match="needs an NVIDIA GPU"):
+      transformer_step(*given, eps=EPS, implementation="mosaic_gpu")

@@ -75,6 +75,36 @@ def test_values(config, lengths, changes):
     np.testing.assert_array_equal(kept, np.asarray(old, np.float32)[:, slots])
 
 
+@pytest.mark.skipif(
+  dispatch.needs_wgmma() is not None, reason="runs on a Hopper GPU"
+)
+@pytest.mark.parametrize(
+  "batch, changes",
+  [
+    (1, {}),
+    (3, {"size": 128, "heads": 3, "kv_heads": 1}),
+    (16, {"heads": 6}),
+    (33, {"slots": 256}),
+  ],
+)
+def test_a_gpu_agrees_with_float64(batch, changes):
+  sizes = {"layers": 2, "width": 512, "heads": 8, "hidden": 1024, "slots": 2048}
+  x, weights, keys, values, _, frequencies = arrays(
+    7, batch=batch, **(sizes | changes)
+  )
+  lengths = np.random.default_rng(0).integers(0, keys.shape[2], batch)
+  lengths[0] = keys.shape[2] - 1
+  given = (
+    x, weights, keys, values, jnp.asarray(lengths, jnp.int32), frequencies
+  )  # fmt: skip
+  expected = transformer_step_reference(*given, eps=EPS)
+  run = functools.partial(
+    transformer_step, eps=EPS, implementation="mosaic_gpu"
+  )
+  found = jax.jit(run, donate_argnums=(2, 3))(*given)
+  assert_close(found, expected, 8 * tolerance("bfloat16", 2048))
+
+
 def shapes_of(name, batch, slots):
   layers, d, f, heads, kv_heads, k = MODELS[name]
   of = lambda *shape: jax.ShapeDtypeStruct((layers, *shape), jnp.bfloat16)

@@ -92,6 +92,7 @@ def main(_) -> None:
   mesh_flags.start()
   cli.say(f"reading {_MODEL.value}")
   checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
+  options = corpus.with_begin(options, checkpoint)
   options.method(checkpoint.config, _ATTENTION.value)  # or one line, at once
   workdir = pathlib.Path(_WORKDIR.value)
   tokens = corpus.load_tokens(_TEXT.value, checkpoint, folder=workdir)

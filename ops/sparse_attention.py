@@ -30,6 +30,7 @@ def sparse_attention(
   page_size: int,
   bounds: tuple[jax.Array, jax.Array] | None = None,
   keep_sink_and_current: bool = False,
+  behind: jax.Array | int | None = None,
   scale: float | None = None,
   implementation: str | None = None,
 ) -> jax.Array:
@@ -69,7 +70,11 @@ def sparse_attention(
     bounds: `page_bounds(k, page_size=page_size)`, to compute it only once for
       many calls.
     keep_sink_and_current: Always keep the first page and the query's own. They
-      use up the budget.
+      use up the budget. The first is out where no token of it is visible.
+    behind: Visible are at most so many tokens in front of the query's own, an
+      int or an int32 scalar; None for all. K then counts the tokens from the
+      first page on of which one is visible, so that a share of 1 is dense here
+      too, and bounds of that page are those of all its keys.
     scale: Factor of the logits, D**-0.5 by default.
     implementation: `"xla"`, or None for the best that runs here.
 
@@ -85,7 +90,7 @@ def sparse_attention(
   dispatch.resolve("sparse_attention", IMPLEMENTATIONS, implementation)
   slots = query_start + jnp.arange(q.shape[2], dtype=jnp.int32)
   mask_prefix, mask_suffix = _visible(
-    prefix_lengths, slots, k.shape[1], suffix_k.shape[2]
+    prefix_lengths, slots, k.shape[1], suffix_k.shape[2], behind
   )
   if keep is not None:
     if bounds is None:
@@ -97,6 +102,7 @@ def sparse_attention(
       slots,
       page_size,
       keep_sink_and_current,
+      behind,
     )
     tokens = jnp.repeat(pages, page_size, axis=-1)
     mask_prefix = mask_prefix & tokens[..., : k.shape[1]]
@@ -132,15 +138,22 @@ def _check_shapes(q, k, v, suffix_k, suffix_v, keep, prefix_lengths, page_size):
     )
 
 
-def _visible(prefix_lengths, slots, prefix_size, suffix_size):
-  """Returns visibility, (B, 1, R, 1, 1, S) and (1, 1, 1, T, 1, C)."""
+def _visible(prefix_lengths, slots, prefix_size, suffix_size, behind):
+  """Returns visibility, (B, 1, R, T or 1, 1, S) and (1, 1, 1, T, 1, C)."""
   prefix = jnp.arange(prefix_size)[None, None] < prefix_lengths[:, :, None]
   suffix = jnp.arange(suffix_size)[None, :] <= slots[:, None]
-  return prefix[:, None, :, None, None], suffix[None, None, None, :, None]
+  prefix, suffix = prefix[:, None, :, None, None], suffix[:, None]
+  if behind is not None:
+    least = prefix_lengths[:, :, None] + slots[None, None] - behind
+    near = jnp.arange(prefix_size)[None, None, None] >= least[..., None]
+    prefix = prefix & near[:, None, :, :, None]
+    near = jnp.arange(suffix_size)[None] >= slots[:, None] - behind
+    suffix = suffix & near[:, None]
+  return prefix, suffix[None, None, None]
 
 
 def _kept_pages(
-  q, bounds, suffix_k, keep, prefix_lengths, slots, page_size, forced
+  q, bounds, suffix_k, keep, prefix_lengths, slots, page_size, forced, behind
 ):
   """Returns the kept pages of prefix and suffix, (B, N, R, T, G, P) bool."""
   b, r, t, h, d = q.shape
@@ -153,6 +166,9 @@ def _kept_pages(
   scores = scores.transpose(0, 3, 1, 2, 4, 5)
 
   total = prefix_lengths[:, :, None] + slots[None, None] + 1
+  if behind is not None:
+    unseen = jnp.maximum(total - 1 - behind, 0)
+    total = total - unseen // page_size * page_size
   budget = jnp.maximum(ceil_share(keep, total), 1)
   num_pages = (budget + page_size - 1) // page_size
 
@@ -169,10 +185,18 @@ def _kept_pages(
     both = jnp.concatenate([prefix, suffix], axis=-1)
     return both[:, None, :, :, None]
 
-  valid = joined(prefix_page * page_size < lengths, suffix_page <= own_page)
+  in_prefix = prefix_page * page_size < lengths
+  in_suffix = suffix_page <= own_page
+  if behind is not None:
+    # A page is out once its last token is.
+    least = (slots - behind)[None, None, :, None]
+    last = lambda page: (page + 1) * page_size - 1
+    in_prefix = in_prefix & (last(prefix_page) >= lengths + least)
+    in_suffix = in_suffix & (last(suffix_page) >= least)
+  valid = joined(in_prefix, in_suffix)
   always = None
   if forced:
-    always = joined(
+    always = valid & joined(
       (prefix_page == 0) & ~no_prefix,
       (suffix_page == own_page) | ((suffix_page == 0) & no_prefix),
     )
@@ -279,6 +303,7 @@ def sparse_attention_reference(
   query_start,
   page_size,
   keep_sink_and_current=False,
+  behind=None,
   scale=None,
 ):
   """The specification in float64, one query head at a time."""
@@ -296,22 +321,26 @@ def sparse_attention_reference(
     query = q[b, r, t, h]
     starts = range(0, len(keys), page_size)
     share = 1.0 if keep is None else float(keep[b, r, t])
-    budget = max(int(np.ceil(share * len(keys) - 1e-3)), 1)
+    least = 0 if behind is None else max(len(keys) - 1 - behind, 0)
+    total = len(keys) - least // page_size * page_size
+    budget = max(int(np.ceil(share * total - 1e-3)), 1)
     scores = []
     for start in starts:
       page = keys[start : start + page_size]
       bound = np.maximum(query * page.min(0), query * page.max(0))
       scores.append(bound.sum())
+    valid = np.array([start + page_size > least for start in starts])
     always = np.zeros(len(scores), bool)
     if keep_sink_and_current:
-      always[[0, -1]] = True
+      always[[0, -1]] = valid[[0, -1]]
     kept = select_pages_reference(
       np.array(scores),
       np.array(-(-budget // page_size)),
-      valid=np.ones(len(scores), bool),
+      valid=valid,
       always=always,
     )
     kept = np.repeat(kept, page_size)[: len(keys)]
+    kept &= np.arange(len(keys)) >= least
     logits = np.where(kept, scale * (keys @ query), -np.inf)
     weights = np.exp(logits - logits.max())
     out[b, r, t, h] = weights @ values / weights.sum()

@@ -48,6 +48,11 @@ class QWeight:
     return self.weight.size
 
   @property
+  def dtype(self) -> jax.typing.DTypeLike:
+    """Of the array that the weight stands for."""
+    return self.weight.dtype
+
+  @property
   def T(self) -> Self:
     """The same with a weight (..., F, D), as files keep it; not to multiply."""
     w = self.weight

@@ -53,14 +53,13 @@ def flops_per_token(
   c = config
   kappa, rho, context = _arrays(kappa, rho, context)
   width = c.num_heads * c.head_dim
-  tokens, scored = _kept_and_scored(kappa, context, page_size)
   multiplied = c.num_layers * (
-    _attention_params(c)
-    + _mlp_params(c, rho, prune)
-    + 2 * width * tokens
-    # relu(q) with the maxima and relu(-q) with the minima.
-    + 2 * width * scored
+    _attention_params(c) + _mlp_params(c, rho, prune)
   )
+  for count, seen in _seen(c, context):
+    tokens, scored = _kept_and_scored(kappa, seen, page_size)
+    # Scored are relu(q) with the maxima and relu(-q) with the minima.
+    multiplied = multiplied + count * 2 * width * (tokens + scored)
   return 2.0 * (multiplied + c.padded_vocab_size * c.d_model + policy_params)
 
 
@@ -99,12 +98,14 @@ def bytes_per_token(
   """
   c = config
   kappa, rho, context, page_union = _arrays(kappa, rho, context, page_union)
-  tokens, scored = _kept_and_scored(kappa, context, page_size)
-  union = np.minimum(tokens * page_union, context)
+  cached = 0.0
+  for count, seen in _seen(c, context):
+    tokens, scored = _kept_and_scored(kappa, seen, page_size)
+    union = np.minimum(tokens * page_union, seen)
+    # A page's two bounds are as large as one token's key and value.
+    cached = cached + 2 * count * c.num_kv_heads * c.head_dim * (union + scored)
   weights = c.num_layers * (_attention_params(c) + _mlp_params(c, rho, prune))
   weights = weights + c.padded_vocab_size * c.d_model + policy_params
-  # A page's two bounds are as large as one token's key and value.
-  cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * (union + scored)
   return weights * weight_bytes + cached * kv_bytes
 
 
@@ -147,13 +148,35 @@ def refresh_cost(
   c = config
   params = c.num_layers * (_attention_params(c) + 3 * c.d_model * c.d_ff)
   params += c.vocab_size * c.d_model * head
-  visible = horizon * context + horizon * (horizon + 1) / 2
-  products = 2 * c.num_layers * c.num_heads * c.head_dim * visible
-  per_token = 2 * c.num_layers * c.num_kv_heads * c.head_dim
+  products = cached = 0.0
+  for count, most in _kinds(c):
+    if most is None:
+      visible = horizon * context + horizon * (horizon + 1) / 2
+      read = context + horizon
+    else:
+      visible = np.minimum(context + np.arange(1, horizon + 1), most).sum()
+      # The last token's window, and those that the ones before it see.
+      read = min(context + horizon, most + horizon - 1)
+    products += 2 * count * c.num_heads * c.head_dim * visible
+    cached += 2 * count * c.num_kv_heads * c.head_dim * read
   return RefreshCost(
     flops=2.0 * (params * horizon + products),
-    bytes=params * weight_bytes + per_token * (context + horizon) * kv_bytes,
+    bytes=params * weight_bytes + cached * kv_bytes,
   )
+
+
+def _kinds(c: TransformerConfig) -> list[tuple[int, int | None]]:
+  """Layers of each kind, and the tokens that one sees at most."""
+  found = [(c.num_layers - c.num_sliding, None), (c.num_sliding, c.behind + 1)]
+  return [(count, most) for count, most in found if count]
+
+
+def _seen(c: TransformerConfig, context: np.ndarray):
+  """Layers of each kind, and the tokens that they see."""
+  return [
+    (count, context if most is None else np.minimum(context, most))
+    for count, most in _kinds(c)
+  ]
 
 
 def _arrays(*values):

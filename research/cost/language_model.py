@@ -46,9 +46,11 @@ def _attention(config: TransformerConfig, length: int) -> tuple[float, float]:
   c = config
   heads = 2 * c.num_heads + 2 * c.num_kv_heads
   layer = 2.0 * c.d_model * c.head_dim * heads + 6.0 * c.d_model * c.d_ff
-  keys = (length + 1) / 2
-  mixing = 4.0 * c.num_heads * c.head_dim * keys
-  return c.num_layers * layer, c.num_layers * mixing
+  keys = (c.num_layers - c.num_sliding) * (length + 1) / 2
+  if c.num_sliding:
+    near = min(c.behind, length - 1)
+    keys += c.num_sliding * (near + 1 - near * (near + 1) / (2 * length))
+  return c.num_layers * layer, 4.0 * c.num_heads * c.head_dim * keys
 
 
 def _mamba(config: MambaConfig, length: int) -> tuple[float, float]:

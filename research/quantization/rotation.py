@@ -30,9 +30,18 @@ def fold_norms(
 
   The head gets weights of its own, since a table that is shared cannot take
   those of the last norm.
+
+  Raises:
+    InputError: layers norm what they write to the stream, by weights that do
+      not commute with a rotation of it.
   """
 
   def fold(layer):
+    if any(structure.has(layer, norm) for norm in structure.BEHIND):
+      raise InputError(
+        "layers have norms behind attention and MLP, as Gemma 3 has, whose "
+        "weights do not commute with a rotation: take a recipe without one"
+      )
     for norm, kernels in structure.readers(layer):
       scale = structure.at(layer, norm)["scale"]
       for path in kernels:

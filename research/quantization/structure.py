@@ -32,6 +32,9 @@ WRITERS: tuple[Path, ...] = (
   ("mlp", "down_proj"),
 )
 
+# Norms between such a kernel and the stream.
+BEHIND: tuple[Path, ...] = (("post_attn_norm",), ("post_mlp_norm",))
+
 
 def at(tree: Any, path: Sequence[str | int]) -> Any:
   """The node of nested dicts at a path."""

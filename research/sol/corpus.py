@@ -1,5 +1,6 @@
 """Token streams to train, calibrate and evaluate on."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from concurrent import futures
@@ -16,7 +17,7 @@ from research.core import files
 from research.decoding import loop
 from research.decoding.plain import Plain
 from research.decoding.sampling import Sampling
-from research.sol.options import SAMPLES
+from research.sol.options import SAMPLES, Options
 
 _BATCH = 64
 
@@ -53,6 +54,26 @@ def load_tokens(
     pieces.append(tokenizer.encode(text_lib.load_text(name)))
   tokens = np.concatenate(pieces).astype(np.int32)
   return tokens if max_tokens is None else tokens[:max_tokens]
+
+
+def with_begin(options: Options, checkpoint: Checkpoint) -> Options:
+  """Options of a run whose windows begin as the model needs it.
+
+  Gemma 3 predicts next to nothing of a text without its begin token. Other
+  models read the text's own token there, as they were measured.
+
+  Args:
+    options: of the run; a begin token that they name stays.
+    checkpoint: of the frozen model.
+
+  Raises:
+    InputError: the model's tokenizer is missing or damaged.
+  """
+  given = options.begin not in (None, -1)
+  if given or not checkpoint.config.post_norms:
+    return options
+  begin = tokenizer_lib.load_tokenizer(checkpoint).bos_id
+  return dataclasses.replace(options, begin=begin)
 
 
 def _sampled(

@@ -30,6 +30,13 @@ class Options:
   """Options of a run; every attribute is described by its metadata."""
 
   preset: str | None = option(None, "action table, see research/sol/actions.py")
+  begin: int | None = option(
+    None,
+    "token that every window begins with; -1 leaves the text's own, but with "
+    "Gemma 3, whose begin token it then is",
+    lower=-1,
+    upper=2**31 - 1,
+  )
   page_size: int | None = option(
     None, "tokens a key page; the preset's by default", lower=1, upper=256
   )
@@ -209,6 +216,11 @@ class Options:
         "warm_windows needs reward=divergence, which it is fitted to; set "
         "warm_windows=0"
       )
+    begin = None if self.begin in (None, -1) else self.begin
+    if begin is not None and begin >= config.vocab_size:
+      raise InputError(
+        f"begin={self.begin}: the model has {config.vocab_size} tokens"
+      )
     heads = 4 if self.width % 4 == 0 else 1
     return Method(
       setup=Setup(
@@ -219,6 +231,7 @@ class Options:
         keep_sink_and_current=self.sink,
         prune=self.prune,
         attention=attention,
+        begin=begin,
       ),
       policy=PolicyConfig(
         table=table,
@@ -249,6 +262,7 @@ class Options:
 
 
 _COMMON: dict[str, Any] = {
+  "begin": -1,
   "prune": "input",
   "episodes": 1,
   "clip_norm": 2.0,

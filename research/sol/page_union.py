@@ -16,6 +16,7 @@ import numpy as np
 
 import ops
 from models import transformer
+from models.attention import causal_attend
 from research.sol.rollout import Setup
 
 
@@ -43,7 +44,7 @@ def measure(
   length = windows.shape[1] // setup.page_size * setup.page_size
   total = np.zeros((2, len(levels)))
   for at in range(0, len(windows) - batch + 1, batch):
-    tokens = jnp.asarray(windows[at : at + batch, :length])
+    tokens = setup.begun(jnp.asarray(windows[at : at + batch, :length]))
     total += np.asarray(_counts(setup, params, tokens, first), np.float64)
   union, own = total
   return dict(zip(levels, (union / own).tolist(), strict=True))
@@ -56,14 +57,17 @@ def _counts(setup, params, tokens, first):
   own_page = jnp.arange(first // page, tokens.shape[1] // page)
   ends = own_page * page + page - 1
   pages = jnp.arange(tokens.shape[1] // page)
-  valid = pages[None] <= own_page[:, None]
-  always = None
-  if setup.keep_sink_and_current:
-    always = (pages[None] == 0) | (pages[None] == own_page[:, None])
-    always = always[None, :, None, None]
+  own = pages[None] == own_page[:, None]
 
-  def chosen(scores, kappa):
-    budget = jnp.maximum(jnp.ceil(kappa * (ends + 1) - 1e-3), 1)
+  def chosen(scores, kappa, least):
+    valid = (pages[None] <= own_page[:, None]) & (
+      (pages[None] + 1) * page > least[:, None]
+    )
+    always = None
+    if setup.keep_sink_and_current:
+      always = (valid & ((pages[None] == 0) | own))[None, :, None, None]
+    total = ends + 1 - least // page * page
+    budget = jnp.maximum(jnp.ceil(kappa * total - 1e-3), 1)
     budget = jnp.ceil(budget / page).astype(jnp.int32)
     kept = ops.select_pages(
       scores,
@@ -73,15 +77,22 @@ def _counts(setup, params, tokens, first):
     )
     return jnp.sum(jnp.any(kept, 3)), jnp.sum(kept) / kept.shape[3]
 
-  def attend(q, k, v, _):
+  dense = causal_attend(implementation=setup.attention, keep=False)
+
+  def attend(q, k, v, _, behind=None):
+    # The first token that each query sees.
+    least = jnp.zeros_like(ends)
+    if behind is not None:
+      least = jnp.maximum(ends - behind, 0)
     bounds = ops.page_bounds(k, page_size=page)
     scores = ops.page_scores(q[:, ends], *bounds)
     scores = scores.reshape(*scores.shape[:2], heads, -1, scores.shape[-1])
     counts = [
-      jnp.stack(chosen(scores, kappa)).astype(jnp.float32)
+      jnp.stack(chosen(scores, kappa, least)).astype(jnp.float32)
       for kappa in setup.table.levels("kappa")
     ]
-    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    seen = () if behind is None else (behind,)
+    mixed, _ = dense(q, k, v, None, *seen)
     return mixed, jnp.stack(counts, axis=1)
 
   model = transformer.bind(setup.config, params)

@@ -44,6 +44,8 @@ class Setup:
     prune: which MLP channels rho drops: "input" (published) or
       "intermediate".
     attention: implementation of the dense attention of the prefix.
+    begin: token that is read in place of the first of every window, which no
+      episode predicts; None leaves it.
   """
 
   config: TransformerConfig
@@ -53,6 +55,7 @@ class Setup:
   keep_sink_and_current: bool = False
   prune: str = "input"
   attention: str | None = None
+  begin: int | None = None
 
   @property
   def drops_tokens(self) -> bool:
@@ -63,6 +66,7 @@ class Setup:
     self, params: transformer.Params, tokens: jax.Array, first_start: int
   ) -> Prefix:
     """`prefix.build` for this set-up: `tokens` (W, S + 1)."""
+    tokens = self.begun(tokens)
     return prefix_lib.build(
       self.config,
       params,
@@ -71,6 +75,10 @@ class Setup:
       page_size=self.page_size if self.drops_tokens else None,
       attention=self.attention,
     )
+
+  def begun(self, tokens: jax.Array) -> jax.Array:
+    """Windows (W, S') as the model reads them, with the begin token."""
+    return tokens if self.begin is None else tokens.at[:, 0].set(self.begin)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +239,7 @@ def _forward(
     else None,
   )
 
-  def attend(q, k, v, layer):
+  def attend(q, k, v, layer, behind=None):
     prefix_k, prefix_v, page_min, page_max, layer_suffix = layer
     if layer_suffix is None:
       suffix_k, suffix_v = k, v
@@ -252,6 +260,7 @@ def _forward(
       page_size=setup.page_size,
       bounds=None if page_min is None else (page_min, page_max),
       keep_sink_and_current=setup.keep_sink_and_current,
+      behind=behind,
     )
     return mixed, (k, v)
 

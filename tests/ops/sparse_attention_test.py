@@ -69,6 +69,26 @@ def test_matches_reference(forced, start, sizes):
   assert_close(out, expected, "float32", arrays["v"], 35)
 
 
+@pytest.mark.parametrize("keep", [None, "some"])
+def test_windows_match_the_reference(keep):
+  """They end in the midst of pages, and at last reach no prefix."""
+  arrays, lengths = make(seed=2)
+  arrays["keep"] = arrays["keep"] if keep else None
+  for behind in (2, 5, 12, 99):
+    out = attend(arrays, lengths, 6, keep_sink_and_current=True, behind=behind)
+    expected = sparse_attention_reference(
+      **to_float64(arrays) | ({} if keep else {"keep": None}),
+      prefix_lengths=np.asarray(lengths),
+      query_start=6,
+      page_size=PAGE,
+      keep_sink_and_current=True,
+      behind=behind,
+    )
+    assert_close(out, expected, "float32", arrays["v"], 35)
+  whole = attend(arrays, lengths, 6, keep_sink_and_current=True)
+  np.testing.assert_allclose(out, whole, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("keep", [None, 1.0])
 def test_bfloat16(keep):
   # Selected pages may differ under rounding, so all of them are kept here.

@@ -148,6 +148,25 @@ def test_refresh_is_about_a_dense_step_a_token():
   assert refresh.bytes < 2 * read(LLAMA_1B)
 
 
+def test_sliding_layers_see_their_window_alone():
+  c = TransformerConfig.tiny_gemma(behind=15)
+  # Of three layers two see 16 tokens, in 2 pages of 8; at 40%, 7 of them.
+  one = 2 * 2 * 2 * 8
+  assert read(c, context=100) - read(c, context=0) == one * (100 + 2 * 16)
+  sparse = read(c, 0.4, context=100, page_size=8) - read(c, context=0)
+  assert sparse == one * (40 + 13 + 2 * (8 + 2))
+  products = flops(c, context=100) - flops(c, context=0)
+  assert products == 2 * 2 * 32 * (100 + 2 * 16)
+  refresh = decode_step.refresh_cost(c, 10, 3)
+  plain = decode_step.refresh_cost(TransformerConfig.tiny(num_layers=3), 10, 3)
+  assert refresh == plain
+  refresh = decode_step.refresh_cost(c, 100, 3)
+  params = 3 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)
+  assert refresh.bytes == 2 * params + one * (103 + 2 * 18)
+  seen = 101 + 102 + 103 + 2 * 3 * 16
+  assert refresh.flops == 2 * (3 * params + 2 * 32 * seen)
+
+
 def test_unknown_pruning_is_named():
   with pytest.raises(ValueError, match="'output'"):
     flops(SMOLLM2, prune="output")

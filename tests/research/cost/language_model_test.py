@@ -5,6 +5,7 @@ import pytest
 
 from models import chunks
 from models.attamba_config import AttambaConfig
+from models.transformer_config import TransformerConfig
 from research.cost import language_model
 
 
@@ -36,3 +37,13 @@ def test_keys_of_attamba_are_those_that_queries_see(compressor, top):
   states = 4.0 * mixer.d_inner * mixer.d_state if compressor == "ssm" else 0.0
   expected = 4.0 * config.num_heads * config.head_dim * seen.mean()
   assert found == pytest.approx(expected + spaces * states)
+
+
+@pytest.mark.parametrize("length", [3, 5, 37])
+def test_keys_of_sliding_layers_are_those_of_their_window(length):
+  config = TransformerConfig.tiny_gemma()
+  every = np.arange(1, length + 1)
+  seen = every.mean() + 2 * np.minimum(every, config.behind + 1).mean()
+  found = language_model.forward(config, length)["mixing"]
+  expected = 4.0 * config.num_heads * config.head_dim * seen
+  assert found == pytest.approx(expected)

@@ -12,7 +12,7 @@ from models.convert import load, save_safetensors
 from models.errors import InputError
 from ops.quantized import QTensor, QWeight
 from research.cost import sizes
-from research.quantization import apply, calibration, smoothing
+from research.quantization import apply, calibration, recipes, smoothing
 from research.quantization.recipes import RECIPES
 from research.quantization.statistics import Statistics
 from tests.research.quantization.conftest import (
@@ -59,11 +59,12 @@ def test_every_recipe_stays_near_the_float_model(name, mamba2, batches, wanted):
     ("hybrid", "quamba2_w8a8"),
     ("transformer", "w4a16"),
     ("transformer", "mambaquant_w8a8"),
+    ("gemma", "gptq_int4"),
   ],
 )
 def test_other_families(family, name, batches):
   config, params = random_model(family)
-  recipe = RECIPES[name]
+  recipe = recipes.get(name)
   found = apply.quantize(config, params, recipe, batches)
   error = difference(
     logits(*found, batches[0]), logits(config, params, batches[0])

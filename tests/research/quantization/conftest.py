@@ -13,11 +13,13 @@ CONFIGS = {
   "hybrid": MambaConfig.tiny("hybrid"),
   "transformer": TransformerConfig.tiny(),
 }
+# Of more than one kind of layer, for what differs there.
+GEMMA = TransformerConfig.tiny_gemma()
 
 
 def random_model(name):
   """A config and parameters whose norms are not one, and which say much."""
-  config = CONFIGS[name]
+  config = GEMMA if name == "gemma" else CONFIGS[name]
   params = language_model.init(config, jax.random.key(0))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))

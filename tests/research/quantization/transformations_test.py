@@ -14,7 +14,12 @@ from research.quantization import (
   smoothing,
   structure,
 )
-from tests.research.quantization.conftest import difference, logits
+from tests.research.quantization.conftest import (
+  GEMMA,
+  difference,
+  logits,
+  random_model,
+)
 
 # Sums of some dozen float32 numbers in another order, layer after layer.
 SAME = 2e-5
@@ -71,6 +76,20 @@ def test_eigenvectors_make_channels_uncorrelated():
   diagonal = np.diag(gram)
   assert np.abs(gram - np.diag(diagonal)).max() < 1e-3 * diagonal.max()
   assert (np.diff(diagonal) < 0).all()
+
+
+def test_norms_that_do_not_commute_with_a_rotation_are_one_line():
+  params = language_model.abstract_params(GEMMA)
+  with pytest.raises(InputError, match="take a recipe without one"):
+    rotation.fold_norms(GEMMA, params)
+
+
+def test_smoothed_keys_pass_through_norms_and_windows(batches):
+  config, params = random_model("gemma")
+  notes, _ = calibration.calibrate(config, params, batches[:1])
+  smooth = smoothing.smooth_keys(config, params, notes)
+  expected = logits(config, params, batches[0])
+  assert difference(logits(config, smooth, batches[0]), expected) < SAME
 
 
 def test_a_width_without_a_hadamard_matrix_is_one_line():

@@ -15,6 +15,8 @@ Sparse attention:
   page_scores: upper bounds of the attention logits of a page.
   select_pages: marks the best valid pages of a budget.
   sparse_attention: many rollouts over one shared prefix, by selected pages.
+  page_summary, update_page_summary: what is kept of the pages of a cache.
+  paged_sparse_attention: one token a row to the best pages, and to no other.
 
 Attention to a compressed past:
   chunked_attention: to a window of tokens, and to chunks in front of it.
@@ -51,6 +53,14 @@ from ops.keep_top_channels import keep_top_channels as keep_top_channels
 from ops.mamba2_step import Mamba2Weights as Mamba2Weights
 from ops.mamba2_step import mamba2_step as mamba2_step
 from ops.monarch_matmul import monarch_matmul as monarch_matmul
+from ops.paged_sparse_attention import PageSummary as PageSummary
+from ops.paged_sparse_attention import page_summary as page_summary
+from ops.paged_sparse_attention import (
+  paged_sparse_attention as paged_sparse_attention,
+)
+from ops.paged_sparse_attention import (
+  update_page_summary as update_page_summary,
+)
 from ops.quantized import QTensor as QTensor
 from ops.quantized import dequantize as dequantize
 from ops.quantized import quantize as quantize

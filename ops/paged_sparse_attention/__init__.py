@@ -1,0 +1,14 @@
+"""Attention of one token a row to the best pages of its cache."""
+
+from ops.paged_sparse_attention.api import (
+  paged_sparse_attention as paged_sparse_attention,
+)
+from ops.paged_sparse_attention.reference import (
+  paged_sparse_attention_reference as paged_sparse_attention_reference,
+)
+from ops.paged_sparse_attention.summary import KINDS as KINDS
+from ops.paged_sparse_attention.summary import PageSummary as PageSummary
+from ops.paged_sparse_attention.summary import page_summary as page_summary
+from ops.paged_sparse_attention.summary import (
+  update_page_summary as update_page_summary,
+)

@@ -2,6 +2,7 @@
 
 import importlib
 import types
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,17 @@ import jax.numpy as jnp
 from ops import dispatch
 from ops.paged_sparse_attention.summary import PageSummary
 
-IMPLEMENTATIONS = types.MappingProxyType({"xla": dispatch.always})
+# The kernels run where they are named: they have run on no GPU yet.
+IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
+  {
+    "xla": dispatch.always,
+    "mosaic_gpu": dispatch.on_one_device(
+      dispatch.kernel(
+        "ops.paged_sparse_attention.mosaic_gpu", dispatch.needs_wgmma
+      )
+    ),
+  }
+)
 
 # Pages that every row keeps: the first, and that of the last token.
 ALWAYS = 2
@@ -54,12 +65,17 @@ def paged_sparse_attention(
       `max_pages` as so many.
     max_pages: Pages that there is room for, at least two; None for P.
     scale: Factor of the logits, K**-0.5 by default.
-    implementation: `"xla"`, or None for the best that runs here.
+    implementation: `"mosaic_gpu"` (Hopper; bfloat16, heads of 64 or 128, up to
+      eight query heads a key head, 64 to 8,192 pages of 8 to 64 slots), which
+      compares scores by their first 32 - log2(P) bits; `"xla"`; or None for the
+      latter.
 
   Returns:
-    (B, H, K) in q's dtype; sums are float32. All of the summary is read, and
-    `max_pages` pages of keys and values are gathered: memory is their size, and
-    no product reads the cache itself. Gradients flow through the kept tokens,
+    (B, H, K) in q's dtype; sums are float32. Of the summary all pages that hold
+    a token are read. `"xla"` gathers `max_pages` pages of keys and values, be
+    fewer kept, and products read these alone; its memory is their size. The
+    kernels read the kept pages once, where they lie, and keep scores of pages
+    and a few sums. Gradients, by `"xla"` alone, flow through the kept tokens,
     not through the selection.
 
   Raises:

@@ -1,0 +1,299 @@
+"""The second kernel: chooses pages by their scores, and attends to them.
+
+All thread blocks of a row's key head choose the same pages, and each takes an
+equal share of these, in rising order. A page is a copy of its own; some of them
+make up a tile of 64 slots, from where on all is as in `transformer_step`.
+"""
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from ops import hopper_tiles
+from ops.hopper_tiles import ROWS, SUMS, TILE
+from ops.mamba2_step import mosaic_gpu_product as product
+from ops.paged_sparse_attention.mosaic_gpu_scores import QUERIES
+
+NAME = "paged_sparse_attention"
+# Finite, so that blocks without a slot are merged as nothing.
+_UNSEEN = -1e30
+_LOWEST = -(2**31)
+_HIGHEST = 2**31 - 1
+# float32's infinity.
+_INFINITY = 0x7F800000
+# Pages that are listed at once.
+_STEP = 16
+
+
+def attend(
+  layer, q, caches, scores, lengths, num_pages,
+  *, pages, max_pages, scale, splits, stages, interpret,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+  """Attends to the best pages, a share of them in each split.
+
+  Args:
+    layer: (1,) int32.
+    q: (B, N, 8, K) bfloat16.
+    caches: Keys and values, (L, B, S, N, K) bfloat16.
+    scores: (B, N, R, 64) float32, of R 64 pages, in rising order; of those
+      behind the last one they may be anything.
+    lengths: (B,) int32, slots that are filled.
+    num_pages: (B, N) int32, pages to keep, at least 2.
+    pages: P.
+    max_pages: Pages that are kept at most.
+    scale: Of logits, to base 2.
+    splits: Thread blocks that share the pages of a row's head.
+    stages: Tiles of keys or values in shared memory.
+    interpret: False, or the parameters of the interpreter.
+
+  Returns:
+    The mixed values of each split, (B, N, splits, 8, K), the maxima of its
+    logits and the sums of its exponentials, (B, N, splits, 8), all float32.
+  """
+  batch, slots, heads, size = caches[0].shape[1:]
+  page_size, parts = slots // pages, size // TILE
+  groups = scores.shape[2]
+  each, listed = TILE // page_size, -(-max_pages // splits)
+  most = -(-listed // each)
+  low = (1 << (groups * TILE - 1).bit_length()) - 1
+  strided = plgpu.Layout.WG_STRIDED((groups, TILE), vec_size=2)
+
+  def sort_keys(scores_ref, last):
+    """Integers in the order of scores, which no two pages have in common.
+
+    Their last bits tell the page, so that of scores that agree in the others,
+    20 of them for 4,096 pages, the lower page has the higher number.
+    """
+    bits = lax.bitcast_convert_type(
+      plgpu.load(scores_ref, layout=strided, optimized=False), jnp.int32
+    )
+    bits = jnp.where(bits < 0, bits ^ _HIGHEST, bits)
+    iota = lambda axis: plgpu.broadcasted_iota(
+      jnp.int32, (groups, TILE), axis, layout=strided
+    )
+    page = iota(0) * TILE + iota(1)
+    bits = jnp.where((page == 0) | (page == last), _INFINITY, bits)
+    bits = (bits & ~low) | (low - page)
+    return jnp.where(page <= last, bits, _LOWEST)
+
+  def threshold_of(keys, kept):
+    """The key that `kept` keys reach, by bisection of its bits."""
+
+    def unsettled(state):
+      bit, _, reached = state
+      return (bit >= 0) & (reached > kept)
+
+    def halve(state):
+      bit, threshold, reached = state
+      # The topmost bit is the sign: its sum with the lowest number is zero.
+      candidate = threshold + lax.shift_left(jnp.int32(1), bit)
+      count = jnp.sum((keys >= candidate).astype(jnp.int32))
+      enough = count >= kept
+      return (
+        bit - 1,
+        jnp.where(enough, candidate, threshold),
+        jnp.where(enough, count, reached),
+      )
+
+    start = jnp.int32(31), jnp.int32(_LOWEST), jnp.int32(groups * TILE)
+    return lax.while_loop(unsettled, halve, start)[1]
+
+  def kernel(
+    layer_ref, q_ref, scores_ref, lengths_ref, wanted_ref, keys_ref,
+    values_ref, mixed_ref, most_ref, total_ref, *, q_s, ring, kept_s, counts_s,
+    pages_s, scores_s, shares_s, mixed_s, q_loaded, loaded,
+  ):  # fmt: skip
+    split, head, row = (
+      lax.axis_index(name) for name in ("split", "head", "row")
+    )
+    layer, length = layer_ref[0], lengths_ref[row]
+    for part in range(parts):
+      plgpu.copy_gmem_to_smem(
+        q_ref.at[row, head, :, pl.ds(part * TILE, TILE)],
+        q_s.at[part],
+        q_loaded,
+      )
+
+    # Of no slots the last page is -1: nothing is kept.
+    last = lax.div(length + page_size - 1, jnp.int32(page_size)) - 1
+    kept = jnp.minimum(
+      jnp.minimum(wanted_ref[row, head], jnp.int32(max_pages)), last + 1
+    )
+    begin, end = (
+      lax.div((split + i) * kept, jnp.int32(splits)) for i in range(2)
+    )
+    count = end - begin
+    keys = sort_keys(scores_ref.at[row, head], last)
+    threshold = threshold_of(keys, kept)
+    chosen = (keys >= jnp.maximum(threshold, _LOWEST + 1)).astype(jnp.int32)
+    hopper_tiles.store(kept_s, chosen)
+    plgpu.commit_smem()
+    of_groups = jnp.sum(
+      plgpu.load(kept_s, layout=ROWS, optimized=False), axis=1
+    )
+    hopper_tiles.store(counts_s, of_groups)
+    plgpu.commit_smem()
+
+    def skip(i, state):
+      group, before = state
+      more = before + counts_s[i]
+      passed = (more <= begin) & (group == i)
+      return (
+        jnp.where(passed, i + 1, group),
+        jnp.where(passed, more, before),
+      )
+
+    group, before = lax.fori_loop(
+      jnp.int32(0), jnp.int32(groups), skip, (jnp.int32(0), jnp.int32(0))
+    )
+
+    def note(state):
+      page, rank = state
+      for i in range(_STEP):
+        now = page + i
+        inside = kept_s[
+          lax.div(now, jnp.int32(TILE)), lax.rem(now, jnp.int32(TILE))
+        ]
+        own = (inside > 0) & (rank >= begin) & (rank < end)
+
+        @pl.when(own)
+        def _(now=now, rank=rank):
+          pages_s[rank - begin] = now
+
+        rank = rank + inside
+      return page + _STEP, rank
+
+    lax.while_loop(lambda state: state[1] < end, note, (group * TILE, before))
+    plgpu.commit_smem()
+    # The last page that is kept may not be full.
+    rest = jnp.where(end == kept, (last + 1) * page_size - length, 0)
+    filled = count * page_size - rest
+    tiles = lax.div(count + each - 1, jnp.int32(each))
+
+    def copy(ref, tile, slot):
+      for i in range(each):
+        # In the place of a page behind the last one that one comes again.
+        page = pages_s[jnp.minimum(tile * each + i, count - 1)]
+        own = pl.ds(pl.multiple_of(page * page_size, page_size), page_size)
+        for part in range(parts):
+          plgpu.copy_gmem_to_smem(
+            ref.at[layer, row, own, head, pl.ds(part * TILE, TILE)],
+            ring.at[slot, part, pl.ds(i * page_size, page_size)],
+            loaded.at[slot],
+          )
+
+    def fetch(i):
+      slot = lax.rem(i, jnp.int32(stages))
+      pl.when(i < tiles)(lambda: copy(keys_ref, i, slot))
+      pl.when((i >= tiles) & (i < 2 * tiles))(
+        lambda: copy(values_ref, i - tiles, slot)
+      )
+
+    @pl.loop(0, stages)
+    def _(i):
+      fetch(i)
+
+    def arrived(i):
+      slot = lax.rem(i, jnp.int32(stages))
+      plgpu.barrier_wait(loaded.at[slot])
+      return slot
+
+    plgpu.barrier_wait(q_loaded)
+
+    @pl.loop(0, tiles)
+    def _(i):
+      slot = arrived(i)
+
+      def logits(sums):
+        for part in range(parts):
+          plgpu.wgmma(sums, ring.at[slot, part], q_s.at[part].T)
+        plgpu.wgmma_wait(0)
+        return sums[...]
+
+      found = pl.run_scoped(logits, plgpu.ACC((TILE, QUERIES), jnp.float32))
+      target = scores_s.at[i, :, pl.ds(0, TILE)]
+      hopper_tiles.store(target.T, plgpu.layout_cast(found * scale, SUMS))
+      # All threads are through with the tile before.
+      pl.when(i > 0)(lambda: fetch(i - 1 + stages))
+
+    shape, vector = (QUERIES, TILE), ROWS.reduce(1)
+    places = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=ROWS)
+    spread = lambda v: product.repeat(v, 0, shape, ROWS)
+
+    def seen(i):
+      value = hopper_tiles.load(scores_s.at[i, :, pl.ds(0, TILE)], ROWS)
+      return jnp.where(places + i * TILE < filled, value, _UNSEEN)
+
+    fill = lambda value: plgpu.layout_cast(
+      jnp.full((QUERIES,), value, jnp.float32), vector
+    )
+    loop = lambda body, start: lax.fori_loop(jnp.int32(0), tiles, body, start)
+    top = loop(
+      lambda i, top: jnp.maximum(top, jnp.max(seen(i), axis=1)), fill(_UNSEEN)
+    )
+
+    def weigh(i, total):
+      shares = jnp.exp2(seen(i) - spread(top))
+      hopper_tiles.store(shares_s.at[i], shares.astype(jnp.bfloat16))
+      return total + jnp.sum(shares, axis=1)
+
+    total = loop(weigh, fill(0.0))
+    plgpu.commit_smem()
+
+    def mix(*sums):
+      @pl.loop(0, tiles)
+      def _(i):
+        slot = arrived(i + tiles)
+        for part, one in enumerate(sums):
+          plgpu.wgmma(one, ring.at[slot, part].T, shares_s.at[i].T)
+        plgpu.wgmma_wait(0)
+        pl.when(i + tiles > 0)(lambda: fetch(i + tiles - 1 + stages))
+
+      return [one[...] for one in sums]
+
+    mixed = pl.run_scoped(
+      mix, *[plgpu.ACC((TILE, QUERIES), jnp.float32)] * parts
+    )
+    for part, one in enumerate(mixed):
+      target = mixed_s.at[:, pl.ds(0, TILE)]
+      hopper_tiles.store(target.T, plgpu.layout_cast(one, SUMS))
+      hopper_tiles.store(
+        mixed_ref.at[row, head, split, :, pl.ds(part * TILE, TILE)],
+        hopper_tiles.load(target, ROWS),
+      )
+    hopper_tiles.store(most_ref.at[row, head, split], top)
+    hopper_tiles.store(total_ref.at[row, head, split], total)
+
+  across = batch, heads, splits, QUERIES
+  blocks = lambda *shape: hopper_tiles.swizzled(
+    (*shape, TILE), jnp.bfloat16, 16
+  )
+  run = plgpu.kernel(
+    kernel,
+    out_type=(
+      jax.ShapeDtypeStruct((*across, size), jnp.float32),
+      jax.ShapeDtypeStruct(across, jnp.float32),
+      jax.ShapeDtypeStruct(across, jnp.float32),
+    ),
+    grid=(splits, heads, batch),
+    grid_names=("split", "head", "row"),
+    scratch_types={
+      "q_s": blocks(parts, QUERIES),
+      "ring": blocks(stages, parts, TILE),
+      "kept_s": plgpu.SMEM((groups, TILE), jnp.int32),
+      "counts_s": plgpu.SMEM((groups,), jnp.int32),
+      "pages_s": plgpu.SMEM((listed,), jnp.int32),
+      # Four more than needed let the threads of a warp store to all banks.
+      "scores_s": plgpu.SMEM((most, QUERIES, TILE + 4), jnp.float32),
+      "shares_s": blocks(most, QUERIES),
+      "mixed_s": plgpu.SMEM((QUERIES, TILE + 4), jnp.float32),
+      "q_loaded": plgpu.Barrier(num_arrivals=parts),
+      "loaded": plgpu.Barrier(num_arrivals=parts * each, num_barriers=stages),
+    },
+    kernel_name=NAME,
+    compiler_params=hopper_tiles.compiler_params(),
+    interpret=interpret,
+  )
+  return run(layer, q, scores, lengths, num_pages, *caches)

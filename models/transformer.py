@@ -327,9 +327,8 @@ def layer(
   """
   block = module.module_over(Block, config, params)
   read = token_positions(x[..., 0]), causal_attend(keep=False)
-  # Norms may be wider than the rest; a quantized kernel has no dtype.
-  kernel, norm = params["attn"]["o_proj"]["kernel"], params["attn_norm"]
-  dtype = getattr(kernel, "dtype", norm["scale"].dtype)
+  # Norms may be wider than the rest.
+  dtype = params["attn"]["o_proj"]["kernel"].dtype
   view = _view(config, kind)
   return block(x, *read, None, layers.MlpHooks(), dtype, view)[0]
 

@@ -30,7 +30,7 @@ from models import (
   tokenizer,
 )
 from models.attamba_config import AttambaConfig
-from models.convert import attamba, mamba, t5gemma, torch_bin
+from models.convert import attamba, hf_config, mamba, t5gemma, torch_bin
 from models.convert import folder as convert_folder
 from models.mamba_config import MambaConfig
 from models.numbers import Ieee
@@ -44,6 +44,7 @@ from research.text import token_cache
 from tests.fuzz import Format
 from tests.fuzz_lra import LRA
 from tests.fuzz_sets import SETS
+from tests.models import gguf_files
 
 _HF = {
   "model_type": "llama",
@@ -76,6 +77,23 @@ _MAMBA = {
     "head_dim": 8,
   },
   "stack_splits": [2],
+}
+_GEMMA = {
+  "model_type": "gemma3",
+  "text_config": {
+    "model_type": "gemma3_text",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 4,
+    "query_pre_attn_scalar": 256,
+    "rope_parameters": {
+      "full_attention": {"rope_type": "linear", "factor": 8.0},
+      "sliding_attention": {"rope_theta": 10000.0},
+    },
+    "final_logit_softcapping": None,
+  },
 }
 _T5GEMMA = {
   "model_type": "t5gemma",
@@ -153,6 +171,36 @@ def _gguf(folder):
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
+
+
+def _gguf_gemma(folder):
+  """Matrices in blocks of every kind, one after the other."""
+  config = TransformerConfig.tiny_gemma(
+    vocab_size=16,
+    num_layers=1,
+    sliding=(True,),
+    d_model=256,
+    d_ff=256,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=256,
+    query_scalar=256.0,
+  )
+  params = jax.tree.map(
+    lambda leaf: np.ones(leaf.shape, np.float32),
+    language_model.abstract_params(config),
+  )
+  places = "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split()
+  kinds = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "Q5_0")
+  packed = {
+    f"blk.0.{place}.weight": (
+      gguf_files.blocks(kind, 256, 256),
+      gguf.GGMLQuantizationType[kind],
+    )
+    for place, kind in zip(places, kinds, strict=True)
+  }
+  path = folder / "m.gguf"
+  gguf_files.write(path, "gemma3", config, params, packed=packed)
 
 
 def _read_gguf(folder):
@@ -371,7 +419,16 @@ FORMATS = {
       input_files.read_json(folder / "config.json"), str(folder / "config.json")
     ),
   ),
+  "gemma_config": Format(
+    _writes("config.json", _GEMMA), "config.json",
+    lambda folder: hf_config.from_hf(
+      input_files.read_json(folder / "config.json"), str(folder / "config.json")
+    ),
+  ),
   "gguf": Format(_gguf, "m.gguf", _read_gguf),
+  "gguf_gemma": Format(
+    _gguf_gemma, "m.gguf", lambda folder: convert.load(folder / "m.gguf")
+  ),
   "gguf_pieces": Format(
     _gguf_pieces, "m.gguf",
     lambda folder: gguf_tokenizer.read(folder / "m.gguf").encode("a a"),

@@ -12,7 +12,15 @@ from tests.fuzz import SECONDS, Format, Outcome, main, mutate, outcome, run
 from tests.fuzz_formats import FORMATS
 
 # Those that make arrays of JAX take a hundred times as long as others.
-_SLOW = ("safetensors", "quantized", "config", "index", "gguf", "llama2c")
+_SLOW = (
+  "safetensors",
+  "quantized",
+  "config",
+  "index",
+  "gguf",
+  "gguf_gemma",
+  "llama2c",
+)
 _SLOWER = ("checkpoint", "regression_lm")
 
 

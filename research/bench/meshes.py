@@ -1,142 +1,111 @@
-"""Times of training updates on meshes: tokens a second, memory, collectives.
+"""Times on meshes: tokens a second, memory, and what devices send."""
 
-Weights are random, tokens are, too: speed depends on neither.
-"""
-
-import dataclasses
 import time
-from typing import Any, Self
+from typing import Any
 
 import jax
-import numpy as np
 
-from models import language_model
-from models.errors import InputError
-from models.implementations import Implementations
-from research.bench import specs
+from research.bench import mesh_work, profiling
+from research.bench.mesh_cases import Case
 from research.core import mesh as mesh_lib
 from research.core import mesh_shape
-from research.core import state as state_lib
-from research.cost import language_model as cost
-from research.language_model import learn, training
-from research.language_model.architectures import Model
-from research.language_model.options import Options
+
+# Measurements of a case, of which the fastest counts.
+_TIMES = 3
+# A call that takes so many times as long as a measurement is measured once.
+_SLOW = 5
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-  """One update to time.
-
-  Attributes:
-    name: of the model.
-    config: of it.
-    batch: rows.
-    length: tokens of a row.
-    shape: of the mesh.
-  """
-
-  name: str
-  config: language_model.Config
-  batch: int
-  length: int
-  shape: dict[str, int]
-
-  @classmethod
-  def parse(cls, text: str) -> Self:
-    """The case of "MODEL:BxL@MESH", as in "mamba2_1_3b:8x4096@fsdp:2".
-
-    Raises:
-      InputError: it is not written so, or there is no such model.
-    """
-    spec, at, shape = text.partition("@")
-    name, _, numbers = spec.partition(":")
-    models = specs.models()
-    parts = numbers.split("x")
-    whole = len(parts) == 2 and all(p.isdecimal() and int(p) for p in parts)
-    if not (at and whole and name in models):
-      raise InputError(
-        f"--case={text}: write MODEL:BxL@MESH, as in mamba2_1_3b:8x4096@fsdp:2,"
-        f" with MODEL one of {', '.join(models)}"
-      )
-    return cls(
-      name=name,
-      config=models[name](),
-      batch=int(parts[0]),
-      length=int(parts[1]),
-      shape=mesh_shape.parse(shape),
-    )
-
-
-def timed(
-  case: Case, *, dtype: str, attention: str | None, updates: int
-) -> dict[str, Any]:
-  """A row of results: an update's least time of three, and what it holds.
+class Timing:
+  """A case, to be compiled in any thread and then run.
 
   Args:
     case: what is timed.
     dtype: of activations; parameters and AdamW's moments are float32.
     attention: implementation, or None.
-    updates: of one measurement.
 
   Raises:
     InputError: the mesh does not do.
   """
-  c, mesh = case.config, mesh_lib.make(case.shape)
-  mesh_lib.check_batch(mesh, case.batch)
-  mesh_lib.check_length(mesh, case.length)
-  model = Model(
-    config=c,
-    dtype=dtype,
-    implementations=Implementations(attention=attention),
-    document_mask=False,
-    remat=True,
-  )
-  mesh_lib.check_used(mesh, language_model.abstract_params(c))
-  schedule, tx = training.make_optimizer(Options(steps=1000))
-  step = learn.make_step(model, tx, schedule, vocab_size=c.vocab_size)
-  state = mesh_lib.build(
-    mesh,
-    lambda key: state_lib.create_state(model.init(key), tx, key),
-    jax.random.key(0),
-  )
-  draw = np.random.default_rng(0).integers
-  tokens = draw(c.vocab_size, size=(case.batch, case.length + 1))
-  batch = {
-    "tokens": tokens.astype(np.int32),
-    "segment_ids": np.zeros((case.batch, case.length), np.int32),
-  }
-  batch = mesh_lib.shard_batch(mesh, batch)
-  began = time.perf_counter()
-  lowered = state_lib.compiled(step, mesh, state).lower(state, batch, None)
-  run = lowered.compile()
-  compiling = time.perf_counter() - began
-  times = []
-  for _ in range(3):
-    state, metrics = run(state, batch, None)
-    jax.block_until_ready(metrics)
+
+  def __init__(self, case: Case, *, dtype: str, attention: str | None):
+    self._case, self._dtype = case, dtype
+    self._mesh = mesh_lib.make(case.shape)
+    self._work = mesh_work.of(case, self._mesh, dtype, attention)
+    self._lowered = self._work.function.lower(*self._work.shapes)
+    self._run = None
+    self._compiling = 0.0
+
+  def compile(self) -> None:
+    """Compiles it, beside other threads."""
     began = time.perf_counter()
-    for _ in range(updates):
-      state, metrics = run(state, batch, None)
-    loss = float(metrics["loss"])
-    times.append((time.perf_counter() - began) / updates)
-  memory, text = run.memory_analysis(), run.as_text()
-  held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-  seconds, count = min(times), case.batch * case.length
-  return {
-    "system": "scale",
-    "model": case.name,
-    "batch": case.batch,
-    "length": case.length,
-    "mesh": mesh_shape.words(case.shape),
-    "devices": mesh.size,
-    "dtype": dtype,
-    "ms": 1e3 * seconds,
-    "tokens_per_second": count / seconds,
-    "tflops_per_device": (
-      cost.training(c, case.length) * count / seconds / mesh.size / 1e12
-    ),
-    "gib_per_device": held / 2**30,
-    "loss": loss,
-    "compile_seconds": compiling,
-    "collectives": mesh_lib.collectives(text),
-  }
+    self._run = self._lowered.compile()
+    self._compiling = time.perf_counter() - began
+
+  def row(self, seconds: float) -> dict[str, Any]:
+    """A row of results: a call's least mean time of some measurements.
+
+    Args:
+      seconds: of each measurement, in whole calls and at least one.
+    """
+    work, run = self._work, self._run
+    arguments = work.make()
+
+    def call():
+      nonlocal arguments
+      found = run(*arguments)
+      if work.keeps:
+        arguments = (found[0], *arguments[1:])
+        return found[1]
+      return found
+
+    timed = lambda count: _timed(call, count)
+    timed(1)
+    spent = timed(1)
+    count = max(round(seconds / spent), 1)
+    if spent < _SLOW * seconds:
+      spent = min(timed(count) for _ in range(_TIMES))
+    found = {
+      "system": "scale",
+      "group": self._case.group,
+      "kind": self._case.kind,
+      "model": self._case.name,
+      "case": self._case.text,
+      "batch": self._case.batch,
+      "length": self._case.length,
+      "mesh": mesh_shape.words(self._case.shape),
+      "devices": self._mesh.size,
+      "visible_devices": jax.device_count(),
+      "dtype": self._dtype,
+      "ms": 1e3 * spent,
+      "calls": count,
+      "tokens_per_second": work.tokens / spent,
+    }
+    if work.flops:
+      rate = work.flops * work.tokens / spent / self._mesh.size
+      found["tflops_per_device"] = rate / 1e12
+    if self._case.kind == "lm":
+      found["loss"] = float(call()["loss"])
+    if self._mesh.size > 1:
+      found |= profiling.communication(call)
+    return found | self._compiled()
+
+  def _compiled(self) -> dict[str, Any]:
+    """What the compiled program says of itself."""
+    memory = self._run.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return {
+      "gib_per_device": held / 2**30,
+      "compile_seconds": self._compiling,
+      "collectives": mesh_lib.collectives(self._run.as_text()),
+    }
+
+
+def _timed(call, count: int) -> float:
+  """Mean seconds of so many calls, one behind the other."""
+  began = time.perf_counter()
+  for _ in range(count):
+    found = call()
+  jax.block_until_ready(found)
+  return (time.perf_counter() - began) / count

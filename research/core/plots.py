@@ -147,12 +147,13 @@ def panels_plot(
     if log_x:
       axis.set_xscale("log", base=2)
   axes[0].set_ylabel(ylabel, labelpad=8)
+  longest = max(len(name) for name in (*names,)[0])
   figure.legend(
     handles,
     *names,
     loc="outside lower center",
     frameon=False,
-    ncols=min(len(handles), 4),
+    ncols=min(len(handles), 4 if longest < 18 else 3),
   )
   figure.suptitle(
     title, x=0.02, ha="left", fontsize=13, fontweight="bold", color=_INK

@@ -24,6 +24,7 @@ from research.results import (
   quality,
   quantization,
   recall,
+  scaling,
   speed,
   training,
 )
@@ -52,6 +53,8 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
   "precision": formats.precision,
   "fuzz": fuzz.table,
   "endurance": endurance.table,
+  "scaling": scaling.table,
+  "scaling_losses": scaling.losses,
 }
 
 _OPEN = "<!-- table:"

@@ -15,7 +15,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -241,21 +241,37 @@ def _params(model: Model):
   return draw(jax.random.key(0))
 
 
-def _update_call(model: Model, work: Row) -> Call:
-  mesh = mesh_lib.data_mesh(1)
+def update(
+  work: Row,
+) -> tuple[Callable, Callable[[jax.Array], state_lib.TrainState], Row]:
+  """A step, what makes its state of a key, and a batch on the host.
+
+  Args:
+    work: of `specs.regression`.
+  """
+  model = make_model(work)
   options = Options(optimizer="muon", dtype=work["dtype"], clip_norm=0.0)
   schedule, tx = training.make_optimizer(options)
-  step = state_lib.jit_step(
-    learn.make_step(model, tx, schedule, options.loss()), mesh
-  )
+  step = learn.make_step(model, tx, schedule, options.loss())
   texts = _texts(work, work["batch"])
   tokens, lengths = texts.rows(np.arange(work["batch"]), work["length"])
   targets = model.codec.encode([0.1 + 0.01 * i for i in range(work["batch"])])
-  batch = mesh_lib.shard_batch(
-    mesh, {"tokens": tokens, "lengths": lengths, "targets": targets}
-  )
-  params = _params(model)
-  state = state_lib.create_state(params, tx, jax.random.key(0))
+  batch = {"tokens": tokens, "lengths": lengths, "targets": targets}
+
+  def create(key):
+    params = regression_lm.init(model.config, key)
+    return state_lib.create_state(params, tx, key)
+
+  return step, create, batch
+
+
+def _update_call(model: Model, work: Row) -> Call:
+  del model
+  mesh = mesh_lib.data_mesh(1)
+  step, create, batch = update(work)
+  step = state_lib.jit_step(step, mesh)
+  batch = mesh_lib.shard_batch(mesh, batch)
+  state = mesh_lib.build(mesh, create, jax.random.key(0))
 
   def updates():
     nonlocal state

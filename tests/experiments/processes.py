@@ -66,9 +66,9 @@ def run_together(home, script, each):
   return [(p.returncode, *text) for p, text in zip(together, told)]
 
 
-def run(home, script, *arguments):
+def run(home, script, *arguments, **variables):
   """Exit code and what was printed, there and to stderr."""
-  process = start(home, script, *arguments)
+  process = start(home, script, *arguments, **variables)
   try:
     out, err = process.communicate(timeout=600)
   finally:

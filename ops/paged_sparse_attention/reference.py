@@ -32,10 +32,10 @@ def paged_sparse_attention_reference(
       )
       for p in range(last + 1)
     ]
-    kept = sorted({0, last})
+    kept = {0, last}
     budget = min(max(num_pages[b, n], 2), max_pages or pages)
     others = sorted(range(1, last), key=lambda p: (-score[p], p))
-    kept += others[: budget - len(kept)]
+    kept |= set(others[: budget - len(kept)])
     seen = [s for s in range(length) if s // page_size in kept]
     logits = scale * own @ keys[b, seen, n].T
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))

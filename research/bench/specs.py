@@ -38,6 +38,7 @@ OPS = (
   "monarch_matmul",
   "fourier_mix",
   "chunked_attention",
+  "paged_sparse_attention",
   "selective_scan_step",
   "ssd_step",
   "causal_conv1d_step",
@@ -52,7 +53,14 @@ IMPLEMENTATIONS = (
   "mosaic_gpu",
   "mosaic_tpu",
 )
-OP_PEERS = ("plain", "mamba_ssm", "causal_attention", "sliding_window")
+OP_PEERS = (
+  "plain",
+  "mamba_ssm",
+  "causal_attention",
+  "sliding_window",
+  "cudnn_attention",
+  "xla_attention",
+)
 STEPS = ("xla", "mosaic_gpu")
 # Of products of float32.
 PRECISIONS = ("highest", "tensorfloat32", "default")

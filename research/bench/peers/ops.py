@@ -70,7 +70,12 @@ _GRAPH = "CUDA graph"
 _MOST_ERROR = 0.1
 
 # Peers that compute something else, as `OpCase.others` names them.
-_OTHERS = ("causal_attention", "sliding_window")
+_OTHERS = (
+  "causal_attention",
+  "sliding_window",
+  "cudnn_attention",
+  "xla_attention",
+)
 
 _KERNELS = {
   "selective_scan": _Kernel(
@@ -114,6 +119,8 @@ def details(peer: str, case: OpCase) -> tuple[str | None, ...]:
 
 def missing(peer: str, op: str) -> str | None:
   """Says in one line why a peer's op is not here, or None."""
+  if peer == "cudnn_attention" and jax.default_backend() != "gpu":
+    return "cuDNN needs an NVIDIA GPU"
   if peer in ("plain", *_OTHERS) or op not in _KERNELS:
     return None
   kernel = _KERNELS[op]

@@ -119,3 +119,15 @@ def causal_attention(
     local_window_size=None if window is None else (window, 0),
     implementation="cudnn" if fits else "xla",
   )
+
+
+def token_attention(
+  arrays: dict[str, jax.Array], implementation: str
+) -> jax.Array:
+  """Attention of one token a row to the whole of a cache that is full."""
+  return jax.nn.dot_product_attention(
+    arrays["q"][:, None],
+    arrays["keys"],
+    arrays["values"],
+    implementation=implementation,
+  )[:, 0]

@@ -15,6 +15,9 @@ each counted with the recurrence itself, not with what a parallel form adds:
   monarch_matmul   4 E B FLOPs a token, B channels a block, backward twice
   chunked_attention 4 P FLOPs and an exponential a head, token and key that it
                    sees, backward 10 P
+  paged_sparse_attention 4 P FLOPs and an exponential a head and slot of a page
+                   that is kept, and 4 P a head and page; its bytes are those
+                   of all summaries, and of the kept pages
   fourier_mix      2.5 E log2(L E) FLOPs a token, a real FFT's, backward too
 """
 
@@ -45,6 +48,12 @@ from ops.chunked_attention import (
 )
 from ops.fourier_mix import fourier_mix
 from ops.monarch_matmul import monarch_matmul, monarch_matmul_reference
+from ops.paged_sparse_attention import (
+  PageSummary,
+  page_summary,
+  paged_sparse_attention,
+  paged_sparse_attention_reference,
+)
 from ops.quantized import QTensor, dequantize, formats, quantize
 from ops.quantized_matmul import quantized_matmul, quantized_matmul_reference
 from ops.rms_norm import rms_norm, rms_norm_reference
@@ -64,7 +73,18 @@ type Arrays = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-  """The axes of a model; those of a head and of N differ between its ops."""
+  """The axes of a model; those of a head and of N differ between its ops.
+
+  Attributes:
+    width: E.
+    channels: D.
+    scan_state: N of `selective_scan`.
+    head: P.
+    ssd_state: N of `ssd`.
+    vocab: V.
+    taps: K.
+    group: heads that share keys.
+  """
 
   width: int
   channels: int
@@ -73,6 +93,7 @@ class Size:
   ssd_state: int
   vocab: int
   taps: int = 4
+  group: int = 1
 
 
 def _published(width: int) -> Size:
@@ -89,7 +110,13 @@ def _published(width: int) -> Size:
 
 SIZES = {
   "tiny": Size(
-    width=32, channels=64, scan_state=4, head=16, ssd_state=8, vocab=300
+    width=32,
+    channels=64,
+    scan_state=4,
+    head=16,
+    ssd_state=8,
+    vocab=300,
+    group=2,
   ),
   "130m": _published(768),
   "370m": _published(1024),
@@ -99,6 +126,13 @@ SIZES = {
   **{
     str(width): dataclasses.replace(_published(width), channels=width)
     for width in (128, 256, 512, 1024, 2048, 4096, 8192)
+  },
+  # Attention of Llama-3.2-1B and Llama-3.1-8B.
+  **{
+    name: dataclasses.replace(
+      _published(width), channels=width, head=width // 32, group=4
+    )
+    for name, width in (("llama3_2_1b", 2048), ("llama3_1_8b", 4096))
   },
   # The widest product of a model of 70 billion parameters.
   "8192x28672": dataclasses.replace(_published(28672), channels=8192),
@@ -124,6 +158,7 @@ class OpCase:
     plain_arrays: makes the arrays that `plain` takes, where they are others.
     flops: of the forward and of the backward.
     exps: of the forward and of the backward.
+    read: bytes of the arrays that have to be read; None for all.
     differentiable: whether it is timed backward.
   """
 
@@ -142,6 +177,7 @@ class OpCase:
   plain_arrays: Callable[[], Arrays] | None = None
   flops: tuple[float, float] = (0.0, 0.0)
   exps: tuple[float, float] = (0.0, 0.0)
+  read: float | None = None
   differentiable: bool = True
 
   def prefix(self, tokens: int) -> Arrays:
@@ -159,7 +195,8 @@ class OpCase:
       lambda arrays: self.call(arrays, None), self.arrays
     )
     gradients = floating(self.arrays)
-    moved = nbytes(self.arrays) + nbytes(outputs)
+    read = nbytes(self.arrays) if self.read is None else self.read
+    moved = read + nbytes(outputs)
     forward = Phase(self.flops[0], moved, self.exps[0])
     backward = Phase(self.flops[1], moved + nbytes(gradients), self.exps[1])
     both = {"fwd": (forward,), "bwd": (backward,)}
@@ -585,6 +622,77 @@ def _chunked_attention(size, batch, length, draw):
   )
 
 
+# Slots of a page, and how many pages there are to one that is kept.
+_PAGE, _PAGES_OF_KEPT = 16, 4
+
+
+def _paged_sparse_attention(size, batch, length, draw):
+  """One token, of which a quarter of the pages holds what its queries seek.
+
+  So rounding does not decide which pages are kept, be there thousands.
+  """
+  heads, p = size.channels // size.head, size.head
+  kv_heads, page = heads // size.group, min(_PAGE, length // 4)
+  pages, rng = length // page, np.random.default_rng(1)
+  kept = max(pages // _PAGES_OF_KEPT, 2)
+  q = draw(batch, heads, p)
+  # The first and the last page are kept in any case.
+  order = rng.random((batch, pages, kv_heads))
+  order[:, [0, -1]] = -1
+  sought = order.argsort(axis=1).argsort(axis=1) < kept
+  middle = (
+    np.asarray(q, np.float32).reshape(batch, kv_heads, -1, p).mean(axis=2)
+  )
+  keys = rng.standard_normal((batch, pages, page, kv_heads, p), np.float32)
+  keys += 4 * sought[:, :, None, :, None] * middle[:, None, None]
+  keys = jnp.asarray(keys.reshape(batch, length, kv_heads, p), draw.dtype)
+  lengths = jnp.full((batch,), length, jnp.int32)
+  summary = page_summary(keys, lengths, page_size=page)
+  arrays = {
+    "q": q,
+    "keys": keys,
+    "values": draw(batch, length, kv_heads, p),
+    "first": summary.first,
+    "second": summary.second,
+    "lengths": lengths,
+    "num_pages": jnp.full((batch,), kept, jnp.int32),
+  }
+
+  def given(arrays):
+    rest = dict(arrays)
+    parts = rest.pop("first"), rest.pop("second")
+    return rest | {"summary": PageSummary(*parts, "bounds")}
+
+  scores = float(batch * heads * kept * page)
+  cache = nbytes(keys) / pages
+  return OpCase(
+    op="paged_sparse_attention",
+    function=paged_sparse_attention,
+    shape=f"B{batch} S{length} H{heads}/{kv_heads} P{p} pages {kept}/{pages}",
+    arrays=arrays,
+    sequences=frozenset(),
+    batched=frozenset(arrays),
+    call=lambda arrays, implementation: paged_sparse_attention(
+      **given(arrays), max_pages=kept, implementation=implementation
+    ),
+    reference=lambda a: paged_sparse_attention_reference(
+      **given(a), max_pages=kept
+    ),
+    others={
+      "cudnn_attention": functools.partial(
+        plain.token_attention, implementation="cudnn"
+      ),
+      "xla_attention": functools.partial(
+        plain.token_attention, implementation="xla"
+      ),
+    },
+    flops=(4 * p * (scores + batch * heads * pages), 0.0),
+    exps=(scores, 0.0),
+    read=nbytes(q) + nbytes(summary) + 2 * kept * cache,
+    differentiable=False,
+  )
+
+
 def _step(op, function, reference, arrays, state, sequences, call, **more):
   def in_float64(arrays):
     rest = {name: v for name, v in arrays.items() if name != "state"}
@@ -672,6 +780,7 @@ BUILDERS = {
   "monarch_matmul": _monarch_matmul,
   "fourier_mix": _fourier_mix,
   "chunked_attention": _chunked_attention,
+  "paged_sparse_attention": _paged_sparse_attention,
   "selective_scan_step": _selective_scan_step,
   "ssd_step": _ssd_step,
   "causal_conv1d_step": _causal_conv1d_step,

@@ -22,6 +22,9 @@ from research.sol.options import texts_of_files
 
 _MODEL = flags.DEFINE_string("model", "smollm2", "the frozen model")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sol", "folder of the run")
+_POLICIES = flags.DEFINE_list(
+  "policies", [], "NAME=WORKDIR of further policies for the same actions"
+)
 _TEXT = flags.DEFINE_string("text", "wikitext2:test", "held-out text")
 _TRAIN_TEXT = flags.DEFINE_list(
   "calibration_text",
@@ -44,10 +47,7 @@ _STATIC = flags.DEFINE_bool(
   "static", True, "single static actions after the literature"
 )
 _CANDIDATES = cli.integer(
-  "static_candidates",
-  128,
-  "static actions to try on training text for each measure of cost",
-  2,
+  "static_candidates", 128, "static actions to try for each measure of cost", 2
 )
 _WITHOUT_REFRESH = flags.DEFINE_bool(
   "without_refresh", True, "play the text without a refresh, too"
@@ -89,7 +89,7 @@ def main(_) -> None:
   from research.sol import comparison, corpus, reporting
 
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
-  artefacts = reporting.load_policies(workdir)
+  artefacts = reporting.load_policies(workdir, _POLICIES.value)
   ours = next(iter(artefacts.values()))
   cli.say(f"reading {_MODEL.value}")
   checkpoint = convert.load(_MODEL.value, jnp.dtype(_DTYPE.value))
@@ -120,8 +120,7 @@ def main(_) -> None:
     max_windows=_WINDOWS.value,
     calibration_windows=_CALIBRATION.value,
   )
-  tokens = int(cover.weights.sum())
-  cli.say(f"{tokens:,} tokens in {cover.num_windows} windows")
+  cli.say(f"{cover.weights.sum():,.0f} tokens in {cover.num_windows} windows")
 
   text = pathlib.Path(_TEXT.value).name  # A folder says nothing to others.
 

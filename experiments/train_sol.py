@@ -26,6 +26,12 @@ _MODEL = flags.DEFINE_string(
   "frozen model: tiny, smollm2, a directory, a .gguf file or a hub id",
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sol", "folder of the run")
+_SHARED = flags.DEFINE_string(
+  "shared",
+  None,
+  "folder where runs that differ in the policy alone keep schedules, damages "
+  "and the regression",
+)
 _TEXT = flags.DEFINE_list(
   "text",
   ["wikitext2:train", "gutenberg:slice"],
@@ -113,6 +119,7 @@ def main(_) -> None:
       "calibration_windows": _CALIBRATION.value,
       "ridge_windows": _RIDGE.value,
     },
+    shared=pathlib.Path(_SHARED.value) if _SHARED.value else None,
     seed=_SEED.value,
     mesh=mesh_flags.mesh(),
     attention=_ATTENTION.value,

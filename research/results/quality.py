@@ -8,6 +8,7 @@ _SAME_BUDGET = 0.002  # net keep beyond which a score is at another one
 _EQUAL = {
   "flops": "equal FLOPs",
   "bytes": "equal bytes",
+  "ms": "equal predicted ms",
   "bytes_with_refresh": "equal bytes, refresh charged",
 }
 # Names of older files: what they stand for.
@@ -48,14 +49,31 @@ def table(rows: list[Row]) -> str:
   if "flops_with_refresh" not in spent[next(iter(spent))]:
     return "\n".join([*parts, _LACKING])
   parts += [
-    f"Costs are those of a decode step at {dense['context']:.0f} tokens; the "
-    f"refresh is a dense replay of every {dense['refresh_every']} tokens.\n",
+    f"Costs are those of a decode step at {dense['context']:.0f} tokens; "
+    f"{_refresh(dense)}\n",
     _equal_costs(first, spent),
   ]
   seeds = [row for row in rows if row["role"] == "seeds"]
   if seeds:
     parts.append(_seeds(seeds))
   return "\n".join(parts)
+
+
+def _refresh(dense: Row) -> str:
+  """The refresh, the unit of budgets and what controllers cost themselves."""
+  parts = ["nothing is replayed"]
+  if dense["refresh_every"]:
+    every = dense["refresh_every"]
+    parts = [f"the refresh is a dense replay of every {every} tokens"]
+  if dense.get("budget_unit", "net_keep") != "net_keep":
+    parts.append(f"budgets are asked in {dense['budget_unit']}, all included")
+  own = [
+    f"{name} {one['flops']:,.0f} FLOPs, {one['bytes']:,.0f} bytes"
+    for name, one in dense.get("controllers", {}).items()
+  ]
+  if own:
+    parts.append(f"controllers themselves take a token: {', '.join(own)}")
+  return f"{'; '.join(parts)}."
 
 
 def without_refresh(rows: list[Row]) -> str:
@@ -119,7 +137,8 @@ def _methods(rows: list[Row], ours: str, spent: dict[float, Row]) -> str:
     ("flops, bytes", ("flops", "bytes")),
     ("with refresh", ("flops_with_refresh", "bytes_with_refresh")),
   ):
-    if all(key in row for row in spent.values() for key in keys):
+    known = [row.get(key) for row in spent.values() for key in keys]
+    if None not in known:
       show = lambda row, keys=keys: ", ".join(f"{row[key]:.3f}" for key in keys)
       line = {asked: show(row) for asked, row in spent.items()}
       lines[title] = line | {"method": f"{ours}: {title}"}

@@ -117,7 +117,8 @@ def preset(name: str) -> ActionTable:
   and FL-R64 with other horizons, 3B, 8B and `reasoning`, and the single-axis
   tables: K10 for kappa of .1 or 1, S30 for rho of .3 or 1, Q5Q16 for 5 or 16
   bits, and their like. Options beyond them: S-FL, all published levels of rho
-  alone, and J-INT, with bits from {4, 8, 16}, the formats that hardware
+  alone, KR-FL, those of kappa and rho, which save work where bits do not, and
+  J-INT, with bits from {4, 8, 16}, the formats that hardware
   multiplies.
 
   Raises:
@@ -163,6 +164,7 @@ def _levels():
     tables[f"S{percent}"] = (one, rho, sixteen, pages_of_4)
   for low, high in ((5, 10), (5, 16), (6, 16)):
     tables[f"Q{low}Q{high}"] = (one, one, (low, high), pages_of_4)
+  tables["KR-FL"] = (tenths, twentieths, sixteen, large_group)
   tables["S-FL"] = (one, twentieths, sixteen, pages_of_4)
   kappa, rho, _, _ = tables["J-3L"]
   tables["J-INT"] = (kappa, rho, (4, 8, 16), {})

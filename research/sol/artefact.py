@@ -33,6 +33,8 @@ class Artefact:
     scalar_stats: (2, 9) mean and scale of the scalars on training text.
     coefficients: (10, 3) of the baseline "counterfactual regression", fitted
       on the same text.
+    action_costs: (A,) of the actions in the budget's unit, of which `spent` is,
+      with the policy's own and the refresh's; empty for net keep.
   """
 
   options: Options
@@ -44,6 +46,9 @@ class Artefact:
   spent: np.ndarray
   scalar_stats: np.ndarray
   coefficients: np.ndarray
+  action_costs: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((0,), np.float32)
+  )
 
 
 def _flatten(tree: Tree, path: str = "") -> dict[str, np.ndarray]:
@@ -76,6 +81,7 @@ def save(directory: pathlib.Path, artefact: Artefact) -> None:
       "spent": artefact.spent,
       "scalar_stats": artefact.scalar_stats,
       "coefficients": artefact.coefficients,
+      "action_costs": artefact.action_costs,
     }
   )
   files.write_safetensors(directory / "policy.safetensors", tensors)
@@ -101,7 +107,8 @@ def load(directory: pathlib.Path) -> Artefact:
     path = directory / "policy.safetensors"
     tree = _unflatten(safetensors.numpy.load_file(path))
     return Artefact(
-      options=from_json(Options, meta["options"]),
+      # Options that are younger than the file take the values of its mode.
+      options=from_json(Options, meta["options"]).filled(meta["mode"]),
       mode=meta["mode"],
       model=meta["model"],
       params=tree["params"],
@@ -110,6 +117,7 @@ def load(directory: pathlib.Path) -> Artefact:
       spent=np.asarray(tree["spent"]),
       scalar_stats=np.asarray(tree["scalar_stats"]),
       coefficients=np.asarray(tree["coefficients"]),
+      action_costs=np.asarray(tree.get("action_costs", np.zeros((0,)))),
     )
   except FileNotFoundError as error:
     raise InputError(

@@ -12,11 +12,13 @@ the text once more without a refresh.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from models import module, transformer
+from research.cost.controller import ControllerCost, controller_cost
 from research.sol import (
   actions,
   calibrate,
@@ -24,6 +26,7 @@ from research.sol import (
   cost,
   matched,
   page_union,
+  profile,
   random_trials,
   scoring,
 )
@@ -35,9 +38,13 @@ from research.sol.artefact import Artefact
 from research.sol.controllers import TwoLevels
 from research.sol.cost import StepCosts
 from research.sol.learn import Method
+from research.sol.policy import PolicyConfig
 from research.sol.rollout import Setup
 from research.sol.scoring import BlockSeries, ScanSeries, Score
 from research.sol.windows import Cover, Layout
+
+_SHOWN = {"flops": "FLOPs"}
+REGRESSION = "counterfactual regression"
 
 type Series = ScanSeries | BlockSeries
 
@@ -92,6 +99,31 @@ class Subject:
   calibration: np.ndarray
 
   @property
+  def unbroken(self) -> bool:
+    """The text is played without a refresh."""
+    return self.ours.options.refresh == "none"
+
+  def policy(self, artefact: Artefact) -> PolicyConfig:
+    """The shape of one of the policies."""
+    config = self.method.setup.config
+    options = artefact.options
+    return options.method(config, None, artefact.action_costs.tolist()).policy
+
+  @property
+  def own(self) -> dict[str, ControllerCost]:
+    """What policies and the regression cost themselves, by name."""
+    found = {
+      name: self.policy(one).own_cost(module.num_params(one.params))
+      for name, one in self.artefacts.items()
+    }
+    found[REGRESSION] = controller_cost(
+      self.ours.coefficients.size,
+      products=1,
+      table=self.method.setup.table.size,
+    )
+    return found
+
+  @property
   def layout(self) -> Layout:
     """Of the text's windows."""
     episodes = self.cover.starts.shape[1]
@@ -121,6 +153,7 @@ class Comparison:
     static: name -> score.
     trials: P arrays (500,) of mean nll of random whole-set trials.
     costs: FLOPs and bytes of steps at the text's mean context.
+    own: what controllers cost themselves, by name; the others cost nothing.
     without_refresh: the dense model, the first policy and schedules once more,
       on the windows whose episodes follow each other, or None.
   """
@@ -132,6 +165,7 @@ class Comparison:
   static: dict[str, Score]
   trials: list[np.ndarray]
   costs: StepCosts
+  own: dict[str, ControllerCost] = dataclasses.field(default_factory=dict)
   without_refresh: "Comparison | None" = None
 
   @property
@@ -201,13 +235,14 @@ def compare(
   say("policy and dense")
   policies = score("policy", _policies(subject, plan, subject.artefacts))
   dense = policies.pop("dense")[0]
-  found = Comparison(dense, policies, {}, {}, {}, [], costs)
+  found = Comparison(dense, policies, {}, {}, {}, [], costs, subject.own)
   keep(found)
   levels = _levels(subject, found.ours)
   say("calibrating baselines on training text")
-  series = _matched_series(subject, plan, levels, found.ours)
+  series = _matched_series(subject, plan, levels, found.ours, costs)
   say("baselines")
-  found.baselines.update(_matched(score("baselines", series), found.ours))
+  result = score("baselines", series)
+  found.baselines.update(_matched(subject, costs, result, found.ours))
   keep(found)
   say("static budgets")
   tried = _static_search(subject, plan, costs, progress)
@@ -224,7 +259,7 @@ def compare(
     say("random schedules")
     random_trials.play(score, levels, subject.shape, plan, found)
     keep(found)
-  if plan.without_refresh:
+  if plan.without_refresh and not subject.unbroken:
     say("without a refresh")
     found.without_refresh = _without_refresh(subject, plan, score, costs, tried)
     keep(found)
@@ -238,7 +273,7 @@ def _without_refresh(subject, plan, score, costs, tried) -> Comparison:
   name, ours = next(iter(subject.artefacts.items()))
   policies = score("policy", _policies(subject, plan, {name: ours}), text=text)
   dense = policies.pop("dense")[0]
-  found = Comparison(dense, policies, {}, {}, {}, [], costs)
+  found = Comparison(dense, policies, {}, {}, {}, [], costs, subject.own)
   levels = _levels(subject, found.ours)
   series = [_fixed(levels, subject.shape)]
   found.baselines.update(score("fixed", series, text=text))
@@ -261,7 +296,12 @@ def _step_costs(subject, plan, say) -> StepCosts:
     batch=plan.window_batch,
   )
   context = subject.cover.mean_context
-  return StepCosts(setup=every, context=context, page_union=union)
+  found = None
+  if subject.ours.options.profile:
+    found = profile.read(pathlib.Path(subject.ours.options.profile))
+  return StepCosts(
+    setup=every, context=context, page_union=union, profile=found
+  )
 
 
 def _every_level(subject: Subject) -> Setup:
@@ -287,7 +327,7 @@ def _policies(
     series.append(
       ScanSeries(
         name=name,
-        controller=policy_lib.controller(method.policy, greedy=True),
+        controller=policy_lib.controller(subject.policy(one), greedy=True),
         params=(one.params, one.stats),
         goals=goals_for(one, plan.asked),
       )
@@ -306,6 +346,7 @@ def _matched_series(
   plan: Plan,
   levels: Sequence[TwoLevels],
   ours: Sequence[Score],
+  costs: StepCosts,
 ) -> list[Series]:
   """Baselines from the policy's actions, at what the policy spent."""
   calibration = matched.Calibration(
@@ -319,19 +360,56 @@ def _matched_series(
     matched.threshold(calibration, name, levels) for name in plan.thresholds
   ]
   if plan.regression:
-    asked = [score.net_keep for score in ours]
+    unit = subject.ours.options.budget_unit
+    asked = [_spent(subject, costs, unit, score) for score in ours]
     series.append(matched.regression(calibration, subject.ours, asked))
   return series
 
 
+def _spent(
+  subject: Subject, costs: StepCosts, unit: str, score: Score
+) -> float:
+  """What the regression may spend on actions where the first policy spends so.
+
+  In the budget's unit: the policy's own cost is added and the regression's
+  taken off. Net keep knows neither.
+  """
+  if unit == "net_keep":
+    return score.net_keep
+  at = costs.units.index(unit)
+  own = subject.own
+  more = costs.controller(own[next(iter(subject.artefacts))])
+  return float((score.further + more - costs.controller(own[REGRESSION]))[at])
+
+
 def _matched(
-  result: dict[str, list[Score]], ours: Sequence[Score]
+  subject: Subject,
+  costs: StepCosts,
+  result: dict[str, list[Score]],
+  ours: Sequence[Score],
 ) -> dict[str, list[Score]]:
-  """Baselines at the policy's net keep; fixed schedules are there already."""
+  """Baselines at what the policy spent; fixed schedules are there already.
+
+  The regression has a price, as the policy, and is matched in the budget's
+  unit; thresholds are matched in net keep.
+  """
   out = {"fixed": result.pop("fixed")}
   for name, points in result.items():
+    unit = "net_keep"
+    if name == REGRESSION:
+      unit = subject.ours.options.budget_unit
+    if unit == "net_keep":
+      of = lambda score: score.net_keep
+    else:
+      at = costs.units.index(unit)
+      of = lambda score, at=at: float(score.further[at])
     out[name] = [
-      scoring.at_net_keep(points[2 * i], points[2 * i + 1], one.net_keep)
+      scoring.at_cost(
+        points[2 * i],
+        points[2 * i + 1],
+        _spent(subject, costs, unit, one),
+        of,
+      )
       for i, one in enumerate(ours)
     ]
   return out
@@ -339,21 +417,25 @@ def _matched(
 
 def _measures(costs: StepCosts, table: ActionTable) -> dict[str, np.ndarray]:
   """What static budgets are chosen by: name -> costs (A,)."""
-  flops, moved = costs.actions(table).T
-  return {
-    "best static": cost.net_keep(table),
-    "best static by FLOPs": flops,
-    "best static by bytes": moved,
+  counted = dict(zip(costs.units, costs.actions(table).T, strict=True))
+  return {"best static": cost.net_keep(table)} | {
+    f"best static by {_SHOWN.get(unit, unit)}": each
+    for unit, each in counted.items()
   }
 
 
 def _static_search(subject, plan, costs, progress) -> static_lib.Tried:
   """Scores static actions on training text."""
   method, every = subject.method, _every_level(subject)
+  text = windows_lib.whole(subject.calibration, method.layout)
+  if subject.unbroken:
+    # Static budgets are chosen as they are played: without a refresh.
+    text, _ = windows_lib.unbroken(text, method.layout)
+    every = dataclasses.replace(every, horizon=text.weights.shape[2])
   return static_lib.search(
     every,
     subject.lm,
-    windows_lib.whole(subject.calibration, method.layout),
+    text,
     list(_measures(costs, every.table).values()),
     window_batch=plan.window_batch,
     max_rows=plan.max_rows,
@@ -366,7 +448,7 @@ def _static_search(subject, plan, costs, progress) -> static_lib.Tried:
 def _static_series(subject, costs, tried, found, text) -> list[Series]:
   """The best static schedules at the policy's net keep, FLOPs and bytes."""
   table = static_lib.every_level(subject.method.setup.table)
-  own = costs.policy(module.num_params(subject.ours.params))
+  own = costs.controller(subject.own[next(iter(subject.artefacts))])
   asked = np.array([[one.net_keep, *(one.further + own)] for one in found.ours])
   return [
     BlockSeries(

@@ -29,7 +29,6 @@ from models import transformer
 from research.sol import cost, credit, random_schedules
 from research.sol import damage as damage_lib
 from research.sol import rollout as rollout_lib
-from research.sol.actions import ActionTable
 from research.sol.rollout import Controller, Setup
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -176,9 +175,9 @@ def fit_labels(
 
 
 def fit_samples(
-  table: ActionTable,
   samples: Mapping[str, np.ndarray],
   *,
+  costs: np.ndarray,
   damage: jax.Array,
   scalar_stats: jax.Array,
   ridges: Sequence[float] = RIDGES,
@@ -189,8 +188,8 @@ def fit_samples(
   best from the others.
 
   Args:
-    table: the A actions.
     samples: of `warm_start.score`: what the policy itself is fitted to.
+    costs: (A,) of the actions, by which schedules were drawn.
     damage: (A, 3), see `fit_labels`, as what follows.
     scalar_stats: (2, 9).
     ridges: penalties of squared coefficients.
@@ -199,7 +198,7 @@ def fit_samples(
     (10, 3) float32, see `fit_labels`.
   """
   drawn = random_schedules.mean_damage(
-    cost.net_keep(table).astype(np.float32),
+    costs,
     damage_lib.mean_gains(damage),
     jnp.asarray(samples["price"])[:, None],
   )
@@ -252,11 +251,14 @@ def _fit(reward, fitted, held, ridges) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def controller(table: ActionTable) -> Controller:
-  """Largest predicted gain less price times net keep.
+def controller(charged: tuple[float, ...]) -> Controller:
+  """Largest predicted gain less price times cost, of A actions.
 
   Its parameters are the coefficients (10, 3), the scalars' mean and scale
   (2, 9) and the damage (A, 3), its goal the price (W, R, 1).
+
+  Args:
+    charged: A costs, see `PolicyConfig.costs`.
   """
 
   def act(params, goal, carry, seen, key):
@@ -266,7 +268,7 @@ def controller(table: ActionTable) -> Controller:
     highest = jax.lax.Precision.HIGHEST
     raw = jnp.matmul(x, coefficients, precision=highest)
     gains = damage_lib.gains(damage_lib.sensitivity(raw), damage)
-    costs = cost.net_keep(table).astype(np.float32)
+    costs = np.asarray(charged, np.float32)
     value = gains - goal * costs[None, None]
     return jnp.argmax(value, axis=-1).astype(jnp.int32), carry, ()
 

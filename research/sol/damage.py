@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import transformer
-from research.sol import cost, scoring
+from research.sol import scoring
 from research.sol.actions import AXES, FULL_BITS, ActionTable
 from research.sol.rollout import Setup
 from research.sol.scoring import BlockSeries
@@ -162,13 +162,16 @@ def mean_gains(damage: np.ndarray) -> np.ndarray:
   return total.max() - total
 
 
-def log_prices(table: ActionTable, damage: np.ndarray) -> np.ndarray:
+def log_prices(costs: np.ndarray, damage: np.ndarray) -> np.ndarray:
   """Logarithms (2,) of the lowest and highest price worth learning.
 
   At the lowest, the best static action does negligible damage; at the highest,
   it is within 3% of the cheapest.
+
+  Args:
+    costs: (A,) that the price is charged for.
+    damage: (A, 3), from `measure`.
   """
-  costs = cost.net_keep(table)
   total = damage.sum(axis=1)
   prices = np.geomspace(1e-4, 1e3, 400)
   choice = np.argmin(total[None] / prices[:, None] + costs[None], axis=1)

@@ -8,6 +8,7 @@ clip), GDPO (arXiv 2601.05242: rewards normalised one by one), dual clip (arXiv
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,52 @@ def advantages(
   mask = _as_mask(mask, returns)
   relative = _within_group(returns, level, normalise, mask)
   return _whiten(relative, mask) if whiten else relative
+
+
+def live_groups(
+  returns: jax.Array,
+  actions: jax.Array,
+  *,
+  level: str = "process",
+  drop: bool = True,
+  share: float = 1.0,
+) -> jax.Array:
+  """Which groups say something of what is better, as a mask.
+
+  A group is dead where its rollouts took the same action, or were all rewarded
+  alike: it has no gradient, and counts in the loss' denominator and in the
+  whitening nevertheless (TRL's issue 6367). Of the sequences, those whose
+  returns vary the most within the group may be taken alone (TRL 7242, verl
+  7894).
+
+    dead(b, t) = max_K R = min_K R, or all a(b, k, t) are equal
+    V(b) = mean_T(var_K(R)); sequence b counts if V(b) is in the highest share
+
+  Args:
+    returns: (B, K, T), returns to go.
+    actions: (B, K, T) int.
+    level: "process" has a group at every step; "outcome" has one of step 0's
+      returns, dead where no step's actions differ.
+    drop: Leave dead groups out.
+    share: Of the sequences that count, in (0, 1]; one at least.
+
+  Returns:
+    (B, K, T) bool, the same for the K rollouts.
+  """
+  returns = jax.lax.stop_gradient(returns)
+  differ = jnp.any(actions != actions[:, :1], axis=1)
+  if level == "outcome":
+    returns = jnp.broadcast_to(returns[..., :1], returns.shape)
+    differ = jnp.broadcast_to(
+      jnp.any(differ, axis=-1, keepdims=True), differ.shape
+    )
+  spread = jnp.max(returns, axis=1) - jnp.min(returns, axis=1)
+  live = differ & (spread > 0) if drop else jnp.ones(differ.shape, bool)
+  if share < 1:
+    varies = jnp.mean(jnp.var(returns, axis=1), axis=-1)
+    kept = max(math.ceil(share * len(varies)), 1)
+    live &= (varies >= jnp.sort(varies)[-kept])[:, None]
+  return jnp.broadcast_to(live[:, None], returns.shape)
 
 
 def gdpo_advantages(

@@ -52,6 +52,10 @@ class Method:
     gamma: discount of the reward to go.
     level: "process" (a group baseline at each step) or "outcome".
     normalise: "center" or "zscore" within the group.
+    drop_dead: groups without a difference count nowhere, see
+      `grpo.live_groups`.
+    variance_share: share of the episodes that count, those whose returns vary
+      the most.
     whiten: whiten the advantages over the whole batch.
     credit: "return" (published) or "residual": from later rewards, the part
       that later actions explain within the group is taken out.
@@ -75,6 +79,8 @@ class Method:
   gamma: float = 0.85
   level: str = "process"
   normalise: str = "center"
+  drop_dead: bool = False
+  variance_share: float = 1.0
   whiten: bool = True
   credit: str = "return"
   clip_low: float = 0.2
@@ -202,22 +208,31 @@ def grouped(method: Method, values: jax.Array) -> jax.Array:
 
 def advantages_of(
   method: Method, rollout: Rollout, goal: jax.Array, damage: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Advantages (W E, K, T) and what they are made of.
+) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
+  """Advantages (W E, K, N) of the N decisions, and what they are made of.
+
+  N = T where a decision holds for one token. Else a decision gets what all the
+  tokens of its time were rewarded.
 
   Args:
     method: the method.
     rollout: (W, R, T) actions and rewards.
     goal: (W, R, G).
     damage: (A, 3) mean damage of actions.
+
+  Returns:
+    The advantages, which of them count (or None for all), and metrics.
   """
+  hold = method.policy.hold
   spent = rollout_lib.action_costs(method.setup.table)[rollout.actions]
   spent = grouped(method, spent)
   metrics = {}
 
   def to_go(rewards):
+    rewards = rewards.reshape(*rewards.shape[:2], -1, hold).sum(-1)
     if method.credit == "residual":
-      return credit.residual_to_go(rewards, spent, method.gamma)
+      decided = spent[:, :, ::hold]
+      return credit.residual_to_go(rewards, decided, method.gamma)
     return reward_lib.returns_to_go(rewards, method.gamma)
 
   rewards = grouped(method, rollout.rewards)
@@ -229,7 +244,9 @@ def advantages_of(
     # their mean.
     later = (1 - method.gamma) * damage_lib.LATER * jnp.sum(damage, axis=1)
     rewards = rewards - grouped(method, later[rollout.actions])
-    metrics["cost"] = jnp.mean(costs)
+    metrics["cost"] = jnp.mean(
+      jnp.asarray(method.policy.spent)[rollout.actions]
+    )
   else:
     targets = grouped(method, goal)
     gap = jnp.mean(spent, axis=2) - targets
@@ -248,7 +265,17 @@ def advantages_of(
       method.policy.costs, damage_lib.mean_gains(damage), goal[..., 0]
     )
     returns = returns / grouped(method, scale)[None, ..., None]
-  how = {"level": method.level, "whiten": method.whiten}
+  mask = None
+  if method.drop_dead or method.variance_share < 1:
+    mask = grpo.live_groups(
+      returns[0] + returns[1],
+      grouped(method, rollout.actions)[:, :, ::hold],
+      level=method.level,
+      drop=method.drop_dead,
+      share=method.variance_share,
+    )
+    metrics["live"] = jnp.mean(mask, dtype=jnp.float32)
+  how = {"level": method.level, "whiten": method.whiten, "mask": mask}
   if method.normalise == "gdpo":
     advantages = grpo.gdpo_advantages(returns, jnp.ones(2), **how)
   else:
@@ -257,7 +284,7 @@ def advantages_of(
     )
   for i, axis in enumerate(("kappa", "rho", "bits")):
     metrics[f"spent_{axis}"] = jnp.mean(spent[..., i])
-  return advantages, metrics
+  return advantages, mask, metrics
 
 
 def make_step(
@@ -290,11 +317,12 @@ def make_step(
       dense=dense_of(method, frozen.lm, prefix, tokens),
     )
     seen = full_observations(method, frozen, tokens, starts, rollout)
-    advantages, metrics = advantages_of(
+    advantages, mask, metrics = advantages_of(
       method, rollout, goal, frozen.stats.damage
     )
 
-    actions = grouped(method, rollout.actions)
+    decided = lambda x: grouped(method, x)[:, :, :: method.policy.hold]
+    actions = decided(rollout.actions)
 
     def loss_fn(params):
       logits = _logits(method, params, seen, goal, frozen.stats)
@@ -307,12 +335,13 @@ def make_step(
       loss, aux = grpo.policy_loss(
         logits,
         actions,
-        grouped(method, rollout.extras),
+        decided(rollout.extras),
         advantages,
         method.objective,
         ref_logp=reference,
+        mask=mask,
       )
-      return loss.sum / loss.denominator, aux
+      return loss.mean(), aux
 
     def epoch(carry, _):
       params, opt_state = carry
@@ -340,9 +369,10 @@ def make_step(
 
 
 def _logits(method, params, seen, goal, stats):
-  """Of the policy `params`: (W E, K, T, A)."""
+  """Of the decisions of the policy `params`: (W E, K, N, A)."""
   model = policy_lib.bind(method.policy, params)
-  return grouped(method, model(seen, goal, stats.damage)[0])
+  logits = grouped(method, model(seen, goal, stats.damage)[0])
+  return logits[:, :, :: method.policy.hold]
 
 
 def full_observations(

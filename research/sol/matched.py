@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from models import transformer
-from research.sol import calibrate, controllers, cost, counterfactual
+from research.sol import calibrate, controllers, counterfactual
 from research.sol.artefact import Artefact
 from research.sol.controllers import TwoLevels
 from research.sol.learn import Method
@@ -84,16 +84,16 @@ def regression(
   Args:
     calibration: the training text.
     artefact: holds the coefficients.
-    asked: P net keep rates.
+    asked: P budgets, in the policy's unit.
   """
-  table = calibration.method.setup.table
-  controller = counterfactual.controller(table)
+  policy = calibration.method.policy
+  controller = counterfactual.controller(tuple(policy.costs.tolist()))
   params = (
     artefact.coefficients,
     artefact.scalar_stats,
     np.asarray(artefact.stats.damage),
   )
-  costs = cost.net_keep(table)
+  costs = policy.spent
   prices = np.geomspace(1e-3, 100.0, 16).astype(np.float32)
   asked = np.asarray(asked)
   asked = np.stack([asked - BRACKET / 3, asked + BRACKET / 3], 1).reshape(-1)

@@ -141,6 +141,52 @@ class Options:
     None, "of the policy's softmax", lower=1e-4, upper=100.0
   )
   width: int | None = option(None, "of the policy", lower=8, upper=8192)
+  policy: str | None = option(
+    None,
+    "the network, the nine scalars through a small MLP, or the same with a "
+    "low-rank head on a hidden state",
+    choices=("large", "scalars", "head"),
+  )
+  policy_rank: int | None = option(
+    None, "rank of --policy=head", lower=1, upper=1024
+  )
+  policy_source: str | None = option(
+    None,
+    "what --policy=head reads: the last hidden state of the token before, or "
+    "the embedding of the token just read",
+    choices=("hidden", "embed"),
+  )
+  policy_bits: int | None = option(
+    None, "of a light policy's weights: 8 or 16", lower=8, upper=16
+  )
+  hold: int | None = option(
+    None, "tokens that a decision holds for", lower=1, upper=1024
+  )
+  budget_unit: str | None = option(
+    None,
+    "what budgets and prices are of: the net keep rate, or a share of the "
+    "dense step's FLOPs, bytes or measured time, with the policy's own cost "
+    "and the refresh's",
+    choices=("net_keep", "flops", "bytes", "ms"),
+  )
+  profile: str | None = option(
+    None, "measured times of actions, for --budget_unit=ms: a file"
+  )
+  refresh: str | None = option(
+    None,
+    "every:N replays every N tokens densely, which is the horizon; none never "
+    "does",
+  )
+  drop_dead: bool | None = option(
+    None, "groups whose rollouts do not differ count in no mean"
+  )
+  variance_share: float | None = option(
+    None,
+    "share of the episodes of an update that count, those whose rewards vary "
+    "the most",
+    lower=0.0,
+    upper=1.0,
+  )
   surprise: bool | None = option(
     None, "the policy sees surprise and entropy of the last tokens"
   )
@@ -175,16 +221,26 @@ class Options:
       "group_size": table.group_size,
       "windows": table.batch_size,
     }
-    return type(self)(**(published | merged))
+    if merged["refresh"].startswith("every:"):
+      merged["horizon"] = _every(merged["refresh"], merged.get("horizon"))
+    filled = type(self)(**(published | merged))
+    if filled.refresh == "every":
+      refresh = f"every:{filled.horizon}"
+      filled = dataclasses.replace(filled, refresh=refresh)
+    return filled
 
   def method(
-    self, config: TransformerConfig, attention: str | None
+    self,
+    config: TransformerConfig,
+    attention: str | None,
+    action_costs: Sequence[float] = (),
   ) -> "Method":
     """The method these (filled) options describe.
 
     Args:
       config: of the frozen LLM.
       attention: implementation of its dense attention.
+      action_costs: A numbers in the budget's unit; empty for net keep.
 
     Raises:
       InputError: options do not fit each other or the LLM.
@@ -221,6 +277,7 @@ class Options:
       raise InputError(
         f"begin={self.begin}: the model has {config.vocab_size} tokens"
       )
+    self._check_policy()
     heads = 4 if self.width % 4 == 0 else 1
     return Method(
       setup=Setup(
@@ -242,6 +299,12 @@ class Options:
         num_heads=heads,
         surprise=self.surprise,
         temperature=self.temperature,
+        kind=self.policy,
+        rank=self.policy_rank,
+        source=self.policy_source,
+        hold=self.hold,
+        weight_bits=self.policy_bits,
+        action_costs=tuple(float(x) for x in action_costs),
       ),
       layout=layout,
       group_size=self.group_size,
@@ -250,6 +313,8 @@ class Options:
       gamma=self.gamma,
       level=self.level,
       normalise=self.normalise,
+      drop_dead=self.drop_dead,
+      variance_share=self.variance_share,
       whiten=self.whiten,
       credit=self.credit,
       clip_low=self.clip_low,
@@ -260,10 +325,54 @@ class Options:
       target_low=table.target_low,
     )
 
+  def _check_policy(self) -> None:
+    """Raises InputError where policy, budget and refresh do not fit."""
+    light = self.policy != "large"
+    if light and self.budget == "targets":
+      raise InputError(
+        f"policy={self.policy} needs budget=price: its head predicts damages"
+      )
+    if not light and (self.hold > 1 or self.policy_bits < 16):
+      raise InputError("hold and policy_bits are of policy=scalars or head")
+    if self.policy_bits not in (8, 16):
+      raise InputError(f"policy_bits={self.policy_bits} is neither 8 nor 16")
+    if self.horizon % self.hold:
+      raise InputError(
+        f"horizon={self.horizon} is no multiple of hold={self.hold}"
+      )
+    if self.budget_unit != "net_keep" and self.reward != "divergence":
+      raise InputError("budget_unit needs budget=price and reward=divergence")
+    if (self.budget_unit == "ms") != bool(self.profile):
+      raise InputError("budget_unit=ms and profile=FILE need each other")
+    if not 0 < self.variance_share:
+      raise InputError("variance_share=0 leaves no episode")
+    if self.refresh != "none" and not self.refresh.startswith("every"):
+      raise InputError(f"refresh={self.refresh!r} is neither none nor every:N")
+
+
+def _every(refresh: str, horizon: int | None) -> int:
+  """N of "every:N"; raises InputError where it is no horizon."""
+  number = refresh.removeprefix("every:")
+  if not number.isdecimal() or not 1 <= int(number) <= 1024:
+    raise InputError(f"refresh={refresh!r}: N of every:N is 1 to 1024")
+  if horizon is not None and horizon != int(number):
+    raise InputError(f"refresh={refresh} contradicts horizon={horizon}")
+  return int(number)
+
 
 _COMMON: dict[str, Any] = {
   "begin": -1,
   "prune": "input",
+  "policy": "large",
+  "policy_rank": 4,
+  "policy_source": "hidden",
+  "policy_bits": 16,
+  "hold": 1,
+  "budget_unit": "net_keep",
+  "profile": "",
+  "refresh": "every",
+  "drop_dead": False,
+  "variance_share": 1.0,
   "episodes": 1,
   "clip_norm": 2.0,
   "level": "process",

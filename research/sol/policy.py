@@ -12,11 +12,13 @@ ones, where damage(a) is what its levels cost on average
 (-damage(a) . (exp(u(s)) + LATER) / price - cost(a)) / temperature. One network
 serves every price and every table, at u = 0 it is the best static action, and
 a regression (`research/sol/warm_start.py`) makes it a policy without
-reinforcement learning.
+reinforcement learning. `research/sol/light_policy.py` has policies with that
+head and without the network.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +26,8 @@ import numpy as np
 from flax import nnx
 
 from models import layers, module
-from research.sol import cost, observation
-from research.sol import damage as damage_lib
+from research.cost.controller import ControllerCost, controller_cost
+from research.sol import cost, light_policy, observation
 from research.sol.actions import ActionTable
 from research.sol.observation import Observation
 from research.sol.rollout import Controller
@@ -48,6 +50,12 @@ class PolicyConfig:
       the published policy).
     temperature: of the softmax; 1.3 as published, in units of cost for
       "gain".
+    kind: "large", the network of this file, or of `light_policy.KINDS`.
+    rank: of the projection of "head".
+    source: what "head" projects: "hidden" or "embed", see `Observation`.
+    hold: tokens that a decision holds for.
+    weight_bits: of the policy's weights.
+    action_costs: A shares of the dense step, or empty for the net keep rate.
   """
 
   table: ActionTable
@@ -58,6 +66,12 @@ class PolicyConfig:
   num_heads: int = 4
   surprise: bool = True
   temperature: float = 0.02
+  kind: str = "large"
+  rank: int = 4
+  source: str = "hidden"
+  hold: int = 1
+  weight_bits: int = 16
+  action_costs: tuple[float, ...] = ()
 
   @property
   def goal_size(self) -> int:
@@ -70,9 +84,48 @@ class PolicyConfig:
     return self.table.size
 
   @property
-  def costs(self) -> np.ndarray:
-    """(A,) float32, what a price is charged for: the net keep rate."""
+  def spent(self) -> np.ndarray:
+    """(A,) float32, what a budget is of, in its own unit."""
+    if self.action_costs:
+      return np.asarray(self.action_costs, np.float32)
     return cost.net_keep(self.table).astype(np.float32)
+
+  @property
+  def costs(self) -> np.ndarray:
+    """(A,) float32, what a price is charged for: `spent`, as wide as net keep.
+
+    Temperatures and ranges of prices are in units of net keep. Other costs span
+    less of the dense step, so they are stretched to the same width.
+    """
+    spent = self.spent
+    if not self.action_costs:
+      return spent
+    width = np.ptp(cost.net_keep(self.table)) / max(np.ptp(spent), 1e-9)
+    return (spent * np.float32(width)).astype(np.float32)
+
+  def own_cost(self, params: int) -> ControllerCost:
+    """What the policy itself costs a token.
+
+    Args:
+      params: its weights.
+    """
+    table = self.num_actions if self.head == "gain" else 0
+    if self.kind != "large":
+      return controller_cost(
+        params,
+        products=light_policy.PRODUCTS[self.kind],
+        bits=self.weight_bits,
+        table=table,
+        every=self.hold,
+      )
+    # Scalars, mix, QKV, output, two of the MLP, the head and what is beside it.
+    return controller_cost(
+      params,
+      products=8,
+      bits=self.weight_bits,
+      cached=self.width * (self.horizon + 1),
+      table=table,
+    )
 
 
 class _Mlp(nnx.Module):
@@ -174,10 +227,7 @@ class Policy(module.Model):
       return (raw + self.goal_head(goal)) / c.temperature, None
     if self.shortcut is not None:
       raw = raw + self.shortcut(seen.scalars)
-    sensitivity = damage_lib.sensitivity(raw)
-    gains = damage_lib.gains(sensitivity, damage)
-    costs = c.costs.reshape((1,) * (goal.ndim - 1) + (-1,))
-    return (gains / goal - costs) / c.temperature, sensitivity
+    return light_policy.gain_logits(c.costs, c.temperature, raw, goal, damage)
 
   def __call__(
     self, seen: Observation, goal: jax.Array, damage: jax.Array
@@ -239,7 +289,18 @@ class Policy(module.Model):
     return x + self.mlp(self.mlp_norm(x))
 
 
-init, bind = Policy.init, Policy.bind
+def _kind(config: PolicyConfig) -> type[module.Model]:
+  return Policy if config.kind == "large" else light_policy.LightPolicy
+
+
+def init(config: PolicyConfig, key: jax.Array) -> Params:
+  """Random weights of a policy of any kind."""
+  return _kind(config).init(config, key)
+
+
+def bind(config: PolicyConfig, params: Params) -> Any:
+  """The policy of any kind over its weights."""
+  return _kind(config).bind(config, params)
 
 
 @jax.tree_util.register_dataclass
@@ -317,11 +378,15 @@ def controller(config: PolicyConfig, *, greedy: bool) -> Controller:
   head_dim = config.width // config.num_heads
 
   def start(_, goal):
+    held = jnp.zeros(goal.shape[:2], jnp.int32)
+    if config.kind != "large":
+      return (), held
     shape = (*goal.shape[:2], config.horizon, config.num_heads, head_dim)
-    return jnp.zeros(shape), jnp.zeros(shape)
+    return (jnp.zeros(shape), jnp.zeros(shape)), held
 
-  def act(params_and_stats, goal, cache, seen, key):
+  def act(params_and_stats, goal, carry, seen, key):
     params, stats = params_and_stats
+    cache, held = carry
     model = bind(config, params)
     logits, cache = model.step(stats.apply(seen), goal, stats.damage, cache)
     if greedy:
@@ -329,8 +394,10 @@ def controller(config: PolicyConfig, *, greedy: bool) -> Controller:
     else:
       action = jax.random.categorical(key, logits, axis=-1)
     action = action.astype(jnp.int32)
+    if config.hold > 1:
+      action = jnp.where(seen.step % config.hold == 0, action, held)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     picked = jnp.take_along_axis(log_probs, action[..., None], axis=-1)
-    return action, cache, picked[..., 0]
+    return action, (cache, action), picked[..., 0]
 
   return Controller(start=start, act=act)

@@ -9,6 +9,7 @@ import numpy as np
 
 from models import module
 from models.convert import Checkpoint
+from models.errors import InputError
 from research.core import plots, report
 from research.sol import artefact, corpus, result_rows
 from research.sol import windows as windows_lib
@@ -19,12 +20,35 @@ from research.sol.windows import Cover, Layout
 
 # Episodes of a calibration window; thresholds need many windows, not these.
 _CALIBRATION_EPISODES = 4
+# Options that policies of one comparison have in common.
+_SHARED = (
+  "preset",
+  "page_size",
+  "sink",
+  "prune",
+  "horizon",
+  "budget",
+  "budget_unit",
+  "profile",
+  "refresh",
+  "surprise",
+)
 
 
-def load_policies(workdir: pathlib.Path) -> dict[str, Artefact]:
-  """The trained policy, those of other seeds, and the one before GRPO.
+def load_policies(
+  workdir: pathlib.Path, others: Sequence[str] = ()
+) -> dict[str, Artefact]:
+  """The trained policy, those of other seeds, the one before GRPO, and others.
 
   Policies of other seeds stand in `seed1/policy`, `seed2/policy`, ...
+
+  Args:
+    workdir: of the policy.
+    others: NAME=WORKDIR of policies that differ from it in themselves alone.
+
+  Raises:
+    InputError: a policy is missing or damaged, or another one has other
+      actions, budgets or refreshes.
   """
   policies = {"SOL policy": artefact.load(workdir / "policy")}
   for folder in sorted(workdir.glob("seed*/policy")):
@@ -33,6 +57,16 @@ def load_policies(workdir: pathlib.Path) -> dict[str, Artefact]:
       policies[f"{result_rows.SEED}{seed}"] = artefact.load(folder)
   if (workdir / "warm_policy" / "policy.json").exists():
     policies["warm start only"] = artefact.load(workdir / "warm_policy")
+  ours = policies["SOL policy"]
+  for entry in others:
+    name, equals, folder = entry.partition("=")
+    if not (name and equals and folder):
+      raise InputError(f"--policies={entry!r} is no NAME=WORKDIR")
+    other = artefact.load(pathlib.Path(folder) / "policy")
+    for field in _SHARED:
+      if getattr(other.options, field) != getattr(ours.options, field):
+        raise InputError(f"{folder} was trained with another {field}")
+    policies[name] = other
   return policies
 
 
@@ -71,10 +105,12 @@ def prepare(
   )
   layout.check(options.page_size)
   cover = windows_lib.cover(tokens, layout)
+  if options.refresh == "none":
+    cover, _ = windows_lib.unbroken(cover, layout)
   if max_windows is not None and max_windows < cover.num_windows:
     picked = np.linspace(0, cover.num_windows - 1, max_windows).astype(int)
     cover = cover.take(picked)
-  method = options.method(checkpoint.config, None)
+  method = options.method(checkpoint.config, None, ours.action_costs.tolist())
   method = dataclasses.replace(
     method,
     layout=dataclasses.replace(layout, episodes=_CALIBRATION_EPISODES),
@@ -96,10 +132,12 @@ def rows(
   seed: int,
 ) -> list[dict[str, Any]]:
   """Result rows with the honest costs beside the net keep rate."""
+  refresh_every = method.setup.horizon
+  if ours.options.refresh == "none":
+    refresh_every = 0
   return result_rows.rows(
     comparison,
     asked=asked,
-    policy_params=module.num_params(ours.params),
     reads_logits=method.policy.surprise,
     common={
       "system": "SOL",
@@ -107,7 +145,11 @@ def rows(
       "data": text,
       "preset": ours.options.preset,
       "policy_params": module.num_params(ours.params),
-      "refresh_every": method.setup.horizon,
+      "refresh_every": refresh_every,
+      "budget_unit": ours.options.budget_unit,
+      "controllers": {
+        name: dataclasses.asdict(one) for name, one in comparison.own.items()
+      },
       "seeds": [seed],
     },
   )
@@ -140,8 +182,14 @@ def write(
     "`policy - method` is the paired difference in nats a token with its "
     "95% interval: below zero the policy is better. FLOPs and bytes are "
     f"shares of a dense decode step at {dense['context']:.0f} tokens, the "
-    "policy's own included; `+ refresh` has the dense replay of every "
-    f"{dense['refresh_every']} tokens, too.",
+    "policy's own included; "
+    + (
+      "`+ refresh` has the dense replay of every "
+      f"{dense['refresh_every']} tokens, too."
+      if dense["refresh_every"]
+      else "nothing is replayed."
+    ),
+    controllers_line(dense),
     "## At equal cost",
     equal_cost_table(refreshed),
     "Policy minus method in nats a token, the method at exactly the policy's "
@@ -170,6 +218,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
   """Where the policy wins against the best static budgets, in one paragraph."""
   lines = []
   for label, method, key in _VERDICTS:
+    if key and not any(f"policy_minus_method_at_{key}" in row for row in rows):
+      continue
     ends = [
       [row[f"policy_minus_method{end}"] for end in ("_low", "_high")]
       if key is None
@@ -224,6 +274,7 @@ def _panels(rows: list[dict[str, Any]]) -> dict[str, list[plots.Series]]:
     for axis, full in (("kappa", 1.0), ("rho", 1.0), ("bits", 16.0))
   )
   keys = [key for key in _PANELS if key != "budget" or moved != 1]
+  keys = [key for key in keys if ours[0][key] is not None]
   panels = {}
   for key in keys:
     series = []
@@ -251,7 +302,9 @@ def summary_table(rows: list[dict[str, Any]]) -> str:
       "FLOPs": _number(row["flops"], 3),
       "bytes": _number(row["bytes"], 3),
     }
-    if row["refresh_every"] is not None:
+    if row.get("ms") is not None:
+      line["ms"] = _number(row["ms"], 3)
+    if row["refresh_every"]:
       line["FLOPs + refresh"] = _number(row["flops_with_refresh"], 3)
       line["bytes + refresh"] = _number(row["bytes_with_refresh"], 3)
     line["perplexity"] = _number(row["value"], 3)
@@ -269,17 +322,29 @@ def equal_cost_table(rows: list[dict[str, Any]]) -> str:
   """Markdown table of what the policy wins at equal cost."""
   shown = []
   for row in rows:
+    start = "policy_minus_method_at_"
     keys = {
-      measure: f"policy_minus_method_at_{measure}"
-      for measure in result_rows.COSTS
+      key.removeprefix(start): key
+      for key in row
+      if key.startswith(start) and key != f"{start}net_keep"
     }
-    if any(key in row for key in keys.values()):
+    if keys:
       line = {"method": row["method"], "asked": _number(row["asked"], 3)}
       for measure, key in keys.items():
         title = measure.replace("_with_refresh", " + refresh")
         line[title.replace("flops", "FLOPs")] = _interval(row[key])
       shown.append(line)
   return report.markdown_table(shown, list(shown[0]))
+
+
+def controllers_line(dense: dict[str, Any]) -> str:
+  """What controllers cost themselves, in one line."""
+  each = [
+    f"{name}: {own['flops']:,.0f} FLOPs, {own['bytes']:,.0f} bytes, "
+    f"{own['launches']:g} kernels"
+    for name, own in dense["controllers"].items()
+  ]
+  return f"A token of the controllers' own: {'; '.join(each)}."
 
 
 def seeds_table(rows: list[dict[str, Any]]) -> str:

@@ -13,12 +13,18 @@ import numpy as np
 
 from research.sol import scoring
 from research.sol.comparison import Comparison
+from research.sol.cost import StepCosts
 from research.sol.scoring import Score
 
 Row = dict[str, Any]
 
-# Measures of cost beside net keep: keys of rows.
-COSTS = ("flops", "bytes", "flops_with_refresh", "bytes_with_refresh")
+
+def measures(costs: StepCosts, refreshed: bool) -> tuple[str, ...]:
+  """Keys of a row's costs: those of a step, and with the refresh if any."""
+  later = [f"{unit}_with_refresh" for unit in costs.units]
+  return (*costs.units, *(later if refreshed else ()))
+
+
 SEED = "SOL policy, seed "
 # Baselines whose controller reads the dense model's surprise and entropy.
 _READ_LOGITS = ("surprise", "entropy", "counterfactual regression")
@@ -37,7 +43,6 @@ def rows(
   comparison: Comparison,
   *,
   asked: Sequence[float],
-  policy_params: int,
   reads_logits: bool,
   common: Row,
 ) -> list[Row]:
@@ -52,7 +57,6 @@ def rows(
   Args:
     comparison: the scores.
     asked: net keep rates that were asked.
-    policy_params: parameters of a policy.
     reads_logits: policies read surprise and entropy.
     common: columns of every row (system, model, data, seeds, ...).
   """
@@ -63,13 +67,12 @@ def rows(
       for kappa, union in comparison.costs.page_union.items()
     },
   }
-  made = _Rows(comparison, asked, policy_params, reads_logits, common)
+  made = _Rows(comparison, asked, reads_logits, common)
   out = made.all() + made.over_seeds() + made.distributions()
   if comparison.without_refresh is not None:
     again = _Rows(
       comparison.without_refresh,
       asked,
-      policy_params,
       reads_logits,
       common | {"refresh_every": None},
     )
@@ -109,13 +112,15 @@ def at_equal_cost(
 class _Rows:
   """Rows of one protocol."""
 
-  def __init__(self, comparison, asked, policy_params, reads_logits, common):
+  def __init__(self, comparison, asked, reads_logits, common):
     self.found = comparison
     self.asked = asked
     self.common = common
-    self.policy_params = policy_params
     self.reads_logits = reads_logits
-    self.refreshed = common["refresh_every"] is not None
+    # None and 0 both stand for no refresh: 0 where the whole comparison is
+    # without one.
+    self.refreshed = bool(common["refresh_every"])
+    self.name = next(iter(comparison.policies))
 
   def all(self) -> list[Row]:
     """The dense model, policies, baselines, oracles and static points."""
@@ -150,8 +155,8 @@ class _Rows:
     for name in filter(self.found.baselines.__contains__, _OVER_SEEDS):
       for i, asked in enumerate(self.asked):
         each = [
-          self._difference(scores[i], "ours", "baseline", name, "net_keep")
-          for scores in policies.values()
+          self._difference(scores[i], own, "baseline", name, "net_keep")
+          for own, scores in policies.items()
         ]
         if None in each:
           continue
@@ -191,7 +196,7 @@ class _Rows:
     self, role, name, scores, *, asked=None, matched=False, compared=False
   ) -> list[Row]:
     """Rows of one method; matched ones have the policy's net keep."""
-    out = []
+    out, found = [], self.found
     for i, score in enumerate(scores):
       row = self._row(role, name, score, (asked or self.asked)[i])
       ours = self.found.ours[min(i, len(self.found.ours) - 1)]
@@ -203,10 +208,10 @@ class _Rows:
           "policy_minus_method_high": high,
         }
       if matched or compared:
-        measures = COSTS if matched else ("net_keep", *COSTS)
-        for measure in measures if self.refreshed else measures[:-2]:
+        shown = measures(found.costs, self.refreshed)
+        for measure in shown if matched else ("net_keep", *shown):
           row[f"policy_minus_method_at_{measure}"] = self._difference(
-            ours, "ours", role, name, measure
+            ours, self.name, role, name, measure
           )
       out.append(row)
     return out
@@ -243,32 +248,29 @@ class _Rows:
   def _costs(self, role: str, name: str, score: Score) -> Mapping[str, Any]:
     """All measures of cost; with the refresh None where there is none."""
     costs = self.found.costs
-    own = score.further
-    if role == "ours":
-      own = own + costs.policy(self.policy_params)
-    refreshed = [None, None]
+    spent = score.further
+    if name in self.found.own:
+      spent = spent + costs.controller(self.found.own[name])
+    refreshed = [None] * len(spent)
     if self.refreshed:
-      refreshed = own
+      refreshed = spent
       # Where every token was dense there is nothing to renew.
       if score.net_keep < 1 - 1e-9:
         head = self.reads_logits if role == "ours" else name in _READ_LOGITS
-        refreshed = own + costs.refresh(head=head)
+        refreshed = spent + costs.refresh(head=head)
       refreshed = [float(x) for x in refreshed]
-    return {
-      "net_keep": score.net_keep,
-      "flops": float(own[0]),
-      "bytes": float(own[1]),
-      "flops_with_refresh": refreshed[0],
-      "bytes_with_refresh": refreshed[1],
-    }
+    found = {"net_keep": score.net_keep}
+    for unit, one, later in zip(costs.units, spent, refreshed, strict=True):
+      found |= {unit: float(one), f"{unit}_with_refresh": later}
+    return found
 
   def _difference(
-    self, ours: Score, our_role: str, role: str, name: str, measure: str
+    self, ours: Score, our_name: str, role: str, name: str, measure: str
   ) -> tuple[float, float, float] | None:
     """Paired difference to a method at the cost of `ours`, and its ends."""
     groups = self.found.policies, self.found.baselines, self.found.oracles
     (scores,) = [group[name] for group in groups if name in group]
     curve = [(self._costs(role, name, s)[measure], s) for s in scores]
-    want = self._costs(our_role, "", ours)[measure]
+    want = self._costs("ours", our_name, ours)[measure]
     other = at_equal_cost(want, curve, self.found.dense)
     return None if other is None else scoring.paired_difference(ours, other)

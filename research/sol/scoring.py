@@ -121,12 +121,21 @@ def mix(low: Score, high: Score, share: float) -> Score:
   )
 
 
-def at_net_keep(low: Score, high: Score, net_keep: float) -> Score:
-  """Mixes two points of one baseline so that they spend `net_keep`."""
-  width = high.net_keep - low.net_keep
+def at_cost(
+  low: Score, high: Score, cost: float, of: Callable[[Score], float]
+) -> Score:
+  """Mixes two points of one baseline so that they spend `cost`.
+
+  Args:
+    low: the cheaper one.
+    high: the dearer one.
+    cost: what is to be spent.
+    of: what a score spent.
+  """
+  width = of(high) - of(low)
   if abs(width) < 1e-6:
     return low
-  share = (net_keep - low.net_keep) / width
+  share = (cost - of(low)) / width
   # The share is bounded, because a line says nothing far beyond its two points.
   return mix(low, high, float(np.clip(share, -1.0, 2.0)))
 

@@ -25,10 +25,12 @@ from research.core import workdir as workdir_lib
 from research.core.options import RunOptions
 from research.sol import (
   artefact,
+  budgets,
   calibrate,
   corpus,
   counterfactual,
   learn,
+  light_policy,
   warm_start,
 )
 from research.sol import damage as damage_lib
@@ -45,6 +47,25 @@ Tree = Any
 # Episodes that the policy's input statistics are taken from.
 _STATS_EPISODES = 512
 _WEIGHT_DECAY = 1e-4
+# Options that neither schedules, nor damages, nor the regression depend on.
+_OF_THE_POLICY = (
+  "policy",
+  "policy_rank",
+  "policy_source",
+  "policy_bits",
+  "hold",
+  "width",
+  "updates",
+  "learning_rate",
+  "inner_epochs",
+  "warm_epochs",
+  "warm_batch",
+  "warm_learning_rate",
+  "kl_coef",
+  "entropy_coef",
+  "drop_dead",
+  "variance_share",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +76,10 @@ class Run(RunOptions):
     options: filled options.
     mode: the mode they came from.
     checkpoint: the frozen LLM.
+    action_costs: of the A actions in the budget's unit, as `train` finds them.
+    overhead: of a token beside its action, in that unit, likewise.
+    shared: folder that keeps what runs have in common whose policies alone
+      differ, such as schedules; None for the workdir.
     seed: of everything.
     mesh: devices.
     attention: implementation of dense attention.
@@ -66,6 +91,9 @@ class Run(RunOptions):
   options: Options
   mode: str
   checkpoint: Checkpoint
+  action_costs: tuple[float, ...] = ()
+  overhead: float = 0.0
+  shared: pathlib.Path | None = None
   seed: int = 0
   mesh: jax.sharding.Mesh | None = None
   attention: str | None = None
@@ -87,7 +115,9 @@ class Run(RunOptions):
   @functools.cached_property
   def method(self) -> Method:
     """The method of the options."""
-    return self.options.method(self.checkpoint.config, self.attention)
+    return self.options.method(
+      self.checkpoint.config, self.attention, self.action_costs
+    )
 
 
 def train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
@@ -127,11 +157,13 @@ def _train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
     windows_lib.spread_windows(held, method.layout, 1)
   mesh_lib.check_used(run.mesh, run.checkpoint.params)
   lm = mesh_lib.place(run.mesh, run.checkpoint.params)
+  run = budgets.of_run(run, lm, training)
+  method = run.method
   pool = _pool(run, training)
   prefixes = _prefixes(run, lm, pool, say)
 
   damage = _damage(run, lm, training, say)
-  log_price = jnp.asarray(damage_lib.log_prices(method.setup.table, damage))
+  log_price = jnp.asarray(damage_lib.log_prices(method.policy.costs, damage))
   damage = jnp.asarray(damage)
   samples = _samples(run, lm, damage, log_price, training, say)
   measured = _input_stats(run, lm, damage, samples)
@@ -154,6 +186,7 @@ def _train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
 
   def save(name, params):
     """Calibrates a policy and writes it."""
+    params = light_policy.rounded(params, options.policy_bits)
     prices, spent = _curve(run, frozen, params, held)
     _save(
       run.workdir / name,
@@ -167,6 +200,7 @@ def _train(run: Run, tokens: np.ndarray, say: Callable[[str], None]) -> None:
         spent=spent,
         scalar_stats=np.asarray(measured.scalars),
         coefficients=coefficients,
+        action_costs=np.asarray(run.action_costs, np.float32),
       ),
     )
 
@@ -345,7 +379,7 @@ def _samples(run, lm, damage, log_price, tokens, say) -> warm_start.Samples:
     ),
     rounds,
     run.seed + 1,
-    run.workdir / "random_schedules",
+    _kept_in(run) / "random_schedules",
     _owner(run, tokens),
     progress_lib.counter("schedules", rounds * episodes, run.progress),
   )
@@ -360,14 +394,19 @@ def _input_stats(run, lm, damage, samples) -> InputStats:
 
 def _kept(run, name: str, tokens, make: Callable[[], np.ndarray]) -> np.ndarray:
   """An array that is made once and kept in the workdir."""
-  path = run.workdir / f"{name}.npz"
+  path = _kept_in(run) / f"{name}.npz"
   made = lambda: {name: mesh_lib.to_host(make())}
   return files.kept(path, _owner(run, tokens), made)[name]
 
 
+def _kept_in(run) -> pathlib.Path:
+  return run.shared or run.workdir
+
+
 def _owner(run, tokens) -> dict[str, Any]:
-  """What files of the workdir belong to."""
-  return {"flags": run.flags, "tokens": tokens}
+  """What files of the workdir belong to; policies may share them."""
+  flags = {k: v for k, v in run.flags.items() if k not in _OF_THE_POLICY}
+  return {"flags": flags, "tokens": tokens}
 
 
 def _damage(run, lm, tokens, say) -> np.ndarray:
@@ -417,19 +456,19 @@ def _curve(run, frozen, params, tokens) -> tuple[np.ndarray, np.ndarray]:
     prices[:, None],
     batch=run.options.windows,
   )
-  costs = np.asarray(method.policy.costs)
-  return prices, costs[played.actions].mean((1, 2)).astype(np.float32)
+  spent = method.policy.spent[played.actions].mean((1, 2)) + run.overhead
+  return prices, spent.astype(np.float32)
 
 
 def _regression(run, frozen, scalar_stats, tokens, samples) -> np.ndarray:
   """Coefficients (10, 3) of the baseline, kept in the workdir."""
   method, windows = run.method, run.options.windows
+  costs = method.policy.costs
   common = {"damage": frozen.stats.damage, "scalar_stats": scalar_stats}
 
   def fit():
     if method.reward == "divergence":
-      table = method.setup.table
-      return counterfactual.fit_samples(table, samples, **common)
+      return counterfactual.fit_samples(samples, costs=costs, **common)
     rounds = max(-(-run.ridge_windows // windows), 2)
     drawn = (
       windows_lib.random_windows(

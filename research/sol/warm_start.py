@@ -218,6 +218,11 @@ def make_step(
     def loss_fn(params):
       model = policy_lib.bind(method.policy, params)
       sensitivity = model(seen, price[..., None], stats.damage)[1]
+      if method.policy.hold > 1:
+        # What is seen at a decision says how all tokens are damaged that it
+        # holds for.
+        steps = jnp.arange(sensitivity.shape[2])
+        sensitivity = sensitivity[:, :, steps - steps % method.policy.hold]
       own = jnp.sum(mean * sensitivity[:, 0], axis=-1)
       loss = damage_lib.divergence_loss(samples["divergence"], own, drawn)
       return loss, {"predicted": jnp.mean(own)}

@@ -153,8 +153,8 @@ def test_planted_damage_is_found_in_divergences(monkeypatch):
   monkeypatch.setattr(counterfactual.damage_lib, "_INHERITED", 0.0)
   few, many = (
     counterfactual.fit_samples(
-      TABLE,
       samples_of(episodes),
+      costs=cost.net_keep(TABLE),
       damage=jnp.asarray(DAMAGE),
       scalar_stats=jnp.asarray(STATS),
       ridges=(1e-6,),
@@ -183,8 +183,9 @@ def test_the_fit_is_a_function_of_its_seed(plant):
 
 
 def test_the_controller_takes_the_largest_gain_less_price():
-  controller = counterfactual.controller(TABLE)
-  assert controller is counterfactual.controller(TABLE)
+  charged = tuple(cost.net_keep(TABLE).tolist())
+  controller = counterfactual.controller(charged)
+  assert controller is counterfactual.controller(charged)
   coefficients = 3 * planted().astype(np.float32)
   generator = np.random.default_rng(3)
   scalars = generator.normal(size=(3, 4, len(SCALARS))).astype(np.float32)

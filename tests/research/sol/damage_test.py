@@ -50,7 +50,7 @@ def test_gains_are_damage_that_is_avoided():
 def test_prices_span_what_is_worth_learning():
   total = left_out(TABLE).sum(1)
   costs = cost.net_keep(TABLE)
-  low, high = np.exp(damage.log_prices(TABLE, left_out(TABLE)))
+  low, high = np.exp(damage.log_prices(cost.net_keep(TABLE), left_out(TABLE)))
   assert low < high
   best = lambda price: np.argmin(total / price + costs)
   assert total[best(low)] < 0.01
@@ -64,7 +64,7 @@ def test_prices_of_many_levels_are_not_wider_than_needed():
   loss = np.zeros((table.size, 3))
   loss[:, 1] = np.exp(-12 * (np.array(table.rho) - 0.4)) - np.exp(-12 * 0.6)
   costs = cost.net_keep(table)
-  low, high = np.exp(damage.log_prices(table, loss))
+  low, high = np.exp(damage.log_prices(cost.net_keep(table), loss))
   best = lambda price: np.argmin(loss[:, 1] / price + costs)
   assert loss[best(low / 1.1), 1] < 0.01 <= loss[best(low * 1.1), 1]
   assert costs[best(high * 1.1)] <= costs.min() + 0.03 * np.ptp(costs)
@@ -121,7 +121,7 @@ def test_the_best_prediction_of_divergences_is_their_mean():
 @pytest.mark.parametrize("preset", ["K10", "S40", "Q5Q16", "J-2L"])
 def test_prices_exist_for_every_kind_of_table(preset):
   table = actions.preset(preset)
-  low, high = damage.log_prices(table, left_out(table))
+  low, high = damage.log_prices(cost.net_keep(table), left_out(table))
   assert np.isfinite([low, high]).all() and low < high
-  low, high = damage.log_prices(table, np.zeros((table.size, 3)))
+  low, high = damage.log_prices(cost.net_keep(table), np.zeros((table.size, 3)))
   assert np.isfinite([low, high]).all() and low < high

@@ -241,3 +241,59 @@ def test_unknown_switches_are_named():
       float32("rewards"),
       Objective(kl_coef=0.1),
     )
+
+
+def test_a_group_is_dead_where_nothing_differs():
+  returns = jnp.zeros((3, 2, 4)).at[:, 0].add(1.0)
+  returns = returns.at[0, :, 1].set(5.0)
+  actions = jnp.zeros((3, 2, 4), jnp.int32).at[:, 1].set(1)
+  actions = actions.at[1, :, 2].set(3)
+  live = np.asarray(grpo.live_groups(returns, actions))
+  dead = np.zeros((3, 2, 4), bool)
+  dead[0, :, 1] = True  # equal rewards
+  dead[1, :, 2] = True  # the same action
+  np.testing.assert_array_equal(live, ~dead)
+  assert grpo.live_groups(returns, actions, drop=False).all()
+  # Of an episode's return a group is dead or alive as a whole.
+  actions = actions.at[2].set(0)
+  whole = np.asarray(grpo.live_groups(returns, actions, level="outcome"))
+  np.testing.assert_array_equal(whole[:, 0, 0], [True, True, False])
+
+
+def test_dead_groups_are_in_no_denominator():
+  """The loss and the whitening are those of the live groups alone."""
+  generator = np.random.default_rng(0)
+  returns = jnp.asarray(generator.normal(size=(4, 3, 2)), jnp.float32)
+  actions = jnp.asarray(np.tile(np.arange(3)[None, :, None], (4, 1, 2)))
+  actions = actions.at[2:].set(0)
+  logits = jnp.asarray(generator.normal(size=(4, 3, 2, 5)), jnp.float32)
+  old = jax.nn.log_softmax(logits)
+  old = jnp.take_along_axis(old, actions[..., None], -1)[..., 0]
+  goal = grpo.Objective(entropy_coef=0.1)
+
+  def loss_of(rows, mask):
+    own = grpo.advantages(returns[:rows], mask=mask)
+    loss, _ = grpo.policy_loss(
+      logits[:rows] * 1.1, actions[:rows], old[:rows], own, goal, mask=mask
+    )
+    return float(loss.mean()), float(loss.denominator)
+
+  live = grpo.live_groups(returns, actions)
+  assert live.sum() == 2 * 3 * 2
+  found, alone = loss_of(4, live), loss_of(2, None)
+  assert found[1] == alone[1] == 12
+  assert found[0] == pytest.approx(alone[0], rel=1e-5)
+  assert found[0] != pytest.approx(loss_of(4, None)[0], rel=1e-3)
+  # With nothing alive there is nothing to learn, and no division by zero.
+  assert loss_of(4, jnp.zeros((4, 3, 2), bool)) == (0.0, 0.0)
+
+
+def test_the_episodes_that_vary_the_most_are_taken():
+  scale = jnp.asarray([1.0, 4.0, 2.0, 3.0])[:, None, None]
+  noise = np.random.default_rng(1).normal(size=(1, 3, 2))
+  returns = scale * jnp.asarray(noise, jnp.float32)
+  actions = jnp.asarray(np.tile(np.arange(3)[None, :, None], (4, 1, 2)))
+  for share, expected in ((0.5, [0, 1, 0, 1]), (0.1, [0, 1, 0, 0])):
+    live = grpo.live_groups(returns, actions, share=share)
+    np.testing.assert_array_equal(live[:, 0, 0], np.array(expected, bool))
+  assert grpo.live_groups(returns, actions, share=1.0).all()

@@ -152,7 +152,7 @@ def test_advantages_with_prices():
     method, jnp.asarray(LOG_PRICE), WINDOWS, jax.random.key(0)
   )
   damage = toy.damage(method.setup.table)
-  found, metrics = learn.advantages_of(method, played, goal, damage)
+  found, _, metrics = learn.advantages_of(method, played, goal, damage)
   costs = np.asarray(method.policy.costs)[np.asarray(played.actions)]
   rewards = np.asarray(played.log_p) - np.asarray(goal) * costs
   # The share of later damage that the discount hides.
@@ -182,7 +182,7 @@ def test_advantages_with_targets():
     method, jnp.asarray(LOG_PRICE), WINDOWS, jax.random.key(0)
   )
   damage = toy.damage(method.setup.table)
-  found, metrics = learn.advantages_of(method, played, goal, damage)
+  found, _, metrics = learn.advantages_of(method, played, goal, damage)
   spent = rollout.action_costs(method.setup.table)[played.actions]
   gap = np.asarray(spent).mean(2) - np.asarray(goal)
   penalty = reward.dead_zone_penalty(jnp.asarray(gap))
@@ -203,12 +203,12 @@ def test_gdpo_normalises_reward_and_budget_apart(mode):
     method, jnp.asarray(LOG_PRICE), WINDOWS, jax.random.key(0)
   )
   damage = toy.damage(method.setup.table)
-  found, _ = learn.advantages_of(method, played, goal, damage)
+  found, _, _ = learn.advantages_of(method, played, goal, damage)
   louder = dataclasses.replace(played, log_p=1000 * played.log_p)
-  again, _ = learn.advantages_of(method, louder, goal, 1000 * damage)
+  again, _, _ = learn.advantages_of(method, louder, goal, 1000 * damage)
   plain = dataclasses.replace(method, normalise="zscore")
-  one, _ = learn.advantages_of(plain, played, goal, damage)
-  other, _ = learn.advantages_of(plain, louder, goal, 1000 * damage)
+  one, _, _ = learn.advantages_of(plain, played, goal, damage)
+  other, _, _ = learn.advantages_of(plain, louder, goal, 1000 * damage)
   assert np.isfinite(found).all() and np.abs(found).max() < 4
   np.testing.assert_allclose(again, found, atol=2e-2)
   assert np.abs(other - one).max() > 0.5

@@ -109,6 +109,44 @@ def test_what_does_not_fit_together_is_told(changes, says):
     options.method(TINY, None)
 
 
+@pytest.mark.parametrize(
+  "changes, says",
+  [
+    ({"hold": 3, "policy": "head"}, "horizon=8 is no multiple of hold=3"),
+    ({"hold": 2}, "hold and policy_bits are of policy=scalars or head"),
+    ({"policy_bits": 9, "policy": "head"}, "neither 8 nor 16"),
+    ({"budget_unit": "ms"}, "need each other"),
+    ({"profile": "times.json"}, "need each other"),
+    ({"refresh": "drift"}, "neither none nor every:N"),
+    ({"variance_share": 0.0}, "leaves no episode"),
+  ],
+)
+def test_policies_that_do_not_fit_are_told(changes, says):
+  given = {"preset": "J-2L", "context": 32, "horizon": 8}
+  options = Options(**(given | changes)).filled("frugal")
+  with pytest.raises(InputError, match=says):
+    options.method(TINY, None)
+
+
+def test_a_published_policy_has_targets_in_net_keep_and_a_network():
+  for changes in ({"policy": "head"}, {"budget_unit": "flops"}):
+    options = Options(preset="J-2L", context=32, horizon=8, **changes)
+    with pytest.raises(InputError, match="budget=price"):
+      options.filled("published").method(TINY, None)
+
+
+def test_a_refresh_sets_the_horizon():
+  options = Options(preset="J-2L", refresh="every:32").filled("frugal")
+  assert options.horizon == 32
+  options = Options(preset="J-2L").filled("frugal")
+  assert options.refresh == f"every:{options.horizon}"
+  for refresh in ("every:x", "every:0", "every:4096"):
+    with pytest.raises(InputError, match="N of every:N is 1 to 1024"):
+      Options(preset="J-2L", refresh=refresh).filled("frugal")
+  with pytest.raises(InputError, match="contradicts horizon=8"):
+    Options(preset="J-2L", refresh="every:4", horizon=8).filled("frugal")
+
+
 def test_a_narrow_policy_has_a_head_that_divides_it():
   for width, heads in ((16, 4), (10, 1)):
     options = Options(preset="J-2L", context=32, horizon=8, width=width)

@@ -9,7 +9,15 @@ import pytest
 
 from models import module, transformer
 from models.transformer_config import TransformerConfig
-from research.sol import actions, cost, damage, observation, policy
+from research.cost import decode_step
+from research.sol import (
+  actions,
+  cost,
+  damage,
+  light_policy,
+  observation,
+  policy,
+)
 from research.sol.observation import Observation
 from research.sol.policy import InputStats, PolicyConfig
 from tests.research.sol import toy
@@ -95,7 +103,7 @@ def test_step_by_step_equals_whole_episodes(head, seen):
   def step(params, seen, goal, cache):
     return policy.bind(shape, params).step(seen, goal, damage_of(), cache)
 
-  cache = policy.controller(shape, greedy=True).start(None, goal)
+  cache, _ = policy.controller(shape, greedy=True).start(None, goal)
   for t in range(HORIZON):
     now = at_step(seen, t)
     logits, cache = step(params, now, goal, cache)
@@ -260,6 +268,111 @@ def test_the_published_size():
   )
   assert module.num_params(params) == expected
   assert 0.004 < expected / transformer.num_params(lm) < 0.0055
+
+
+LIGHT = {
+  "scalars": {"kind": "scalars"},
+  "head": {"kind": "head", "rank": 3},
+  "embed": {"kind": "head", "rank": 3, "source": "embed"},
+}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_light_policy_steps_as_it_reads_episodes(name, seen):
+  shape = config("gain", **LIGHT[name])
+  params, goal = noisy_params(shape), goal_of(shape)
+  stats = InputStats.measure(seen, damage_of())
+  whole, sensitivity = run_whole(shape, params, stats.apply(seen), goal)
+  assert whole.shape == (WINDOWS, ROLLOUTS, HORIZON, TABLE.size)
+  assert np.ptp(sensitivity, axis=(0, 1, 2)).min() > 0.1
+  controller = policy.controller(shape, greedy=True)
+  act, carry = jax.jit(controller.act), controller.start(None, goal)
+  for t in range(HORIZON):
+    now = at_step(seen, t)
+    action, carry, _ = act((params, stats), goal, carry, now, None)
+    np.testing.assert_array_equal(action, whole[:, :, t].argmax(-1))
+
+
+def test_a_light_policy_sees_what_it_says(seen):
+  blind = {
+    "scalars": ("hidden", "embed"),
+    "head": ("embed",),
+    "embed": ("hidden",),
+  }
+  for name, unseen in blind.items():
+    shape = config("gain", **LIGHT[name])
+    params, goal = noisy_params(shape), goal_of(shape)
+    base, _ = run_whole(shape, params, seen, goal)
+    for field in ("hidden", "embed", "scalars"):
+      other = dataclasses.replace(seen, **{field: getattr(seen, field) + 0.5})
+      found, _ = run_whole(shape, params, other, goal)
+      assert np.array_equal(found, base) == (field in unseen), (name, field)
+
+
+def test_a_new_light_policy_is_the_best_static_action(seen):
+  shape = config("gain", kind="head")
+  params, goal = policy.init(shape, jax.random.key(0)), goal_of(shape)
+  _, sensitivity = run_whole(shape, params, seen, goal)
+  np.testing.assert_allclose(sensitivity, 1, atol=1e-6)
+
+
+def test_a_decision_holds_until_the_next(seen):
+  shape = config("gain", kind="scalars", hold=3)
+  params, goal = noisy_params(shape), goal_of(shape)
+  stats = InputStats.identity(WIDTH, damage_of())
+  whole, _ = run_whole(shape, params, seen, goal)
+  controller = policy.controller(shape, greedy=True)
+  carry = controller.start(None, goal)
+  for t in range(HORIZON):
+    now = at_step(seen, t)
+    action, carry, _ = controller.act((params, stats), goal, carry, now, None)
+    expected = whole[:, :, t - t % 3].argmax(-1)
+    np.testing.assert_array_equal(action, expected)
+
+
+def test_rounded_weights_are_integers_of_a_scale_a_column():
+  params = noisy_params(config("gain", kind="head"))
+  assert light_policy.rounded(params, 16) is params
+  found = light_policy.rounded(params, 8)
+  for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(found)):
+    old, new = np.float64(old), np.float64(new)
+    scale = np.abs(old).max(0 if old.ndim > 1 else None) / 127
+    np.testing.assert_allclose(new / scale, np.round(new / scale), atol=1e-3)
+    assert (np.abs(new - old) <= 0.501 * scale).all()
+
+
+def test_light_policies_are_below_a_thousandth_of_a_step():
+  """The large one is not; on SmolLM2 at a context of 768."""
+  lm = TransformerConfig.smollm2_135m()
+  table = actions.preset("KR-FL")
+  step = {"kappa": 1.0, "rho": 1.0, "context": 768, "page_size": 8}
+  moved = decode_step.bytes_per_token(lm, **step)
+  shares = {}
+  for kind in ("scalars", "head", "large"):
+    shape = PolicyConfig(
+      table=table, lm_width=lm.d_model, horizon=16, kind=kind, width=256
+    )
+    params = jax.eval_shape(lambda s=shape: policy.init(s, jax.random.key(0)))
+    own = shape.own_cost(module.num_params(params))
+    shares[kind] = float(own.bytes / moved)
+    halved = dataclasses.replace(shape, hold=4, weight_bits=8)
+    later = halved.own_cost(module.num_params(params))
+    if kind != "large":
+      assert later.launches == own.launches / 4
+      assert later.bytes < own.bytes / 4 < 2 * later.bytes
+      assert later.flops == own.flops / 4
+  assert shares["scalars"] < shares["head"] < 0.0001 < 0.007 < shares["large"]
+
+
+def test_costs_of_another_unit_are_stretched_to_the_width_of_net_keep():
+  spent = tuple(np.linspace(0.7, 1.0, TABLE.size).tolist())
+  shape = config("gain", action_costs=spent)
+  np.testing.assert_allclose(shape.spent, spent, rtol=1e-6)
+  width = np.ptp(cost.net_keep(TABLE))
+  assert np.ptp(shape.costs) == pytest.approx(width, rel=1e-5)
+  np.testing.assert_allclose(
+    shape.costs / shape.spent, shape.costs[0] / 0.7, rtol=1e-5
+  )
 
 
 def test_1560_actions_take_3_outputs():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from research.core import intervals
+from research.cost.controller import controller_cost
 from research.sol import result_rows
 from research.sol.comparison import Comparison
 from research.sol.cost import StepCosts
@@ -11,7 +12,8 @@ from research.sol.result_rows import at_equal_cost
 from research.sol.scoring import Score
 from tests.research.sol import toy
 
-PARAMS, ASKED = 300, [0.5, 0.7]
+ASKED = [0.5, 0.7]
+OWN = controller_cost(300, products=2)
 COSTS = StepCosts(
   setup=toy.setup(), context=28.0, page_union={0.3: 1.5, 1.0: 1.0}
 )
@@ -40,6 +42,7 @@ def comparison(**changes):
     "static": {"half": score(2.2, 0.8, 0.8)},
     "trials": [np.linspace(3, 4, 500)],
     "costs": COSTS,
+    "own": {"SOL policy": OWN, "SOL policy, seed 1": OWN},
   }
   return Comparison(**(given | changes))
 
@@ -48,7 +51,6 @@ def rows_of(found):
   made = result_rows.rows(
     found,
     asked=ASKED,
-    policy_params=PARAMS,
     reads_logits=True,
     common={"model": "toy", "refresh_every": toy.HORIZON, "seeds": [0]},
   )
@@ -65,7 +67,7 @@ def pick(rows, method, place=0):
 
 
 def test_a_policy_is_charged_for_its_network_and_all_for_the_refresh(rows):
-  own = COSTS.policy(PARAMS)
+  own = COSTS.controller(OWN)
   ours, fixed = pick(rows, "SOL policy"), pick(rows, "fixed")
   assert ours["flops"] == pytest.approx(0.5 + own[0]) and own[0] > 0
   assert ours["bytes"] == pytest.approx(0.5 + own[1])
@@ -87,7 +89,7 @@ def test_a_policy_is_charged_for_its_network_and_all_for_the_refresh(rows):
 
 
 def test_differences_at_equal_cost_include_the_network(rows):
-  own = COSTS.policy(PARAMS)[0]
+  own = COSTS.controller(OWN)[0]
   fixed = pick(rows, "fixed")
   assert fixed["policy_minus_method"] == pytest.approx(3.0 - 3.4)
   # From .5 to .7 the fixed budget's nll falls by .6.

@@ -177,12 +177,12 @@ def test_mixing():
 @pytest.mark.parametrize("asked", [0.3, 0.6, 0.8])
 def test_points_are_matched_in_net_keep(asked):
   low, high = simple([8, 4], 0.25), simple([4, 0], 0.75)
-  found = scoring.at_net_keep(low, high, asked)
+  found = scoring.at_cost(low, high, asked, lambda one: one.net_keep)
   assert found.net_keep == pytest.approx(asked)
   expected = 1.5 - (asked - 0.25) / 0.5
   assert found.mean_nll == pytest.approx(expected)
   # Where both spend the same, there is nothing to mix.
-  assert scoring.at_net_keep(low, low, asked) is low
+  assert scoring.at_cost(low, low, asked, lambda one: one.net_keep) is low
 
 
 def test_differences_are_paired():

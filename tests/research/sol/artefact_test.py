@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.errors import InputError
-from research.sol import artefact, policy
+from research.sol import artefact, load_policy, policy
 from research.sol.options import Options
 from research.sol.policy import InputStats
 from tests.research.sol import toy
@@ -53,6 +53,21 @@ def test_what_is_saved_comes_back(trained, tmp_path):
   # It is a policy as it stands.
   model = policy.bind(toy.method("frugal").policy, found.params)
   assert model.head.kernel.shape == (16, trained.params["head"]["bias"].size)
+
+
+def test_a_run_and_an_older_file_are_read(trained, tmp_path):
+  """Options that the file does not know take the values of its mode."""
+  costs = np.linspace(0.7, 1, 8).astype(np.float32)
+  kept = dataclasses.replace(trained, action_costs=costs)
+  artefact.save(tmp_path / "policy", kept)
+  np.testing.assert_array_equal(load_policy(tmp_path).action_costs, costs)
+  path = tmp_path / "policy" / "policy.json"
+  meta = json.loads(path.read_text())
+  for name in ("policy", "hold", "budget_unit", "refresh"):
+    del meta["options"][name]
+  path.write_text(json.dumps(meta))
+  found = load_policy(tmp_path / "policy").options
+  assert found == trained.options and found.refresh == "every:16"
 
 
 def test_a_policy_without_prices_comes_back(trained, tmp_path):

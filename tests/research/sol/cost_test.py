@@ -10,6 +10,7 @@ from research.cost import decode_step
 from research.cost.controller import controller_cost
 from research.sol import actions, cost, profile
 from research.sol.rollout import Setup
+from tests.research.sol import toy
 
 
 def setup(table, **options):
@@ -123,6 +124,19 @@ def test_measured_times_are_shares_of_the_dense_step(tmp_path):
     profile.read(path)
   with pytest.raises(InputError, match="is missing"):
     profile.read(tmp_path / "none.json")
+
+
+def test_what_is_measured_here_can_be_read(tmp_path):
+  rows = profile.measure(
+    toy.setup(), toy.lm(), context=toy.CONTEXT, windows=1, repeats=1
+  )
+  path = tmp_path / "times.json"
+  path.write_text(json.dumps({"rows": rows}))
+  found = profile.read(path)
+  assert found.replayed == toy.HORIZON and found.device == rows[0]["device"]
+  assert min(found.dense, found.launch, found.replay) > 0
+  shares = found.shares(toy.TABLE)
+  assert shares[toy.TABLE.full_index] == 1 and (shares >= 0).all()
 
 
 def test_bits_save_nothing():

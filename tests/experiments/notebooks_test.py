@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("drawn_leaf_by_leaf")
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "experiments/notebooks"
 # What a cell tagged "parameters" is replaced by, and what is printed then.

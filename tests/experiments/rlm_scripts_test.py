@@ -22,6 +22,7 @@ SMALL = [
   "--warmup=1",
 ]
 
+pytestmark = pytest.mark.usefixtures("drawn_leaf_by_leaf")
 MESSY = ["--data=csv", "--path=HOME/messy.csv", "--targets=loss"]
 
 

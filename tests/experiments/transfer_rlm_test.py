@@ -25,7 +25,12 @@ MODEL = [
   "--steps_root=1",
   "--grid=5",
   "--batch=4",
+  # Dropout's draws take long to compile, and nothing here tells of them.
+  "--dropout=0",
 ]
+
+
+pytestmark = pytest.mark.usefixtures("drawn_leaf_by_leaf")
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def paged_sparse_attention(
     scale: Factor of the logits, K**-0.5 by default.
     implementation: `"mosaic_gpu"` (Hopper; bfloat16, heads of 64 or 128, up to
       eight query heads a key head, 64 to 8,192 pages of 8 to 64 slots), which
-      compares scores by their first 32 - log2(P) bits; `"xla"`; or None for the
+      compares scores by their first 31 - log2(P) bits; `"xla"`; or None for the
       latter.
 
   Returns:

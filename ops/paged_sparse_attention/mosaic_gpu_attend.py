@@ -21,8 +21,6 @@ NAME = "paged_sparse_attention"
 _UNSEEN = -1e30
 _LOWEST = -(2**31)
 _HIGHEST = 2**31 - 1
-# float32's infinity.
-_INFINITY = 0x7F800000
 # Pages that are listed at once.
 _STEP = 16
 
@@ -60,45 +58,53 @@ def attend(
   low = (1 << (groups * TILE - 1).bit_length()) - 1
   strided = plgpu.Layout.WG_STRIDED((groups, TILE), vec_size=2)
 
-  def sort_keys(scores_ref, last):
+  def numbers(scores_ref, last):
     """Integers in the order of scores, which no two pages have in common.
 
     Their last bits tell the page, so that of scores that agree in the others,
-    20 of them for 4,096 pages, the lower page has the higher number.
+    19 of them for 4,096 pages, the lower page has the higher number. Pages that
+    are kept whatever they score, or not there, have the lowest.
     """
     bits = lax.bitcast_convert_type(
       plgpu.load(scores_ref, layout=strided, optimized=False), jnp.int32
     )
-    bits = jnp.where(bits < 0, bits ^ _HIGHEST, bits)
+    # A bit less, so that differences of two numbers are numbers, too.
+    bits = jnp.where(bits < 0, bits ^ _HIGHEST, bits) >> 1
     iota = lambda axis: plgpu.broadcasted_iota(
       jnp.int32, (groups, TILE), axis, layout=strided
     )
     page = iota(0) * TILE + iota(1)
-    bits = jnp.where((page == 0) | (page == last), _INFINITY, bits)
-    bits = (bits & ~low) | (low - page)
-    return jnp.where(page <= last, bits, _LOWEST)
+    others = (page > 0) & (page < last)
+    found = jnp.where(others, (bits & ~low) | (low - page), _LOWEST)
+    return found, (page == 0) | (page == last)
 
-  def threshold_of(keys, kept):
-    """The key that `kept` keys reach, by bisection of its bits."""
+  def threshold_of(found, count, wanted):
+    """The number that `wanted` of `count` pages reach.
 
-    def unsettled(state):
-      bit, _, reached = state
-      return (bit >= 0) & (reached > kept)
+    The interval that it lies in is cut into three parts at a time: one sum over
+    all threads counts for both cuts.
+    """
+    reach = lambda cut: (found >= cut).astype(jnp.int32)
+    highest = jnp.max(found)
+    lowest = -jnp.max(jnp.where(found > _LOWEST, -found, _LOWEST))
 
-    def halve(state):
-      bit, threshold, reached = state
-      # The topmost bit is the sign: its sum with the lowest number is zero.
-      candidate = threshold + lax.shift_left(jnp.int32(1), bit)
-      count = jnp.sum((keys >= candidate).astype(jnp.int32))
-      enough = count >= kept
+    def cut(state):
+      begin, end, reached = state
+      third = jnp.maximum(lax.div(end - begin, jnp.int32(3)), 1)
+      near, far = begin + third, begin + 2 * third
+      both = jnp.sum(reach(near) + (reach(far) << 16))
+      of_near, of_far = both & 0xFFFF, both >> 16
+      is_far, is_near = of_far >= wanted, of_near >= wanted
       return (
-        bit - 1,
-        jnp.where(enough, candidate, threshold),
-        jnp.where(enough, count, reached),
+        jnp.where(is_far, far, jnp.where(is_near, near, begin)),
+        jnp.where(is_far, end, jnp.where(is_near, far, near)),
+        jnp.where(is_far, of_far, jnp.where(is_near, of_near, reached)),
       )
 
-    start = jnp.int32(31), jnp.int32(_LOWEST), jnp.int32(groups * TILE)
-    return lax.while_loop(unsettled, halve, start)[1]
+    unsettled = lambda state: (state[2] > wanted) & (wanted > 0)
+    start = lowest, highest + 1, count
+    begin, _, _ = lax.while_loop(unsettled, cut, start)
+    return jnp.where(wanted > 0, begin, _HIGHEST)
 
   def kernel(
     layer_ref, q_ref, scores_ref, lengths_ref, wanted_ref, keys_ref,
@@ -125,9 +131,10 @@ def attend(
       lax.div((split + i) * kept, jnp.int32(splits)) for i in range(2)
     )
     count = end - begin
-    keys = sort_keys(scores_ref.at[row, head], last)
-    threshold = threshold_of(keys, kept)
-    chosen = (keys >= jnp.maximum(threshold, _LOWEST + 1)).astype(jnp.int32)
+    found, forced = numbers(scores_ref.at[row, head], last)
+    always = jnp.minimum(last + 1, 2)
+    threshold = threshold_of(found, last + 1 - always, kept - always)
+    chosen = ((found >= threshold) | forced).astype(jnp.int32)
     hopper_tiles.store(kept_s, chosen)
     plgpu.commit_smem()
     of_groups = jnp.sum(

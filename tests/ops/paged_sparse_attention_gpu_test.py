@@ -19,7 +19,7 @@ from ops.paged_sparse_attention import (
 from ops.paged_sparse_attention.mosaic_gpu import Config
 from ops.paged_sparse_attention.summary import page_logits
 from tests.hopper_lowering import lowered
-from tests.ops.paged_sparse_attention_test import make
+from tests.ops.paged_sparse_attention_test import all_pages_equal, make
 from tests.ops.sequence_op import assert_close, tolerance
 
 # Query heads, key heads, head size.
@@ -56,7 +56,8 @@ def clear_counts(arrays, least, most):
       (17, 24),
       Config(splits=2, stages=2),
     ),
-    # A row without a token, and more splits than another has pages.
+    # A row whose pages score alike, one without a token, and more splits than
+    # another has pages.
     (
       {
         "heads": 3, "kv_heads": 1, "size": 128, "slots": 512, "page": 8,
@@ -70,6 +71,8 @@ def clear_counts(arrays, least, most):
 def test_values(changes, counts, config):
   given = {"size": 64, "page": 16, "dtype": "bfloat16"} | changes
   arrays = make(1, **given)
+  if 0 in given["lengths"]:
+    arrays = all_pages_equal(arrays, row=0)
   num_pages = clear_counts(arrays, *counts)
   options = {"max_pages": counts[1], "scale": 0.1}
   expected = paged_sparse_attention_reference(*arrays, num_pages, **options)

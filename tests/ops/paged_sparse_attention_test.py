@@ -41,6 +41,16 @@ def make(
   return q, keys, values, summary, lengths
 
 
+def all_pages_equal(arrays, row):
+  """The arrays with the row's first page of keys in the place of all pages."""
+  q, keys, values, summary, lengths = arrays
+  page = keys.shape[1] // summary.first.shape[1]
+  same = jnp.tile(keys[row, :page], (keys.shape[1] // page, 1, 1))
+  keys = keys.at[row].set(same)
+  summary = summarize(keys, lengths, page_size=page, kind=summary.kind)
+  return q, keys, values, summary, lengths
+
+
 @functools.partial(jax.jit, static_argnames="max_pages")
 def attend(q, keys, values, summary, lengths, num_pages, max_pages=None):
   return paged_sparse_attention(
@@ -59,6 +69,14 @@ def test_equals_the_float64_loop(kind, dtype):
     expected = paged_sparse_attention_reference(*arrays, num_pages, max_pages=5)
     assert found.dtype == dtype
     assert_close(found, expected, tolerance(dtype, 32))
+
+
+def test_of_equal_scores_the_earlier_page_wins():
+  arrays = all_pages_equal(make(lengths=(32, 9, 1)), row=0)
+  num_pages = np.full((3, 2), 4, np.int32)
+  found = attend(*arrays, num_pages, max_pages=5)
+  expected = paged_sparse_attention_reference(*arrays, num_pages, max_pages=5)
+  assert_close(found, expected, tolerance("float32", 32))
 
 
 def test_all_pages_are_dense_attention():

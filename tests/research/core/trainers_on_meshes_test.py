@@ -28,6 +28,7 @@ from tests.research.lra import learn_test as lra
 
 _CONFIGS = {
   "transformer": TransformerConfig.tiny(num_layers=2),
+  "gemma": TransformerConfig.tiny_gemma(num_layers=2, sliding=(True, False)),
   "mamba2": MambaConfig.tiny("mamba2", num_layers=1, vocab_size=64),
 }
 _MESHES = {
@@ -90,6 +91,7 @@ def _alone(arch):
     ("transformer", "rows"),
     ("transformer", "parameters"),
     ("transformer", "tokens"),
+    ("gemma", "tokens"),
     ("mamba2", "tokens"),
   ],
 )

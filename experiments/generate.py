@@ -5,9 +5,9 @@
     --prompt="What is a cat?" --temperature=0.7 --top_p=0.9
 
 One prompt streams to stdout; several (--prompt again and again, or a .jsonl
-file, of chats too) run as one batch and are printed whole. --chat writes turns
-by the model's own template. Speeds go to stderr. On 2 CPU
-cores "tiny" draws some hundred tokens a second, smollm2 about ten.
+file, of chats too) are a batch, printed whole. --chat writes turns by the
+model's template. --policy=RUN --budget=.9 lets a policy of train_sol.py choose
+each token's work. Speeds go to stderr: hundreds of tokens a second of "tiny".
 """
 
 import functools
@@ -18,9 +18,11 @@ import sys
 from absl import flags
 
 import cli
+import policy_flags
 from models.errors import InputError
 from research.core import files
 
+flags.adopt_module_key_flags(policy_flags)
 _MODEL = flags.DEFINE_string(
   "model", "tiny", "tiny, smollm2, a checkpoint's path or a hub id"
 )
@@ -72,11 +74,11 @@ def _write(prompts, completions) -> None:
   rows = [
     {
       "prompt": prompt,
-      "text": completion.text,
-      "reason": completion.reason,
-      "tokens": len(completion.tokens),
+      "text": found.text,
+      "reason": found.reason,
+      "tokens": len(found.tokens),
     }
-    for prompt, completion in zip(prompts, completions, strict=True)
+    for prompt, found in zip(prompts, completions, strict=True)
   ]
   path = pathlib.Path(_OUTPUT.value).expanduser()
   files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -84,6 +86,7 @@ def _write(prompts, completions) -> None:
 
 def main(_) -> None:
   """Generates; see the module's docstring."""
+  policy_flags.check()
   prompts = _prompts()
   cli.check_there([_MODEL.value], tokenizer=_TOKENIZER.value)
   import jax.numpy as jnp  # after the flags were checked
@@ -91,7 +94,6 @@ def main(_) -> None:
   from models.state_format import StateFormat
 
   state_format = _STATE.value and StateFormat.parse(_STATE.value)
-
   from models import chat
   from models.convert import load
   from research.decoding.plain import Plain
@@ -102,6 +104,9 @@ def main(_) -> None:
 
   checkpoint = load(_MODEL.value, jnp.dtype(_DTYPE.value))
   tokenizer = of_checkpoint(checkpoint, _TOKENIZER.value)
+  how = _MAX_TOKENS.value, _TEMPERATURE.value, _SEED.value
+  if policy_flags.played(checkpoint, tokenizer, prompts, *how):
+    return
   method = functools.partial(Plain, state_format=state_format)
   generator = Generator(
     checkpoint.config, checkpoint.params, tokenizer, method=method
@@ -122,8 +127,7 @@ def main(_) -> None:
   alone = len(prompts) == 1
 
   def show(_: int, piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
+    print(piece, end="", flush=True)
 
   if alone and not _CHAT.value:
     sys.stdout.write(prompts[0])

@@ -539,3 +539,94 @@ def _observe_block(
   step_index = jnp.broadcast_to(steps[None, None], actions.shape)
   seen = _observe(signals, model.embed(inputs), previous, spent, step_index)
   return dataclasses.replace(seen, embed=None)
+
+
+def extend(
+  setup: Setup,
+  params: transformer.Params,
+  prefix: Prefix,
+  tail: jax.Array,
+  play: Play,
+  key: jax.Array,
+  *,
+  steps: int,
+  temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws the tokens behind a prompt, each under the controller's action.
+
+  Args:
+    setup: the set-up.
+    params: of the frozen LLM.
+    prefix: of one window, of all S tokens of which `tail` is the rest.
+    tail: (F,) int32 the prompt's tokens from S on. All but the last are read
+      densely.
+    play: who chooses the actions; it begins anew every T steps.
+    key: of the draws.
+    steps: n, tokens to draw.
+    temperature: of the draws; 0 is greedy.
+
+  Returns:
+    Tokens and actions, (n,) int32.
+  """
+  model = transformer.bind(setup.config, params)
+  c, known = setup.config, tail.shape[0]
+  total = known + steps - 1
+  starts = jnp.full((1, 1), prefix.hidden.shape[1], jnp.int32)
+  shape = (c.num_layers, 1, 1, total, c.num_kv_heads, c.head_dim)
+  empty = jnp.zeros(shape, prefix.k.dtype)
+  fresh = (
+    jnp.full((1, 1), setup.table.size, jnp.int32),
+    jnp.zeros((1, 1, 3), jnp.float32),
+    play.start(),
+  )
+  full, costs = setup.table.full_index, action_costs(setup.table)
+
+  def step(carry, per_step):
+    suffix, signals, own, token = carry
+    t, now, key = per_step
+    token = jnp.where(t < known, tail[jnp.minimum(t, known - 1)], token)
+    at = jnp.maximum(t - known + 1, 0) % setup.horizon
+    own = jax.tree.map(lambda x, y: jnp.where(at == 0, x, y), fresh, own)
+    previous, spent_sum, inner = own
+    read = jnp.full((1, 1), token, jnp.int32)
+    seen = _observe(
+      signals,
+      model.embed(read),
+      previous,
+      spent_sum / jnp.maximum(at, 1),
+      jnp.broadcast_to(at, read.shape),
+    )
+    action, inner, _ = play.act(inner, seen, key)
+    action = jnp.where(t < known - 1, full, action).astype(jnp.int32)
+    hidden, new = _forward(
+      model,
+      setup,
+      prefix,
+      read[..., None],
+      starts,
+      action[..., None],
+      suffix=suffix,
+      slot=t,
+    )
+    suffix = tuple(
+      jax.lax.dynamic_update_slice_in_dim(old, x, t, axis=3)
+      for old, x in zip(suffix, new, strict=True)
+    )
+    hidden = hidden[:, :, 0]
+    logits = model.logits(hidden)
+    if temperature:
+      drawn = jax.random.categorical(now, logits[0, 0] / temperature)
+    else:
+      drawn = jnp.argmax(logits[0, 0])
+    later = tail[jnp.minimum(t + 1, known - 1)]
+    token = jnp.where(t + 1 < known, later, drawn).astype(jnp.int32)
+    stats = prefix_lib.token_stats(logits, jnp.full((1, 1), token))
+    signals = _advance(signals, hidden, -stats.log_p, stats.entropy)
+    own = (action, spent_sum + costs[action], inner)
+    return (suffix, signals, own, token), (token, action[0, 0])
+
+  keys = jax.random.split(key, (2, total))
+  start = ((empty, empty), _signals_at_start(prefix, starts), fresh, tail[0])
+  each = (jnp.arange(total, dtype=jnp.int32), keys[0], keys[1])
+  _, (tokens, actions) = jax.lax.scan(step, start, each)
+  return tokens[known - 1 :], actions[known - 1 :]

@@ -203,8 +203,8 @@ class GatedMlp(nnx.Module):
     x = hooks.on_input(x) if hooks.on_input else x
     middle = _gate(
       self.activation,
-      placement.heads(self.gate_proj(x)),
-      placement.heads(self.up_proj(x)),
+      placement.widths(self.gate_proj(x)),
+      placement.widths(self.up_proj(x)),
     )
     middle = hooks.on_middle(middle) if hooks.on_middle else middle
     y = placement.rows(self.down_proj(middle))

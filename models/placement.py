@@ -143,18 +143,30 @@ def layer(
 
 def rows(x: jax.Array) -> jax.Array:
   """A residual stream (B, T, D), or of other middle axes, cut by rows."""
-  if x.ndim < 3:
-    return x
-  middle = ("length",) if x.ndim == 3 else (None,) * (x.ndim - 2)
-  return sharding.constrain(x, "batch", *middle, None)
+  return _by_rows(x, None)
+
+
+def widths(x: jax.Array) -> jax.Array:
+  """Widths (B, T, F), or of other middle axes, cut by them, too."""
+  return _by_rows(x, "heads")
 
 
 def heads(x: jax.Array) -> jax.Array:
-  """Heads (B, T, H, K) or widths (B, T, F) of a layer, cut by them, too."""
-  if x.ndim < 3:
+  """Heads (B, T, H, K), or of other middle axes, cut by them, too."""
+  return _by_rows(x, "heads", None)
+
+
+def _by_rows(x, *last):
+  """Cuts the first axis by rows, the last ones as they say.
+
+  A single one between them is tokens; of several none is cut, since rows may
+  have rollouts or targets of their own.
+  """
+  between = x.ndim - 1 - len(last)
+  if between < 1:
     return x
-  last = (None,) if x.ndim > 3 else ()
-  return sharding.constrain(x, "batch", "length", "heads", *last)
+  middle = ("length",) if between == 1 else (None,) * between
+  return sharding.constrain(x, "batch", *middle, *last)
 
 
 def _worth_keeping(primitive, *_, **__) -> bool:

@@ -33,8 +33,11 @@ _DIMS: tuple[tuple[str, sharding.Dims], ...] = (
   (r"dt_proj\.kernel", (None, "heads")),
   (r"(up|down|head_in|head_out)\.kernel", ("stored", None)),
 )
+# Arrays of a `QTensor` that lie as its codes do, also within a `QWeight`.
+_CODES = r"(weight\.)?(values|zeros|choices|scales(\.(values|scales|zeros))?)"
 _PATTERNS = tuple(
-  (re.compile(rf"(^|\.){pattern}(\.value)?$"), dims) for pattern, dims in _DIMS
+  (re.compile(rf"(^|\.){pattern}(\.value)?(\.(?P<codes>{_CODES}))?$"), dims)
+  for pattern, dims in _DIMS
 )
 # Matrices of several arrays side by side, which `part` gathers one by one.
 _PARTED = ("stored_whole", None)
@@ -46,12 +49,22 @@ _CHEAP = frozenset(
 
 
 def dims_of(path: Sequence[Any]) -> sharding.Dims:
-  """What the last dimensions of a leaf are; () for one that is never cut."""
-  name = jax.tree_util.keystr(path, simple=True, separator=".")
+  """What the last dimensions of a leaf are; () for one that is never cut.
+
+  Those of a quantized matrix (D, F) are kept as (F, D), packed along D, and so
+  are the scales of its blocks.
+  """
+  return _dims_of(path)[0]
+
+
+def _dims_of(path: Sequence[Any]) -> tuple[sharding.Dims, bool]:
+  """What the last dimensions of a leaf are, and whether it is quantized."""
   for pattern, dims in _PATTERNS:
-    if pattern.search(name):
-      return dims
-  return ()
+    if found := pattern.search(_name(path)):
+      quantized = found["codes"] is not None
+      flipped = quantized and ".kernel" in found[0]
+      return (dims[::-1] if flipped else dims), quantized
+  return (), False
 
 
 def stored_specs(tree: Tree, axes: Mapping[str, int]) -> Tree:
@@ -79,10 +92,12 @@ def gathered(block: Tree, dtype: Any) -> Tree:
     return block
 
   def one(path, leaf):
-    dims = dims_of(path)
-    if not dims or dims == _PARTED:
+    dims, quantized = _dims_of(path)
+    if not dims or "stored_whole" in dims:
       return leaf
     used = tuple(None if dim == "stored" else dim for dim in dims)
+    if quantized:
+      return _laid_out(leaf, used, axes)
     return _moved(leaf, dims, used, dtype, axes)
 
   return jax.tree_util.tree_map_with_path(one, block)
@@ -92,13 +107,36 @@ def part(columns: jax.Array, dim: str | None, dtype: Any) -> jax.Array:
   """Columns (D, F) of a matrix of several arrays, as they are computed with.
 
   Args:
-    columns: (D, F), of one of the arrays; what is no plain array stays as it
-      is.
+    columns: (D, F), of one of the arrays; one that is quantized is not rounded
+      again.
     dim: what the columns are.
     dtype: that they are rounded to.
   """
   axes = sharding.sizes()
-  return _moved(columns, _PARTED, (None, dim), dtype, axes) if axes else columns
+  if not axes:
+    return columns
+  if isinstance(columns, jax.Array):
+    return _moved(columns, _PARTED, (None, dim), dtype, axes)
+
+  def one(path, leaf):
+    # A quantized matrix has its columns first.
+    if re.fullmatch(_CODES, _name(path)):
+      return _laid_out(leaf, (dim, None), axes)
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(one, columns)
+
+
+def _name(path: Sequence[Any]) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _laid_out(leaf, dims, axes):
+  """An array of a quantized matrix, laid out by `dims` as it is."""
+  if leaf.ndim != len(dims):
+    return leaf
+  where = sharding.spec(dims, leaf.shape, axes)
+  return jax.lax.with_sharding_constraint(leaf, where)
 
 
 def _moved(leaf, dims, used_dims, dtype, axes):

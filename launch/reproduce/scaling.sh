@@ -16,8 +16,8 @@ told in scaling.log. --dry-run prints the commands.
 
   GPUS=8    GPUs to use; by default those that nvidia-smi lists
   SIZES=    numbers of devices; by default 1 2 4 8 as far as GPUS goes
-  GROUPS_="weak strong methods long tensor losses"
-            what is measured, in this order
+  GROUPS_="weak methods tensor long strong losses"
+            what is measured
   FROM=     folder of an earlier OUT, whose rows are taken over
   TINY=1    tiny models on fake devices of a CPU, to try the script
 TEXT
@@ -32,7 +32,7 @@ dry_run=
 cd "$(dirname "$0")/../.." || exit
 OUT=$1 LIMIT=${2:-570} TINY=${TINY:-} FROM=${FROM:-}
 GPUS=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l)}
-GROUPS_=${GROUPS_:-weak strong methods long tensor losses}
+GROUPS_=${GROUPS_:-weak methods tensor long strong losses}
 PY=${PYTHON:-$(command -v .venv/bin/python || command -v python3)}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export TF_CPP_MIN_LOG_LEVEL=2 XLA_PYTHON_CLIENT_MEM_FRACTION=.92
@@ -64,7 +64,10 @@ cases_of() {
       rows=${RLM##*:}
       cases+=("methods.rlm=${RLM%:*}:$((n * ${rows%x*}))x${rows#*x}@data:$n") ;;
     long)
-      for m in $LONG; do cases+=("long.$m@sequence:$n"); done ;;
+      for m in $LONG; do cases+=("long.$m@sequence:$n"); done
+      [[ $n == 1 ]] || for m in $LONGEST; do
+        cases+=("long.$m@sequence:$n")
+      done ;;
     tensor)
       [[ $n != 2 ]] || cases+=("tensor.lm=$TENSOR@tensor:2"
         "tensor.lm=$TENSOR@fsdp:2")
@@ -80,14 +83,15 @@ WEAK="transformer/60m:64x1024 mamba2/60m:64x1024 llama3_2_1b:8x2048
 STRONG="transformer/60m:64x1024 mamba2/60m:64x1024 llama3_2_1b:16x2048"
 SOL=llama3_2_1b:8x512 RLM=512/2+2:64x2048 TENSOR=llama3_1_8b:4x2048
 LONG="ssd=64x64x128:1x262144 attention=8x128:1x262144 ssd=64x64x128:1x1048576
-  lm=mamba2_370m:1x262144 attention=8x128:1x1048576"
+  lm=mamba2_370m:1x262144"
+LONGEST=attention=8x128:1x1048576 # A minute on one device.
 LOSSES="transformer/60m:16x512@data mamba2/60m:16x512@fsdp"
 own=(--dtype=bfloat16 --attention=cudnn --measure=.7)
 alike=(--dtype=float32 --updates=50)
 if [[ $TINY ]]; then
   WEAK="tiny_transformer:2x32 tiny_mamba2:2x32" STRONG=tiny_transformer:8x32
   SOL=tiny_transformer:1x32 RLM=32/1+1:2x16 TENSOR=tiny_transformer:2x32
-  LONG="ssd=2x16x8:1x64 attention=2x16:1x64 lm=tiny_mamba2:1x64"
+  LONG="ssd=2x16x8:1x64 lm=tiny_mamba2:1x64" LONGEST=attention=2x16:1x64
   LOSSES="tiny_transformer:8x16@data tiny_mamba2:8x16@fsdp"
   own=(--dtype=float32 --measure=.01) alike=(--dtype=float32 --updates=4)
   export JAX_PLATFORMS=cpu
@@ -137,7 +141,7 @@ measure() {
 for n in 1 2 4 8; do
   [[ " $SIZES " == *" $n "* ]] || say "left out: $n devices (GPUS=$GPUS)"
 done
-timed=(weak strong methods tensor long)
+timed=(weak methods tensor long strong)
 first=0 half=$((LIMIT / 2))
 for n in $SIZES; do
   [[ $n -lt $GPUS ]] || continue

@@ -10,7 +10,7 @@ from research.bench import mesh_losses, meshes
 from research.bench.mesh_cases import Case
 
 # Cases that are compiled at a time, each by several threads.
-_COMPILERS = 4
+_COMPILERS = 8
 
 Row = dict[str, Any]
 

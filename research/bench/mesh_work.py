@@ -47,8 +47,9 @@ class Work:
   """What a case computes, before anything of it is on a device.
 
   Attributes:
-    function: what is compiled; `jax.jit` was applied.
-    make: gives the arguments, laid out.
+    function: what is timed; `jax.jit` was applied.
+    draw: from a key to arrays; `jax.jit` was applied.
+    arguments: of `function`, of what `draw` gave.
     shapes: of the arguments, laid out.
     tokens: that a call goes through.
     flops: of a token, or None where they are not counted.
@@ -56,7 +57,8 @@ class Work:
   """
 
   function: Callable
-  make: Callable[[], tuple]
+  draw: Callable[[jax.Array], Any]
+  arguments: Callable[[Any], tuple]
   shapes: tuple
   tokens: int
   flops: float | None = None
@@ -152,7 +154,11 @@ def _regression_lm(case, mesh, dtype, attention) -> Work:
 
 
 def _sol(case, mesh, dtype, attention) -> Work:
-  """GRPO's update behind rollouts of all windows; prefixes are computed."""
+  """GRPO's update behind rollouts of all windows; prefixes are computed.
+
+  Its attention is XLA's, as in the suite `sol`.
+  """
+  del attention
   small = case.name.startswith("tiny")
   options = SolOptions(
     preset="J-FL",
@@ -162,7 +168,7 @@ def _sol(case, mesh, dtype, attention) -> Work:
     group_size=2 if small else _GROUP,
   ).filled("frugal")
   config = config_of(case)
-  method = options.method(config, attention)
+  method = options.method(config, None)
   tx = sol_learn.optimizer(1e-4, 2000, clip_norm=2.0, schedule="constant")
   # The share of work that an action leaves out stands for its damage.
   damage = 1.0 - rollout_lib.action_costs(method.setup.table)
@@ -198,8 +204,8 @@ def _update(
   mesh, step, create, batch, *, tokens, frozen=lambda key: None, flops=None
 ) -> Work:
   """The work of a step; `create` and `frozen` make its arrays of a key."""
-  key = jax.random.key(0)
-  made = jax.eval_shape(create, key), jax.eval_shape(frozen, key)
+  draw = lambda key: (create(key), frozen(key))
+  made = jax.eval_shape(draw, jax.random.key(0))
   rows = mesh_lib.batch_sharding(mesh)
   placed = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch
@@ -208,10 +214,11 @@ def _update(
   return Work(
     function=state_lib.compiled(step, mesh, state),
     shapes=(state, placed, kept),
-    make=lambda: (
-      mesh_lib.build(mesh, create, key),
+    draw=jax.jit(draw, out_shardings=mesh_lib.shardings(mesh, made)),
+    arguments=lambda made: (
+      made[0],
       mesh_lib.shard_batch(mesh, batch),
-      mesh_lib.build(mesh, frozen, key),
+      made[1],
     ),
     tokens=tokens,
     flops=flops,
@@ -255,7 +262,8 @@ def _op(case, mesh, dtype, attention) -> Work:
   return Work(
     function=jax.jit(mesh_lib.traced(mesh, gradients), out_shardings=where),
     shapes=(shapes,),
-    make=lambda: (jax.jit(draw, out_shardings=where)(jax.random.key(0)),),
+    draw=jax.jit(draw, out_shardings=where),
+    arguments=lambda made: (made,),
     tokens=case.batch * case.length,
     keeps=False,
   )

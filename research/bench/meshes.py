@@ -32,14 +32,17 @@ class Timing:
     self._case, self._dtype = case, dtype
     self._mesh = mesh_lib.make(case.shape)
     self._work = mesh_work.of(case, self._mesh, dtype, attention)
-    self._lowered = self._work.function.lower(*self._work.shapes)
-    self._run = None
+    work = self._work
+    self._lowered = work.function.lower(*work.shapes)
+    self._drawing = work.draw.lower(jax.random.key(0))
+    self._run = self._draw = None
     self._compiling = 0.0
 
   def compile(self) -> None:
     """Compiles it, beside other threads."""
     began = time.perf_counter()
     self._run = self._lowered.compile()
+    self._draw = self._drawing.compile()
     self._compiling = time.perf_counter() - began
 
   def row(self, seconds: float) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class Timing:
       seconds: of each measurement, in whole calls and at least one.
     """
     work, run = self._work, self._run
-    arguments = work.make()
+    arguments = work.arguments(self._draw(jax.random.key(0)))
 
     def call():
       nonlocal arguments

@@ -9,6 +9,7 @@ from models import input_files
 from models.convert import load
 from models.errors import InputError
 from models.tokenizer import Tokenizer
+from research.core import processes
 from research.core.checkpoint import Checkpointer
 from research.core.state import TrainState
 from research.language_model.architectures import Config, Params
@@ -23,10 +24,16 @@ _OF_MODEL = ("arch", "preset", *SIZES, "tie_embeddings", "vocab_size",
 def kept_states(start: str) -> tuple[Checkpointer, int] | None:
   """The kept states of a run and the step of one; None for a model.
 
+  The process that writes looks for them, and tells the others.
+
   Args:
     start: a workdir, whose newest is taken, a state in its `checkpoints/`, or a
       model.
   """
+  return processes.from_writer(lambda: _kept_states(start))
+
+
+def _kept_states(start: str) -> tuple[Checkpointer, int] | None:
   path = pathlib.Path(start).expanduser()
   if path.parent.name == "checkpoints" and path.name.isdecimal():
     return Checkpointer(path.parent), int(path.name)
@@ -82,7 +89,9 @@ def check(start: str, flags: Mapping[str, Any]) -> None:
   """
   states, step = kept_states(start)
   path = states.directory.parent / "flags.json"
-  before = input_files.read_kept(path, advice="give its model")
+  before = processes.from_writer(
+    lambda: input_files.read_kept(path, advice="give its model")
+  )
   names = [*_OF_MODEL]
   if flags["tokenizer"] == tokenizing.BPE:
     names += ["text", "documents"]

@@ -11,7 +11,8 @@ from models import convert
 from models import tokenizer as tokenizer_lib
 from models.errors import InputError
 from research.core import mesh as mesh_lib
-from research.core import metrics
+from research.core import metrics, processes
+from research.core.checkpoint import Checkpointer
 from research.language_model import starting, training
 from research.language_model.options import Options
 
@@ -155,3 +156,11 @@ def test_a_window_longer_than_the_model_is_told(home, short):
   )
   with pytest.raises(InputError, match="--length=32: .* has 16 positions"):
     training.train(run, silent)
+
+
+def test_the_process_that_writes_tells_the_others_what_is_kept(monkeypatch):
+  flags = dataclasses.asdict(OPTIONS)
+  told = iter([(Checkpointer("nowhere"), 3), flags | {"text": "a"}])
+  monkeypatch.setattr(processes, "from_writer", lambda function: next(told))
+  starting.check("nowhere", flags | {"text": "a", "steps": 4})
+  assert not [*told]

@@ -8,8 +8,6 @@ from absl import flags
 import cli
 from models.errors import InputError
 
-# --help lists the flags of the script: they are its own, not this module's.
-flags.disclaim_key_flags()
 _POLICY = flags.DEFINE_string(
   "policy", None, "run of train_sol.py whose policy chooses each token's work"
 )

@@ -18,7 +18,6 @@ from ops.hopper import PROCESSORS, SHARED_MEMORY
 from ops.hopper_tiles import TILE
 from ops.paged_sparse_attention import mosaic_gpu_attend, mosaic_gpu_scores
 from ops.paged_sparse_attention.mosaic_gpu_scores import QUERIES
-from ops.paged_sparse_attention.summary import weights
 
 HEAD_SIZES = (64, 128)
 PAGE_SIZES = (8, 16, 32, 64)
@@ -147,11 +146,11 @@ def attend_in_layer(
     config = configure(batch, heads, size, pages, slots // pages, max_pages)
   own = q.reshape(batch, heads, -1, size)
   shared = own.shape[2]
-  # Repeated, the last query changes no maximum.
-  own = jnp.pad(own, ((0, 0), (0, 0), (0, QUERIES - shared), (0, 0)), "edge")
+  own = jnp.pad(own, ((0, 0), (0, 0), (0, QUERIES - shared), (0, 0)))
   scores = mosaic_gpu_scores.page_scores(
-    layer, *weights(own, summary.kind), (summary.first, summary.second),
-    lengths, page_size=slots // pages, room=padded(pages), interpret=interpret,
+    layer, own, (summary.first, summary.second), lengths, shared=shared,
+    kind=summary.kind, page_size=slots // pages, room=padded(pages),
+    interpret=interpret,
   )  # fmt: skip
   mixed, top, total = mosaic_gpu_attend.attend(
     layer, own, (keys, values), scores.reshape(batch, heads, -1, TILE), lengths,

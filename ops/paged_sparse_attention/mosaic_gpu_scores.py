@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops import hopper_tiles
-from ops.hopper_tiles import TILE
+from ops.hopper_tiles import ROWS, TILE
+from ops.paged_sparse_attention.summary import weights
 
 NAME = "paged_sparse_attention_scores"
 QUERIES = 8
 
 
 def page_scores(
-  layer, of_first, of_second, summary, lengths, *, page_size, room, interpret
+  layer, q, summary, lengths, *, shared, kind, page_size, room, interpret
 ) -> jax.Array:
   """Returns the scores of all pages, (B, N, room) float32.
 
@@ -26,10 +27,11 @@ def page_scores(
 
   Args:
     layer: (1,) int32.
-    of_first: Weights of the first part of the summary, (B, N, 8, K) bfloat16.
-    of_second: Those of the second.
+    q: (B, N, 8, K) bfloat16.
     summary: Both parts, (L, B, P, N, K) bfloat16, of 64 pages at least.
     lengths: (B,) int32, slots that are filled.
+    shared: Queries of a head that count, the first ones.
+    kind: Of the summary.
     page_size: Slots of a page.
     room: Pages that the result has room for.
     interpret: False, or the parameters of the interpreter.
@@ -37,7 +39,7 @@ def page_scores(
   batch, pages, heads, size = summary[0].shape[1:]
   parts = size // TILE
 
-  def kernel(layer_ref, w1_ref, w2_ref, first_ref, second_ref, lengths_ref,
+  def kernel(layer_ref, q_ref, first_ref, second_ref, lengths_ref,
              scores_ref, *, weights_s, pages_s, loaded):  # fmt: skip
     tile, head, row = (lax.axis_index(name) for name in ("tile", "head", "row"))
     # The last tile begins earlier rather than to end behind the pages.
@@ -48,17 +50,20 @@ def page_scores(
     def _():
       for part in range(parts):
         columns = pl.ds(part * TILE, TILE)
-        for which, (w_ref, ref) in enumerate(
-          ((w1_ref, first_ref), (w2_ref, second_ref))
-        ):
-          plgpu.copy_gmem_to_smem(
-            w_ref.at[row, head, :, columns], weights_s.at[which, part], loaded
-          )
+        for which, ref in enumerate((first_ref, second_ref)):
           plgpu.copy_gmem_to_smem(
             ref.at[layer_ref[0], row, own, head, columns],
             pages_s.at[which, part],
             loaded,
           )
+      for part in range(parts):
+        columns = pl.ds(part * TILE, TILE)
+        q = hopper_tiles.load(q_ref.at[row, head, :, columns], ROWS)
+        for which, weight in enumerate(weights(q, kind)):
+          hopper_tiles.store(
+            weights_s.at[which, part], weight.astype(jnp.bfloat16)
+          )
+      plgpu.commit_smem()
       plgpu.barrier_wait(loaded)
 
       def products(sums):
@@ -71,6 +76,10 @@ def page_scores(
         return sums[...]
 
       found = pl.run_scoped(products, plgpu.ACC((TILE, QUERIES), jnp.float32))
+      query = plgpu.broadcasted_iota(
+        jnp.int32, found.shape, 1, layout=plgpu.Layout.WGMMA
+      )
+      found = jnp.where(query < shared, found, -jnp.inf)
       hopper_tiles.store(scores_ref.at[row, head, own], jnp.max(found, axis=1))
 
   tiles = lambda *shape: hopper_tiles.swizzled(
@@ -84,10 +93,10 @@ def page_scores(
     scratch_types={
       "weights_s": tiles(QUERIES),
       "pages_s": tiles(TILE),
-      "loaded": plgpu.Barrier(num_arrivals=4 * parts),
+      "loaded": plgpu.Barrier(num_arrivals=2 * parts),
     },
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
-  return run(layer, of_first, of_second, *summary, lengths)
+  return run(layer, q, *summary, lengths)

@@ -119,27 +119,30 @@ def weights(q: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
 
   A page's score is the sum of both products: Quest's bound,
 
-    sum_d max(q_d min_d, q_d max_d) = relu(q) . max - relu(-q) . min,
+    sum_d max(q_d min_d, q_d max_d) = max(q, 0) . max + min(q, 0) . min,
 
   or q . mean + |q| . deviation: the bound with the range's middle and half in
   the place of the moments, since max(q a, q b) = q (a+b)/2 + |q| (b-a)/2.
   """
   if kind == "bounds":
-    return -jax.nn.relu(-q), jax.nn.relu(q)
-  return q, jnp.abs(q)
+    return jnp.minimum(q, 0), jnp.maximum(q, 0)
+  return q, jnp.maximum(q, -q)
 
 
 def page_logits(q: jax.Array, summary: PageSummary) -> jax.Array:
   """Scores of all pages, (B, N, P) float32: the most of the heads' that share.
 
+  A sum, and no matrix product: XLA would transpose the summaries for it.
+
   Args:
     q: (B, N, G, K).
     summary: Of N key heads.
   """
-  product = lambda w, part: jnp.einsum(
-    "bngk,bpnk->bngp", w, part, preferred_element_type=jnp.float32
+  wide = lambda x: x.astype(jnp.float32)
+  first, second = (
+    wide(weight)[:, None] * wide(part)[:, :, :, None]
+    for weight, part in zip(
+      weights(q, summary.kind), (summary.first, summary.second)
+    )
   )
-  parts = map(
-    product, weights(q, summary.kind), (summary.first, summary.second)
-  )
-  return jnp.max(sum(parts), axis=2)
+  return jnp.moveaxis(jnp.max(jnp.sum(first + second, axis=-1), axis=-1), 1, 2)

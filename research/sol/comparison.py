@@ -428,17 +428,21 @@ def _static_search(subject, plan, costs, progress) -> static_lib.Tried:
   """Scores static actions on training text."""
   method, every = subject.method, _every_level(subject)
   text = windows_lib.whole(subject.calibration, method.layout)
+  max_rows = plan.max_rows
   if subject.unbroken:
     # Static budgets are chosen as they are played: without a refresh.
     text, _ = windows_lib.unbroken(text, method.layout)
     every = dataclasses.replace(every, horizon=text.weights.shape[2])
+    # Rows are as many times longer.
+    longer = every.horizon // method.setup.horizon
+    max_rows = max(max_rows // longer, 1)
   return static_lib.search(
     every,
     subject.lm,
     text,
     list(_measures(costs, every.table).values()),
     window_batch=plan.window_batch,
-    max_rows=plan.max_rows,
+    max_rows=max_rows,
     divergence=method.reward == "divergence",
     most=plan.static_candidates,
     progress=progress,

@@ -1,7 +1,7 @@
 """Draws how efficient training is on many devices.
 
   python experiments/plot_scaling.py \
-    --result=experiments/results/h200/scaling.json --plot=docs/scaling.png
+    --result=experiments/results/h200/scaling.json --plot=runs/scaling.png
 
 A panel each for weak and strong scaling, a line a model and axis of its mesh;
 those of SOL and of regression LMs stand with weak scaling.

@@ -1,4 +1,8 @@
-"""Attention of one token a row to the best pages of its cache."""
+"""Attention of one token a row to the best pages of its cache.
+
+`KINDS` names what a `PageSummary` can hold of a page's keys: "bounds", their
+minima and maxima, or "moments", their means and standard deviations.
+"""
 
 from ops.paged_sparse_attention.api import (
   paged_sparse_attention as paged_sparse_attention,

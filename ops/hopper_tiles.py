@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+from jax import lax
 
 # Columns of weights in a tile.
 TILE = 64
@@ -34,6 +35,12 @@ def store(ref, value):
     plgpu.store(ref, value, optimized=False)
   else:  # jax 0.11, where every store may be of parts of lines
     ref[...] = value
+
+
+def repeat(vector, axis: int, shape, layout) -> jax.Array:
+  """A tile of `shape` and `layout` with the vector along `axis`."""
+  value = lax.broadcast_in_dim(vector, shape, (axis,))
+  return plgpu.layout_cast(value, layout)
 
 
 def swizzled(

@@ -40,7 +40,7 @@ def project(
   blocks = -(-width // columns)
   shape = rows, columns
   parts = depth // config.out_columns
-  spread = lambda vector, axis: product.repeat(
+  spread = lambda vector, axis: hopper_tiles.repeat(
     vector, axis, shape, hopper_tiles.ROWS
   )
 

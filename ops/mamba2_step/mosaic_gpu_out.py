@@ -1,12 +1,7 @@
 """The third kernel of a layer: `out_proj`, and the norm of the next layer.
 
-The residual stream is narrow: it has fewer blocks of columns than there are
-multiprocessors. So the blocks of a cluster may share K; the first one adds up
-what the others store to its shared memory.
+Blocks of a cluster may share K, as `mosaic_gpu_stream` has it.
 """
-
-import functools
-import operator
 
 import jax
 import jax.experimental.pallas as pl
@@ -16,6 +11,7 @@ from jax import lax
 
 from ops import hopper_tiles
 from ops.mamba2_step import mosaic_gpu_product as product
+from ops.mamba2_step import mosaic_gpu_stream as stream
 
 NAME = "mamba2_step_out"
 
@@ -91,19 +87,10 @@ def project(
         factors[0],
       ), factors
 
-    def finish(added, residual, norm):
-      new = residual + added
-      hopper_tiles.store(new_ref.at[:, own], new)
-      scaled = new * product.repeat(norm, 1, shape, hopper_tiles.ROWS)
-      hopper_tiles.store(scaled_ref.at[:, own], scaled.astype(scaled_ref.dtype))
-      hopper_tiles.store(
-        new_squares_ref.at[:, block], jnp.sum(new * new, axis=1)
-      )
-
     def add(added, prepared):
       residual, norm, factor = prepared
       if groups == 1:
-        added *= product.repeat(factor, 0, shape, hopper_tiles.ROWS)
+        added *= hopper_tiles.repeat(factor, 0, shape, hopper_tiles.ROWS)
       if config.in_prefetch and not interpret:
 
         @pl.when(layer + 1 < num_layers)
@@ -113,53 +100,22 @@ def project(
             next_ref, following, config.in_prefetch, worker, workers
           )
 
-      if splits == 1:
-        finish(added, residual, norm)
-        return
-
-      @pl.when(split > 0)
-      def _():
-        plgpu.async_store_smem(
-          added, s["others"].at[split - 1], s["arrived"],
-          cluster_idx=jnp.int32(0), cluster_dim="split", optimized=False,
-        )  # fmt: skip
-
-      @pl.when(split == 0)
-      def _():
-        plgpu.barrier_wait(s["arrived"])
-        others = [
-          hopper_tiles.load(s["others"].at[k], hopper_tiles.ROWS)
-          for k in range(splits - 1)
-        ]
-        finish(functools.reduce(operator.add, others, added), residual, norm)
+      outs = new_ref, scaled_ref, new_squares_ref
+      stream.add_up(
+        added,
+        s,
+        splits,
+        lambda whole: stream.write(outs, whole, residual, norm),
+      )
 
     matmul.run(
       gated_ref, w_refs, block * columns, s,
       prefix=(layer,), split=split, prepare=prepare, finish=add,
     )  # fmt: skip
 
-  scratch, cluster = matmul.scratch(), {}
-  if splits > 1:
-    cluster = {"cluster": (splits,), "cluster_names": ("split",)}
-    scratch["others"] = plgpu.SMEM(
-      (splits - 1, *shape),
-      jnp.float32,
-      transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)),
-    )
-    scratch["arrived"] = plgpu.Barrier(num_arrivals=splits - 1)
-  padded = -(-blocks // product.PARTIALS) * product.PARTIALS
   run = plgpu.kernel(
     kernel,
-    out_type=(
-      jax.ShapeDtypeStruct((rows, width), jnp.float32),
-      jax.ShapeDtypeStruct((rows, width), jnp.bfloat16),
-      jax.ShapeDtypeStruct((rows, padded), jnp.float32),
-    ),
-    grid=(blocks,),
-    grid_names=("columns",),
-    **cluster,
-    **matmul.launch(),
-    scratch_types=scratch,
+    **stream.launch(matmul, width),
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,

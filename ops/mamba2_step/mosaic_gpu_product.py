@@ -20,7 +20,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from ops.hopper_tiles import ROWS, SUMS, TILE, load, store
+from ops.hopper_tiles import ROWS, SUMS, TILE, load, repeat, store
 
 # Rows of a chunk of weights.
 CHUNK = 64
@@ -28,12 +28,6 @@ CHUNK = 64
 BOX = 256
 # Arrays of partial sums, (N, .), are padded to a multiple of this.
 PARTIALS = 128
-
-
-def repeat(vector, axis: int, shape, layout) -> jax.Array:
-  """A tile of `shape` and `layout` with the vector along `axis`."""
-  value = lax.broadcast_in_dim(vector, shape, (axis,))
-  return plgpu.layout_cast(value, layout)
 
 
 def sum_of_rows(partials_ref, first, last, layout=ROWS) -> jax.Array:

@@ -78,9 +78,9 @@ def advance(
     dt = softplus(projected[e + channels + head] + of_head(dt_bias_ref))
     decay = jnp.exp(-dt * jnp.exp(of_head(A_log_ref)))
 
-    update = product.repeat(dt * s, 0, shape, STATE)
-    state = decay * state + update * product.repeat(B, 1, shape, STATE)
-    y = jnp.sum(state * product.repeat(C, 1, shape, STATE), axis=1)
+    update = hopper_tiles.repeat(dt * s, 0, shape, STATE)
+    state = decay * state + update * hopper_tiles.repeat(B, 1, shape, STATE)
+    y = jnp.sum(state * hopper_tiles.repeat(C, 1, shape, STATE), axis=1)
     hopper_tiles.store(own_state, state)
     hopper_tiles.store(y_s, y + of_head(D_ref) * s)
     gated = hopper_tiles.load(y_s, CHANNELS) * z * sigmoid(z)

@@ -81,7 +81,7 @@ def _nearest(state, layout, scale_dtype, interpret):
   wide = steps.astype(jnp.float32)
   some = wide >= _LEAST
   inverse = jnp.where(some, 1 / jnp.where(some, wide, 1.0), 0.0)
-  levels = state * product.repeat(inverse, 0, state.shape, layout)
+  levels = state * hopper_tiles.repeat(inverse, 0, state.shape, layout)
   if jnp.finfo(scale_dtype).minexp > jnp.finfo(jnp.float32).minexp:
     # Others are so near to largest / 127 that no level is beyond 127.5.
     levels = jnp.clip(levels, -_LARGEST, _LARGEST)
@@ -179,10 +179,10 @@ def advance(
       plgpu.barrier_wait(barrier(slot))
       state = plgpu.load(ring_s.at[slot], layout=layout, optimized=False)
       state = codes.to_floats(state, layout, interpreted)
-      decay = product.repeat(decay * scales, 0, shape, layout)
-      update = product.repeat(dt * x, 0, shape, layout)
-      state = decay * state + update * product.repeat(B, 1, shape, layout)
-      y = jnp.sum(state * product.repeat(C, 1, shape, layout), axis=1)
+      decay = hopper_tiles.repeat(decay * scales, 0, shape, layout)
+      update = hopper_tiles.repeat(dt * x, 0, shape, layout)
+      state = decay * state + update * hopper_tiles.repeat(B, 1, shape, layout)
+      y = jnp.sum(state * hopper_tiles.repeat(C, 1, shape, layout), axis=1)
 
       @pl.when((i > 0) & (i - 1 + stages < count))
       def _():

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops.hopper import PROCESSORS
-from ops.hopper_tiles import ROWS, SUMS, TILE, load, store
+from ops.hopper_tiles import ROWS, SUMS, TILE, load, repeat, store
 from ops.mamba2_step import mosaic_gpu_ring as ring
 from ops.mamba2_step import mosaic_gpu_state as states
-from ops.mamba2_step.mosaic_gpu_product import PARTIALS, repeat, sum_of_rows
+from ops.mamba2_step.mosaic_gpu_product import PARTIALS, sum_of_rows
 from ops.mamba2_step.mosaic_gpu_ring import CHUNK
 from ops.selective_scan.mosaic_gpu_tile import sigmoid, softplus
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ops import dispatch
+from ops import dispatch, hopper_attention
 from ops.hopper import PROCESSORS, SHARED_MEMORY
+from ops.hopper_attention import OF_TILE, QUERIES
 from ops.hopper_tiles import TILE
 from ops.paged_sparse_attention import mosaic_gpu_attend, mosaic_gpu_scores
-from ops.paged_sparse_attention.mosaic_gpu_scores import QUERIES
 
 HEAD_SIZES = (64, 128)
 PAGE_SIZES = (8, 16, 32, 64)
@@ -28,8 +28,6 @@ _ROOM = 4 * TILE
 # Tiles in flight, at least, where shares of a head can be small enough for it.
 _LEAST_STAGES = 4
 _LOG2E = 1 / np.log(2)
-# Bytes of scores and shares of a tile of slots, in shared memory.
-_OF_TILE = QUERIES * (4 * (TILE + 4) + 2 * TILE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,7 @@ def configure(
   wanted = max(1, 2 * PROCESSORS // (batch * heads))
 
   def stages(splits):
-    free = SHARED_MEMORY // 2 - 8192 - _OF_TILE * -(-tiles // splits)
+    free = SHARED_MEMORY // 2 - 8192 - OF_TILE * -(-tiles // splits)
     free -= 4 * (padded(pages) + -(-max_pages // splits))
     return min(free // (2 * TILE * size), 16)
 
@@ -152,13 +150,10 @@ def attend_in_layer(
     kind=summary.kind, page_size=slots // pages, room=padded(pages),
     interpret=interpret,
   )  # fmt: skip
-  mixed, top, total = mosaic_gpu_attend.attend(
+  found = mosaic_gpu_attend.attend(
     layer, own, (keys, values), scores.reshape(batch, heads, -1, TILE), lengths,
     num_pages, pages=pages, max_pages=max_pages, scale=scale * _LOG2E,
     splits=config.splits, stages=config.stages, interpret=interpret,
   )  # fmt: skip
-  weight = jnp.exp2(top - jnp.max(top, axis=2, keepdims=True))
-  # A row without a token has no sum.
-  total = jnp.maximum(jnp.sum(weight * total, axis=2), 1e-30)
-  mixed = jnp.sum(weight[..., None] * mixed, axis=2) / total[..., None]
+  mixed = hopper_attention.merged(*found)
   return mixed[:, :, :shared].reshape(q.shape).astype(q.dtype)

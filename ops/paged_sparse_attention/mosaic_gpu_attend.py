@@ -2,7 +2,7 @@
 
 All thread blocks of a row's key head choose the same pages, and each takes an
 equal share of these, in rising order. A page is a copy of its own; some of them
-make up a tile of 64 slots, from where on all is as in `transformer_step`.
+make up a tile of 64 slots, from where on `hopper_attention` does all.
 """
 
 import jax
@@ -11,14 +11,10 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from ops import hopper_tiles
-from ops.hopper_tiles import ROWS, SUMS, TILE
-from ops.mamba2_step import mosaic_gpu_product as product
-from ops.paged_sparse_attention.mosaic_gpu_scores import QUERIES
+from ops import hopper_attention, hopper_tiles
+from ops.hopper_tiles import ROWS, TILE
 
 NAME = "paged_sparse_attention"
-# Finite, so that blocks without a slot are merged as nothing.
-_UNSEEN = -1e30
 _LOWEST = -(2**31)
 _HIGHEST = 2**31 - 1
 # Pages that are listed at once.
@@ -108,19 +104,14 @@ def attend(
 
   def kernel(
     layer_ref, q_ref, scores_ref, lengths_ref, wanted_ref, keys_ref,
-    values_ref, mixed_ref, most_ref, total_ref, *, q_s, ring, kept_s, counts_s,
-    pages_s, scores_s, shares_s, mixed_s, q_loaded, loaded,
+    values_ref, mixed_ref, most_ref, total_ref, *, kept_s, counts_s, pages_s,
+    **s,
   ):  # fmt: skip
     split, head, row = (
       lax.axis_index(name) for name in ("split", "head", "row")
     )
     layer, length = layer_ref[0], lengths_ref[row]
-    for part in range(parts):
-      plgpu.copy_gmem_to_smem(
-        q_ref.at[row, head, :, pl.ds(part * TILE, TILE)],
-        q_s.at[part],
-        q_loaded,
-      )
+    hopper_attention.fetch_queries(q_ref.at[row, head], s)
 
     # Of no slots the last page is -1: nothing is kept.
     last = lax.div(length + page_size - 1, jnp.int32(page_size)) - 1
@@ -187,117 +178,30 @@ def attend(
         for part in range(parts):
           plgpu.copy_gmem_to_smem(
             ref.at[layer, row, own, head, pl.ds(part * TILE, TILE)],
-            ring.at[slot, part, pl.ds(i * page_size, page_size)],
-            loaded.at[slot],
+            s["ring"].at[slot, part, pl.ds(i * page_size, page_size)],
+            s["loaded"].at[slot],
           )
 
-    def fetch(i):
-      slot = lax.rem(i, jnp.int32(stages))
-      pl.when(i < tiles)(lambda: copy(keys_ref, i, slot))
-      pl.when((i >= tiles) & (i < 2 * tiles))(
-        lambda: copy(values_ref, i - tiles, slot)
-      )
-
-    @pl.loop(0, stages)
-    def _(i):
-      fetch(i)
-
-    def arrived(i):
-      slot = lax.rem(i, jnp.int32(stages))
-      plgpu.barrier_wait(loaded.at[slot])
-      return slot
-
-    plgpu.barrier_wait(q_loaded)
-
-    @pl.loop(0, tiles)
-    def _(i):
-      slot = arrived(i)
-
-      def logits(sums):
-        for part in range(parts):
-          plgpu.wgmma(sums, ring.at[slot, part], q_s.at[part].T)
-        plgpu.wgmma_wait(0)
-        return sums[...]
-
-      found = pl.run_scoped(logits, plgpu.ACC((TILE, QUERIES), jnp.float32))
-      target = scores_s.at[i, :, pl.ds(0, TILE)]
-      hopper_tiles.store(target.T, plgpu.layout_cast(found * scale, SUMS))
-      # All threads are through with the tile before.
-      pl.when(i > 0)(lambda: fetch(i - 1 + stages))
-
-    shape, vector = (QUERIES, TILE), ROWS.reduce(1)
-    places = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=ROWS)
-    spread = lambda v: product.repeat(v, 0, shape, ROWS)
-
-    def seen(i):
-      value = hopper_tiles.load(scores_s.at[i, :, pl.ds(0, TILE)], ROWS)
-      return jnp.where(places + i * TILE < filled, value, _UNSEEN)
-
-    fill = lambda value: plgpu.layout_cast(
-      jnp.full((QUERIES,), value, jnp.float32), vector
+    outs = (
+      ref.at[row, head, split] for ref in (mixed_ref, most_ref, total_ref)
     )
-    loop = lambda body, start: lax.fori_loop(jnp.int32(0), tiles, body, start)
-    top = loop(
-      lambda i, top: jnp.maximum(top, jnp.max(seen(i), axis=1)), fill(_UNSEEN)
-    )
+    hopper_attention.attend(
+      copy, keys_ref, values_ref, tuple(outs), s,
+      count=tiles, filled=filled, scale=scale,
+    )  # fmt: skip
 
-    def weigh(i, total):
-      shares = jnp.exp2(seen(i) - spread(top))
-      hopper_tiles.store(shares_s.at[i], shares.astype(jnp.bfloat16))
-      return total + jnp.sum(shares, axis=1)
-
-    total = loop(weigh, fill(0.0))
-    plgpu.commit_smem()
-
-    def mix(*sums):
-      @pl.loop(0, tiles)
-      def _(i):
-        slot = arrived(i + tiles)
-        for part, one in enumerate(sums):
-          plgpu.wgmma(one, ring.at[slot, part].T, shares_s.at[i].T)
-        plgpu.wgmma_wait(0)
-        pl.when(i + tiles > 0)(lambda: fetch(i + tiles - 1 + stages))
-
-      return [one[...] for one in sums]
-
-    mixed = pl.run_scoped(
-      mix, *[plgpu.ACC((TILE, QUERIES), jnp.float32)] * parts
-    )
-    for part, one in enumerate(mixed):
-      target = mixed_s.at[:, pl.ds(0, TILE)]
-      hopper_tiles.store(target.T, plgpu.layout_cast(one, SUMS))
-      hopper_tiles.store(
-        mixed_ref.at[row, head, split, :, pl.ds(part * TILE, TILE)],
-        hopper_tiles.load(target, ROWS),
-      )
-    hopper_tiles.store(most_ref.at[row, head, split], top)
-    hopper_tiles.store(total_ref.at[row, head, split], total)
-
-  across = batch, heads, splits, QUERIES
-  blocks = lambda *shape: hopper_tiles.swizzled(
-    (*shape, TILE), jnp.bfloat16, 16
-  )
   run = plgpu.kernel(
     kernel,
-    out_type=(
-      jax.ShapeDtypeStruct((*across, size), jnp.float32),
-      jax.ShapeDtypeStruct(across, jnp.float32),
-      jax.ShapeDtypeStruct(across, jnp.float32),
-    ),
+    out_type=hopper_attention.outputs((batch, heads, splits), size),
     grid=(splits, heads, batch),
     grid_names=("split", "head", "row"),
     scratch_types={
-      "q_s": blocks(parts, QUERIES),
-      "ring": blocks(stages, parts, TILE),
       "kept_s": plgpu.SMEM((groups, TILE), jnp.int32),
       "counts_s": plgpu.SMEM((groups,), jnp.int32),
       "pages_s": plgpu.SMEM((listed,), jnp.int32),
-      # Four more than needed let the threads of a warp store to all banks.
-      "scores_s": plgpu.SMEM((most, QUERIES, TILE + 4), jnp.float32),
-      "shares_s": blocks(most, QUERIES),
-      "mixed_s": plgpu.SMEM((QUERIES, TILE + 4), jnp.float32),
-      "q_loaded": plgpu.Barrier(num_arrivals=parts),
-      "loaded": plgpu.Barrier(num_arrivals=parts * each, num_barriers=stages),
+      **hopper_attention.scratch(
+        parts=parts, tiles=most, stages=stages, copies=each
+      ),
     },
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops import hopper_tiles
+from ops.hopper_attention import QUERIES
 from ops.hopper_tiles import ROWS, TILE
 from ops.paged_sparse_attention.summary import weights
 
 NAME = "paged_sparse_attention_scores"
-QUERIES = 8
 
 
 def page_scores(

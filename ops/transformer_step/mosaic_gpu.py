@@ -25,6 +25,7 @@ import numpy as np
 
 from ops import dispatch
 from ops.hopper import PROCESSORS, SHARED_MEMORY
+from ops.hopper_attention import OF_TILE, QUERIES
 from ops.hopper_tiles import TILE
 from ops.mamba2_step.mosaic_gpu_product import CHUNK, PARTIALS, Product
 from ops.quantized import is_quantized
@@ -37,8 +38,6 @@ from ops.transformer_step import (
 
 MAX_BATCH = 64
 HEAD_SIZES = (64, 128)
-# Bytes of scores and shares of a tile of slots, in shared memory.
-_OF_TILE = mosaic_gpu_attend.QUERIES * (4 * (TILE + 4) + 2 * TILE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,9 +101,9 @@ def configure(
   tiles = slots // TILE
   # Two blocks a multiprocessor, and no more scores than a block has room for.
   wanted = max(1, 2 * PROCESSORS // (batch * kv_heads))
-  most = SHARED_MEMORY // 4 // _OF_TILE
+  most = SHARED_MEMORY // 4 // OF_TILE
   attend_splits = min(max(wanted, -(-tiles // most)), tiles)
-  free = SHARED_MEMORY // 2 - 8192 - _OF_TILE * -(-tiles // attend_splits)
+  free = SHARED_MEMORY // 2 - 8192 - OF_TILE * -(-tiles // attend_splits)
   return Config(
     qkv_stages=stages(heads + 2 * kv_heads, width, size),
     o_stages=o_stages,
@@ -152,7 +151,7 @@ def unfit(x, weights, keys, values) -> str | None:
     return f"needs one token of at most {MAX_BATCH} rows, x is {x.shape}"
   if size not in HEAD_SIZES:
     return f"needs heads of 64 or 128, keys are {keys.shape}"
-  if weights.q_proj.shape[-1] > mosaic_gpu_attend.QUERIES * heads * size:
+  if weights.q_proj.shape[-1] > QUERIES * heads * size:
     return "needs at most eight queries to a key"
   if x.shape[2] % TILE or weights.gate_proj.shape[-1] % TILE or slots % TILE:
     return (

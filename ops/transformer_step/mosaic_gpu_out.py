@@ -1,12 +1,7 @@
 """The third and fifth kernel of a layer: a product onto the residual stream.
 
-The stream is narrow: it has fewer blocks of columns than there are
-multiprocessors. So the blocks of a cluster may share K; the first one adds up
-what the others store to its shared memory.
+Blocks of a cluster may share K, as `mosaic_gpu_stream` has it.
 """
-
-import functools
-import operator
 
 import jax
 import jax.experimental.pallas as pl
@@ -16,7 +11,7 @@ from jax import lax
 
 from ops import hopper_tiles
 from ops.hopper_tiles import ROWS
-from ops.mamba2_step import mosaic_gpu_product as product
+from ops.mamba2_step import mosaic_gpu_stream as stream
 
 NAMES = ("transformer_step_o", "transformer_step_down")
 
@@ -41,11 +36,8 @@ def project(
   Returns:
     What a `mosaic_gpu.Residual` consists of.
   """
-  rows, width = value.shape
-  num_layers = norms.shape[0]
+  width, num_layers = value.shape[1], norms.shape[0]
   columns, splits = matmul.columns, matmul.splits
-  blocks = width // columns
-  shape = rows, columns
 
   def kernel(
     layer_ref, x_ref, norm_ref, value_ref, w_ref, new_ref, scaled_ref,
@@ -63,60 +55,20 @@ def project(
       before = hopper_tiles.load(value_ref.at[:, own], ROWS)
       return (before, hopper_tiles.load(norm, ROWS.reduce(0))), ()
 
-    def finish(added, before, norm):
-      new = before + added
-      hopper_tiles.store(new_ref.at[:, own], new)
-      scaled = new * product.repeat(norm, 1, shape, ROWS)
-      hopper_tiles.store(scaled_ref.at[:, own], scaled.astype(scaled_ref.dtype))
-      hopper_tiles.store(squares_ref.at[:, block], jnp.sum(new * new, axis=1))
-
     def add(added, prepared):
-      if splits == 1:
-        finish(added, *prepared)
-        return
-
-      @pl.when(split > 0)
-      def _():
-        plgpu.async_store_smem(
-          added, s["others"].at[split - 1], s["arrived"],
-          cluster_idx=jnp.int32(0), cluster_dim="split", optimized=False,
-        )  # fmt: skip
-
-      @pl.when(split == 0)
-      def _():
-        plgpu.barrier_wait(s["arrived"])
-        others = [
-          hopper_tiles.load(s["others"].at[k], ROWS) for k in range(splits - 1)
-        ]
-        finish(functools.reduce(operator.add, others, added), *prepared)
+      outs = new_ref, scaled_ref, squares_ref
+      stream.add_up(
+        added, s, splits, lambda whole: stream.write(outs, whole, *prepared)
+      )
 
     matmul.run(
       x_ref, [w_ref], block * columns, s,
       prefix=(layer,), split=split, prepare=prepare, finish=add,
     )  # fmt: skip
 
-  scratch, cluster = matmul.scratch(), {}
-  if splits > 1:
-    cluster = {"cluster": (splits,), "cluster_names": ("split",)}
-    scratch["others"] = plgpu.SMEM(
-      (splits - 1, *shape),
-      jnp.float32,
-      transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)),
-    )
-    scratch["arrived"] = plgpu.Barrier(num_arrivals=splits - 1)
-  padded = -(-blocks // product.PARTIALS) * product.PARTIALS
   run = plgpu.kernel(
     kernel,
-    out_type=(
-      jax.ShapeDtypeStruct((rows, width), jnp.float32),
-      jax.ShapeDtypeStruct((rows, width), jnp.bfloat16),
-      jax.ShapeDtypeStruct((rows, padded), jnp.float32),
-    ),
-    grid=(blocks,),
-    grid_names=("columns",),
-    **cluster,
-    **matmul.launch(),
-    scratch_types=scratch,
+    **stream.launch(matmul, width),
     kernel_name=name,
     compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops import hopper_tiles
+from ops.hopper_attention import QUERIES
 from ops.hopper_tiles import TILE
 from ops.mamba2_step import mosaic_gpu_product as product
-from ops.transformer_step.mosaic_gpu_attend import QUERIES
 
 NAME = "transformer_step_qkv"
 # Half a head of 64: every fourth row to a warp, a number to a thread.

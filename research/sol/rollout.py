@@ -429,12 +429,51 @@ def _step(
   The carry is the keys and values of the steps so far, the signals of the last
   token, and the last actions, the sum of their costs and the controller's own.
   """
-  suffix, signals, own = carry
+  _, signals, own = carry
   t, token, target, dense_now, key = per_step
   at = t
   if fresh is not None:
     at = t % setup.horizon
     own = jax.tree.map(lambda x, y: jnp.where(at == 0, x, y), fresh, own)
+  seen, own, suffix, hidden, extras = _read(
+    setup, model, prefix, starts, play, costs, carry[:2], own, token, (t, at),
+    key,
+  )  # fmt: skip
+  stats = _step_stats(model, hidden, target, dense_now)
+  carry = (
+    suffix,
+    _advance(signals, hidden, -stats.log_p, stats.entropy),
+    own,
+  )
+  kept = dataclasses.replace(seen, embed=None) if record else None
+  return carry, (own[0], stats.log_p, stats.divergence, kept, extras)
+
+
+def _read(
+  setup, model, prefix, starts, play, costs, past, own, token, places, key,
+  dense=None,
+):  # fmt: skip
+  """Chooses how much a token computes, and reads it so.
+
+  Args:
+    setup: the set-up.
+    model: the bound LLM.
+    prefix: of the windows.
+    starts: (W, R), as in `scan`.
+    play: who chooses.
+    costs: (A, 3) of actions.
+    past: keys and values of the steps so far, and signals of the last token.
+    own: the last actions, the sum of their costs, the controller's own.
+    token: (W, R) int32.
+    places: the step, and which one it is of its episode.
+    key: of the choice.
+    dense: scalar bool, whether the token is read with all there is instead.
+
+  Returns:
+    What was observed; `own`, keys and values with this step; hidden states
+    (W, R, D); and what the controller keeps of its choice.
+  """
+  (suffix, signals), (t, at) = past, places
   previous, spent_sum, inner = own
   seen = _observe(
     signals,
@@ -444,6 +483,8 @@ def _step(
     jnp.broadcast_to(at, token.shape),
   )
   action, inner, extras = play.act(inner, seen, key)
+  if dense is not None:
+    action = jnp.where(dense, setup.table.full_index, action).astype(jnp.int32)
   hidden, new = _forward(
     model,
     setup,
@@ -458,15 +499,8 @@ def _step(
     jax.lax.dynamic_update_slice_in_dim(old, x, t, axis=3)
     for old, x in zip(suffix, new, strict=True)
   )
-  hidden = hidden[:, :, 0]
-  stats = _step_stats(model, hidden, target, dense_now)
-  carry = (
-    suffix,
-    _advance(signals, hidden, -stats.log_p, stats.entropy),
-    (action, spent_sum + costs[action], inner),
-  )
-  kept = dataclasses.replace(seen, embed=None) if record else None
-  return carry, (action, stats.log_p, stats.divergence, kept, extras)
+  own = (action, spent_sum + costs[action], inner)
+  return seen, own, suffix, hidden[:, :, 0], extras
 
 
 def score_block(
@@ -579,7 +613,7 @@ def extend(
     jnp.zeros((1, 1, 3), jnp.float32),
     play.start(),
   )
-  full, costs = setup.table.full_index, action_costs(setup.table)
+  costs = action_costs(setup.table)
 
   def step(carry, per_step):
     suffix, signals, own, token = carry
@@ -587,32 +621,11 @@ def extend(
     token = jnp.where(t < known, tail[jnp.minimum(t, known - 1)], token)
     at = jnp.maximum(t - known + 1, 0) % setup.horizon
     own = jax.tree.map(lambda x, y: jnp.where(at == 0, x, y), fresh, own)
-    previous, spent_sum, inner = own
     read = jnp.full((1, 1), token, jnp.int32)
-    seen = _observe(
-      signals,
-      model.embed(read),
-      previous,
-      spent_sum / jnp.maximum(at, 1),
-      jnp.broadcast_to(at, read.shape),
-    )
-    action, inner, _ = play.act(inner, seen, key)
-    action = jnp.where(t < known - 1, full, action).astype(jnp.int32)
-    hidden, new = _forward(
-      model,
-      setup,
-      prefix,
-      read[..., None],
-      starts,
-      action[..., None],
-      suffix=suffix,
-      slot=t,
-    )
-    suffix = tuple(
-      jax.lax.dynamic_update_slice_in_dim(old, x, t, axis=3)
-      for old, x in zip(suffix, new, strict=True)
-    )
-    hidden = hidden[:, :, 0]
+    _, own, suffix, hidden, _ = _read(
+      setup, model, prefix, starts, play, costs, (suffix, signals), own, read,
+      (t, at), key, dense=t < known - 1,
+    )  # fmt: skip
     logits = model.logits(hidden)
     if temperature:
       drawn = jax.random.categorical(now, logits[0, 0] / temperature)
@@ -622,8 +635,7 @@ def extend(
     token = jnp.where(t + 1 < known, later, drawn).astype(jnp.int32)
     stats = prefix_lib.token_stats(logits, jnp.full((1, 1), token))
     signals = _advance(signals, hidden, -stats.log_p, stats.entropy)
-    own = (action, spent_sum + costs[action], inner)
-    return (suffix, signals, own, token), (token, action[0, 0])
+    return (suffix, signals, own, token), (token, own[0][0, 0])
 
   keys = jax.random.split(key, (2, total))
   start = ((empty, empty), _signals_at_start(prefix, starts), fresh, tail[0])

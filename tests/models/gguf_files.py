@@ -22,7 +22,10 @@ _FLOATS = {
 FORMATS = (*_FLOATS, "Q8_K")
 
 
-def write(path, arch, config, params, quant=None, packed=None, **changes):
+def write(
+  path, arch, config, params, quant=None, packed=None, split=0, rope=None,
+  **changes,
+):  # fmt: skip
   """Writes a model as llama.cpp's converter would.
 
   Args:
@@ -33,9 +36,11 @@ def write(path, arch, config, params, quant=None, packed=None, **changes):
     quant: format of matrices that the package `gguf` packs.
     packed: by tensor name, blocks (rows, bytes) and their format, in place of
       what the model has.
+    split: tensors of a file, where there are several; 0 for one file.
+    rope: more of how positions turn, by key: text or numbers.
     **changes: replaces tensors by name; None leaves them out.
   """
-  writer = gguf.GGUFWriter(path, arch)
+  writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
   writer.add_block_count(config.num_layers)
   writer.add_context_length(config.max_position)
   writer.add_embedding_length(config.d_model)
@@ -45,6 +50,9 @@ def write(path, arch, config, params, quant=None, packed=None, **changes):
   writer.add_key_length(config.head_dim)
   writer.add_rope_freq_base(config.rope_theta)
   writer.add_layer_norm_rms_eps(config.norm_eps)
+  for key, value in (rope or {}).items():
+    add = writer.add_string if isinstance(value, str) else writer.add_float32
+    add(f"{arch}.rope.{key}", value)
   if config.sliding:
     writer.add_sliding_window(config.behind + 1)
   arch_key = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch]

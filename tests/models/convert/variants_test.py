@@ -3,7 +3,6 @@
 import json
 
 import chex
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from models.errors import InputError
 from models.layers import rope_frequencies
 from models.mamba_config import MambaConfig
 from models.transformer_config import TransformerConfig
+from tests.models import gguf_files
 
 CONFIG = TransformerConfig.tiny(num_layers=1, tie_embeddings=False)
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -193,30 +193,8 @@ def test_llama3_scaling_takes_the_original_length_from_the_top(folder):
   assert load(folder).config.rope_scaling.original_max_position == 8192
 
 
-def write_gguf(path, params, *, split=0, **metadata):
-  """As llama.cpp's converter would, in one file or with all tensors in two."""
-  writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
-  writer.add_block_count(CONFIG.num_layers)
-  writer.add_context_length(CONFIG.max_position)
-  writer.add_embedding_length(CONFIG.d_model)
-  writer.add_feed_forward_length(CONFIG.d_ff)
-  writer.add_head_count(CONFIG.num_heads)
-  writer.add_head_count_kv(CONFIG.num_kv_heads)
-  writer.add_rope_freq_base(CONFIG.rope_theta)
-  writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
-  for key, value in metadata.items():
-    key = f"llama.rope.{key.replace('__', '.')}"
-    if isinstance(value, str):
-      writer.add_string(key, value)
-    else:
-      writer.add_float32(key, value)
-  names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, CONFIG.num_layers)
-  for name, tensor in forms.disassemble(CONFIG, params).items():
-    writer.add_tensor(names.get_name(name, (".weight",)), tensor)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
+def write_gguf(path, params, **options):
+  gguf_files.write(path, "llama", CONFIG, params, **options)
 
 
 @pytest.mark.parametrize(
@@ -224,21 +202,21 @@ def write_gguf(path, params, *, split=0, **metadata):
   [
     ({}, 1.0),
     ({"scale_linear": 4.0}, 4.0),
-    ({"scaling__factor": 4.0}, 4.0),
-    ({"scaling__type": "linear", "scaling__factor": 1.0}, 1.0),
-    ({"scaling__type": "linear", "scaling__factor": 0.0}, 1.0),
-    ({"scaling__type": "none", "scaling__factor": 4.0}, 1.0),
+    ({"scaling.factor": 4.0}, 4.0),
+    ({"scaling.type": "linear", "scaling.factor": 1.0}, 1.0),
+    ({"scaling.type": "linear", "scaling.factor": 0.0}, 1.0),
+    ({"scaling.type": "none", "scaling.factor": 4.0}, 1.0),
   ],
 )
 def test_gguf_divides_positions_as_llama_cpp_does(
   metadata, factor, tmp_path, params
 ):
-  write_gguf(tmp_path / "m.gguf", params, **metadata)
+  write_gguf(tmp_path / "m.gguf", params, rope=metadata)
   assert load(tmp_path / "m.gguf").config.rope_factor == factor
 
 
 def test_gguf_of_other_scaling_is_refused(tmp_path, params):
-  write_gguf(tmp_path / "m.gguf", params, scaling__type="yarn")
+  write_gguf(tmp_path / "m.gguf", params, rope={"scaling.type": "yarn"})
   assert "'yarn' is not supported" in refusal(tmp_path / "m.gguf")
 
 

@@ -1,0 +1,114 @@
+"""What products onto the residual stream share, with a norm behind them.
+
+The stream is narrow: it has fewer blocks of columns than there are
+multiprocessors. So the blocks of a cluster may share K; the first one adds up
+what the others store to its shared memory. The next product takes the stream
+times the norm's scale, and the sums of its squares.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from ops import hopper_tiles
+from ops.hopper_tiles import ROWS
+from ops.mamba2_step.mosaic_gpu_product import PARTIALS, Product
+
+
+def launch(matmul: Product, width: int) -> dict:
+  """Arguments of `plgpu.kernel`, but for name and compiler.
+
+  Its results are those of `write`, (N, D) float32 and bfloat16, and (N, .)
+  float32 in as many columns as the next product takes sums of squares in.
+
+  Args:
+    matmul: The product.
+    width: D.
+  """
+  rows, columns, splits = matmul.rows, matmul.columns, matmul.splits
+  blocks = width // columns
+  scratch, cluster = matmul.scratch(), {}
+  if splits > 1:
+    cluster = {"cluster": (splits,), "cluster_names": ("split",)}
+    scratch["others"] = plgpu.SMEM(
+      (splits - 1, rows, columns),
+      jnp.float32,
+      transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)),
+    )
+    scratch["arrived"] = plgpu.Barrier(num_arrivals=splits - 1)
+  padded = -(-blocks // PARTIALS) * PARTIALS
+  return {
+    "out_type": (
+      jax.ShapeDtypeStruct((rows, width), jnp.float32),
+      jax.ShapeDtypeStruct((rows, width), jnp.bfloat16),
+      jax.ShapeDtypeStruct((rows, padded), jnp.float32),
+    ),
+    "grid": (blocks,),
+    "grid_names": ("columns",),
+    "scratch_types": scratch,
+    **cluster,
+    **matmul.launch(),
+  }
+
+
+def write(
+  outs: tuple[Any, Any, Any], added: jax.Array, before: jax.Array, norm
+) -> None:
+  """Writes a block's columns of the stream, and what its norm is made of.
+
+  Args:
+    outs: References, as `launch` has them.
+    added: (N, columns) float32, what is added.
+    before: The stream in front, alike.
+    norm: (columns,) scales of the norm behind.
+  """
+  stream_ref, scaled_ref, squares_ref = outs
+  block, columns = lax.axis_index("columns"), added.shape[1]
+  own = pl.ds(block * columns, columns)
+  new = before + added
+  hopper_tiles.store(stream_ref.at[:, own], new)
+  scaled = new * hopper_tiles.repeat(norm, 1, new.shape, ROWS)
+  hopper_tiles.store(scaled_ref.at[:, own], scaled.astype(scaled_ref.dtype))
+  hopper_tiles.store(squares_ref.at[:, block], jnp.sum(new * new, axis=1))
+
+
+def add_up(
+  added: jax.Array,
+  s: dict,
+  splits: int,
+  finish: Callable[[jax.Array], None],
+) -> None:
+  """Calls `finish` with the sum over a cluster, in its first block.
+
+  Args:
+    added: What this block has found of K.
+    s: Shared memory of `launch`.
+    splits: Blocks of a cluster.
+    finish: Takes the sum.
+  """
+  if splits == 1:
+    finish(added)
+    return
+  split = lax.axis_index("split")
+
+  @pl.when(split > 0)
+  def _():
+    plgpu.async_store_smem(
+      added, s["others"].at[split - 1], s["arrived"],
+      cluster_idx=jnp.int32(0), cluster_dim="split", optimized=False,
+    )  # fmt: skip
+
+  @pl.when(split == 0)
+  def _():
+    plgpu.barrier_wait(s["arrived"])
+    others = [
+      hopper_tiles.load(s["others"].at[k], ROWS) for k in range(splits - 1)
+    ]
+    finish(functools.reduce(operator.add, others, added))

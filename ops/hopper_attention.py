@@ -92,8 +92,8 @@ def attend(
     outs: References of the block: mixed values (8, K), maxima of the logits to
       base 2 and sums of their exponentials, (8,).
     s: What `scratch` names.
-    count: Of tiles.
-    filled: Slots of these that are seen, from the first on.
+    count: () int32, of tiles.
+    filled: () int32, slots of these that are seen, from the first on.
     scale: Of logits to base 2; None where the queries have it.
   """
   q_s, ring, scores_s, shares_s = (
@@ -189,7 +189,7 @@ def merged(mixed: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
   Args:
     mixed: (B, N, splits, G, K) float32, of `attend`.
     top: (B, N, splits, G).
-    total: Alike. Where it is 0 in all blocks, the result is 0.
+    total: (B, N, splits, G). Where all of it is 0, the result is 0.
   """
   weight = jnp.exp2(top - jnp.max(top, axis=2, keepdims=True))
   total = jnp.maximum(jnp.sum(weight * total, axis=2), 1e-30)

@@ -92,8 +92,8 @@ def attend(
     outs: References of the block: mixed values (8, K), maxima of the logits to
       base 2 and sums of their exponentials, (8,).
     s: What `scratch` names.
-    count: () int32, of tiles.
-    filled: () int32, slots of these that are seen, from the first on.
+    count: int32 scalar, of tiles.
+    filled: int32 scalar, slots of these that are seen, from the first on.
     scale: Of logits to base 2; None where the queries have it.
   """
   q_s, ring, scores_s, shares_s = (

@@ -1,46 +1,49 @@
-"""The Mosaic GPU `paged_sparse_attention` for Hopper: two kernels.
+"""The Mosaic GPU `paged_sparse_attention` for Hopper: one kernel.
 
-- `mosaic_gpu_scores` reads all summaries once and scores their pages;
-- `mosaic_gpu_attend` chooses, and reads the pages that it has chosen.
-
-What the second kernel's blocks found is merged by XLA. Both read caches where
-they lie, by an index of the layer that lies in memory.
+`mosaic_gpu_attend` reads all summaries once, chooses pages, and reads these. It
+reads caches where they lie, by an index of the layer that lies in memory.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ops import dispatch, hopper_attention
+from ops import dispatch
 from ops.hopper import PROCESSORS, SHARED_MEMORY
 from ops.hopper_attention import OF_TILE, QUERIES
 from ops.hopper_tiles import TILE
-from ops.paged_sparse_attention import mosaic_gpu_attend, mosaic_gpu_scores
+from ops.paged_sparse_attention import mosaic_gpu_attend, xla
+from ops.paged_sparse_attention import mosaic_gpu_choice as choice
+from ops.paged_sparse_attention.summary import PageSummary
 
 HEAD_SIZES = (64, 128)
 PAGE_SIZES = (8, 16, 32, 64)
 # Sort keys that a thread may hold in its registers, times 128 threads.
 MAX_PAGES = 8192
-# Pages of scores are padded to so many.
-_ROOM = 4 * TILE
-# Tiles in flight, at least, where shares of a head can be small enough for it.
-_LEAST_STAGES = 4
+# Thread blocks of a cluster, at most.
+_WIDEST = 16
+_MOST_STAGES = 16
 _LOG2E = 1 / np.log(2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """How the kernels are launched.
+  """How the kernel is launched.
 
   Attributes:
-    splits: Thread blocks that share the pages of a row's head.
-    stages: Tiles of 64 keys or values in shared memory.
+    splits: Thread blocks that share the pages of a row's head: 1, 2, 4, 8, 16.
+    stages: Tiles of 64 keys, values or pages in shared memory.
+    tiles: Tiles of 64 scores in shared memory.
   """
 
   splits: int = 1
   stages: int = 8
+  tiles: int = 8
 
 
 def configure(
@@ -50,23 +53,36 @@ def configure(
 
   Two blocks run on a multiprocessor, all of them at once where they can.
   """
-  tiles = -(-max_pages * page_size // TILE)
-  wanted = max(1, 2 * PROCESSORS // (batch * heads))
-
-  def stages(splits):
-    free = SHARED_MEMORY // 2 - 8192 - OF_TILE * -(-tiles // splits)
-    free -= 4 * (padded(pages) + -(-max_pages // splits))
-    return min(free // (2 * TILE * size), 16)
-
-  splits = min(wanted, tiles)
-  while stages(splits) < _LEAST_STAGES and splits < tiles:
-    splits += 1
-  return Config(splits=splits, stages=max(2, stages(splits)))
+  most = -(-max_pages * page_size // TILE)
+  splits, shared = 1, batch * heads
+  while splits < min(_WIDEST, most) and 2 * splits * shared <= 2 * PROCESSORS:
+    splits *= 2
+  blocks = 1 if splits * shared <= PROCESSORS else 2
+  own = -(-most // splits)
+  return fill(splits, own, blocks, size, pages, max_pages)
 
 
-def padded(pages: int) -> int:
-  """Pages that there are scores for."""
-  return -(-pages // _ROOM) * _ROOM
+def fill(
+  splits: int, most: int, blocks: int, size: int, pages: int, max_pages: int
+) -> Config:
+  """Returns the Config whose blocks fill a multiprocessor's shared memory.
+
+  Args:
+    splits: As in `Config`.
+    most: Tiles of keys that a block takes, at most.
+    blocks: Of a multiprocessor.
+    size: K.
+    pages: P.
+    max_pages: Pages that are kept at most.
+  """
+  block, times = choice.list_sizes(-(-max_pages // splits))
+  free = SHARED_MEMORY // blocks - 4096 - 3 * 2 * QUERIES * size
+  free -= 4 * (3 * choice.rows_of(pages) + block * times)
+  tiles = min(most, 16 // blocks)
+  stages = (free - OF_TILE * tiles) // (2 * TILE * size)
+  return Config(
+    splits=splits, stages=max(2, min(stages, _MOST_STAGES)), tiles=tiles
+  )
 
 
 def supports(
@@ -108,15 +124,75 @@ def forward(
   """Implements `paged_sparse_attention` on Hopper; num_pages is (B, N).
 
   `interpret` is False or `InterpretGPUParams`; `config` is by default that of
-  `configure`.
+  `configure`. Gradients are those of XLA's implementation.
   """
   if reason := unfit(q, keys, values, summary):
     raise ValueError(f"paged_sparse_attention: the Mosaic GPU kernel {reason}")
-  stacked = jax.tree.map(lambda x: x[None], (keys, values, summary))
-  return attend_in_layer(
-    np.zeros(1, np.int32), q, *stacked, lengths, num_pages,
-    max_pages=max_pages, scale=scale, interpret=interpret, config=config,
+  options = _Options(summary.kind, max_pages, float(scale), config, interpret)
+  return _differentiable(
+    options, q, keys, values, summary.first, summary.second, lengths, num_pages
+  )
+
+
+class _Options(NamedTuple):
+  """What `forward` is called with besides arrays."""
+
+  kind: str
+  max_pages: int
+  scale: float
+  config: Config | None
+  interpret: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _differentiable(options, *arrays):
+  return _rows(options)(*arrays)
+
+
+def _with_residuals(options, *arrays):
+  return _differentiable(options, *arrays), arrays
+
+
+def _gradients(options, arrays, d_out):
+  *caches, first, second, lengths, num_pages = arrays
+  summary = PageSummary(first, second, options.kind)
+  _, back = jax.vjp(
+    lambda *caches: xla.forward(
+      *caches, summary, lengths, num_pages,
+      max_pages=options.max_pages, scale=options.scale,
+    ),
+    *caches,
   )  # fmt: skip
+  # Which pages are kept does not depend on the summary smoothly.
+  return *back(d_out), *[None] * 4
+
+
+_differentiable.defvjp(_with_residuals, _gradients)
+
+
+def _rows(options: _Options) -> Callable[..., jax.Array]:
+  """Returns the kernel of arrays, to which what is mapped over are rows."""
+
+  @jax.custom_batching.custom_vmap
+  def run(q, keys, values, first, second, lengths, num_pages):
+    summary = PageSummary(first, second, options.kind)
+    stacked = jax.tree.map(lambda x: x[None], (keys, values, summary))
+    return attend_in_layer(
+      np.zeros(1, np.int32), q, *stacked, lengths, num_pages,
+      max_pages=options.max_pages, scale=options.scale,
+      interpret=options.interpret, config=options.config,
+    )  # fmt: skip
+
+  @run.def_vmap
+  def mapped(size, batched, *arrays):
+    several = (
+      x if own else jnp.broadcast_to(x, (size, *x.shape))
+      for own, x in zip(batched, arrays)
+    )
+    out = run(*(x.reshape(-1, *x.shape[2:]) for x in several))
+    return out.reshape(size, -1, *out.shape[1:]), True
+
+  return run
 
 
 def attend_in_layer(
@@ -142,18 +218,8 @@ def attend_in_layer(
   pages = summary.first.shape[2]
   if config is None:
     config = configure(batch, heads, size, pages, slots // pages, max_pages)
-  own = q.reshape(batch, heads, -1, size)
-  shared = own.shape[2]
-  own = jnp.pad(own, ((0, 0), (0, 0), (0, QUERIES - shared), (0, 0)))
-  scores = mosaic_gpu_scores.page_scores(
-    layer, own, (summary.first, summary.second), lengths, shared=shared,
-    kind=summary.kind, page_size=slots // pages, room=padded(pages),
-    interpret=interpret,
+  return mosaic_gpu_attend.attend(
+    layer, q, (keys, values), (summary.first, summary.second), lengths,
+    num_pages, kind=summary.kind, max_pages=max_pages, scale=scale * _LOG2E,
+    config=config, interpret=interpret,
   )  # fmt: skip
-  found = mosaic_gpu_attend.attend(
-    layer, own, (keys, values), scores.reshape(batch, heads, -1, TILE), lengths,
-    num_pages, pages=pages, max_pages=max_pages, scale=scale * _LOG2E,
-    splits=config.splits, stages=config.stages, interpret=interpret,
-  )  # fmt: skip
-  mixed = hopper_attention.merged(*found)
-  return mixed[:, :, :shared].reshape(q.shape).astype(q.dtype)

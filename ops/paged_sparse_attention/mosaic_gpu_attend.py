@@ -1,9 +1,16 @@
-"""The second kernel: chooses pages by their scores, and attends to them.
+"""The kernel: scores of all pages, a choice among them, and their attention.
 
-All thread blocks of a row's key head choose the same pages, and each takes an
-equal share of these, in rising order. A page is a copy of its own; some of them
-make up a tile of 64 slots, from where on `hopper_attention` does all.
+The thread blocks of a cluster share a row's key head. Each scores some of its
+pages and gives the others these scores; all choose the same pages, and each
+attends to a share of them, as `hopper_attention` does, some tiles of 64 slots
+at a time. What they found is merged at last.
+
+Hopper's matrix unit takes pages, slots, or 64 of a head's numbers, as the rows
+of a tile, and the queries of a key head as its columns, of which there are
+eight, be the queries fewer.
 """
+
+import functools
 
 import jax
 import jax.experimental.pallas as pl
@@ -11,200 +18,378 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from ops import hopper_attention, hopper_tiles
-from ops.hopper_tiles import ROWS, TILE
+from ops import hopper_tiles
+from ops.hopper_attention import QUERIES
+from ops.hopper_tiles import ROWS, SUMS, TILE
+from ops.paged_sparse_attention import mosaic_gpu_choice as choice
+from ops.paged_sparse_attention import mosaic_gpu_ring as rings
+from ops.paged_sparse_attention.summary import weights
 
 NAME = "paged_sparse_attention"
-_LOWEST = -(2**31)
-_HIGHEST = 2**31 - 1
-# Pages that are listed at once.
-_STEP = 16
+# A vector of 64 numbers of a head, which every warp has.
+_NUMBERS = ROWS.reduce(0)
+_QUERY = ROWS.reduce(1)
+# Finite, so that blocks without a slot are merged as nothing.
+_UNSEEN = -1e30
 
 
 def attend(
-  layer, q, caches, scores, lengths, num_pages,
-  *, pages, max_pages, scale, splits, stages, interpret,
-) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-  """Attends to the best pages, a share of them in each split.
+  layer, q, caches, summary, lengths, num_pages,
+  *, kind, max_pages, scale, config, interpret,
+) -> jax.Array:  # fmt: skip
+  """Attends to the best pages: (B, H, K) bfloat16.
 
   Args:
     layer: (1,) int32.
-    q: (B, N, 8, K) bfloat16.
+    q: (B, H, K) bfloat16.
     caches: Keys and values, (L, B, S, N, K) bfloat16.
-    scores: (B, N, R, 64) float32, of R 64 pages, in rising order; of those
-      behind the last one they may be anything.
+    summary: Both parts, (L, B, P, N, K) bfloat16, of 64 pages at least.
     lengths: (B,) int32, slots that are filled.
     num_pages: (B, N) int32, pages to keep, at least 2.
-    pages: P.
+    kind: Of the summary.
     max_pages: Pages that are kept at most.
     scale: Of logits, to base 2.
-    splits: Thread blocks that share the pages of a row's head.
-    stages: Tiles of keys or values in shared memory.
+    config: A `mosaic_gpu.Config`.
     interpret: False, or the parameters of the interpreter.
-
-  Returns:
-    The mixed values of each split, (B, N, splits, 8, K), the maxima of its
-    logits and the sums of its exponentials, (B, N, splits, 8), all float32.
   """
   batch, slots, heads, size = caches[0].shape[1:]
-  page_size, parts = slots // pages, size // TILE
-  groups = scores.shape[2]
-  each, listed = TILE // page_size, -(-max_pages // splits)
-  most = -(-listed // each)
-  low = (1 << (groups * TILE - 1).bit_length()) - 1
-  strided = plgpu.Layout.WG_STRIDED((groups, TILE), vec_size=2)
+  pages = summary[0].shape[2]
+  c, parts = config, size // TILE
+  wide = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  across = batch, heads, c.splits, QUERIES
+  outputs = (
+    jax.ShapeDtypeStruct(q.shape, jnp.bfloat16),
+    wide(batch, heads, choice.rows_of(pages), TILE),
+    wide(*across, size),
+    wide(*across),
+    wide(*across),
+  )
+  tiles = lambda *shape: hopper_tiles.swizzled(
+    (*shape, parts, QUERIES, TILE), jnp.bfloat16, 16
+  )
+  scratch = {
+    "q_s": tiles(),
+    "weights_s": tiles(2),
+    # Four more than needed let the threads of a warp store to all banks.
+    "scores_s": plgpu.SMEM((c.tiles, QUERIES, TILE + 4), jnp.float32),
+    "shares_s": hopper_tiles.swizzled(
+      (c.tiles, QUERIES, TILE), jnp.bfloat16, 16
+    ),
+    "mixed_s": plgpu.SMEM((QUERIES, TILE + 4), jnp.float32),
+    **choice.scratch(pages=pages, listed=-(-max_pages // c.splits)),
+    **rings.scratch(
+      parts=parts, stages=c.stages, copies=TILE * pages // slots,
+      interpret=interpret,
+    ),
+  }  # fmt: skip
+  clusters = {}
+  if c.splits > 1:
+    clusters = {"cluster": (c.splits,), "cluster_names": ("split",)}
+    for name in ("scored", "attended"):
+      scratch[name] = plgpu.ClusterBarrier(collective_axes=("split",))
+  names = "layer", "q", "lengths", "wanted", "first", "second", "keys", "values"
+  outs = "out", "scores", "mixed", "most", "total"
 
-  def numbers(scores_ref, last):
-    """Integers in the order of scores, which no two pages have in common.
-
-    Their last bits tell the page, so that of scores that agree in the others,
-    19 of them for 4,096 pages, the lower page has the higher number. Pages that
-    are kept whatever they score, or not there, have the lowest.
-    """
-    bits = lax.bitcast_convert_type(
-      plgpu.load(scores_ref, layout=strided, optimized=False), jnp.int32
-    )
-    # A bit less, so that differences of two numbers are numbers, too.
-    bits = jnp.where(bits < 0, bits ^ _HIGHEST, bits) >> 1
-    iota = lambda axis: plgpu.broadcasted_iota(
-      jnp.int32, (groups, TILE), axis, layout=strided
-    )
-    page = iota(0) * TILE + iota(1)
-    others = (page > 0) & (page < last)
-    found = jnp.where(others, (bits & ~low) | (low - page), _LOWEST)
-    return found, (page == 0) | (page == last)
-
-  def threshold_of(found, count, wanted):
-    """The number that `wanted` of `count` pages reach.
-
-    The interval that it lies in is cut into three parts at a time: one sum over
-    all threads counts for both cuts.
-    """
-    reach = lambda cut: (found >= cut).astype(jnp.int32)
-    highest = jnp.max(found)
-    lowest = -jnp.max(jnp.where(found > _LOWEST, -found, _LOWEST))
-
-    def cut(state):
-      begin, end, reached = state
-      third = jnp.maximum(lax.div(end - begin, jnp.int32(3)), 1)
-      near, far = begin + third, begin + 2 * third
-      both = jnp.sum(reach(near) + (reach(far) << 16))
-      of_near, of_far = both & 0xFFFF, both >> 16
-      is_far, is_near = of_far >= wanted, of_near >= wanted
-      return (
-        jnp.where(is_far, far, jnp.where(is_near, near, begin)),
-        jnp.where(is_far, end, jnp.where(is_near, far, near)),
-        jnp.where(is_far, of_far, jnp.where(is_near, of_near, reached)),
-      )
-
-    unsettled = lambda state: (state[2] > wanted) & (wanted > 0)
-    start = lowest, highest + 1, count
-    begin, _, _ = lax.while_loop(unsettled, cut, start)
-    return jnp.where(wanted > 0, begin, _HIGHEST)
-
-  def kernel(
-    layer_ref, q_ref, scores_ref, lengths_ref, wanted_ref, keys_ref,
-    values_ref, mixed_ref, most_ref, total_ref, *, kept_s, counts_s, pages_s,
-    **s,
-  ):  # fmt: skip
-    split, head, row = (
-      lax.axis_index(name) for name in ("split", "head", "row")
-    )
-    layer, length = layer_ref[0], lengths_ref[row]
-    hopper_attention.fetch_queries(q_ref.at[row, head], s)
-
-    # Of no slots the last page is -1: nothing is kept.
-    last = lax.div(length + page_size - 1, jnp.int32(page_size)) - 1
-    kept = jnp.minimum(
-      jnp.minimum(wanted_ref[row, head], jnp.int32(max_pages)), last + 1
-    )
-    begin, end = (
-      lax.div((split + i) * kept, jnp.int32(splits)) for i in range(2)
-    )
-    count = end - begin
-    found, forced = numbers(scores_ref.at[row, head], last)
-    always = jnp.minimum(last + 1, 2)
-    threshold = threshold_of(found, last + 1 - always, kept - always)
-    chosen = ((found >= threshold) | forced).astype(jnp.int32)
-    hopper_tiles.store(kept_s, chosen)
-    plgpu.commit_smem()
-    of_groups = jnp.sum(
-      plgpu.load(kept_s, layout=ROWS, optimized=False), axis=1
-    )
-    hopper_tiles.store(counts_s, of_groups)
-    plgpu.commit_smem()
-
-    def skip(i, state):
-      group, before = state
-      more = before + counts_s[i]
-      passed = (more <= begin) & (group == i)
-      return (
-        jnp.where(passed, i + 1, group),
-        jnp.where(passed, more, before),
-      )
-
-    group, before = lax.fori_loop(
-      jnp.int32(0), jnp.int32(groups), skip, (jnp.int32(0), jnp.int32(0))
-    )
-
-    def note(state):
-      page, rank = state
-      for i in range(_STEP):
-        now = page + i
-        inside = kept_s[
-          lax.div(now, jnp.int32(TILE)), lax.rem(now, jnp.int32(TILE))
-        ]
-        own = (inside > 0) & (rank >= begin) & (rank < end)
-
-        @pl.when(own)
-        def _(now=now, rank=rank):
-          pages_s[rank - begin] = now
-
-        rank = rank + inside
-      return page + _STEP, rank
-
-    lax.while_loop(lambda state: state[1] < end, note, (group * TILE, before))
-    plgpu.commit_smem()
-    # The last page that is kept may not be full.
-    rest = jnp.where(end == kept, (last + 1) * page_size - length, 0)
-    filled = count * page_size - rest
-    tiles = lax.div(count + each - 1, jnp.int32(each))
-
-    def copy(ref, tile, slot):
-      for i in range(each):
-        # In the place of a page behind the last one that one comes again.
-        page = pages_s[jnp.minimum(tile * each + i, count - 1)]
-        own = pl.ds(pl.multiple_of(page * page_size, page_size), page_size)
-        for part in range(parts):
-          plgpu.copy_gmem_to_smem(
-            ref.at[layer, row, own, head, pl.ds(part * TILE, TILE)],
-            s["ring"].at[slot, part, pl.ds(i * page_size, page_size)],
-            s["loaded"].at[slot],
-          )
-
-    outs = (
-      ref.at[row, head, split] for ref in (mixed_ref, most_ref, total_ref)
-    )
-    hopper_attention.attend(
-      copy, keys_ref, values_ref, tuple(outs), s,
-      count=tiles, filled=filled, scale=scale,
+  def kernel(*refs, **s):
+    named = dict(zip((*names, *outs), refs, strict=True))
+    block = _Block(
+      named, s, c, kind=kind, shared=q.shape[1] // heads, pages=pages,
+      max_pages=max_pages, scale=scale, interpret=interpret,
     )  # fmt: skip
+    block.run()
 
   run = plgpu.kernel(
     kernel,
-    out_type=hopper_attention.outputs((batch, heads, splits), size),
-    grid=(splits, heads, batch),
-    grid_names=("split", "head", "row"),
-    scratch_types={
-      "kept_s": plgpu.SMEM((groups, TILE), jnp.int32),
-      "counts_s": plgpu.SMEM((groups,), jnp.int32),
-      "pages_s": plgpu.SMEM((listed,), jnp.int32),
-      **hopper_attention.scratch(
-        parts=parts, tiles=most, stages=stages, copies=each
-      ),
-    },
+    out_type=outputs,
+    grid=(heads, batch),
+    grid_names=("head", "row"),
+    **clusters,
+    scratch_types=scratch,
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
-  return run(layer, q, scores, lengths, num_pages, *caches)
+  return run(layer, q, lengths, num_pages, *summary, *caches)[0]
+
+
+class _Block:
+  """A thread block at work."""
+
+  def __init__(
+    self, refs, s, config, *, kind, shared, pages, max_pages, scale, interpret
+  ):
+    """Takes references and shared memory by name, and `attend`'s sizes."""
+    self.refs, self.s, self.config, self.kind = refs, s, config, kind
+    self.shared, self.pages, self.max_pages = shared, pages, max_pages
+    self.scale, self.interpret = scale, interpret
+    self.parts = refs["q"].shape[-1] // TILE
+    self.page = refs["keys"].shape[2] // pages
+    # Pages of a tile of keys.
+    self.each = TILE // self.page
+    self.splits, self.split = config.splits, jnp.int32(0)
+    if config.splits > 1:
+      self.split = lax.axis_index("split")
+    self.head, self.row = lax.axis_index("head"), lax.axis_index("row")
+    self.at = refs["layer"][0], self.row, self.head
+    self.length = refs["lengths"][self.row]
+    # Of no slots the last page is -1: nothing is kept.
+    self.last = lax.div(self.length + self.page - 1, jnp.int32(self.page)) - 1
+    self.ring = rings.Ring(s, interpret)
+
+  def run(self):
+    """All of it."""
+    scored = self.score()
+    self.meet("scored")
+    kept = jnp.minimum(
+      jnp.minimum(
+        self.refs["wanted"][self.row, self.head], jnp.int32(self.max_pages)
+      ),
+      self.last + 1,
+    )
+    begin, end = self.share(kept)
+    choice.choose(
+      self.refs["scores"].at[self.row, self.head], self.s, self.last, kept,
+      (begin, end), pages=self.pages,
+    )  # fmt: skip
+    # The last page that is kept may not be full.
+    rest = jnp.where(end == kept, (self.last + 1) * self.page - self.length, 0)
+    count = end - begin
+    found = self.attend(scored, count, count * self.page - rest)
+    for name, value in zip(("most", "total"), found[:2]):
+      hopper_tiles.store(
+        self.refs[name].at[self.row, self.head, self.split], value
+      )
+    for part, value in enumerate(found[2:]):
+      own = pl.ds(part * TILE, TILE)
+      hopper_tiles.store(
+        self.refs["mixed"].at[self.row, self.head, self.split, :, own], value
+      )
+    self.meet("attended")
+    self.merge()
+
+  def share(self, count):
+    """The range of `count` things that this block takes."""
+    return tuple(
+      lax.div((self.split + i) * count, jnp.int32(self.splits))
+      for i in range(2)
+    )
+
+  def meet(self, name):
+    """Waits for the blocks of the cluster, and sees what they have stored."""
+    if self.splits > 1:
+      rings.meet(self.s[name], self.interpret)
+
+  def score(self):
+    """Scores a share of the pages; returns how many tiles it has fetched."""
+    s, ring, stages = self.s, self.ring, self.ring.stages
+    filled = lax.div(self.last + TILE, jnp.int32(TILE))
+    begin, end = self.share(filled)
+    total = 2 * (end - begin)
+
+    def first_page(n):
+      page = (begin + (n >> 1)) * TILE
+      if self.pages % TILE:
+        # The last tile begins earlier rather than to end behind the pages.
+        page = jnp.minimum(page, self.pages - TILE)
+      return page
+
+    def fetch(n):
+      rows = TILE // self.each if self.interpret else TILE
+      begins = [first_page(n) + i for i in range(0, TILE, rows)]
+      for which, name in enumerate(("first", "second")):
+
+        @pl.when((n < total) & ((n & 1) == which))
+        def _(name=name):
+          ring.fetch(n, self.refs[name], self.at, begins, rows)
+
+    pl.loop(0, stages)(fetch)
+    self.load_queries()
+
+    @pl.loop(begin, end)
+    def _(tile):
+      n = 2 * (tile - begin)
+      slots = ring.wait(n), ring.wait(n + 1)
+
+      def products(sums):
+        for which, slot in enumerate(slots):
+          for part in range(self.parts):
+            plgpu.wgmma(
+              sums, ring.tiles.at[slot, part], s["weights_s"].at[which, part].T
+            )
+        plgpu.wgmma_wait(0)
+        return sums[...]
+
+      found = pl.run_scoped(products, plgpu.ACC((TILE, QUERIES), jnp.float32))
+      for which in range(2):
+        fetch(n + which + stages)
+      # Columns without a query have the weights of the first one.
+      hopper_tiles.store(
+        self.refs["scores"].at[self.row, self.head, tile],
+        jnp.max(found, axis=1),
+      )
+
+    return total
+
+  def load_queries(self):
+    """Brings queries, and what summaries are multiplied by, to their places.
+
+    Columns that have no query of their own get the first one.
+    """
+    shape = QUERIES, TILE
+    query = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=ROWS)
+    for part in range(self.parts):
+      own = pl.ds(part * TILE, TILE)
+      found = None
+      for g in range(self.shared):
+        one = hopper_tiles.load(
+          self.refs["q"].at[self.row, self.head * self.shared + g, own],
+          _NUMBERS,
+        )
+        one = hopper_tiles.repeat(one, 1, shape, ROWS)
+        found = one if found is None else jnp.where(query == g, one, found)
+      values = found, *weights(found, self.kind)
+      targets = [self.s["q_s"].at[part]]
+      targets += [self.s["weights_s"].at[i, part] for i in range(2)]
+      for target, value in zip(targets, values):
+        hopper_tiles.store(target, value.astype(jnp.bfloat16))
+    plgpu.commit_smem()
+
+  def attend(self, before, count, filled):
+    """Attends to the listed pages.
+
+    Args:
+      before: Tiles that the ring has fetched until now.
+      count: Pages.
+      filled: Slots of these that are seen, from the first on.
+
+    Returns:
+      Maxima of the logits to base 2, sums of their exponentials, (8,), and for
+      each part of a head the mixed values, (8, 64).
+    """
+    s, ring, most = self.s, self.ring, self.config.tiles
+    tiles = lax.div(count + self.each - 1, jnp.int32(self.each))
+
+    def fetch(n):
+      base = lax.div(n, jnp.int32(2 * most)) * most
+      size, place = jnp.minimum(tiles - base, most), n - 2 * base
+      is_key = place < size
+      tile = base + jnp.where(is_key, place, place - size)
+      # In the place of a page behind the last one that one comes again.
+      begins = [
+        pl.multiple_of(
+          s["pages_s"][jnp.clip(tile * self.each + i, 0, count - 1)]
+          * self.page,
+          self.page,
+        )
+        for i in range(self.each)
+      ]
+      for name, wanted in (("keys", is_key), ("values", ~is_key)):
+
+        @pl.when((n < 2 * tiles) & wanted)
+        def _(name=name):
+          ring.fetch(before + n, self.refs[name], self.at, begins, self.page)
+
+    pl.when(tiles > 0)(lambda: pl.loop(0, ring.stages)(fetch))
+    fill = lambda shape, value, layout: plgpu.layout_cast(
+      jnp.full(shape, value, jnp.float32), layout
+    )
+    start = (
+      fill((QUERIES,), _UNSEEN, _QUERY),
+      fill((QUERIES,), 0.0, _QUERY),
+      *[fill((QUERIES, TILE), 0.0, ROWS)] * self.parts,
+    )
+    return lax.fori_loop(
+      jnp.int32(0), lax.div(tiles + most - 1, jnp.int32(most)),
+      lambda i, state: self.some_tiles(
+        fetch, i * most, tiles, before, filled, state
+      ),
+      start,
+    )  # fmt: skip
+
+  def some_tiles(self, fetch, base, tiles, before, filled, state):
+    """Attends to as many tiles as there is memory for, from `base` on."""
+    s, ring = self.s, self.ring
+    size, first = jnp.minimum(tiles - base, self.config.tiles), 2 * base
+    sums_of_tile = plgpu.ACC((TILE, QUERIES), jnp.float32)
+
+    @pl.loop(0, size)
+    def _(i):
+      slot = ring.wait(before + first + i)
+
+      def logits(sums):
+        for part in range(self.parts):
+          plgpu.wgmma(sums, ring.tiles.at[slot, part], s["q_s"].at[part].T)
+        plgpu.wgmma_wait(0)
+        return sums[...]
+
+      found = pl.run_scoped(logits, sums_of_tile) * self.scale
+      fetch(first + i + ring.stages)
+      target = s["scores_s"].at[i, :, pl.ds(0, TILE)]
+      hopper_tiles.store(target.T, plgpu.layout_cast(found, SUMS))
+
+    shape = QUERIES, TILE
+    places = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=ROWS)
+
+    def seen(i):
+      value = hopper_tiles.load(s["scores_s"].at[i, :, pl.ds(0, TILE)], ROWS)
+      return jnp.where(places + (base + i) * TILE < filled, value, _UNSEEN)
+
+    loop = lambda body, start: lax.fori_loop(jnp.int32(0), size, body, start)
+    old, total, *mixed = state
+    top = loop(lambda i, top: jnp.maximum(top, jnp.max(seen(i), axis=1)), old)
+
+    def weigh(i, total):
+      shares = jnp.exp2(seen(i) - hopper_tiles.repeat(top, 0, shape, ROWS))
+      hopper_tiles.store(s["shares_s"].at[i], shares.astype(jnp.bfloat16))
+      return total + jnp.sum(shares, axis=1)
+
+    smaller = jnp.exp2(old - top)
+    total = loop(weigh, total * smaller)
+    plgpu.commit_smem()
+
+    def mix(*sums):
+      @pl.loop(0, size)
+      def _(i):
+        n = first + size + i
+        slot = ring.wait(before + n)
+        for part, one in enumerate(sums):
+          plgpu.wgmma(one, ring.tiles.at[slot, part].T, s["shares_s"].at[i].T)
+        plgpu.wgmma_wait(0)
+        fetch(n + ring.stages)
+
+      return [one[...] for one in sums]
+
+    smaller = hopper_tiles.repeat(smaller, 0, shape, ROWS)
+    more = pl.run_scoped(mix, *[sums_of_tile] * self.parts)
+    target = s["mixed_s"].at[:, pl.ds(0, TILE)]
+    for part, one in enumerate(more):
+      hopper_tiles.store(target.T, plgpu.layout_cast(one, SUMS))
+      mixed[part] = mixed[part] * smaller + hopper_tiles.load(target, ROWS)
+    return top, total, *mixed
+
+  def merge(self):
+    """Merges what the cluster found, each query in one of its blocks."""
+    read = lambda name, i, g: self.refs[name][self.row, self.head, i, g]
+    for g in range(self.shared):
+
+      @pl.when(self.split == g % self.splits)
+      def _(g=g):
+        tops = [read("most", i, g) for i in range(self.splits)]
+        totals = [read("total", i, g) for i in range(self.splits)]
+        top = functools.reduce(jnp.maximum, tops)
+        scales = [jnp.exp2(one - top) for one in tops]
+        total = sum(a * b for a, b in zip(scales, totals))
+        inverse = 1 / jnp.maximum(total, 1e-30)
+        for part in range(self.parts):
+          own = pl.ds(part * TILE, TILE)
+          found = sum(
+            scale
+            * hopper_tiles.load(
+              self.refs["mixed"].at[self.row, self.head, i, g, own], _NUMBERS
+            )
+            for i, scale in enumerate(scales)
+          )
+          hopper_tiles.store(
+            self.refs["out"].at[self.row, self.head * self.shared + g, own],
+            (found * inverse).astype(jnp.bfloat16),
+          )

@@ -12,7 +12,13 @@ from ops.paged_sparse_attention.reference import (
 )
 from ops.paged_sparse_attention.summary import KINDS as KINDS
 from ops.paged_sparse_attention.summary import PageSummary as PageSummary
+from ops.paged_sparse_attention.summary import (
+  last_page_summary as last_page_summary,
+)
 from ops.paged_sparse_attention.summary import page_summary as page_summary
 from ops.paged_sparse_attention.summary import (
   update_page_summary as update_page_summary,
+)
+from ops.paged_sparse_attention.summary import (
+  write_page_summary as write_page_summary,
 )

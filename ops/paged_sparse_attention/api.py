@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ops import dispatch
 from ops.paged_sparse_attention.summary import PageSummary
 
-# The kernels run where they are named: they have run on no GPU yet.
+# The kernel runs where it is named: it has run on no GPU yet.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
     "xla": dispatch.always,
@@ -36,8 +36,9 @@ def paged_sparse_attention(
   *,
   max_pages: int | None = None,
   scale: float | None = None,
+  summarize: bool = False,
   implementation: str | None = None,
-) -> jax.Array:
+) -> jax.Array | tuple[jax.Array, PageSummary]:
   """Attends from one token a row to the best pages of its cache, and no other.
 
   Quest (https://arxiv.org/abs/2406.10774, section 3.3), for each row and key
@@ -65,18 +66,21 @@ def paged_sparse_attention(
       `max_pages` as so many.
     max_pages: Pages that there is room for, at least two; None for P.
     scale: Factor of the logits, K**-0.5 by default.
+    summarize: Whether to return `last_page_summary(keys, lengths, ...)`, too,
+      for `write_page_summary`: what a cache needs for its next token.
     implementation: `"mosaic_gpu"` (Hopper; bfloat16, heads of 64 or 128, up to
       eight query heads a key head, 64 to 8,192 pages of 8 to 64 slots), which
       compares scores by their first 31 - log2(P) bits; `"xla"`; or None for the
       latter.
 
   Returns:
-    (B, H, K) in q's dtype; sums are float32. Of the summary all pages that hold
-    a token are read. `"xla"` gathers `max_pages` pages of keys and values, be
-    fewer kept, and products read these alone; its memory is their size. The
-    kernels read the kept pages once, where they lie, and keep scores of pages
-    and a few sums. Gradients, by `"xla"` alone, flow through the kept tokens,
-    not through the selection.
+    (B, H, K) in q's dtype, and with `summarize` a `PageSummary` of one page a
+    row, (B, 1, N, K), in the dtype of the keys. Sums are float32. Of the
+    summary all pages that hold a token are read. `"xla"` gathers `max_pages`
+    pages of keys and values, be fewer kept, and products read these alone; its
+    memory is their size. The kernel reads the kept pages once, where they lie,
+    and keeps scores of pages and a few sums. Gradients flow through the kept
+    tokens, not through the selection; the kernel has those of `"xla"`.
 
   Raises:
     ValueError: Shapes do not fit each other, or `implementation` does not run.
@@ -98,7 +102,7 @@ def paged_sparse_attention(
   wanted = jnp.broadcast_to(jnp.maximum(wanted, ALWAYS), (b, n))
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   arrays = q, keys, values, summary, lengths, wanted
-  options = {"max_pages": most, "scale": scale}
+  options = {"max_pages": most, "scale": scale, "summarize": summarize}
   name = dispatch.resolve(
     "paged_sparse_attention",
     IMPLEMENTATIONS,

@@ -119,8 +119,8 @@ def unfit(q, keys, values, summary) -> str | None:
 
 def forward(
   q, keys, values, summary, lengths, num_pages,
-  *, max_pages, scale, interpret=False, config=None,
-) -> jax.Array:  # fmt: skip
+  *, max_pages, scale, summarize=False, interpret=False, config=None,
+):  # fmt: skip
   """Implements `paged_sparse_attention` on Hopper; num_pages is (B, N).
 
   `interpret` is False or `InterpretGPUParams`; `config` is by default that of
@@ -128,10 +128,13 @@ def forward(
   """
   if reason := unfit(q, keys, values, summary):
     raise ValueError(f"paged_sparse_attention: the Mosaic GPU kernel {reason}")
-  options = _Options(summary.kind, max_pages, float(scale), config, interpret)
-  return _differentiable(
+  options = _Options(
+    summary.kind, max_pages, float(scale), summarize, config, interpret
+  )
+  out, *last = _differentiable(
     options, q, keys, values, summary.first, summary.second, lengths, num_pages
   )
+  return (out, PageSummary(*last, summary.kind)) if summarize else out
 
 
 class _Options(NamedTuple):
@@ -140,6 +143,7 @@ class _Options(NamedTuple):
   kind: str
   max_pages: int
   scale: float
+  summarize: bool
   config: Config | None
   interpret: Any
 
@@ -153,24 +157,26 @@ def _with_residuals(options, *arrays):
   return _differentiable(options, *arrays), arrays
 
 
-def _gradients(options, arrays, d_out):
+def _gradients(options, arrays, cotangents):
   *caches, first, second, lengths, num_pages = arrays
   summary = PageSummary(first, second, options.kind)
-  _, back = jax.vjp(
-    lambda *caches: xla.forward(
-      *caches, summary, lengths, num_pages,
-      max_pages=options.max_pages, scale=options.scale,
-    ),
-    *caches,
-  )  # fmt: skip
+
+  def portable(*caches):
+    found = xla.forward(
+      *caches, summary, lengths, num_pages, max_pages=options.max_pages,
+      scale=options.scale, summarize=options.summarize,
+    )  # fmt: skip
+    return tuple(jax.tree.leaves(found))
+
+  _, back = jax.vjp(portable, *caches)
   # Which pages are kept does not depend on the summary smoothly.
-  return *back(d_out), *[None] * 4
+  return *back(cotangents), *[None] * 4
 
 
 _differentiable.defvjp(_with_residuals, _gradients)
 
 
-def _rows(options: _Options) -> Callable[..., jax.Array]:
+def _rows(options: _Options) -> Callable[..., tuple[jax.Array, ...]]:
   """Returns the kernel of arrays, to which what is mapped over are rows."""
 
   @jax.custom_batching.custom_vmap
@@ -180,7 +186,8 @@ def _rows(options: _Options) -> Callable[..., jax.Array]:
     return attend_in_layer(
       np.zeros(1, np.int32), q, *stacked, lengths, num_pages,
       max_pages=options.max_pages, scale=options.scale,
-      interpret=options.interpret, config=options.config,
+      summarize=options.summarize, interpret=options.interpret,
+      config=options.config,
     )  # fmt: skip
 
   @run.def_vmap
@@ -189,17 +196,21 @@ def _rows(options: _Options) -> Callable[..., jax.Array]:
       x if own else jnp.broadcast_to(x, (size, *x.shape))
       for own, x in zip(batched, arrays)
     )
-    out = run(*(x.reshape(-1, *x.shape[2:]) for x in several))
-    return out.reshape(size, -1, *out.shape[1:]), True
+    found = run(*(x.reshape(-1, *x.shape[2:]) for x in several))
+    back = lambda x: x.reshape(size, -1, *x.shape[1:])
+    return tuple(map(back, found)), (True,) * len(found)
 
   return run
 
 
 def attend_in_layer(
   layer, q, keys, values, summary, lengths, num_pages,
-  *, max_pages, scale, interpret=False, config=None,
-) -> jax.Array:  # fmt: skip
+  *, max_pages, scale, summarize=False, interpret=False, config=None,
+) -> tuple[jax.Array, ...]:  # fmt: skip
   """As `forward`, of a layer of stacked caches and summaries.
+
+  With `summarize` the summary of each row's last page comes behind the result,
+  as two arrays (B, 1, N, K).
 
   Args:
     layer: (1,) int32.
@@ -211,6 +222,7 @@ def attend_in_layer(
     num_pages: (B, N) int32.
     max_pages: As in `paged_sparse_attention`, as scale.
     scale: Alike.
+    summarize: Alike.
     interpret: False, or the parameters of the interpreter.
     config: A Config, or None for that of `configure`.
   """
@@ -221,5 +233,5 @@ def attend_in_layer(
   return mosaic_gpu_attend.attend(
     layer, q, (keys, values), (summary.first, summary.second), lengths,
     num_pages, kind=summary.kind, max_pages=max_pages, scale=scale * _LOG2E,
-    config=config, interpret=interpret,
+    summarize=summarize, config=config, interpret=interpret,
   )  # fmt: skip

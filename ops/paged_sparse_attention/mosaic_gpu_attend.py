@@ -29,15 +29,19 @@ NAME = "paged_sparse_attention"
 # A vector of 64 numbers of a head, which every warp has.
 _NUMBERS = ROWS.reduce(0)
 _QUERY = ROWS.reduce(1)
+# Keys of a page, of which each thread has some columns, and every warp all.
+_COLUMNS = plgpu.Layout.TILED(
+  plgpu.Tiling(((8, TILE), (2,))), (plgpu.Replicated(4),), (-2,), -1
+)
 # Finite, so that blocks without a slot are merged as nothing.
 _UNSEEN = -1e30
 
 
 def attend(
   layer, q, caches, summary, lengths, num_pages,
-  *, kind, max_pages, scale, config, interpret,
-) -> jax.Array:  # fmt: skip
-  """Attends to the best pages: (B, H, K) bfloat16.
+  *, kind, max_pages, scale, summarize, config, interpret,
+) -> tuple[jax.Array, ...]:  # fmt: skip
+  """Attends to the best pages.
 
   Args:
     layer: (1,) int32.
@@ -49,21 +53,31 @@ def attend(
     kind: Of the summary.
     max_pages: Pages that are kept at most.
     scale: Of logits, to base 2.
+    summarize: Whether to summarize each row's last page.
     config: A `mosaic_gpu.Config`.
     interpret: False, or the parameters of the interpreter.
+
+  Returns:
+    (B, H, K) bfloat16, and with `summarize` both parts of a summary, (B, 1, N,
+    K).
   """
   batch, slots, heads, size = caches[0].shape[1:]
   pages = summary[0].shape[2]
   c, parts = config, size // TILE
   wide = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
   across = batch, heads, c.splits, QUERIES
-  outputs = (
-    jax.ShapeDtypeStruct(q.shape, jnp.bfloat16),
-    wide(batch, heads, choice.rows_of(pages), TILE),
-    wide(*across, size),
-    wide(*across),
-    wide(*across),
-  )
+  narrow = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+  outputs = {"out": narrow(*q.shape)}
+  if summarize:
+    last = narrow(batch, 1, heads, size)
+    outputs |= {"last_first": last, "last_second": last}
+  found = len(outputs)
+  outputs |= {
+    "scores": wide(batch, heads, choice.rows_of(pages), TILE),
+    "mixed": wide(*across, size),
+    "most": wide(*across),
+    "total": wide(*across),
+  }
   tiles = lambda *shape: hopper_tiles.swizzled(
     (*shape, parts, QUERIES, TILE), jnp.bfloat16, 16
   )
@@ -88,10 +102,9 @@ def attend(
     for name in ("scored", "attended"):
       scratch[name] = plgpu.ClusterBarrier(collective_axes=("split",))
   names = "layer", "q", "lengths", "wanted", "first", "second", "keys", "values"
-  outs = "out", "scores", "mixed", "most", "total"
 
   def kernel(*refs, **s):
-    named = dict(zip((*names, *outs), refs, strict=True))
+    named = dict(zip((*names, *outputs), refs, strict=True))
     block = _Block(
       named, s, c, kind=kind, shared=q.shape[1] // heads, pages=pages,
       max_pages=max_pages, scale=scale, interpret=interpret,
@@ -100,7 +113,7 @@ def attend(
 
   run = plgpu.kernel(
     kernel,
-    out_type=outputs,
+    out_type=tuple(outputs.values()),
     grid=(heads, batch),
     grid_names=("head", "row"),
     **clusters,
@@ -109,7 +122,7 @@ def attend(
     compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
-  return run(layer, q, lengths, num_pages, *summary, *caches)[0]
+  return run(layer, q, lengths, num_pages, *summary, *caches)[:found]
 
 
 class _Block:
@@ -204,6 +217,8 @@ class _Block:
 
     pl.loop(0, stages)(fetch)
     self.load_queries()
+    if "last_first" in self.refs:
+      pl.when(self.split == self.splits - 1)(self.summarize)
 
     @pl.loop(begin, end)
     def _(tile):
@@ -229,6 +244,35 @@ class _Block:
       )
 
     return total
+
+  def summarize(self):
+    """Summarizes the keys of the last page, as `last_page_summary` does."""
+    shape, begin = (self.page, TILE), jnp.maximum(self.last, 0) * self.page
+    places = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_COLUMNS)
+    seen = places < self.length - begin
+    layer, row, head = self.at
+    for part in range(self.parts):
+      own = pl.ds(part * TILE, TILE)
+      keys = hopper_tiles.load(
+        self.refs["keys"].at[layer, row, pl.ds(begin, self.page), head, own],
+        _COLUMNS,
+      )
+      if self.kind == "bounds":
+        found = (
+          -jnp.max(jnp.where(seen, -keys, -jnp.inf), axis=0),
+          jnp.max(jnp.where(seen, keys, -jnp.inf), axis=0),
+        )
+      else:
+        share = 1 / jnp.maximum(self.length - begin, 1).astype(jnp.float32)
+        mean = jnp.sum(jnp.where(seen, keys, 0.0), axis=0) * share
+        far = keys - hopper_tiles.repeat(mean, 1, shape, _COLUMNS)
+        squares = jnp.sum(jnp.where(seen, far * far, 0.0), axis=0)
+        found = mean, jnp.sqrt(squares * share)
+      for name, value in zip(("last_first", "last_second"), found):
+        value = jnp.where(self.length > 0, value, 0.0)
+        hopper_tiles.store(
+          self.refs[name].at[row, 0, head, own], value.astype(jnp.bfloat16)
+        )
 
   def load_queries(self):
     """Brings queries, and what summaries are multiplied by, to their places.

@@ -79,17 +79,52 @@ def update_page_summary(
     What `page_summary` gives, but that pages behind the last token are as they
     were.
   """
-  pages = summary.first.shape[1]
-  size = keys.shape[1] // pages
-  page = jnp.maximum(lengths - 1, 0) // size
-  slots = page[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None]
+  size = keys.shape[1] // summary.first.shape[1]
+  last = last_page_summary(keys, lengths, page_size=size, kind=summary.kind)
+  return write_page_summary(summary, last, lengths, page_size=size)
+
+
+def last_page_summary(
+  keys: jax.Array, lengths: jax.Array, *, page_size: int, kind: str = "bounds"
+) -> PageSummary:
+  """Summarizes the page of each row's last token, and reads no other.
+
+  Args:
+    keys: (B, S, N, K), S a multiple of `page_size`.
+    lengths: (B,) int32, slots that are filled.
+    page_size: Slots of a page.
+    kind: "bounds" or "moments".
+
+  Returns:
+    A summary of one page a row, (B, 1, N, K), zero where a row has no token.
+  """
+  page = jnp.maximum(lengths - 1, 0) // page_size
+  slots = jnp.arange(page_size, dtype=jnp.int32)[None]
+  slots = page[:, None] * page_size + slots
   rows = jnp.arange(len(keys))
   own = keys.at[rows[:, None], slots].get(mode="promise_in_bounds")
-  seen = slots < lengths[:, None]
-  new = _summary(own[:, None], seen[:, None], summary.kind)
-  to = jnp.where(lengths > 0, page, pages)
+  return _summary(own[:, None], (slots < lengths[:, None])[:, None], kind)
+
+
+def write_page_summary(
+  summary: PageSummary,
+  last: PageSummary,
+  lengths: jax.Array,
+  *,
+  page_size: int,
+) -> PageSummary:
+  """Writes what `last_page_summary` gives to the pages that it is of.
+
+  Args:
+    summary: Of all pages. It is written in place where it is donated.
+    last: (B, 1, N, K).
+    lengths: (B,) int32, slots that are filled. A row with none stays as it is.
+    page_size: Slots of a page.
+  """
+  rows, pages = jnp.arange(len(lengths)), summary.first.shape[1]
+  to = jnp.where(lengths > 0, (lengths - 1) // page_size, pages)
   return jax.tree.map(
-    lambda old, one: old.at[rows, to].set(one[:, 0], mode="drop"), summary, new
+    lambda old, one: old.at[rows, to].set(one[:, 0], mode="drop"), summary, last
   )
 
 

@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ops.paged_sparse_attention.summary import page_logits
+from ops.paged_sparse_attention.summary import last_page_summary, page_logits
 
 # Finite, so that rows that see nothing are no NaN.
 _UNSEEN = -1e30
 
 
-def forward(q, keys, values, summary, lengths, num_pages, *, max_pages, scale):
+def forward(
+  q, keys, values, summary, lengths, num_pages,
+  *, max_pages, scale, summarize=False,
+):  # fmt: skip
   """Implements `paged_sparse_attention`; num_pages is (B, N), at least 2."""
   b, s, n, k = keys.shape
   pages = summary.first.shape[1]
@@ -44,7 +47,13 @@ def forward(q, keys, values, summary, lengths, num_pages, *, max_pages, scale):
     "bngs,bnsk->bngk", shares, gathered(values),
     preferred_element_type=jnp.float32,
   )  # fmt: skip
-  return mixed.reshape(q.shape).astype(q.dtype)
+  mixed = mixed.reshape(q.shape).astype(q.dtype)
+  if not summarize:
+    return mixed
+  last = last_page_summary(
+    keys, lengths, page_size=s // pages, kind=summary.kind
+  )
+  return mixed, last
 
 
 def kept_pages(

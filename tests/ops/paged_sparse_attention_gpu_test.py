@@ -12,6 +12,7 @@ from ops import dispatch
 from ops.hopper import PROCESSORS, SHARED_MEMORY
 from ops.paged_sparse_attention import (
   PageSummary,
+  last_page_summary,
   mosaic_gpu,
   paged_sparse_attention,
   paged_sparse_attention_reference,
@@ -21,6 +22,10 @@ from ops.paged_sparse_attention.summary import page_logits
 from tests.hopper_lowering import lowered
 from tests.ops.paged_sparse_attention_test import all_pages_equal, make
 from tests.ops.sequence_op import assert_close, tolerance
+
+summarize_last = jax.jit(
+  last_page_summary, static_argnames=("page_size", "kind")
+)
 
 # Query heads, key heads, head size.
 MODELS = {"llama-3.2-1b": (32, 8, 64), "llama-3.1-8b": (32, 8, 128)}
@@ -76,11 +81,16 @@ def test_values(changes, counts, config):
   num_pages = clear_counts(arrays, *counts)
   options = {"max_pages": counts[1], "scale": 0.1}
   expected = paged_sparse_attention_reference(*arrays, num_pages, **options)
-  found = mosaic_gpu.forward(
-    *arrays, jnp.asarray(num_pages), **options, config=config,
+  found, last = mosaic_gpu.forward(
+    *arrays, jnp.asarray(num_pages), **options, summarize=True, config=config,
     interpret=plgpu.InterpretGPUParams(detect_races=True),
   )  # fmt: skip
   assert_close(found, expected, tolerance("bfloat16", 16 * counts[1]))
+  _, keys, _, summary, lengths = arrays
+  expected = summarize_last(
+    keys, lengths, page_size=given["page"], kind=summary.kind
+  )
+  assert_close(last, expected, tolerance("bfloat16", given["page"]))
 
 
 @pytest.mark.skipif(
@@ -147,7 +157,8 @@ def test_what_is_mapped_over_are_rows():
 def test_gradients_are_those_of_xla():
   def loss(q, keys, values, *rest):
     run = functools.partial(mosaic_gpu.forward, max_pages=32, scale=0.1)
-    return jnp.sum(run(q, keys, values, *rest).astype(jnp.float32))
+    out, last = run(q, keys, values, *rest, summarize=True)
+    return jnp.sum(out.astype(jnp.float32)) + jnp.sum(last.first)
 
   shapes = shapes_of("llama-3.2-1b", 1, 2048)
   found = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), *shapes)

@@ -629,7 +629,8 @@ _PAGE, _PAGES_OF_KEPT = 16, 4
 def _paged_sparse_attention(size, batch, length, draw):
   """One token, of which a quarter of the pages holds what its queries seek.
 
-  So rounding does not decide which pages are kept, be there thousands.
+  So rounding does not decide which pages are kept, be there thousands. The page
+  of the token is summarized anew, as every step of decoding has to.
   """
   heads, p = size.channels // size.head, size.head
   kv_heads, page = heads // size.group, min(_PAGE, length // 4)
@@ -673,7 +674,10 @@ def _paged_sparse_attention(size, batch, length, draw):
     sequences=frozenset(),
     batched=frozenset(arrays),
     call=lambda arrays, implementation: paged_sparse_attention(
-      **given(arrays), max_pages=kept, implementation=implementation
+      **given(arrays),
+      max_pages=kept,
+      summarize=True,
+      implementation=implementation,
     ),
     reference=lambda a: paged_sparse_attention_reference(
       **given(a), max_pages=kept

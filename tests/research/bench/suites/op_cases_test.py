@@ -49,11 +49,11 @@ def test_operations_by_hand():
   assert case.flops == (2 * 16 * 2 * 32 * 8, 4 * 16 * 2 * 32 * 8)
   case = cases.build("fourier_mix", "tiny:2x8", "float32")
   assert case.flops == (2.5 * 2 * 8 * 32 * 8,) * 2
-  # Two of four pages of two slots are read, and all four summaries; four heads
-  # of 16 share two key heads.
+  # Two of four pages of two slots are read, and all four summaries; that of the
+  # last page is written. Four heads of 16 share two key heads.
   case = cases.build("paged_sparse_attention", "tiny:3x8", "float32")
   assert case.flops[0] == 4 * 3 * 4 * 16 * (4 + 4)
-  kept, summaries, own = (3 * 2 * 16 * n for n in (2 * 4, 2 * 4, 2 * 2))
+  kept, summaries, own = (3 * 2 * 16 * n for n in (2 * 4, 2 * (4 + 1), 2 * 2))
   assert case.phases("fwd")[0].bytes == 4 * (kept + summaries + own)
 
 

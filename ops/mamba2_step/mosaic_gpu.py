@@ -35,6 +35,7 @@ from ops.mamba2_step import (
   mosaic_gpu_product,
   mosaic_gpu_state,
   mosaic_gpu_state_few_bits,
+  mosaic_gpu_state_levels,
   mosaic_gpu_whole,
 )
 from ops.quantized import QState, QTensor, QWeight, is_quantized
@@ -70,6 +71,8 @@ class Config:
     state_blocks: Thread blocks that share rows and heads of states in few bits.
     state_warpgroups: Of such a block. Four are compiled to few registers.
     state_stages: States of a row and head in shared memory, of each.
+    state_levels: Whether states in int8 are stepped in their levels, by
+      `mosaic_gpu_state_levels`, which is not measured yet.
     overlap: Whether a kernel fetches its first weights while the one in front
       of it still runs (programmatic dependent launch).
   """
@@ -86,6 +89,7 @@ class Config:
   state_blocks: int = 2 * PROCESSORS
   state_warpgroups: int = 1
   state_stages: int = 3
+  state_levels: bool = False
   overlap: bool = False
 
 
@@ -412,6 +416,8 @@ def layer(
   )  # fmt: skip
   few_bits = isinstance(ssm_state, QState)
   state_kernel = mosaic_gpu_state_few_bits if few_bits else mosaic_gpu_state
+  if few_bits and config.state_levels:
+    state_kernel = mosaic_gpu_state_levels
   gated, squares = state_kernel.advance(
     index, projected, weights, states[1], rows, **options
   )

@@ -65,44 +65,46 @@ def _each(array, dtype, function):
   )
 
 
-def _word():
+def word_type() -> ir.Type:
+  """The type of 32 bits."""
   return ir.IntegerType.get_signless(32)
 
 
-def _constant(value):
-  return arith.constant(_word(), ir.IntegerAttr.get(_word(), value))
+def constant(value: int) -> ir.Value:
+  """A word, of a number that may be negative."""
+  return arith.constant(word_type(), ir.IntegerAttr.get(word_type(), value))
 
 
-def _pick(a, b, selector: int):
+def pick(a: ir.Value, b: ir.Value, selector: int) -> ir.Value:
   """Four bytes of the eight of two words, by the digits of the selector."""
   text = f"prmt.b32 $0, $1, $2, {selector:#06x};"
-  return llvm.inline_asm(_word(), [a, b], text, "=r,r,r")
+  return llvm.inline_asm(word_type(), [a, b], text, "=r,r,r")
 
 
 def _spread(register):
   """Bytes to the bits of floats."""
   (size,) = ir.VectorType(register.type).shape
-  words = vector.bitcast(ir.VectorType.get((size // 4,), _word()), register)
-  result = llvm.mlir_undef(ir.VectorType.get((size,), _word()))
-  flip, exponent = _constant(-0x7F7F7F80), _constant(0x4B000000)
+  words = vector.bitcast(ir.VectorType.get((size // 4,), word_type()), register)
+  result = llvm.mlir_undef(ir.VectorType.get((size,), word_type()))
+  flip, exponent = constant(-0x7F7F7F80), constant(0x4B000000)
   for i in range(size):
     if i % 4 == 0:
       word = vector.extract(words, [], [i // 4])
       word = arith.xori(word, flip)
-    bits = _pick(word, exponent, 0x7650 + i % 4)
-    result = llvm.insertelement(result, bits, _constant(i))
+    bits = pick(word, exponent, 0x7650 + i % 4)
+    result = llvm.insertelement(result, bits, constant(i))
   return vector.bitcast(ir.VectorType.get((size,), ir.F32Type.get()), result)
 
 
 def _gather(register):
   """The last bytes of the bits of floats."""
   (size,) = ir.VectorType(register.type).shape
-  bits = vector.bitcast(ir.VectorType.get((size,), _word()), register)
-  result = llvm.mlir_undef(ir.VectorType.get((size // 4,), _word()))
+  bits = vector.bitcast(ir.VectorType.get((size,), word_type()), register)
+  result = llvm.mlir_undef(ir.VectorType.get((size // 4,), word_type()))
   for i in range(size // 4):
     four = [vector.extract(bits, [], [4 * i + k]) for k in range(4)]
-    low, high = _pick(*four[:2], 0x0040), _pick(*four[2:], 0x0040)
-    word = _pick(low, high, 0x5410)
-    result = llvm.insertelement(result, word, _constant(i))
+    low, high = pick(*four[:2], 0x0040), pick(*four[2:], 0x0040)
+    word = pick(low, high, 0x5410)
+    result = llvm.insertelement(result, word, constant(i))
   byte = ir.IntegerType.get_signless(8)
   return vector.bitcast(ir.VectorType.get((size,), byte), result)

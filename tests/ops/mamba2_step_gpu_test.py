@@ -180,6 +180,7 @@ def test_weights_of_few_bits(forms, config, changes):
     # Blocks and warpgroups with several rows and heads, the last with fewer.
     ("bfloat16", {"state_blocks": 3, "state_stages": 2}),
     ("float32", {"state_blocks": 1, "state_warpgroups": 3}),
+    ("float32", {"state_blocks": 3, "state_stages": 2, "state_levels": True}),
   ],
 )
 def test_state_in_int8(scale_dtype, changes):
@@ -267,6 +268,7 @@ def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
       64,
       {"forms": ("int4:128", "int8:row"), "state_form": "int8:row"},
     ),
+    ("mamba2-8b", 64, {"state_form": "int8:row", "state_levels": True}),
     ("mamba2-8b", 16, {"forms": ("int8:row", "int4:128")}),
   ],
 )

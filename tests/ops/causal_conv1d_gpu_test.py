@@ -169,15 +169,25 @@ def test_blocks_fit_the_tokens(batch, length, channels):
     assert walk.tokens % walk.rows == 0
     assert channels >= walk.channels
     assert walk.rows >= 3
-    # A length that halves is cut into whole blocks.
-    assert length % walk.tokens == 0 or length % 256
 
 
-def test_blocks_fill_the_chip():
-  config = configure(8, 2048, 1536)
-  assert 8 * 6 * config.forward.segments(2048) >= 5 * mosaic_gpu.PROCESSORS
-  assert configure(1, 2048, 1536).forward.tokens == 16
-  assert configure(8, 4096, 4096).backward.tokens == 256
+@pytest.mark.parametrize(
+  "shape", [(8, 2048, 1536), (8, 4096, 4096), (1, 4096, 4096), (3, 3000, 2560)]
+)
+def test_blocks_come_in_whole_waves(shape):
+  batch, length, channels = shape
+  config = configure(*shape)
+  for walk, shared in ((config.forward, 4), (config.backward, 2)):
+    assert walk.vector == 4
+    blocks = batch * channels // walk.channels * walk.segments(length)
+    waves = blocks / (shared * mosaic_gpu.PROCESSORS)
+    assert waves > 0.9 * np.ceil(waves)
+
+
+def test_values_of_two_bytes_take_the_fast_gate():
+  for dtype, gate in (("bfloat16", "tanh"), ("float32", "root")):
+    config = configure(8, 2048, 1536, dtype)
+    assert config.forward.gate == config.backward.gate == gate
 
 
 def test_unsupported_shapes_have_reasons():

@@ -1,6 +1,7 @@
 """`butterfly_matmul`: checks and choice of the implementation."""
 
 import importlib
+import math
 import types
 from collections.abc import Mapping
 
@@ -8,11 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch
-from ops.butterfly_matmul import xla
+from ops.butterfly_matmul import tuning, xla
 
 # "xla" takes the XLA form that `tuning.choose` names. The kernels for Hopper
-# stand last and so run only where they are named, because as they are now they
-# have run on no GPU; `mosaic_gpu` says what an earlier forward did.
+# come first where they pay by `tuning.kernels_pay`.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
     "xla": dispatch.always,
@@ -66,10 +66,11 @@ def butterfly_matmul(
       channels, `"xla_dense"` one product with the whole matrix; both make their
       matrices in float32, and round these and what lies between products to x's
       dtype; sums are float32. `"xla"` takes one of them by counts of operations
-      and bytes (`tuning.choose`), and so does None. `"mosaic_gpu"` (Hopper;
-      bfloat16, a real twiddle, n of 128 to 4096) makes the six smallest strides
-      one product of blocks of 64 channels and the others sums in registers, in
-      one pass over memory a block.
+      and bytes (`tuning.choose`). `"mosaic_gpu"` (Hopper; bfloat16, a real
+      twiddle, n of 128 to 4096) makes the six smallest strides one product of
+      blocks of 64 channels and the others sums in registers, in one pass over
+      memory a block. None takes the kernels where they run and are faster by
+      what an H200 measured (`tuning.kernels_pay`), else "xla".
 
   Returns:
     (..., D) in x's dtype, in complex64 where x or twiddle is complex. Gradients
@@ -82,16 +83,18 @@ def butterfly_matmul(
     UnsupportedError: the implementation does not run here, or not at this size.
   """
   out_features = _check(x, twiddle, out_features)
-  name = dispatch.resolve(
-    "butterfly_matmul", IMPLEMENTATIONS, implementation, x, twiddle
-  )
+  names, kernels = IMPLEMENTATIONS, "mosaic_gpu"
+  sizes = math.prod(x.shape[:-1]), x.shape[-1], out_features, twiddle.shape[1]
+  if tuning.kernels_pay(*sizes):
+    names = {kernels: names[kernels], **names}
+  name = dispatch.resolve("butterfly_matmul", names, implementation, x, twiddle)
   options = {
     "out_features": out_features,
     "increasing_stride": increasing_stride,
   }
-  if name == "mosaic_gpu":
-    kernels = importlib.import_module("ops.butterfly_matmul.mosaic_gpu")
-    return kernels.forward(x, twiddle, **options)
+  if name == kernels:
+    module = importlib.import_module("ops.butterfly_matmul.mosaic_gpu")
+    return module.forward(x, twiddle, **options)
   method = name.partition("_")[2] or None
   return xla.forward(x, twiddle, **options, method=method)
 
@@ -103,7 +106,7 @@ def _check(x, twiddle, out_features) -> int:
       raise ValueError(f"{op}: {name} is {array.dtype}, not of a float dtype")
   if x.ndim < 1 or x.shape[-1] < 1:
     raise ValueError(f"{op}: x is {x.shape}, not (..., C) with C of at least 1")
-  n = 1 << max(1, (x.shape[-1] - 1).bit_length())
+  n = tuning.padded(x.shape[-1])
   wanted = (n.bit_length() - 1, n // 2, 2, 2)
   if twiddle.ndim != 6 or twiddle.shape[2:] != wanted or not twiddle.size:
     shape = ", ".join(map(str, wanted))

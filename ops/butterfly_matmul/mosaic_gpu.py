@@ -32,8 +32,8 @@ CONFIGS = {
   256: products.Config(rows=32),
   512: products.Config(rows=32),
   1024: products.Config(),
-  2048: products.Config(rows=32, cluster=4, each=1, blocks=128),
-  4096: products.Config(rows=32, cluster=8, each=1),
+  2048: products.Config(rows=32, cluster=4, each=1),
+  4096: products.Config(rows=32, cluster=8, each=1, blocks=120),
 }
 
 

@@ -29,6 +29,7 @@ from jax import lax
 
 from ops import hopper
 from ops import hopper_warpgroups as warpgroups
+from ops.butterfly_matmul import mosaic_gpu_exchange as exchange
 from ops.hopper_tiles import compiler_params, swizzled
 
 # Channels of a block.
@@ -79,17 +80,11 @@ def _scratch(heights, mixes, increasing, c: Config):
     scratch["middle"] = pieces(_OUT)
   if c.cluster > 1:
     scratch["cross"] = plgpu.SMEM((mixes[1], WIDE), jnp.float32)
-    scratch["given"] = swizzled(
-      (c.workers, heights, WIDE, c.rows), jnp.bfloat16, bits
-    )
-    # JAX 0.11 adds the number of a barrier twice when it signals another thread
-    # block (`BarrierRef.remap_to_cluster`), so each warpgroup's is its own.
-    scratch["arrived"] = [
-      plgpu.Barrier(num_arrivals=heights) for _ in range(c.workers)
-    ]
-    scratch["free"] = plgpu.ClusterBarrier(
-      collective_axes=("cluster",), num_arrivals=1, num_barriers=c.workers
-    )
+    scratch["given"] = exchange.memory(c.workers, heights, WIDE, c.rows)
+    for name in ("arrived", "free"):
+      scratch[name] = plgpu.ClusterBarrier(
+        collective_axes=("cluster",), num_arrivals=1, num_barriers=c.workers
+      )
   return scratch
 
 
@@ -314,25 +309,20 @@ class _Block:
       # Memory is written once all thread blocks have read the tile before.
       plgpu.barrier_wait(s["free"].at[me])
 
-    values = [value.astype(jnp.bfloat16) for value in values]
-
-    def give(worker):
-      for at, value in enumerate(values):
-        other, i = divmod(at, self.shared)
-        plgpu.async_store_smem(
-          value,
-          s["given"].at[worker, self.peer * self.shared + i],
-          s["arrived"][worker],
-          cluster_idx=jnp.int32(other),
-          cluster_dim="cluster",
-          optimized=False,
-        )
-      plgpu.barrier_wait(s["arrived"][worker])
-
-    for worker in range(self.c.workers):
-      pl.when(me == worker)(functools.partial(give, worker))
+    for at, value in enumerate(values):
+      other, i = divmod(at, self.shared)
+      exchange.give(
+        s["given"].at[me, self.peer * self.shared + i],
+        value.astype(jnp.bfloat16),
+        other,
+      )
+    exchange.given()
+    plgpu.barrier_arrive(s["arrived"].at[me])
+    plgpu.barrier_wait(s["arrived"].at[me])
+    exchange.taken()
+    shape = WIDE, self.c.rows
     found = [
-      plgpu.load(s["given"].at[me, at], layout=_LAYOUT).astype(jnp.float32)
+      exchange.take(s["given"].at[me, at], shape).astype(jnp.float32)
       for at in range(self.heights)
     ]
     # A few threads signal for all, so that these must have read before.

@@ -12,9 +12,14 @@ M rows of C channels, padded to n = 2^k, to D features by S stacks of K blocks:
 
 The time of a form is the larger of its operations and its bytes at a machine's
 rates. Few rows are decided by what is made of the twiddle, many by the rows.
+
+The kernels for Hopper move what they read and write once, at rates that were
+measured (`KERNELS`).
 """
 
 import dataclasses
+import types
+from collections.abc import Mapping
 
 # Channels of the largest group are 2^6: on a GPU groups of up to some 200
 # channels wait for memory, and entries made of a twiddle grow with the group.
@@ -49,6 +54,14 @@ def rates(platform: str) -> Rates:
   return Rates((50e9, 100e9), 20e9, 10e9)
 
 
+# Bytes of rows in a second that the kernels for Hopper move on an H200, by n.
+KERNELS: Mapping[int, float] = types.MappingProxyType(
+  {256: 2.8e12, 512: 2.8e12, 1024: 2.8e12, 2048: 0.5e12, 4096: 0.9e12}
+)
+# Seconds that they take longer than a product of XLA's for a few rows.
+_STARTING = 8e-6
+
+
 def spans(stages: int) -> tuple[tuple[int, int], ...]:
   """The bits (a, b) of as few groups as hold 64 channels each, alike in size.
 
@@ -68,24 +81,48 @@ def choose(
   platform: str,
 ) -> str:
   """The name of the form that takes the least time by the counts above."""
-  times = {
-    name: max(
-      products / rates(platform).products[itemsize > 2]
-      + vectors / rates(platform).vectors,
-      moved / rates(platform).bandwidth,
-    )
-    for name, (products, vectors, moved) in counts(
-      rows, in_features, out_features, blocks, itemsize
-    ).items()
-  }
+  times = _times(rows, in_features, out_features, blocks, itemsize, platform)
   return min(times, key=times.get)
+
+
+def kernels_pay(
+  rows: int, in_features: int, out_features: int, blocks: int
+) -> bool:
+  """Whether the kernels for Hopper take less time than all forms, in bfloat16.
+
+  They are compared with forms at the rates of data sheets, which dense products
+  reach to seven tenths.
+  """
+  n = padded(in_features)
+  if n not in KERNELS:
+    return False
+  moved = 2.0 * rows * blocks * (in_features + out_features)
+  least = _times(rows, in_features, out_features, blocks, 2, "gpu")
+  return _STARTING + moved / KERNELS[n] < min(least.values())
+
+
+def padded(in_features: int) -> int:
+  """n: the power of two of at least 2 that is not below the features."""
+  return 1 << max(1, (in_features - 1).bit_length())
+
+
+def _times(*sizes):
+  *sizes, platform = sizes
+  own, itemsize = rates(platform), sizes[-1]
+  return {
+    name: max(
+      products / own.products[itemsize > 2] + vectors / own.vectors,
+      moved / own.bandwidth,
+    )
+    for name, (products, vectors, moved) in counts(*sizes).items()
+  }
 
 
 def counts(
   rows: int, in_features: int, out_features: int, blocks: int, itemsize: int
 ) -> dict[str, tuple[float, float, float]]:
   """Of each form: operations of products, those of vectors, and bytes."""
-  n = 1 << max(1, (in_features - 1).bit_length())
+  n = padded(in_features)
   stages = n.bit_length() - 1
   stacks = -(-out_features // n)
   width = stacks * n

@@ -1,6 +1,7 @@
 """The GPU kernels of `butterfly_matmul` on a CPU: interpreted, lowered."""
 
 import functools
+import math
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -13,9 +14,11 @@ from ops.butterfly_matmul import (
   api,
   butterfly_matmul_reference,
   mosaic_gpu,
+  mosaic_gpu_exchange,
   mosaic_gpu_gradients,
   mosaic_gpu_product,
   mosaic_gpu_resident,
+  tuning,
   twiddle_shape,
 )
 from tests.hopper_lowering import lowered
@@ -160,12 +163,12 @@ def test_thread_blocks_of_a_cluster_share_the_stages(increasing):
   assert_close(y, exact, tolerance("float32", 2 * twiddle.shape[2]))
 
 
-def test_warpgroups_of_a_cluster_have_barriers_of_their_own():
-  # JAX 0.11 signals another thread block right only at the first of an array.
-  config = mosaic_gpu.CONFIGS[4096]
-  scratch = mosaic_gpu_product._scratch(8, [48, 48], True, config)
-  each = plgpu.Barrier(num_arrivals=8)
-  assert scratch["arrived"] == [each] * config.workers
+def test_threads_give_all_that_they_hold():
+  for rows in (8, 16, 24, 32):
+    ref = mosaic_gpu_exchange.memory(2, 8, mosaic_gpu_product.WIDE, rows)
+    assert math.prod(ref.shape) == 2 * 8 * mosaic_gpu_product.WIDE * rows
+    # Vectors of 4, 8 or 16 bytes, of one thread each.
+    assert ref.shape[-2:] in [(128, 2), (128, 4), (128, 8)]
 
 
 @pytest.mark.parametrize("names", [["out"], ["middle", "out"]])
@@ -231,10 +234,26 @@ def test_unsupported_arrays_have_reasons():
   assert "at least one row" in reason(rows=0)
 
 
-def test_runs_where_it_is_named_alone():
-  # None takes the first that runs.
-  assert list(api.IMPLEMENTATIONS)[0] == "xla"
+def test_none_takes_the_kernels_where_they_pay(monkeypatch):
   assert "needs an NVIDIA GPU" in mosaic_gpu.supports()
   x, twiddle, _ = contract.draw("groups", "bfloat16")
   with pytest.raises(dispatch.UnsupportedError, match="needs an NVIDIA GPU"):
     butterfly_matmul(x, twiddle, implementation="mosaic_gpu")
+  everywhere = dict.fromkeys(api.IMPLEMENTATIONS, dispatch.always)
+  monkeypatch.setattr(api, "IMPLEMENTATIONS", everywhere)
+  monkeypatch.setattr(
+    mosaic_gpu, "forward", lambda x, twiddle, **options: "kernels"
+  )
+  assert butterfly_matmul(x, twiddle).dtype == x.dtype
+  monkeypatch.setattr(tuning, "kernels_pay", lambda *sizes: True)
+  assert butterfly_matmul(x, twiddle) == "kernels"
+  assert butterfly_matmul(x, twiddle, implementation="xla").dtype == x.dtype
+
+
+def test_kernels_pay_for_many_rows_of_wide_butterflies():
+  assert tuning.kernels_pay(65536, 1024, 1024, 1)
+  assert tuning.kernels_pay(65536, 1000, 4096, 1)
+  for rows in (1, 16, 64, 256):
+    for n in tuning.KERNELS:
+      assert not tuning.kernels_pay(rows, n, n, 1)
+  assert not tuning.kernels_pay(65536, 64, 64, 1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops import fourier_mix
+from ops import dispatch, fourier_mix
 from ops.fourier_mix import choose, fourier_mix_reference
 from tests.ops.sequence_op import EPSILON, assert_close, tolerance
 
@@ -77,6 +77,15 @@ def test_large_sizes_agree_with_numpy():
   for form in FORMS:
     run = jax.jit(functools.partial(fourier_mix, implementation=form))
     assert_close(run(x), exact, bound("float32", 130, 257))
+
+
+def test_quadrants_are_joined_as_a_gpu_gathers_them(monkeypatch):
+  x, _ = draw("float32", 2, 33, 10)
+  run = functools.partial(fourier_mix, implementation="xla_dft")
+  joined = jax.jit(run)(x)
+  monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
+  gathered = jax.jit(lambda x: run(x))(x)
+  np.testing.assert_array_equal(gathered, joined)
 
 
 @pytest.mark.parametrize(

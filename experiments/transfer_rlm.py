@@ -121,6 +121,7 @@ def main(_) -> None:
   workdir_lib.claim(workdir, deciding)
   for model in models:
     workdir_lib.claim(workdir / model, dataclasses.asdict(settings))
+  trained = transfer_run.untrained(setup, workdir, models)
   rows = transfer_run.run(setup, facts, workdir, models, others, cli.say)
   lines = predictions.means_over_seeds(rows)
   columns = "target train method kendall spearman crps".split()
@@ -128,8 +129,9 @@ def main(_) -> None:
   cli.show(lines, columns + covered)
   seconds = time.perf_counter() - began
   how = {"settings": dataclasses.asdict(settings), "chosen": chosen,
-         "device": artefacts.device(), "seconds": seconds}  # fmt: skip
-  transfer_run.keep(workdir, models, how)
+         "commit": artefacts.commit(), "device": artefacts.device(),
+         "seconds": seconds}  # fmt: skip
+  transfer_run.keep(workdir, trained, how)
   if _RESULT.value:
     judged = [_JUDGED.value] if _JUDGED.value else transfer_run.methods(models)
     score = transfer_run.score(lines, judged, transfer_flags.MEASURE.value)

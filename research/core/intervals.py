@@ -6,6 +6,7 @@ of what resamples give.
 """
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -27,12 +28,22 @@ class Interval(NamedTuple):
   high: float
 
 
+def spread(values: Sequence[float]) -> float:
+  """Standard deviation between seeds: 0 of one, NaN if one is not finite."""
+  if not all(map(math.isfinite, values)):
+    return math.nan
+  return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def of_mean(values: Sequence[float]) -> Interval:
-  """The mean of seeds and its interval by Student's t; of one seed, a point."""
+  """The mean of seeds and its interval by Student's t; of one seed, a point.
+
+  The interval is NaN where a value is not finite.
+  """
   mean, count = statistics.mean(values), len(values)
   if count == 1:
     return Interval(mean, mean, mean)
-  half = _T[min(count - 1, len(_T)) - 1] * statistics.stdev(values)
+  half = _T[min(count - 1, len(_T)) - 1] * spread(values)
   half /= count**0.5
   return Interval(mean, mean - half, mean + half)
 

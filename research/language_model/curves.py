@@ -10,7 +10,7 @@ import numpy as np
 
 from models import input_files
 from models.errors import InputError
-from research.core import metrics, plots
+from research.core import intervals, metrics, plots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ def _row(name: str, seeds: Sequence[Curve], times: bool) -> dict[str, Any]:
     "value": statistics.mean(found),
     "low": min(found) if found[1:] else None,
     "high": max(found) if found[1:] else None,
-    "sd": statistics.stdev(found) if found[1:] else None,
+    "sd": intervals.spread(found) if found[1:] else None,
     "seeds": len(seeds),
     "values": dict(zip([str(c.flags.get("seed")) for c in seeds], found)),
     "seconds": mean([c.seconds[-1] for c in seeds]),

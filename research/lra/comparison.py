@@ -115,7 +115,7 @@ def _row(run: Finished) -> Row:
   found = intervals.of_mean(values)
   row = first | {"model": run.name, "value": found.value, "seeds": count}
   if count > 1:
-    sd = statistics.stdev(values)
+    sd = intervals.spread(values)
     row |= {"low": found.low, "high": found.high, "sd": sd}
   row |= {"values": values, "valid_accuracy": statistics.mean(
     row["valid_accuracy"] for row in run.rows

@@ -1,10 +1,12 @@
 """What regression LMs and their peers predict, as Markdown."""
 
 import collections
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from research.core import intervals
 from research.core.report import markdown_table
 
 _DENSITY = {
@@ -56,8 +58,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     }
     for name in _COLUMNS:
       if name in line:
-        spread = f" ± {_digits(line[f'{name} sd'])}"
-        cells[name] = _digits(line[name]) + spread * (line["seeds"] > 1)
+        cells[name] = _cell(line, name)
     shown.append(cells | {"seeds": line["seeds"]})
   columns = [name for name in _COLUMNS if any(name in line for line in shown)]
   names = ["target", "training rows", "method", *columns, "seeds"]
@@ -68,23 +69,30 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def means_over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Means over seeds, and "METRIC sd", the standard deviation between them.
 
+  A mean without the seeds that have no number would look better than it is: the
+  metric is None where one is not finite, and "METRIC, not finite" counts them.
+
   Args:
     rows: of `research.regression_lm.evaluate.rows`, with "train". Rows of
-      differences, and those whose value is null, are left out.
+      differences are left out; a null stands for what was not finite.
   """
   groups: dict[tuple, list[float]] = {}
   for row in rows:
-    if ", minus" not in row["metric"] and row["value"] is not None:
+    if ", minus" not in row["metric"]:
       key = (row["target"], row["train"], row["method"], row["metric"])
-      groups.setdefault(key, []).append(row["value"])
+      value = math.nan if row["value"] is None else row["value"]
+      groups.setdefault(key, []).append(value)
   lines: dict[tuple, dict[str, Any]] = {}
   for (target, train, method, metric), values in groups.items():
     line = lines.setdefault(
       (target, train, method),
       {"target": target, "train": train, "method": method},
     )
-    line[metric] = statistics.fmean(values)
-    line[f"{metric} sd"] = statistics.stdev(values) if values[1:] else 0.0
+    gaps = sum(not math.isfinite(value) for value in values)
+    line[metric] = None if gaps else statistics.fmean(values)
+    line[f"{metric} sd"] = None if gaps else intervals.spread(values)
+    if gaps:
+      line[f"{metric}, not finite"] = gaps
     line["seeds"] = len(values)
   return list(lines.values())
 
@@ -151,6 +159,13 @@ def errors(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in part[:_PARTS]
   ]
   return markdown_table(lines, list(lines[0]))
+
+
+def _cell(line: Mapping[str, Any], name: str) -> str:
+  if line[name] is None:
+    return f"not finite ({line[f'{name}, not finite']} of {line['seeds']})"
+  spread = f" ± {_digits(line[f'{name} sd'])}"
+  return _digits(line[name]) + spread * (line["seeds"] > 1)
 
 
 def _digits(value: float) -> str:

@@ -9,4 +9,8 @@ PER_SOURCE = {
   "XGBoost per source + ridge": "XGBoost",
   "ridge per source + ridge": "ridge",
 }
+BY_RIDGE = "ridge on its sources"
+# Ridges are fitted to the numbers as they are, also where these are far apart:
+# their errors are so many units, and they may predict less than nothing.
+PLAIN = (*PER_SOURCE, BY_RIDGE)
 PEERS = (*peers.NAMES, WITH_SOURCES, *PER_SOURCE)

@@ -17,6 +17,7 @@ from research.predictors import calibration, measures
 from research.predictors.calibration import Margins
 from research.predictors.number_scale import NumberScale
 from research.predictors.text_forms import Facts
+from research.regression_lm.transfer import names
 from research.regression_lm.transfer import setup as transfer_setup
 from research.regression_lm.transfer.setup import Found, Setup, Split
 
@@ -108,15 +109,20 @@ def rows(
 
 
 def _margins(methods, known, scale) -> dict[str, Margins]:
-  """Of the methods that predicted every example from the others."""
+  """Of the methods that predicted every example from the others.
+
+  A method's errors are told on the scale that it was fitted on.
+  """
   found = {}
   for method, part in methods.items():
     if part.held is not None:
       if len(part.held.points) != len(known):
         raise InputError(f"a part of {method!r} is of another split: remove it")
       low, high = part.held.interval(_LEVEL)
+      plain = method.removeprefix(f"{OURS}, ") in names.PLAIN
+      own = NumberScale() if plain else scale
       found[method] = Margins.of_ends(
-        low[:, None], high[:, None], known[:, None], _LEVEL, [scale]
+        low[:, None], high[:, None], known[:, None], _LEVEL, [own]
       )
   return found
 

@@ -12,7 +12,7 @@ from models.errors import InputError
 from research.core import files
 from research.predictors.peers import PeerError
 from research.predictors.text_forms import Facts
-from research.regression_lm.transfer import adaptation, preparation
+from research.regression_lm.transfer import adaptation, names, preparation
 from research.regression_lm.transfer import parts as transfer_parts
 from research.regression_lm.transfer import peers as transfer_peers
 from research.regression_lm.transfer.parts import OURS
@@ -97,21 +97,32 @@ def _by_ridge(method, setup, facts, said, asked, size, seed, workdir):
     transfer_parts.write(workdir, method, found, task.column, size, seed)
 
 
+def untrained(
+  setup: Setup, workdir: pathlib.Path, models: Sequence[str]
+) -> list[str]:
+  """The models of which `workdir` lacks a part."""
+  return [model for model in models if _missing(model, setup, workdir)]
+
+
+def _missing(model, setup, workdir) -> list[int]:
+  """Sizes of which a part is not there."""
+  there = lambda size: all(
+    transfer_parts.path(
+      workdir, f"{OURS}, {model}", task.column, size, seed
+    ).exists()
+    for task in setup.targets
+    for seed in range(setup.seeds)
+  )
+  return [size for size in setup.sizes if not there(size)]
+
+
 def _model(model, setup, facts, parts, workdir, say):
   if model == "scratch":
     setup = dataclasses.replace(setup, sources=())
   elif not setup.sources:
     raise InputError("a pretrained model needs --sources")
   method = f"{OURS}, {model}"
-  keys = lambda size: [
-    (task.column, size, seed)
-    for task in setup.targets
-    for seed in range(setup.seeds)
-  ]
-  there = lambda size: all(
-    transfer_parts.path(workdir, method, *key).exists() for key in keys(size)
-  )
-  missing = [size for size in setup.sizes if not there(size)]
+  missing = _missing(model, setup, workdir)
   if not missing:
     return
   prepared = preparation.prepare(setup, facts)
@@ -135,7 +146,7 @@ def _are_unknown(setup, facts, parts) -> bool:
 
 def _ridge(setup, facts, prepared, parts, start, size, workdir):
   """The targets from what the pretrained models say of the sources."""
-  method = f"{OURS}, ridge on its sources"
+  method = f"{OURS}, {names.BY_RIDGE}"
   for seed, split in enumerate(parts):
     asked = np.concatenate([split.known[:size], split.test])
     said = adaptation.source_values(setup, prepared, start, seed, asked)
@@ -143,7 +154,7 @@ def _ridge(setup, facts, prepared, parts, start, size, workdir):
 
 
 def keep(workdir: pathlib.Path, models: Sequence[str], how: dict[str, Any]):
-  """Writes beside the parts of each model how it came about."""
+  """Writes beside the parts of models that were trained now how it was."""
   for model in models:
     path = workdir / model / "how.json"
     if not path.exists():

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -74,3 +76,11 @@ def test_the_bootstrap_is_seeded_and_does_not_depend_on_chunks():
 def test_bootstrap_refuses_what_has_no_mean(delta, weights):
   with pytest.raises(ValueError):
     intervals.paired_mean(delta, weights)
+
+
+def test_seeds_that_are_not_finite_have_no_spread():
+  assert intervals.spread([1.0, 2.0, 3.0]) == 1
+  assert intervals.spread([4.0]) == 0
+  for gap in (math.inf, math.nan):
+    assert math.isnan(intervals.spread([1.0, gap]))
+    assert math.isnan(intervals.of_mean([1.0, gap]).low)

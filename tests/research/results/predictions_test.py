@@ -1,3 +1,5 @@
+import math
+
 from research.results import predictions
 
 
@@ -13,6 +15,21 @@ def test_methods_show_means_and_spread_over_seeds():
   assert "0.500 ± 0.141" in text and "9.0" not in text
   assert text.splitlines()[2].split("|")[-2].strip() == "2"
   assert text.endswith("± is the standard deviation between seeds.\n")
+
+
+def test_a_seed_without_a_number_is_counted_and_makes_no_mean():
+  shared = {"target": "t", "train": 9, "method": "m"}
+  scores = [shared | {"metric": "crps", "value": v} for v in (1.0, 2.0, 3.0)]
+  for gap in (None, math.inf, math.nan):
+    wide = [
+      shared | {"metric": "interval score of 0.9", "value": v}
+      for v in (0.25, gap, 0.5)
+    ]
+    (line,) = predictions.means_over_seeds(scores + wide)
+    assert line["crps"] == 2 and line["crps sd"] == 1 and line["seeds"] == 3
+    assert line["interval score of 0.9"] is None
+    text = predictions.table(scores + wide)
+    assert "2.000 ± 1.000" in text and "not finite (1 of 3)" in text
 
 
 def test_columns_are_those_that_rows_have():

@@ -63,6 +63,7 @@ def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
     peers.append(names.WITH_SOURCES)
   said = []
   models = ["scratch", "pretrained"]
+  assert transfer_run.untrained(made, tmp_path, models) == models
   rows = transfer_run.run(made, facts, tmp_path, models, peers, said.append)
   methods = {row["method"] for row in rows}
   ours = {"regression LM, scratch", "regression LM, pretrained"}
@@ -73,6 +74,7 @@ def test_models_and_peers_stand_in_the_same_rows(facts, tmp_path, source_rows):
   assert all(np.isfinite(row["value"]) for row in rows)
   assert any(row["metric"].startswith("kendall, minus ") for row in rows)
   # Nothing is left to do, and the rows are the same.
+  assert transfer_run.untrained(made, tmp_path, models) == []
   files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")}
   again = transfer_run.run(made, facts, tmp_path, models, peers, said.append)
   assert again == rows
@@ -180,6 +182,32 @@ def test_errors_on_folds_widen_intervals_to_what_they_say(tmp_path):
   score = "interval score of 0.9"
   # That of the right interval, 2 * 1.645 wide, is 4.13 (float64 integral).
   assert 4.0 < by[f"{score}, calibrated"] < 4.6 < by[score]
+
+
+def test_a_ridge_below_zero_has_intervals_of_plain_distances(tmp_path):
+  # Latencies over a factor of 1,000; a ridge is off by 5, also below zero.
+  generator = np.random.default_rng(3)
+  truth = np.exp(generator.uniform(np.log(0.1), np.log(100), 60))
+  off = np.where(np.arange(60) % 2, 5.0, -5.0)
+  facts = Facts(
+    {"only": [[f"a {i}"] for i in range(60)]},
+    {"only": np.zeros((60, 1))},
+    {"aim": truth, "near": truth, "far": truth},
+  )
+  made = setup(facts, sources=(), sizes=[20], seeds=1, tests=40)
+  (split,) = splits(made, facts)
+  said = Found.of_points(
+    (truth + off)[split.test], held=(truth + off)[split.known]
+  )
+  assert (said.held.points < 0).sum() >= 2
+  for method in names.PER_SOURCE:
+    transfer_parts.write(tmp_path, method, said, "aim", 20, 0)
+  rows = transfer_parts.rows(made, facts, [split], tmp_path)
+  wide = "interval score of 0.9, calibrated"
+  scores = [row["value"] for row in rows if row["metric"] == wide]
+  # Ends are 5 on either side of the point, and the truth is one of them, but
+  # for float32.
+  np.testing.assert_allclose(scores, [10, 10], rtol=1e-4)
 
 
 def test_repeated_settings_are_told(tmp_path):

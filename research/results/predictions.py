@@ -116,7 +116,7 @@ def paired(rows: Sequence[Mapping[str, Any]]) -> str:
     peers = collections.Counter(row["peer"] for row in found)
     mean = statistics.fmean(row["value"] for row in found)
     one = found[0] if len(found) == 1 else None
-    cell = f"{mean:+.4f}"
+    cell = _signed(mean)
     lines.append(
       {
         "target": target,
@@ -128,7 +128,7 @@ def paired(rows: Sequence[Mapping[str, Any]]) -> str:
         else one["peer"],
         "difference": cell
         if one is None
-        else f"{cell} [{one['low']:+.4f}, {one['high']:+.4f}]",
+        else f"{cell} [{_signed(one['low'])}, {_signed(one['high'])}]",
         "better": sum(low > 0 for low, _ in bounds),
         "worse": sum(high < 0 for _, high in bounds),
         "seeds": len(found),
@@ -166,6 +166,10 @@ def _cell(line: Mapping[str, Any], name: str) -> str:
     return f"not finite ({line[f'{name}, not finite']} of {line['seeds']})"
   spread = f" ± {_digits(line[f'{name} sd'])}"
   return _digits(line[name]) + spread * (line["seeds"] > 1)
+
+
+def _signed(value: float) -> str:
+  return f"{value:+.4f}" if abs(value) < 1000 else f"{value:+,.0f}"
 
 
 def _digits(value: float) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tables of transfer with calibrated intervals of
-# docs/regression_lm_results.md, as JSON in OUT. One GPU, some five minutes.
+# docs/regression_lm_results.md, as JSON in OUT. One GPU, some nine minutes.
 set -u
 
 [[ $# -eq 2 && $1 != -* ]] || {

@@ -19,7 +19,8 @@ Sparse attention:
   paged_sparse_attention: one token a row to the best pages, and to no other.
 
 Attention to a compressed past:
-  chunked_attention: to a window of tokens, and to chunks in front of it.
+  chunked_attention, chunked_attention_step: to a window of tokens, and to
+    chunks in front of it.
 
 Decoding of Transformers:
   transformer_step: the next tokens through whole layers, of stacked weights.
@@ -46,6 +47,9 @@ from ops.butterfly_matmul import butterfly_matmul as butterfly_matmul
 from ops.causal_conv1d import causal_conv1d as causal_conv1d
 from ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from ops.chunked_attention import chunked_attention as chunked_attention
+from ops.chunked_attention import (
+  chunked_attention_step as chunked_attention_step,
+)
 from ops.fake_quantize import fake_quantize as fake_quantize
 from ops.fourier_mix import fourier_mix as fourier_mix
 from ops.hadamard_transform import hadamard_transform as hadamard_transform

@@ -79,7 +79,7 @@ def attend(
   s: dict,
   *,
   count: jax.Array,
-  filled: jax.Array,
+  seen: Callable[[jax.Array], jax.Array],
   scale: float | None = None,
 ) -> None:
   """Attends to tiles of 64 slots, whose queries `fetch_queries` fetches.
@@ -93,7 +93,8 @@ def attend(
       base 2 and sums of their exponentials, (8,).
     s: What `scratch` names.
     count: int32 scalar, of tiles.
-    filled: int32 scalar, slots of these that are seen, from the first on.
+    seen: Called with the number of a tile: slots of it that are seen, from its
+      first one on, an int32 scalar; be it less than 0 or more than 64.
     scale: Of logits to base 2; None where the queries have it.
   """
   q_s, ring, scores_s, shares_s = (
@@ -141,20 +142,20 @@ def attend(
   shape, vector = (QUERIES, TILE), ROWS.reduce(1)
   places = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=ROWS)
 
-  def seen(i):
+  def masked(i):
     value = hopper_tiles.load(scores_s.at[i, :, pl.ds(0, TILE)], ROWS)
-    return jnp.where(places + i * TILE < filled, value, _UNSEEN)
+    return jnp.where(places < seen(i), value, _UNSEEN)
 
   fill = lambda value: plgpu.layout_cast(
     jnp.full((QUERIES,), value, jnp.float32), vector
   )
   loop = lambda body, start: lax.fori_loop(jnp.int32(0), count, body, start)
   top = loop(
-    lambda i, top: jnp.maximum(top, jnp.max(seen(i), axis=1)), fill(_UNSEEN)
+    lambda i, top: jnp.maximum(top, jnp.max(masked(i), axis=1)), fill(_UNSEEN)
   )
 
   def weigh(i, total):
-    shares = jnp.exp2(seen(i) - hopper_tiles.repeat(top, 0, shape, ROWS))
+    shares = jnp.exp2(masked(i) - hopper_tiles.repeat(top, 0, shape, ROWS))
     hopper_tiles.store(shares_s.at[i], shares.astype(jnp.bfloat16))
     return total + jnp.sum(shares, axis=1)
 

@@ -13,7 +13,8 @@ DATA holds corpora/gutenberg_{train,valid}.txt.xz. A run that ends after SECONDS
 runs/. On another machine RESUME=FOLDER, an earlier OUT, brings back what was
 finished. OUT gets at most 7 files.
 
-  GPUS=2         GPUs of this host, which share the jobs
+  GPUS=2         GPUs of this host, which share the jobs; 0 for the CPU, which
+                 TINY=1 wants
   SUITE=quality  what is done:
     rates      a few hundred updates at three learning rates each, judged on the
                end of the training text; `quality` takes the best from then on
@@ -111,6 +112,8 @@ language_model() { # FOLDER FLAGS...
   [[ -n $TINY ]] && eval=() tiny=(--layers=2 --d_model=64 --steps=10 --batch=4
     --length=64 --vocab_size=512 --eval_windows=8 --warmup=5 --eval_every=5
     --checkpoint_every=10 --cache=runs/tokens_tiny)
+  # Flagfiles name cuDNN, which a CPU has not.
+  ((GPUS)) || tiny+=(--attention=xla)
   # shellcheck disable=SC2086 # Flags are words.
   timeout -k 20 "$(left)" "$PY" experiments/train_lm.py "$@" \
     "${eval[@]}" --text="$DATA/corpora/gutenberg_train.txt.xz" \

@@ -1,4 +1,4 @@
-"""`chunked_attention` in float64, one query of one head at a time."""
+"""`chunked_attention` and its step in float64, one query at a time."""
 
 import functools
 
@@ -47,4 +47,26 @@ def chunked_attention_reference(
     logits = scale * (np.stack(keys) @ q[b, t, h])
     shares = np.exp(logits - logits.max())
     out[b, t, h] = shares @ np.stack(values) / shares.sum()
+  return out
+
+
+def chunked_attention_step_reference(
+  q, k, v, chunk_k, chunk_v, ring_k, ring_v, layer, chunks, near, *, scale=None
+):
+  """The same of `chunked_attention_step`."""
+  wide = functools.partial(np.asarray, dtype=np.float64)
+  q, k, v = wide(q), wide(k), wide(v)
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  group = q.shape[1] // k.shape[1]
+  out = np.zeros_like(q)
+  for b, h in np.ndindex(*q.shape[:2]):
+    n, far, close = h // group, int(chunks[b]), int(near[b])
+
+    def seen(of_chunks, of_ring, itself, b=b, n=n, far=far, close=close):
+      parts = of_chunks[layer][b, :far, n], of_ring[layer][b, :close, n]
+      return np.concatenate([*map(wide, parts), itself[b, n][None]])
+
+    logits = scale * (seen(chunk_k, ring_k, k) @ q[b, h])
+    shares = np.exp(logits - logits.max())
+    out[b, h] = shares @ seen(chunk_v, ring_v, v) / shares.sum()
   return out

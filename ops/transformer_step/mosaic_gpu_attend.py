@@ -68,7 +68,7 @@ def attend(
     )
     hopper_attention.attend(
       copy, keys_ref, values_ref, tuple(outs), s,
-      count=end - begin, filled=length - begin * TILE,
+      count=end - begin, seen=lambda tile: length - (begin + tile) * TILE,
     )  # fmt: skip
 
   run = plgpu.kernel(

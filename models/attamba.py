@@ -19,6 +19,7 @@ from models import chunks, layers, module, placement, transformer
 from models.attamba_blocks import Block, RunState, empty_run, steps
 from models.attamba_config import AttambaConfig, Run
 from models.attamba_released import ReleasedPass
+from models.caches.chunked import LayerInPlace
 from models.chunks import Texts
 from models.errors import InputError
 from models.implementations import Implementations
@@ -127,14 +128,24 @@ class Attamba(module.TokenModel):
   ) -> tuple[jax.Array, AttambaState]:
     """The same of a few tokens (B, T) behind a state."""
     slots, costs = shared.positions, self.costs(tokens)
+    by_name = shared.implementations.step
+    in_place = by_name not in (None, "xla")
     x = self.embed(tokens).astype(jnp.float32)
     states = []
     for run, blocks, old in zip(
       self.config.runs, self.layers, state.layers, strict=True
     ):
 
-      def layer(x, both, run=run, costs=costs):
+      def layer(x, both, run=run, costs=costs, cache=old.cache):
         block, index, own = both
+        if in_place:
+          cache = LayerInPlace(
+            whole=cache,
+            layer=index - run.start,
+            seen_from=own.cache,
+            implementation=by_name,
+          )
+          own = dataclasses.replace(own, cache=cache)
         new = steps(self.config, run, index, slots, costs, own)
         x, rest = block(
           x, shared, lambda attn, y: attn.step(y, run, own, new, shared)
@@ -144,7 +155,9 @@ class Attamba(module.TokenModel):
         return jax.lax.optimization_barrier((x, rest))
 
       indices = jnp.arange(run.start, run.stop, dtype=jnp.int32)
-      x, (new, rest, found) = jax.lax.scan(layer, x, (blocks, indices, old))
+      read = old.cache.seen_from if in_place else old.cache
+      read = dataclasses.replace(old, cache=read)
+      x, (new, rest, found) = jax.lax.scan(layer, x, (blocks, indices, read))
       costs = costs if found is None else found[0]
       cache = old.cache.append(new, slots)
       states.append(dataclasses.replace(rest, cache=cache))

@@ -228,8 +228,8 @@ class AttambaConfig:
 
   @property
   def has_token_kernel(self) -> bool:
-    """Whether one op computes its decoding step."""
-    return False
+    """Whether a kernel takes part in its decoding step: in attention."""
+    return True
 
   @property
   def kv_width(self) -> int:

@@ -13,7 +13,8 @@ class Implementations:
     norm: of `ops.rms_norm` in Mamba, where tokens are many.
     step: of `ops.mamba2_step`, one token through all Mamba-2 layers of a run;
       "xla" for the steps of `scan` and `conv`, layer by layer. And of
-      `ops.transformer_step`, the next tokens through all layers.
+      `ops.transformer_step`, the next tokens through all layers; and of
+      `ops.chunked_attention_step`, where it is named and not "xla".
     attention: of `jax.nn.dot_product_attention`, in a pass that reads no cache:
       "xla" or "cudnn".
     chunked: of `ops.chunked_attention`, likewise.

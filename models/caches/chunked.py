@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from models.caches.dense import attend_in_parts
-from ops.chunked_attention import UNUSED
+from models.errors import InputError
+from ops.chunked_attention import UNUSED, chunked_attention_step
 from ops.top_mask import top_mask
 
 
@@ -164,6 +165,56 @@ class ChunkedCache:
       ring_k=_written(self.ring_k, new.k, to_ring),
       ring_v=_written(self.ring_v, new.v, to_ring),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerInPlace:
+  """One layer of a cache of all layers, which an op reads where it lies.
+
+  Attributes:
+    whole: the cache, with axis L.
+    layer: its index, an int32 scalar.
+    seen_from: (B, M) int32, of the layer.
+    implementation: of `ops.chunked_attention_step`.
+  """
+
+  whole: ChunkedCache
+  layer: jax.Array
+  seen_from: jax.Array
+  implementation: str
+
+  def attend(
+    self,
+    q: jax.Array,
+    new: NewTokens,
+    slots: jax.Array,
+    top: int | None = None,
+  ) -> jax.Array:
+    """As `ChunkedCache.attend`, of one new token a row and all chunks.
+
+    Raises:
+      InputError: tokens are more, or the best chunks are asked for.
+    """
+    if q.shape[1] != 1 or top is not None:
+      raise InputError(
+        f"step={self.implementation}: the step reads one token a row and all "
+        f"chunks, not {q.shape[1]} tokens and top_chunks={top or 0}: take xla"
+      )
+    whole, slot = self.whole, slots[:, 0]
+    both = lambda k, v: (k, k if v is None else v)
+    # Chunks come in sight in the order in which they lie.
+    chunks = jnp.sum(self.seen_from <= slots, axis=1, dtype=jnp.int32)
+    mixed = chunked_attention_step(
+      q[:, 0],
+      *(x[:, 0] for x in both(new.k, new.v)),
+      *both(whole.chunk_k, whole.chunk_v),
+      *both(whole.ring_k, whole.ring_v),
+      self.layer,
+      chunks,
+      jnp.minimum(slot, whole.ring_k.shape[2]),
+      implementation=self.implementation,
+    )
+    return mixed[:, None]
 
 
 def _best(q, keys, masks, parts, top):

@@ -17,6 +17,9 @@ IMPLEMENTATIONS = types.MappingProxyType(
     "mosaic_gpu": dispatch.kernel(
       "ops.chunked_attention.mosaic_gpu", dispatch.needs_wgmma
     ),
+    "mosaic_tpu": dispatch.kernel(
+      "ops.chunked_attention.mosaic_tpu", dispatch.needs_tpu
+    ),
     "xla": dispatch.always,
   }
 )
@@ -68,8 +71,9 @@ def chunked_attention(
       summed over the query heads of a key head, are the highest; those that
       tie with the last one too. None for all.
     scale: Factor of the logits, D**-0.5 by default.
-    implementation: `"xla"`, `"mosaic_gpu"` (Hopper, bfloat16, heads of 64
-      channels), or None for the best that runs here.
+    implementation: `"mosaic_gpu"` (Hopper, bfloat16, heads of 64 channels),
+      `"mosaic_tpu"` (heads of a multiple of 8 channels, at most 256), both for
+      all chunks; `"xla"`, or None for the best that runs here.
 
   Returns:
     (B, S, H, D) in q's dtype. Logits and sums are float32. Work and memory are

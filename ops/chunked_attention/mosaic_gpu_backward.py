@@ -17,6 +17,7 @@ from jax import lax
 
 from ops import hopper_warpgroups as warpgroups
 from ops.chunked_attention import mosaic_gpu_tiles as tiles
+from ops.chunked_attention import spans
 from ops.chunked_attention.mosaic_gpu_tiles import BLOCK, LOG2E
 from ops.hopper_warpgroups import COLUMN, ROW, columns, rows
 
@@ -88,8 +89,8 @@ def of_queries(
   workers, keys, stages = config.workers, config.keys, config.gradient_stages
   count = s // config.rows
   near = tiles.Near(config, window, s)
-  span = tiles.spans(
-    *tiles.bounds(seen_from, ends, starts, config.rows, keys, s),
+  span = spans.spans(
+    *spans.bounds(seen_from, ends, starts, config.rows, keys, s),
     masked_first=starts is not None,
   )
   given = {} if starts is None else {"starts": starts, "ends": ends}
@@ -240,8 +241,8 @@ def of_chunks(
   m, n = chunk_k.shape[1:3]
   workers, stages = config.workers, config.gradient_stages
   queries, parts = config.queries, config.parts
-  seen, whole = tiles.bounds(seen_from, ends, starts, queries, config.rows, s)
-  span = tiles.spans(
+  seen, whole = spans.bounds(seen_from, ends, starts, queries, config.rows, s)
+  span = spans.spans(
     seen.swapaxes(1, 2), whole.swapaxes(1, 2), masked_first=True
   )
   # Part by part, [begin, end) in equal shares.

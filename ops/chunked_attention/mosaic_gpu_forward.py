@@ -11,6 +11,7 @@ from jax import lax
 
 from ops import hopper_warpgroups as warpgroups
 from ops.chunked_attention import mosaic_gpu_tiles as tiles
+from ops.chunked_attention import spans
 from ops.chunked_attention.mosaic_gpu_tiles import BLOCK, LOG2E
 from ops.hopper_warpgroups import COLUMN, ROW, columns, rows
 
@@ -49,8 +50,8 @@ def attend(
   workers, keys, stages = config.workers, config.keys, config.stages
   count = s // config.rows
   near = tiles.Near(config, window, s)
-  span = tiles.spans(
-    *tiles.bounds(seen_from, ends, starts, config.rows, keys, s),
+  span = spans.spans(
+    *spans.bounds(seen_from, ends, starts, config.rows, keys, s),
     masked_first=starts is not None,
   )
   given = {} if starts is None else {"starts": starts, "ends": ends}

@@ -15,8 +15,17 @@ from models.caches.chunked import ChunkedCache
 from models.chunks import COST_OF_CHUNK, Texts
 from models.convert import load, save_safetensors
 from models.errors import InputError
+from models.implementations import Implementations
 from models.transformer_config import TransformerConfig
-from ops.chunked_attention import UNUSED
+from ops import dispatch
+from ops.chunked_attention import (
+  UNUSED,
+  chunked_attention_step,
+  mosaic_gpu_step,
+)
+from ops.chunked_attention import (
+  step as step_op,
+)
 
 VOCAB, T = 61, 24
 # Each boundary and compressor at least once, and every choice. Uniform chunks
@@ -117,6 +126,39 @@ def test_decoding_from_the_compressed_cache_is_the_whole_pass(name):
     np.testing.assert_allclose(found[:, 0], whole[:, t], **TOLERANCE)
   assert shapes(state) == shapes(jax.eval_shape(lambda: empty(config)))
   np.testing.assert_array_equal(state.length, [T, T])
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "ssm, by the first layer's, sizes differ",
+    "ssm, carried, projected, K and V shared",
+  ],
+)
+def test_a_step_that_reads_the_cache_where_it_lies(monkeypatch, name):
+  """With XLA in the kernel's place, which has tests of its own."""
+  everywhere = dict.fromkeys(step_op.IMPLEMENTATIONS, dispatch.always)
+  monkeypatch.setattr(step_op, "IMPLEMENTATIONS", everywhere)
+  called = []
+
+  def forward(*arrays, scale):
+    called.append(arrays)
+    return chunked_attention_step(*arrays, scale=scale, implementation="xla")
+
+  monkeypatch.setattr(mosaic_gpu_step, "forward", forward)
+  config, params, whole = made(name)
+  by_kernel = functools.partial(
+    language_model.decode,
+    config,
+    implementations=Implementations(step="mosaic_gpu"),
+  )
+  run, state = jit(by_kernel, static_argnums=()), empty(config)
+  for t in range(T):
+    found, state = run(params, tokens()[:, t : t + 1], state)
+    np.testing.assert_allclose(found[:, 0], whole[:, t], **TOLERANCE)
+  assert len(called) == len(config.runs)
+  with pytest.raises(InputError, match="not 2 tokens"):
+    by_kernel(params, tokens()[:, :2], state)
 
 
 @pytest.mark.parametrize("name", READ)

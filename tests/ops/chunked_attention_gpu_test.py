@@ -13,14 +13,14 @@ import pytest
 
 from ops import chunked_attention, dispatch
 from ops.chunked_attention import (
-  UNUSED,
   api,
   chunked_attention_reference,
   mosaic_gpu,
 )
-from ops.chunked_attention.mosaic_gpu_tiles import Config, bounds, spans
+from ops.chunked_attention.mosaic_gpu_tiles import Config
+from ops.chunked_attention.spans import bounds, spans
 from tests.hopper_lowering import lowered
-from tests.ops.chunked_attention_test import draw
+from tests.ops.chunked_attention_test import draw, rows, run
 from tests.ops.sequence_op import assert_close, tolerance
 
 # One warpgroup, since two that wait for each other may hang interpreted.
@@ -42,36 +42,6 @@ if HAS_GPU:
     "long packed": (1999, 500, 32, (4, 2), None, True, True),
     "no window": (1024, 128, 0, (2, 2), None, False, True),
   }
-
-
-def rows(length, chunks, window, *, packed, pooled):
-  """Two rows with boundaries of their own, the first with fewer chunks."""
-  rng = np.random.default_rng(length)
-  ends = [rng.choice(length, chunks, replace=False) for _ in range(2)]
-  ends = np.sort(np.stack(ends), axis=1).astype(np.int32)
-  ends[0, -chunks // 4 :] = UNUSED
-  # Pooled chunks may be seen in another order than that of their ends.
-  later = rng.integers(0, 30, ends.shape) if pooled else window
-  seen_from = np.where(ends < UNUSED, ends + 1 + later, UNUSED)
-  starts = None
-  if packed:
-    slots, cuts = np.arange(length), (40, length // 2 + 1)
-    starts = np.max([np.where(slots >= cut, cut, 0) for cut in cuts], axis=0)
-    starts = np.stack([starts, 0 * starts]).astype(np.int32)
-  return ends, seen_from.astype(np.int32), starts
-
-
-def run(q, k, v, chunk_k, chunk_v, dy, implementation=None, **options):
-  own = {"chunk_k": chunk_k, "chunk_v": chunk_v}
-  own = {name: x for name, x in own.items() if x is not None}
-
-  def call(q, k, v, own):
-    return chunked_attention(
-      q, k, v, implementation=implementation, **own, **options
-    )
-
-  y, back = jax.vjp(call, q, k, v, own)
-  return y, back(dy.astype(y.dtype))
 
 
 @pytest.fixture

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ops import dispatch
 from ops.chunked_attention import (
   UNUSED,
+  api,
   chunked_attention,
   chunked_attention_reference,
+  mosaic_tpu,
   xla,
 )
 from tests.ops.sequence_op import EPSILON, assert_close, tolerance
@@ -102,6 +105,90 @@ def test_output_and_gradients(window, packed, pooled, top, dtype):
     ours = np.sum(wide(slopes[name]) * along)
     scale = np.linalg.norm(along) * np.linalg.norm(wide(slopes[name]))
     assert abs(ours - slope) < 1e-5 * scale
+
+
+def rows(length, chunks, window, *, packed, pooled):
+  """Two rows with boundaries of their own, the first with fewer chunks."""
+  rng = np.random.default_rng(length)
+  ends = [rng.choice(length, chunks, replace=False) for _ in range(2)]
+  ends = np.sort(np.stack(ends), axis=1).astype(np.int32)
+  ends[0, -chunks // 4 :] = UNUSED
+  # Pooled chunks may be seen in another order than that of their ends.
+  later = rng.integers(0, 30, ends.shape) if pooled else window
+  seen_from = np.where(ends < UNUSED, ends + 1 + later, UNUSED)
+  starts = None
+  if packed:
+    slots, cuts = np.arange(length), (40, length // 2 + 1)
+    starts = np.max([np.where(slots >= cut, cut, 0) for cut in cuts], axis=0)
+    starts = np.stack([starts, 0 * starts]).astype(np.int32)
+  return ends, seen_from.astype(np.int32), starts
+
+
+def run(q, k, v, chunk_k, chunk_v, dy, implementation=None, **options):
+  own = {"chunk_k": chunk_k, "chunk_v": chunk_v}
+  own = {name: x for name, x in own.items() if x is not None}
+
+  def call(q, k, v, own):
+    return chunked_attention(
+      q, k, v, implementation=implementation, **own, **options
+    )
+
+  y, back = jax.vjp(call, q, k, v, own)
+  return y, back(dy.astype(y.dtype))
+
+
+@pytest.mark.parametrize(
+  "length, chunks, window, heads, packed, dtype",
+  [
+    # Three tiles of tokens in a window's reach, texts, two queries a key.
+    (300, 140, 150, (2, 1), True, "float32"),
+    # Keys of last tokens, no window, a tile of chunks without a mask.
+    (384, 260, 0, (1, 1), False, "bfloat16"),
+    # No chunks.
+    (90, 0, 20, (1, 1), False, "float32"),
+  ],
+)
+def test_tpu_kernels(monkeypatch, length, chunks, window, heads, packed, dtype):
+  """Interpreted, outputs and gradients against those of XLA in float32."""
+  ends, seen_from, starts = rows(
+    length, chunks, window, packed=packed, pooled=packed
+  )
+  h, n = heads
+  of = functools.partial(draw, dtype=dtype)
+  q, k, v = (of(2, length, x, 16, seed=i) for i, x in enumerate((h, n, n)))
+  own = [of(2, chunks, n, 16, seed=i) for i in (3, 4)] if packed else [None] * 2
+  dy = of(2, length, h, 16, seed=5)
+  options = {
+    "ends": ends, "window": window, "starts": starts, "seen_from": seen_from
+  }  # fmt: skip
+  f32 = jax.tree.map(lambda x: x.astype("float32"), (q, k, v, *own, dy))
+  call = functools.partial(run, implementation="xla", **options)
+  expected = jax.jit(call)(*f32)
+  everywhere = dict.fromkeys(api.IMPLEMENTATIONS, dispatch.always)
+  monkeypatch.setattr(api, "IMPLEMENTATIONS", everywhere)
+  config = mosaic_tpu.Config(size=128, interpret=True)
+  monkeypatch.setattr(
+    mosaic_tpu, "forward", functools.partial(mosaic_tpu.forward, config=config)
+  )
+  call = functools.partial(run, implementation="mosaic_tpu", **options)
+  found = jax.jit(call)(q, k, v, *own, dy)
+  assert found[0].dtype == q.dtype
+  assert_close(found, expected, tolerance(dtype, length + 16))
+
+
+def test_what_the_tpu_kernels_take(monkeypatch):
+  monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
+  supports = api.IMPLEMENTATIONS["mosaic_tpu"]
+  q, k, v = arrays()
+  reason = functools.partial(supports, q, k, v, ENDS, window=3, scale=None)
+  assert reason() is None
+  assert "highest scores" in reason(top=3)
+  assert "multiple of 8" in supports(q[..., :5])
+  assert "float16" in supports(q.astype("float16"))
+  with pytest.raises(ValueError, match="multiple of 8 channels"):
+    mosaic_tpu.forward(*[q[..., :5]] * 5, ENDS, ENDS, None, window=1, scale=1.0)
+  assert mosaic_tpu.configure(100).size == 128
+  assert mosaic_tpu.configure(1000).size == 256
 
 
 def test_every_token_a_chunk_is_causal_attention():

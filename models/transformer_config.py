@@ -220,6 +220,21 @@ class TransformerConfig:
     return cls(**(sizes | changes))
 
   @classmethod
+  def transformer_63m(cls) -> Self:
+    """As many parameters, layers and heads as `AttambaConfig.attamba_p4`."""
+    return cls(
+      vocab_size=32000,
+      num_layers=8,
+      d_model=512,
+      d_ff=1752,
+      num_heads=8,
+      num_kv_heads=8,
+      head_dim=64,
+      tie_embeddings=False,
+      max_position=2048,
+    )
+
+  @classmethod
   def smollm2_135m(cls) -> Self:
     """SmolLM2-135M."""
     return cls._smollm2(30, 576, 1536, 9, 3)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains Attamba of 34 million parameters with every compressor, and what it
-# ought to beat, on the same tokens; then what each recalls, and the ablations
-# of the paper: tables, pictures and JSONs in OUT.
+# ought to beat, on the same tokens and for the same seconds; then what each
+# recalls, and the ablations of the paper: tables, pictures and JSONs in OUT.
 set -u
 
 usage() {
@@ -19,6 +19,9 @@ finished. OUT gets at most 7 files.
     rates      a few hundred updates at three learning rates each, judged on the
                end of the training text; `quality` takes the best from then on
     quality    RUNS, each with all SEEDS, the first seed of all of them first
+    seconds    the same RUNS, seed 0, for as many seconds of updates as p4 took
+               in `quality`, by the speeds that its metrics tell
+    large      p4, p8 and the Transformer of 64 million parameters, one seed
     changed    P and L changed, and texts of four times the length, by the
                models of `quality` that are still in runs/
     recall     pairs and needles, by all of MODELS, three seeds at once
@@ -120,8 +123,24 @@ language_model() { # FOLDER FLAGS...
     --workdir="$run" $FLAGS "${tiny[@]}"
 }
 
+# Updates that take as long as all of p4's, of which a share is warmup.
+steps_of() { # NAME
+  "$PY" - "$FOUND" "$1" <<'PYTHON'
+import json, pathlib, statistics, sys
+found = pathlib.Path(sys.argv[1])
+def rows(name):
+  lines = (found / f"quality_{name}_0" / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in lines.splitlines()]
+def speed(name):
+  found = rows(name)
+  return statistics.median(row["tokens_per_second"] for row in found[1:] or found)
+steps = 1 + rows("p4")[-1]["step"]
+print(max(2, round(steps * speed(sys.argv[2]) / speed("p4"))))
+PYTHON
+}
+
 job() { # KIND NAME SEED
-  local run=$FOUND/$1_$2_$3 log=$FOUND/log/$1_$2_$3.log rate=()
+  local run=$FOUND/$1_$2_$3 log=$FOUND/log/$1_$2_$3.log rate=() steps
   [[ -s $run/result.json || $(left) -lt 40 ]] && return 0
   [[ $GPUS -gt 0 ]] && export CUDA_VISIBLE_DEVICES=$((LANE % GPUS))
   # shellcheck disable=SC2046,SC2086 # Flags are words.
@@ -133,6 +152,25 @@ job() { # KIND NAME SEED
       [[ -s $FOUND/rates/$(group_of "$2") ]] &&
         rate=(--learning_rate="$(<"$FOUND/rates/$(group_of "$2")")")
       language_model "$1_$2_$3" $(flags_of "$2") "${rate[@]}" --seed="$3" \
+        --eval_text="$DATA/corpora/gutenberg_valid.txt.xz" ;;
+    seconds)
+      if [[ $2 == p4 ]]; then
+        mkdir -p "$run"
+        cp "$FOUND"/quality_p4_0/{result.json,flags.json,metrics.jsonl} "$run"
+        return
+      fi
+      [[ -s $FOUND/rates/$(group_of "$2") ]] &&
+        rate=(--learning_rate="$(<"$FOUND/rates/$(group_of "$2")")")
+      steps=$(steps_of "$2") || return
+      language_model "$1_$2_$3" $(flags_of "$2") "${rate[@]}" --seed="$3" \
+        --steps="$steps" --checkpoint_every="$steps" \
+        --warmup=$((steps / 7 + 1)) \
+        --eval_text="$DATA/corpora/gutenberg_valid.txt.xz" ;;
+    large)
+      [[ -s $FOUND/rates/$(group_of "$2") ]] &&
+        rate=(--learning_rate="$(<"$FOUND/rates/$(group_of "$2")")")
+      language_model "$1_$2_$3" --seed="$3" \
+        --flagfile="experiments/flagfiles/attamba_60m_$2.flags" "${rate[@]}" \
         --eval_text="$DATA/corpora/gutenberg_valid.txt.xz" ;;
     ablations)
       language_model "$1_$2_$3" $(cell "$2") --seed="$3" \
@@ -167,7 +205,7 @@ job() { # KIND NAME SEED
   esac >>"$log" 2>&1
   say "$1 $2 $3: exit $?"
 }
-export -f left say flags_of group_of cell recall_of language_model job
+export -f left say flags_of group_of cell recall_of language_model steps_of job
 
 jobs_of() { # The jobs of a suite, the most wanted first.
   local seed name
@@ -178,6 +216,8 @@ jobs_of() { # The jobs of a suite, the most wanted first.
     quality) for seed in $SEEDS; do
         for name in $RUNS; do echo "quality $name $seed"; done
       done ;;
+    seconds) for name in $RUNS; do echo "seconds $name 0"; done ;;
+    large) for name in p4 transformer p8; do echo "large $name 0"; done ;;
     changed) for name in p4 p8 gated mean; do
         for seed in as_trained longer 2_32 8_32 4_8 4_128 8_64 16_64; do
           echo "changed $name $seed"
@@ -194,7 +234,8 @@ jobs_of() { # The jobs of a suite, the most wanted first.
         64_64_cyclic_32 8_8_cyclic_8 8_8_cyclic_128; do
         for seed in paper released; do echo "ablations ${seed}_$name 0"; done
       done ;;
-    *) echo "SUITE=$SUITE: take rates, quality, changed, recall or ablations" >&2
+    *) echo "SUITE=$SUITE: take rates, quality, seconds, large, changed, recall or" \
+        "ablations" >&2
       return 2 ;;
   esac
 }
@@ -233,8 +274,10 @@ for name, (_, rate) in best.items():
   (found / "rates" / name).write_text(rate)
 PYTHON
       ;;
-    quality | ablations)
+    quality | seconds | large | ablations)
       title="34 million parameters on the same tokens"
+      [[ $SUITE == seconds ]] && title="34 million parameters, equal seconds"
+      [[ $SUITE == large ]] && title="64 million parameters on the same tokens"
       [[ $SUITE == ablations ]] && title="Boundaries, P, L and state, both semantics"
       "$PY" experiments/plot_lm.py --runs="$(join "${folders[@]}")" \
         --names="$(join "${names[@]}")" --plot="$OUT/attamba_$SUITE.png" \

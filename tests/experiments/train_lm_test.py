@@ -255,6 +255,20 @@ def test_30m_flagfiles_are_alike():
     assert len({getattr(options, name) for options in found}) == 1, name
 
 
+def test_60m_attamba_flagfiles_are_alike():
+  paths = [path for path in FLAGFILES if "attamba_60m" in path.stem]
+  found = [options_of(path) for path in paths]
+  counts = [
+    parameter_counts.expected(architectures.config_of(o, o.vocab_size))
+    for o in found
+  ]
+  assert len(found) == 3 and min(counts) > 6e7
+  assert max(counts) < 1.005 * min(counts)
+  names = [field.name for field in dataclasses.fields(Options)]
+  for name in names[names.index("tie_embeddings") :]:
+    assert len({getattr(options, name) for options in found}) == 1, name
+
+
 def test_60m_flagfiles_read_the_same_tokens():
   names = ("transformer", "mamba1", "mamba2")
   found = [

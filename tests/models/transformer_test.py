@@ -17,6 +17,7 @@ VARIANTS = {
   "multi-query": {"num_kv_heads": 1},
 }
 SIZES = {
+  "transformer_63m": 62_693_888,
   "smollm2_135m": 134_515_008,
   "smollm2_360m": 361_821_120,
   "smollm2_1_7b": 1_711_376_384,

@@ -25,14 +25,18 @@ from tests.ops.chunked_attention_test import draw
 from tests.ops.sequence_op import assert_close, tolerance
 
 
+def shapes_of(layers, batch, heads, size, slots):
+  h, n = heads
+  found = [(batch, h, size), *[(batch, n, size)] * 2]
+  return found + [(layers, batch, x, n, size) for x in slots for _ in range(2)]
+
+
 def make(
   dtype="float32", *, layers=2, batch=3, heads=(4, 2), size=8, slots=(9, 5),
   seen=((9, 3, 0), (5, 2, 0)),
 ):  # fmt: skip
   """Arguments of the op, of layer 1."""
-  h, n = heads
-  shapes = [(batch, h, size), *[(batch, n, size)] * 2]
-  shapes += [(layers, batch, x, n, size) for x in slots for _ in range(2)]
+  shapes = shapes_of(layers, batch, heads, size, slots)
   found = [draw(*x, dtype=dtype, seed=i) for i, x in enumerate(shapes)]
   counts = (jnp.asarray(x, jnp.int32) for x in seen)
   return *found, jnp.int32(layers - 1), *counts
@@ -114,15 +118,12 @@ def test_a_gpu_agrees_with_float64(batch, slots, size):
   [((8, 8), 64, 16, (8209, 32)), ((32, 8), 128, 1, (1033, 64))],
 )
 def test_lowers_for_hopper(heads, size, batch, slots):
-  zeros = (0,) * batch
-  arrays = jax.eval_shape(
-    lambda: make(
-      "bfloat16", batch=batch, heads=heads, size=size, slots=slots,
-      seen=(zeros, zeros),
-    )
-  )  # fmt: skip
+  of = jax.ShapeDtypeStruct
+  shapes = shapes_of(2, batch, heads, size, slots)
+  arrays = [of(shape, jnp.bfloat16) for shape in shapes]
+  ints = [of(shape, jnp.int32) for shape in ((), (batch,), (batch,))]
   run = functools.partial(mosaic_gpu_step.forward, scale=0.1)
-  module = lowered(run, *arrays)
+  module = lowered(run, *arrays, *ints)
   assert module.count("custom_call @mosaic_gpu_v2") == 1
   assert mosaic_gpu_step.NAME in module
 

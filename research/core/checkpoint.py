@@ -279,14 +279,27 @@ def _load(path: pathlib.Path, abstract_state: Tree, run: str | None) -> Tree:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-  """Orbax logs the traceback of an error that it also raises."""
+  """Orbax logs the traceback of an error that it also raises.
+
+  Its writes run side by side, and it raises the error of one. asyncio logs the
+  errors of others when they are collected, which is at any time later.
+  """
   logger = logging.getLogger("absl")
   before = logger.level
   logger.setLevel(logging.CRITICAL)
   try:
     yield
+  except Exception:
+    logging.getLogger("asyncio").addFilter(_is_of_no_task)
+    raise
   finally:
     logger.setLevel(before)
+
+
+def _is_of_no_task(record: logging.LogRecord) -> bool:
+  return not record.getMessage().startswith(
+    "Task exception was never retrieved"
+  )
 
 
 def _is_key(leaf: Any) -> bool:

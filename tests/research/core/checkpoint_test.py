@@ -1,3 +1,5 @@
+import asyncio
+import gc
 import json
 import os
 import signal
@@ -187,6 +189,27 @@ def test_a_save_cut_by_a_kill_leaves_no_trace(tmp_path):
   assert kept.restore_latest(_tree())[0] == 4
   kept.save(8, _tree(8))
   chex.assert_equal(sorted(p.name for p in tmp_path.iterdir()), ["4", "8"])
+
+
+def test_a_full_disk_is_told_once(tmp_path, monkeypatch, caplog):
+  async def write():
+    raise ValueError("Failed to write 9 bytes: No space left on device")
+
+  async def write_twice():
+    both = [asyncio.ensure_future(write()) for _ in range(2)]
+    await asyncio.sleep(0)
+    await both[0]
+
+  monkeypatch.setattr(
+    checkpoint.ocp, "save", lambda *_: asyncio.run(write_twice())
+  )
+  with pytest.raises(OSError, match="No space left") as told:
+    Checkpointer(tmp_path).save(1, {"x": jnp.ones(2)})
+  assert told.value.filename == str(tmp_path / "1")
+  # The second task is collected after the error that held it.
+  del told
+  gc.collect()
+  assert not caplog.records
 
 
 def test_signals_of_a_run_do_not_end_what_writes_its_checkpoint(monkeypatch):

@@ -31,109 +31,108 @@ def memory(*shape: int) -> plgpu.SMEM:
   return plgpu.SMEM((*count, own // each, _THREADS, each), jnp.bfloat16)
 
 
-def _addresses(ref, pointer):
-  """The address of each part of this thread, and how many registers it has."""
-  i32, byte = (ir.IntegerType.get_signless(bits) for bits in (32, 8))
-  parts, _, each = ir.MemRefType(ref.type).shape
+def _address(ref):
+  """Where this thread's first values of a reference are."""
+  i32 = ir.IntegerType.get_signless(32)
   thread = arith.remui(mgpu.utils.thread_idx(), mgpu.utils.c(_THREADS, i32))
-  size = each * _VALUE
-  first = arith.muli(thread, mgpu.utils.c(size, i32))
-  found = [
-    mgpu.utils.getelementptr(
-      pointer,
-      [arith.addi(first, mgpu.utils.c(part * _THREADS * size, i32))],
-      byte,
-    )
-    for part in range(parts)
+  size = ir.MemRefType(ref.type).shape[-1] * _VALUE
+  first = llvm.ptrtoint(i32, mgpu.utils.memref_ptr(ref))
+  return arith.addi(first, arith.muli(thread, mgpu.utils.c(size, i32)))
+
+
+def _parts(ref):
+  """The offsets of a value's parts, by value, and the registers of a part."""
+  count, parts, threads, each = ir.MemRefType(ref.type).shape
+  size = threads * each * _VALUE
+  offsets = [
+    [(k * parts + part) * size for part in range(parts)] for k in range(count)
   ]
-  return found, size // _REGISTER
+  return offsets, each * _VALUE // _REGISTER
 
 
-def give(ref, value: jax.Array, block: int) -> None:
-  """Stores to the shared memory of a thread block of the cluster.
+def _run(text, results, operands, constraints):
+  return llvm.inline_asm(
+    ir.Type.parse(results), operands, text, constraints, has_side_effects=True
+  )
 
-  The others see it when the threads have signalled after `given`.
+
+def give(ref, values: list[jax.Array]) -> None:
+  """Stores shares of the values to the thread blocks of the cluster.
+
+  The others see them when the threads have signalled after `given`. Addresses
+  are made anew for each store, because the compiler keeps what it can make
+  before a loop in registers, of which there are none left.
 
   Args:
-    ref: Of `memory`, without leading axes.
-    value: (64, rows), bfloat16.
-    block: Number of the thread block.
+    ref: Of `memory`, for the share that each thread block gets, (share, ...).
+    values: (64, rows) in bfloat16, by the thread block that they go to.
   """
 
-  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), _LAYOUT))
-  def run(_, ref, value):
+  @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *[_LAYOUT] * len(values)))
+  def run(_, ref, *values):
     i32 = ir.IntegerType.get_signless(32)
-    there = mgpu.utils.get_cluster_ptr(
-      mgpu.utils.memref_ptr(ref), mgpu.utils.c(block, i32), generic=False
-    )
-    words = [mgpu.utils.bitcast(word, i32) for word in value.registers.flat]
-    addresses, each = _addresses(ref, there)
+    address, (offsets, each) = _address(ref), _parts(ref)
     names = ", ".join(f"${1 + k}" for k in range(each))
-    for part, address in enumerate(addresses):
-      llvm.inline_asm(
-        ir.Type.parse("!llvm.void"),
-        [address, *words[part * each : (part + 1) * each]],
-        f"st.shared::cluster.v{each}.b32 [$0], {{{names}}};",
-        "l" + ",r" * each,
-        has_side_effects=True,
-      )
+    for at, value in enumerate(values):
+      block, own = divmod(at, len(offsets))
+      words = [mgpu.utils.bitcast(word, i32) for word in value.registers.flat]
+      for part, offset in enumerate(offsets[own]):
+        _run(
+          "{ .reg .b32 there;"
+          f" mapa.shared::cluster.u32 there, $0, {block};"
+          f" st.shared::cluster.v{each}.b32 [there+{offset}], {{{names}}}; }}",
+          "!llvm.void",
+          [address, *words[part * each : (part + 1) * each]],
+          "r" + ",r" * each,
+        )
 
-  run(ref, value)
-
-
-def _fence() -> None:
-  @plgpu.inline_mgpu()
-  def run(_):
-    llvm.inline_asm(
-      ir.Type.parse("!llvm.void"),
-      [],
-      "fence.acq_rel.cluster;",
-      "",
-      has_side_effects=True,
-    )
-
-  run()
+  run(ref, *values)
 
 
 def given() -> None:
-  """Orders what all threads have given before what any of them does next."""
-  _fence()
+  """Orders what all threads have given before what any of them signals next."""
+
+  @plgpu.inline_mgpu()
+  def fence(_):
+    _run("fence.acq_rel.cluster;", "!llvm.void", [], "")
+
+  fence()
   plgpu.commit_smem()
 
 
-def taken() -> None:
-  """Orders what a barrier has told before what is read next."""
-  _fence()
+def take(ref, shape: tuple[int, int]) -> list[jax.Array]:
+  """All that this thread block has been given, (64, rows) in bfloat16 each.
 
-
-def take(ref, shape: tuple[int, int]) -> jax.Array:
-  """What has been given to this thread block, (64, rows) in bfloat16."""
+  It has waited for a barrier at which all have signalled. That orders what lies
+  in its own shared memory, so that no fence, which waits for all of memory, is
+  needed a second time.
+  """
+  one = plgpu.ShapeDtypeStruct(shape, jnp.bfloat16, _LAYOUT)
 
   @plgpu.inline_mgpu(
-    arg_types=(plgpu.RefType(),),
-    return_type=plgpu.ShapeDtypeStruct(shape, jnp.bfloat16, _LAYOUT),
+    arg_types=(plgpu.RefType(),), return_type=[one] * ref.shape[0]
   )
   def run(_, ref):
     i32 = ir.IntegerType.get_signless(32)
     pair = ir.VectorType.get((2,), ir.BF16Type.get())
-    addresses, each = _addresses(ref, mgpu.utils.memref_ptr(ref))
+    address, (offsets, each) = _address(ref), _parts(ref)
     names = ", ".join(f"${k}" for k in range(each))
-    words = []
-    for address in addresses:
-      many = llvm.inline_asm(
-        ir.Type.parse(f"!llvm.struct<({', '.join(['i32'] * each)})>"),
-        [address],
-        f"ld.shared.v{each}.b32 {{{names}}}, [${each}];",
-        "=r," * each + "l",
-        has_side_effects=True,
+    results = f"!llvm.struct<({', '.join(['i32'] * each)})>"
+    layout, found = _LAYOUT.to_mgpu(), []
+    for own in offsets:
+      words = []
+      for offset in own:
+        text = f"ld.shared.v{each}.b32 {{{names}}}, [${each}+{offset}];"
+        many = _run(text, results, [address], "=r," * each + "r")
+        words += [llvm.extractvalue(i32, many, [k]) for k in range(each)]
+      registers = np.empty(layout.registers_shape(shape), dtype=object)
+      for index, word in zip(np.ndindex(registers.shape), words, strict=True):
+        registers[index] = mgpu.utils.bitcast(word, pair)
+      found.append(
+        mgpu.FragmentedArray(
+          _registers=registers, _layout=layout, _is_signed=None
+        )
       )
-      words += [llvm.extractvalue(i32, many, [k]) for k in range(each)]
-    layout = _LAYOUT.to_mgpu()
-    found = np.empty(layout.registers_shape(shape), dtype=object)
-    for index, word in zip(np.ndindex(found.shape), words, strict=True):
-      found[index] = mgpu.utils.bitcast(word, pair)
-    return mgpu.FragmentedArray(
-      _registers=found, _layout=layout, _is_signed=None
-    )
+    return found
 
   return run(ref)

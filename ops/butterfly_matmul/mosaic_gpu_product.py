@@ -309,21 +309,16 @@ class _Block:
       # Memory is written once all thread blocks have read the tile before.
       plgpu.barrier_wait(s["free"].at[me])
 
-    for at, value in enumerate(values):
-      other, i = divmod(at, self.shared)
-      exchange.give(
-        s["given"].at[me, self.peer * self.shared + i],
-        value.astype(jnp.bfloat16),
-        other,
-      )
+    own = pl.ds(self.peer * self.shared, self.shared)
+    exchange.give(
+      s["given"].at[me, own], [value.astype(jnp.bfloat16) for value in values]
+    )
     exchange.given()
     plgpu.barrier_arrive(s["arrived"].at[me])
     plgpu.barrier_wait(s["arrived"].at[me])
-    exchange.taken()
-    shape = WIDE, self.c.rows
     found = [
-      exchange.take(s["given"].at[me, at], shape).astype(jnp.float32)
-      for at in range(self.heights)
+      value.astype(jnp.float32)
+      for value in exchange.take(s["given"].at[me], (WIDE, self.c.rows))
     ]
     # A few threads signal for all, so that these must have read before.
     plgpu.commit_smem()

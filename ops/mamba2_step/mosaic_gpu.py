@@ -68,6 +68,9 @@ class Config:
       the L2 cache, a multiple of 64.
     out_splits: Thread blocks of a cluster that share the rows of `out_proj`: 1,
       or where there is but one group 2, 4 or 8.
+    many_rows: Whether the warpgroups of a block, and the blocks that share the
+      rows of `out_proj`, each finish some rows: for weights of few bits. Not
+      measured yet.
     state_blocks: Thread blocks that share rows and heads of states in few bits.
     state_warpgroups: Of such a block. Four are compiled to few registers.
     state_stages: States of a row and head in shared memory, of each.
@@ -86,6 +89,7 @@ class Config:
   out_warpgroups: int = 1
   out_prefetch: int = 0
   out_splits: int = 1
+  many_rows: bool = False
   state_blocks: int = 2 * PROCESSORS
   state_warpgroups: int = 1
   state_stages: int = 3
@@ -312,6 +316,19 @@ def prepare(config, weights, rows, groups, interpret):
     interpret: False, or the parameters of the interpreter.
   """
 
+  def many_rows(splits, warpgroups):
+    if not config.many_rows:
+      return {}
+    exchange = splits > 1 and rows % (8 * splits) == 0
+    finishers = warpgroups if splits == 1 or exchange else 1
+    while finishers > 1 and rows % (8 * splits * finishers):
+      finishers //= 2
+    return {
+      "finishers": finishers,
+      "exchange": exchange,
+      "reuse": not interpret,
+    }
+
   def product(name, splits, parts):
     w = of_weight(getattr(weights, f"{name}_proj"))
     columns, stages, warpgroups = (
@@ -336,6 +353,7 @@ def prepare(config, weights, rows, groups, interpret):
       packed=w.format.packed,
       warpgroups=warpgroups,
       tiles=columns // hopper_tiles.TILE,
+      **many_rows(splits, warpgroups),
       **options,
     )
     scales = jnp.broadcast_to(w.scales, (*w.values.shape[:-1], w.num_blocks))

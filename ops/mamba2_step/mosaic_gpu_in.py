@@ -38,7 +38,7 @@ def project(
   e, heads = weights.gated_norm.shape[1], weights.D.shape[1]
   width, columns = e + channels + heads, matmul.columns
   blocks = -(-width // columns)
-  shape = rows, columns
+  shape = rows // matmul.finishers, columns
   parts = depth // config.out_columns
   spread = lambda vector, axis: hopper_tiles.repeat(
     vector, axis, shape, hopper_tiles.ROWS
@@ -52,18 +52,21 @@ def project(
     layer = layer_ref[0]
     block = lax.axis_index("columns")
     column = block * columns
-    # Rows past the end of the batch are read as zeros, and not written.
-    some_rows = pl.ds(lax.axis_index("rows") * rows, rows)
+    me = lax.axis_index("warpgroup") if matmul.finishers > 1 else 0
     channel = column - e
     convolves = (channel >= 0) & (channel < channels)
-    own = conv_ref.at[layer, some_rows, :, pl.ds(channel, columns)]
+    some_rows = matmul.own_rows(me)
+    # Rows past the end of the batch are read as zeros, and not written.
+    first = lax.axis_index("rows") * rows + some_rows.start
+    own = conv_ref.at[layer, pl.ds(first, shape[0]), :, pl.ds(channel, columns)]
+    conv_s, conv_loaded = conv_s.at[some_rows], conv_loaded.at[me]
 
     def prepare(me):
-      @pl.when(convolves & (me == 0))
+      @pl.when(convolves & (me < matmul.finishers))
       def _():
         plgpu.copy_gmem_to_smem(own, conv_s, conv_loaded)
 
-      total = product.sum_of_rows(squares_ref, 0, parts)
+      total = product.sum_of_rows(squares_ref.at[some_rows], 0, parts)
       factor = lax.rsqrt(total / depth + eps)
       # Those of other columns are not used.
       here = pl.ds(jnp.clip(channel, 0, channels - columns), columns)
@@ -76,10 +79,10 @@ def project(
 
     def finish(value, prepared):
       factor, (bias, *weight) = prepared
-      if config.out_prefetch and not interpret:
+      if config.out_prefetch and not interpret and matmul.finishers == 1:
         product.prefetch(next_ref, layer, config.out_prefetch, block, blocks)
       value *= spread(factor, 0)
-      target = out_ref.at[:, pl.ds(column, columns)]
+      target = out_ref.at[some_rows, pl.ds(column, columns)]
 
       @pl.when(convolves)
       def _():
@@ -117,7 +120,7 @@ def project(
     scratch_types={
       **matmul.scratch(),
       "conv_s": plgpu.SMEM((rows, taps, columns), conv_state.dtype),
-      "conv_loaded": plgpu.Barrier(),
+      "conv_loaded": plgpu.Barrier(num_barriers=matmul.finishers),
     },
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),

@@ -61,7 +61,10 @@ def project(
       f"mamba2_step: {columns} out_columns must divide the width {width}, and"
       f" {splits} out_splits need a norm of one group, not {groups}"
     )
-  shape = rows, columns
+  share = rows // matmul.finishers
+  if matmul.exchange:
+    share //= splits
+  shape = share, columns
 
   def kernel(
     layer_ref, gated_ref, squares_ref, norm_ref, residual_ref, next_ref, *refs,
@@ -74,15 +77,19 @@ def project(
     own = pl.ds(block * columns, columns)
     following = jnp.minimum(layer + 1, num_layers - 1)
 
-    def prepare(me):
-      del me
+    me = lax.axis_index("warpgroup") if matmul.finishers > 1 else 0
+    some_rows = matmul.own_rows(me, split)
+
+    def prepare(_):
       factors = []
       for k in range(groups):
-        total = product.sum_of_rows(squares_ref, k * heads, (k + 1) * heads)
+        # Those of the parts of a product are of all its rows.
+        parts = squares_ref if groups > 1 else squares_ref.at[some_rows]
+        total = product.sum_of_rows(parts, k * heads, (k + 1) * heads)
         factors.append(lax.rsqrt(total / (depth // groups) + eps))
       norm = norm_ref.at[following, own]
       return (
-        hopper_tiles.load(residual_ref.at[:, own], hopper_tiles.ROWS),
+        hopper_tiles.load(residual_ref.at[some_rows, own], hopper_tiles.ROWS),
         hopper_tiles.load(norm, hopper_tiles.ROWS.reduce(0)),
         factors[0],
       ), factors
@@ -91,7 +98,7 @@ def project(
       residual, norm, factor = prepared
       if groups == 1:
         added *= hopper_tiles.repeat(factor, 0, shape, hopper_tiles.ROWS)
-      if config.in_prefetch and not interpret:
+      if config.in_prefetch and not interpret and matmul.finishers == 1:
 
         @pl.when(layer + 1 < num_layers)
         def _():
@@ -101,12 +108,13 @@ def project(
           )
 
       outs = new_ref, scaled_ref, new_squares_ref
-      stream.add_up(
-        added,
-        s,
-        splits,
-        lambda whole: stream.write(outs, whole, residual, norm),
+      finish = lambda whole: stream.write(
+        outs, whole, residual, norm, some_rows
       )
+      if matmul.exchange:
+        finish(added)
+      else:
+        stream.add_up(added, s, splits, finish)
 
     matmul.run(
       gated_ref, w_refs, block * columns, s,

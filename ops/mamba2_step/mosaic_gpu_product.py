@@ -71,6 +71,21 @@ class Product:
         f" the {self.depth} rows of the weights"
       )
 
+  @property
+  def finishers(self) -> int:
+    """Warpgroups that finish rows, of the one that there is."""
+    return 1
+
+  @property
+  def exchange(self) -> bool:
+    """Whether the blocks that share K each finish a share of the rows."""
+    return False
+
+  def own_rows(self, me, split=0):
+    """Rows that a warpgroup finishes: all."""
+    del me, split
+    return pl.ds(0, self.rows)
+
   def operands(self, w: jax.Array) -> list[jax.Array]:
     """Weights (..., K, F) as `run` takes them, (..., K / 8, 8, F)."""
     *layers, depth, width = w.shape

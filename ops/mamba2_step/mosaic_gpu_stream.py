@@ -37,6 +37,7 @@ def launch(matmul: Product, width: int) -> dict:
   scratch, cluster = matmul.scratch(), {}
   if splits > 1:
     cluster = {"cluster": (splits,), "cluster_names": ("split",)}
+  if splits > 1 and not matmul.exchange:
     scratch["others"] = plgpu.SMEM(
       (splits - 1, rows, columns),
       jnp.float32,
@@ -59,7 +60,11 @@ def launch(matmul: Product, width: int) -> dict:
 
 
 def write(
-  outs: tuple[Any, Any, Any], added: jax.Array, before: jax.Array, norm
+  outs: tuple[Any, Any, Any],
+  added: jax.Array,
+  before: jax.Array,
+  norm,
+  rows=slice(None),
 ) -> None:
   """Writes a block's columns of the stream, and what its norm is made of.
 
@@ -68,15 +73,16 @@ def write(
     added: (N, columns) float32, what is added.
     before: The stream in front, alike.
     norm: (columns,) scales of the norm behind.
+    rows: Those that are given, as a slice.
   """
   stream_ref, scaled_ref, squares_ref = outs
   block, columns = lax.axis_index("columns"), added.shape[1]
   own = pl.ds(block * columns, columns)
   new = before + added
-  hopper_tiles.store(stream_ref.at[:, own], new)
+  hopper_tiles.store(stream_ref.at[rows, own], new)
   scaled = new * hopper_tiles.repeat(norm, 1, new.shape, ROWS)
-  hopper_tiles.store(scaled_ref.at[:, own], scaled.astype(scaled_ref.dtype))
-  hopper_tiles.store(squares_ref.at[:, block], jnp.sum(new * new, axis=1))
+  hopper_tiles.store(scaled_ref.at[rows, own], scaled.astype(scaled_ref.dtype))
+  hopper_tiles.store(squares_ref.at[rows, block], jnp.sum(new * new, axis=1))
 
 
 def add_up(

@@ -15,6 +15,7 @@ memory, from where whole lines of memory are written.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,10 @@ class Product:
     overlap: Whether the kernel may start before the one in front of it ends.
     interpret: Whether the kernel is interpreted. The interpreter knows no
       operand in registers: a plain product stands in for it.
+    finishers: Warpgroups that finish rows of the result, each its share.
+    exchange: Whether the thread blocks that share D are a cluster, with an axis
+      "split", and each finishes its share of the rows.
+    reuse: Whether sums lie in the shared memory of chunks that were read.
   """
 
   rows: int
@@ -134,6 +139,9 @@ class Product:
   scale_dtype: jnp.dtype = jnp.dtype(jnp.float32)
   overlap: bool = False
   interpret: bool = False
+  finishers: int = 1
+  exchange: bool = False
+  reuse: bool = False
 
   def __post_init__(self):
     """Checks what would else wait forever, or leave out some of D."""
@@ -156,6 +164,29 @@ class Product:
         f"{self.parts} parts of {self.chunks} chunks do not fit"
         f" {self.splits} splits and {self.warpgroups} warpgroups"
       )
+    # Lines of ROWS are four rows, and tiles that clusters exchange eight.
+    least = 8 if self._peers > 1 else 4
+    if self.finishers > self.warpgroups or self.rows % (
+      least * self.finishers * self._peers
+    ):
+      raise ValueError(
+        f"{self.finishers} of {self.warpgroups} warpgroups in"
+        f" {self._peers} blocks do not share {self.rows} rows"
+      )
+
+  @property
+  def _peers(self) -> int:
+    """Thread blocks that share the rows of the result."""
+    return self.splits if self.exchange else 1
+
+  def own_rows(self, me, split=0):
+    """Rows that a warpgroup finishes, the last finisher's for all behind it."""
+    size = self.rows // (self.finishers * self._peers)
+    if self.finishers * self._peers == 1:
+      return pl.ds(0, size)
+    place = split if self.exchange else 0
+    place = place * self.finishers + jnp.minimum(me, self.finishers - 1)
+    return pl.ds(place * size, size)
 
   @property
   def columns(self) -> int:
@@ -245,13 +276,15 @@ class Product:
     ring = self.warpgroups, self.stages
     weights = (*ring, self.columns, self.chunk)
     bits = 4 if self.packed else 8
+    x = swizzled((*ring, self.rows, self.chunk), jnp.bfloat16, 16)
+    # Four more than needed let the threads of a warp store to all banks.
+    sums = plgpu.SMEM(
+      (self.warpgroups, self.rows, self.columns + 4), jnp.float32
+    )
     scratch = {
       "w": swizzled_levels(weights, jnp.int8, bits, self.interpret),
-      "x": swizzled((*ring, self.rows, self.chunk), jnp.bfloat16, 16),
-      # Four more than needed let the threads of a warp store to all banks.
-      "sums": plgpu.SMEM(
-        (self.warpgroups, self.rows, self.columns + 4), jnp.float32
-      ),
+      **({"x": plgpu.RefUnion(x, sums)} if self.reuse else {"x": x}),
+      **({} if self.reuse else {"sums": sums}),
       "loaded": plgpu.Barrier(
         num_arrivals=2, num_barriers=self.warpgroups * self.stages
       ),
@@ -263,6 +296,20 @@ class Product:
       scratch["scales_loaded"] = plgpu.Barrier(num_arrivals=1 + self.special)
       if self.special:
         scratch["special"] = kept
+    if self.reuse:
+      scratch["read"] = plgpu.Barrier(num_arrivals=self.warpgroups)
+    if self._peers > 1:
+      size = self.rows // (self.finishers * self._peers)
+      scratch["others"] = plgpu.SMEM(
+        (self._peers - 1, self.finishers, size, self.columns),
+        jnp.float32,
+        transforms=(
+          plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)
+        ),
+      )  # fmt: skip
+      scratch["arrived"] = plgpu.Barrier(
+        num_arrivals=self._peers - 1, num_barriers=self.finishers
+      )
     if self.parts > 1:
       scratch["factors"] = plgpu.SMEM(
         (self.warpgroups, self.parts, self.rows), jnp.float32
@@ -281,7 +328,7 @@ class Product:
     prepare: Callable[[jax.Array], tuple[Any, Sequence[jax.Array]]],
     finish: Callable[[jax.Array, Any], None],
   ) -> None:
-    """Multiplies; one warpgroup takes the result.
+    """Multiplies; `finishers` of the warpgroups take the result.
 
     Args:
       x_ref: (N, D) bfloat16.
@@ -293,10 +340,12 @@ class Product:
       prepare: Called with the warpgroup's index when the weights are on their
         way and what other kernels wrote can be read. Returns what `finish`
         takes, and for several parts the factor of each, (N,).
-      finish: Called in the first warpgroup with the product (N, columns)
-        float32 in the layout ROWS, and what `prepare` returned.
+      finish: Called in each of the first warpgroups, `finishers`, with its
+        `own_rows` of the product, (rows, columns) float32 in the layout ROWS,
+        and what `prepare` returned.
     """
     me = lax.axis_index("warpgroup")
+    x_s, sums_s = s["x"] if self.reuse else (s["x"], s["sums"])
     # The group of the first scale that is loaded.
     first_scale = split * self.groups_of_split // self.line * self.line
     refs = [ref.at[prefix] if prefix else ref for ref in refs]
@@ -336,7 +385,7 @@ class Product:
 
     def fetch_rows(i, slot):
       own = x_ref.at[:, pl.ds(chunk_at(i) * self.chunk, self.chunk)]
-      plgpu.copy_gmem_to_smem(own, s["x"].at[me, slot], barrier(slot))
+      plgpu.copy_gmem_to_smem(own, x_s.at[me, slot], barrier(slot))
 
     def begin(fetch):
       for i in range(self.stages):
@@ -358,6 +407,12 @@ class Product:
       plgpu.commit_smem()
     if self.scales:
       plgpu.barrier_wait(s["scales_loaded"])
+
+    def refill(i, slot):
+      @pl.when(i + self.stages < steps)
+      def _():
+        fetch_weights(i + self.stages, slot)
+        fetch_rows(i + self.stages, slot)
 
     def step(i, totals):
       slot = lax.rem(i, jnp.int32(self.stages))
@@ -385,7 +440,7 @@ class Product:
         }
         part = multiply(
           codes_s.at[me, slot, own],
-          s["x"].at[me, slot],
+          x_s.at[me, slot],
           packed=self.packed,
           table=self.table,
           beside=beside,
@@ -395,44 +450,82 @@ class Product:
           factor = spread(s["scales"].at[own, scale], 0, self.rows)
           part *= factor.astype(jnp.float32)
         found.append(total + part)
-
-      @pl.when(i + self.stages < steps)
-      def _():
-        fetch_weights(i + self.stages, slot)
-        fetch_rows(i + self.stages, slot)
-
+      refill(i, slot)
       return tuple(found)
+
+    def accumulate(first, last, *sums):
+      """As many steps, without scales; a tile converts while one multiplies."""
+
+      @pl.loop(first, last)
+      def _(i):
+        slot = lax.rem(i, jnp.int32(self.stages))
+        plgpu.barrier_wait(barrier(slot))
+        for t, one in enumerate(sums):
+          codes = codes_s.at[me, slot, pl.ds(t * TILE, TILE)]
+          left = operand(codes, packed=self.packed)
+          plgpu.wgmma(one, left, x_s.at[me, slot].T)
+        plgpu.wgmma_wait(0)
+        refill(i, slot)
+
+      return [one[...] for one in sums]
 
     zero = plgpu.layout_cast(
       jnp.zeros((TILE, self.rows), jnp.float32), _LAYOUT.WGMMA
     )
     zeros = (zero,) * self.tiles
+
+    def sums_of(first, last):
+      scaled = self.scales or self.table is not None
+      if scaled or self.interpret or not self.reuse:
+        return lax.fori_loop(first, last, step, zeros)
+      return pl.run_scoped(
+        functools.partial(accumulate, first, last),
+        *[plgpu.ACC((TILE, self.rows), jnp.float32)] * self.tiles,
+      )
+
     if self.parts == 1:
-      totals = lax.fori_loop(jnp.int32(0), steps, step, zeros)
+      totals = sums_of(jnp.int32(0), steps)
     else:
       totals, each = zeros, self.chunks // self.parts // self.warpgroups
       for k in range(self.parts):
-        sums = lax.fori_loop(
-          jnp.int32(k * each), jnp.int32((k + 1) * each), step, zeros
-        )
+        sums = sums_of(jnp.int32(k * each), jnp.int32((k + 1) * each))
         factor = spread(s["factors"].at[me, k], 1, self.rows)
         totals = [a + factor * b for a, b in zip(totals, sums)]
+    if self.reuse:
+      plgpu.barrier_arrive(s["read"])
+      plgpu.barrier_wait(s["read"])
     for t, total in enumerate(totals):
-      own = s["sums"].at[me, :, pl.ds(t * TILE, TILE)]
+      own = sums_s.at[me, :, pl.ds(t * TILE, TILE)]
       store(own.T, plgpu.layout_cast(total, SUMS))
     plgpu.barrier_arrive(s["done"])
     plgpu.barrier_wait(s["done"])
 
-    @pl.when(me == 0)
-    def _():
+    def value_of(rows):
       own = pl.ds(0, self.columns)
       values = [
-        load(s["sums"].at[g, :, own], ROWS) for g in range(self.warpgroups)
+        load(sums_s.at[g, rows, own], ROWS) for g in range(self.warpgroups)
       ]
       value = sum(values[1:], values[0])
       if of_columns is not None:
         spread = lax.broadcast_in_dim(of_columns, value.shape, (1,))
         value *= plgpu.layout_cast(spread, ROWS)
+      return value
+
+    @pl.when(me < self.finishers)
+    def _():
+      for k in range(1, self._peers):
+        other = lax.rem(split + k, jnp.int32(self._peers))
+        plgpu.async_store_smem(
+          value_of(self.own_rows(me, other)),
+          s["others"].at[k - 1, me],
+          s["arrived"].at[me],
+          cluster_idx=other, cluster_dim="split", optimized=False,
+        )  # fmt: skip
+      value = value_of(self.own_rows(me, split))
+      if self._peers > 1:
+        plgpu.barrier_wait(s["arrived"].at[me])
+        for k in range(self._peers - 1):
+          value += load(s["others"].at[k, me], ROWS)
       finish(value, prepared)
 
 

@@ -158,6 +158,18 @@ def in_format(weights, form_in, form_out):
       ),
       {"batch": 9, "groups": 2},
     ),
+    # Two warpgroups finish eight rows each, one of them past the batch.
+    (
+      ("int8:row", "int4:row"),
+      Config(
+        in_stages=2,
+        in_warpgroups=2,
+        out_stages=2,
+        out_warpgroups=2,
+        many_rows=True,
+      ),
+      {"batch": 9},
+    ),
   ],
 )
 def test_weights_of_few_bits(forms, config, changes):
@@ -269,6 +281,21 @@ def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
       {"forms": ("int4:128", "int8:row"), "state_form": "int8:row"},
     ),
     ("mamba2-8b", 64, {"state_form": "int8:row", "state_levels": True}),
+    (
+      "mamba2-2.7b",
+      64,
+      {
+        "forms": ("int4:128", "int8:row"),
+        "many_rows": True,
+        "in_columns": 128,
+        "in_warpgroups": 2,
+        "in_stages": 3,
+        "out_columns": 128,
+        "out_warpgroups": 2,
+        "out_stages": 3,
+        "out_splits": 4,
+      },
+    ),
     ("mamba2-8b", 16, {"forms": ("int8:row", "int4:128")}),
   ],
 )

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from ops import dispatch
 from ops.quantized import QTensor, QWeight, Taps
 
-# The kernels run where they are named: they have run on no GPU yet.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
-    "xla": dispatch.always,
     "mosaic_gpu": dispatch.on_one_device(
       dispatch.kernel("ops.transformer_step.mosaic_gpu", dispatch.needs_wgmma)
     ),
+    "xla": dispatch.always,
   }
 )
 
@@ -99,12 +98,12 @@ def transformer_step(
     keys: Rotated keys, (L, B, S, N, K), an array or a `QTensor` of axis -1.
     values: (L, B, S, N, K), alike.
     lengths: (B,) int32, slots that are filled; the new tokens take the next
-      ones. What lies past S is dropped.
+      ones. What lies past S is dropped, and a row without a slot for its token
+      gets an x that means nothing.
     frequencies: (J,) float32, J = K / 2, radians per position.
     eps: Of all norms.
-    implementation: `"mosaic_gpu"` (Hopper; one token of up to 64 rows that all
-      have a slot for it, in bfloat16, heads of 64 or 128), `"xla"`, or None for
-      the latter.
+    implementation: `"mosaic_gpu"` (Hopper; one token of up to 64 rows, in
+      bfloat16, heads of 64 or 128), `"xla"`, or None for the first that runs.
 
   Returns:
     x, and keys and values with the new ones, written in the place of the old

@@ -10,6 +10,9 @@ from research.bench.timing import seconds_of
 from research.cost import devices
 from research.cost.roofline import Ceilings
 
+# Columns of what is read.
+_WIDE = 4096
+
 
 def find(dtype: str) -> tuple[Ceilings, str]:
   """What jax's default device can, and where the numbers are from.
@@ -28,13 +31,17 @@ def find(dtype: str) -> tuple[Ceilings, str]:
 
 
 def measure(dtype: str) -> Ceilings:
-  """Times a large matrix product and a large copy of random data.
+  """Times large products, copies and reads of random data.
+
+  Memory gives more bytes to a kernel that reads alone than to one that writes
+  as much. So the rate of bytes is the best of a copy, a sum, and the product of
+  a row and a matrix: none of these can be above what the device can.
 
   Args:
     dtype: of the product; its precision is jax's default of the moment.
   """
   on_cpu = jax.default_backend() == "cpu"
-  size, copied = (1024, 1 << 27) if on_cpu else (8192, 1 << 31)
+  size, moved = (1024, 1 << 27) if on_cpu else (8192, 1 << 31)
   # A CPU draws the data of a repeat more slowly than it takes it.
   repeats, seconds = (5, 0.1) if on_cpu else (20, 0.5)
   keys = iter(jax.random.split(jax.random.key(0), 256))
@@ -47,9 +54,25 @@ def measure(dtype: str) -> Ceilings:
   product = rate(
     Call(start=jax.jit(jnp.matmul), inputs=lambda: draw(next(keys)))
   )
-  fill = jax.jit(lambda key: (jax.random.bits(key, (copied // 4,)),))
+  fill = jax.jit(lambda key: (jax.random.bits(key, (moved // 4,)),))
   # Flipping a bit, for a plain copy would be optimised away; in place, or
   # the time would be that of new pages.
   flip = jax.jit(lambda x: x ^ 1, donate_argnums=0)
-  copy = rate(Call(start=flip, inputs=lambda: fill(next(keys))))
-  return Ceilings(flops=2 * size**3 / product, bytes=2 * copied / copy)
+  rates = [2 * moved / rate(Call(start=flip, inputs=lambda: fill(next(keys))))]
+  # What is read needs not be fresh, for it is larger than any cache.
+  kept = jax.random.bits(next(keys), (moved // (2 * _WIDE), _WIDE), jnp.uint16)
+  row = jnp.ones((_WIDE,), jnp.bfloat16)
+  for read in (_added_up, _multiplied):
+    rates.append(moved / rate(Call(start=functools.partial(read, kept, row))))
+  return Ceilings(flops=2 * size**3 / product, bytes=max(rates))
+
+
+@jax.jit
+def _added_up(kept, _):
+  return jnp.sum(kept, axis=1, dtype=jnp.uint32)
+
+
+@jax.jit
+def _multiplied(kept, row):
+  matrix = jax.lax.bitcast_convert_type(kept, jnp.bfloat16)
+  return jnp.matmul(matrix, row[:, None], preferred_element_type=jnp.float32)

@@ -3,9 +3,10 @@
 A row is a flat mapping: op, model, shape, dtype, pass, implementation; ms and
 first_seconds (compilation included); rates such as tokens_per_second; floor_ms,
 the least time of the work at what the device can, what binds it (`bound`), what
-its bytes and products alone take, share (floor_ms / ms) and `peak`, where the
-rates are from; peer, peer_detail and peer_ms of a peer that was timed in turn
-with it; error and error_full; and more columns of a suite.
+its bytes and products alone take, share (floor_ms / ms), `peak`, where the
+rates are from, and these, `peak_tflops` and `peak_gb_per_s`; peer, peer_detail
+and peer_ms of a peer that was timed in turn with it; error and error_full; and
+more columns of a suite.
 """
 
 import contextlib
@@ -34,8 +35,8 @@ class Plan:
     repeats: measurements of a call at most.
     seconds: of a call's measurements, about.
     profile: name the kernels that the time of ours goes to.
-    measure_ceilings: take what the device can from a product and a copy in this
-      run, not from its data sheet.
+    measure_ceilings: take what the device can from products, copies and reads
+      in this run, not from its data sheet.
   """
 
   passes: Sequence[str] = ()
@@ -199,6 +200,8 @@ class _Runner:
       "floor_products_ms": 1e3 * alone["flops"],
       "gflop": sum(phase.flops for phase in case.phases) / 1e9,
       "peak": source,
+      "peak_tflops": limits.flops / 1e12,
+      "peak_gb_per_s": limits.bytes / 1e9,
     }
 
   def _ceilings(self, dtype: str) -> tuple[Ceilings, str]:

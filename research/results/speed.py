@@ -13,7 +13,8 @@ Rows = Sequence[Row]
 _PARTS = re.compile(r"scan/(?!uniform$|policy$)|prefill\+stats$")
 # A pattern of a kernel's name -> what the kernel does.
 _KERNELS = {
-  r"nvjet|gemm|cublas|cutlass": "matrix products",
+  r"^transformer_step_attend": "attention",
+  r"nvjet|gemm|cublas|cutlass|^transformer_step": "matrix products",
   r"^ssd|^selective_scan": "scans",
   r"^causal_conv1d": "convolutions",
   r"^token_logprob": "logits and their gradients",
@@ -41,15 +42,19 @@ def table(rows: Rows) -> str:
     text = f"All rows: {same}.\n\n{text}"
   for row in shown:
     if row.get("kernels"):
-      spent = "; ".join(f"{k} {ms:.1f}" for k, ms in _spent(row).items())
-      text += f"\n{row['op']} of {row['model']}, ms by kind of kernel: "
+      spent = "; ".join(f"{k} {ms:.2f}" for k, ms in _spent(row).items())
+      what = [row["model"], row["shape"], row["implementation"]]
+      text += f"\n{row['op']} of {', '.join(what)}, ms by kind of kernel: "
       text += f"{spent}.\n"
-  ceilings = dict.fromkeys(_ceiling(r) for r in rows if "copy_gb_per_s" in r)
+  measured = [row for row in rows if row.get("peak") == "measured"]
+  ceilings = dict.fromkeys(_ceiling(r) for r in measured if _RATE in r)
   if ceilings:
     text += f"\nCeilings: {'; '.join(ceilings)}.\n"
   return text
 
 
+# Of the memory, where a row has it.
+_RATE = "peak_gb_per_s"
 _COLUMNS = (
   *_NAMES,
   *("ms", "tokens/s", "texts/s", "peer", "peer ms", "ms / peer ms"),
@@ -99,8 +104,9 @@ def _common(lines: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _ceiling(row: Row) -> str:
-  kind = f"{row['dtype']}, {row['matmul_precision']}"
-  rate, bandwidth = row["matmul_tflops"], row["copy_gb_per_s"]
+  kinds = row["dtype"], row.get("matmul_precision")
+  kind = ", ".join(kind for kind in kinds if kind)
+  rate, bandwidth = row["peak_tflops"], row[_RATE]
   return f"{rate:,.3g} TFLOP/s, {bandwidth:,.1f} GB/s ({kind})"
 
 
@@ -144,6 +150,13 @@ def _row_of_today(row: Row) -> Row:
   """A row of a benchmark of regression LMs, or of an older one, as others."""
   if "state_dtype" in row:
     row = {**row, "state_format": row["state_dtype"]}
+  if "copy_gb_per_s" in row:
+    rates = row["matmul_tflops"], row["copy_gb_per_s"]
+    row = {
+      "peak": "measured",
+      **row,
+      **dict(zip(("peak_tflops", _RATE), rates)),
+    }
   if "work" not in row:
     return row
   named = {"op": row["work"], "ms": None}

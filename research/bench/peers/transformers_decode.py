@@ -14,9 +14,10 @@ from models.convert import hf_config
 from models.transformer_config import TransformerConfig
 from research.bench.case import Call
 
-# One graph that is captured by hand of the compiled step; or the graphs that
-# torch.compile makes itself, which check their guards between two steps.
-WAYS = ("compiled, CUDA graph", "compiled, reduce-overhead")
+# One graph that is captured by hand of the compiled step. The graphs that
+# torch.compile makes itself check their guards between two steps: they were
+# never the faster, and take as long to compile again.
+WAY = "compiled, CUDA graph"
 
 # Calls before a graph is captured: compilation and first allocations.
 _WARM = 3
@@ -36,7 +37,7 @@ def missing() -> str | None:
 
 
 def make(
-  config: TransformerConfig, batch: int, tokens: int, context: int, way: str
+  config: TransformerConfig, batch: int, tokens: int, context: int
 ) -> Call:
   """Prepares greedy decoding with random bfloat16 weights.
 
@@ -45,7 +46,6 @@ def make(
     batch: rows.
     tokens: decoded in a call.
     context: tokens in the cache before every call.
-    way: of `WAYS`.
   """
   torch = importlib.import_module("torch")
   model = _model(config)
@@ -78,11 +78,7 @@ def make(
   # Programs of other sizes are forgotten, because the next one would else be
   # compiled for any size.
   torch._dynamo.reset()
-  captured = way == WAYS[0]
-  mode = None if captured else "reduce-overhead"
-  step = torch.compile(step, mode=mode, dynamic=False)
-  if captured:
-    step = _captured(torch, step, rewind)
+  step = _captured(torch, torch.compile(step, dynamic=False), rewind)
 
   def decode() -> None:
     with torch.no_grad():

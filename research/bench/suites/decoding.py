@@ -192,7 +192,7 @@ def _mamba_ssm(what: Decoding) -> list[Peer]:
 def _transformers(what: Decoding) -> list[Peer]:
   sizes = what.config, what.batch, what.tokens
   make = functools.partial(transformers_decode.make, *sizes, what.context)
-  ways = {way: functools.partial(make, way) for way in transformers_decode.WAYS}
+  ways = {transformers_decode.WAY: make}
   missing = transformers_decode.missing
   return [Peer(name="transformers", missing=missing, ways=ways)]
 

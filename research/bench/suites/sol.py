@@ -2,7 +2,7 @@
 
 Every operation has a floor: its phases run one after the other, and a phase
 takes at least its floating-point operations over the matmul rate, and at least
-its bytes over the copy bandwidth; both ceilings are measured in the same run.
+its bytes over the bandwidth of memory; both are measured in the same run.
 A rollout is one phase a decode step, since a step cannot begin before the last
 one ended. Source: the roofline model (Williams, Waterman and Patterson 2009).
 
@@ -84,8 +84,6 @@ class Suite(SuiteOfCases):
     setting = {
       "preset": preset,
       "matmul_precision": precision,
-      "matmul_tflops": limits.flops / 1e12,
-      "copy_gb_per_s": limits.bytes / 1e9,
     }
     for name, build in operations.items():
       if time.perf_counter() - began > self.seconds:

@@ -50,8 +50,8 @@ def test_updates_say_what_their_time_goes_to():
   row = SPEED | {"kernels": kernels, "busy_ms": 1.9}
   text = speed.table([row])
   assert (
-    "decode of m, ms by kind of kernel: matrix products 1.0; scans 0.5; "
-    "norms, gates, sums and all else 0.4." in text
+    "decode of m, B1, xla, ms by kind of kernel: matrix products 1.00; "
+    "scans 0.50; norms, gates, sums and all else 0.40." in text
   )
   assert "by kind" not in speed.table([SPEED])
 

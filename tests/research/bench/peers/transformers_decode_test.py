@@ -97,17 +97,15 @@ def install(monkeypatch):
     world = types.SimpleNamespace(
       places=[],
       compiled=[],
-      modes=[],
       replays=0,
       cache=None,
       syncs=0,
       resets=0,
     )
 
-    def compiled(step, mode, dynamic):
+    def compiled(step, dynamic):
       assert world.resets == len(world.compiled) + 1 and dynamic is False
       world.compiled.append(step)
-      world.modes.append(mode)
       return step
 
     def cache(config, max_cache_len):
@@ -175,10 +173,9 @@ def test_what_is_missing_is_said(install, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [Newer, Older])
-@pytest.mark.parametrize("way", peer.WAYS)
-def test_every_call_decodes_from_the_filled_context(install, kind, way):
+def test_every_call_decodes_from_the_filled_context(install, kind):
   world = install(kind)
-  call = peer.make(CONFIG, 3, 4, 512, way)
+  call = peer.make(CONFIG, 3, 4, 512)
   assert call.count == 4
   assert world.model.config["hidden_size"] == 4096
   assert world.model.config["tie_word_embeddings"] is False
@@ -195,9 +192,7 @@ def test_every_call_decodes_from_the_filled_context(install, kind, way):
     world.places.clear()
     call.start(*call.inputs())
     assert world.places == [512, 513, 514, 515]
-  captured = way == peer.WAYS[0]
-  assert world.modes == [None if captured else "reduce-overhead"]
-  assert world.replays == (8 if captured else 0)
+  assert world.replays == 8
   before = world.syncs
   call.wait(None)
   assert world.syncs == before + 1
@@ -206,7 +201,7 @@ def test_every_call_decodes_from_the_filled_context(install, kind, way):
 
 def test_a_graph_holds_the_weights_that_its_replay_reads(install):
   world = install()
-  call = peer.make(CONFIG, 3, 4, 512, peer.WAYS[0])
+  call = peer.make(CONFIG, 3, 4, 512)
   model = weakref.ref(world.model)
   world.compiled.clear()
   del world.model

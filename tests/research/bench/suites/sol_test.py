@@ -63,7 +63,7 @@ def test_rates_and_shares_follow_from_the_times(rows):
     assert seconds > 0
     assert row["tokens_per_second"] == pytest.approx(tokens / seconds)
     assert row["share"] == pytest.approx(row["floor_ms"] / row["ms"])
-    products = row["gflop"] / row["matmul_tflops"]
+    products = row["gflop"] / row["peak_tflops"]
     assert row["floor_products_ms"] == pytest.approx(products)
     assert row["floor_ms"] >= products * (1 - 1e-9)
 
@@ -91,11 +91,11 @@ def test_bytes_are_weights_a_step_and_each_cache_once(rows):
   weights = 4 * (2 * layer + 64 * 32)
   token = 4 * 2 * 2 * 2 * 8  # keys and values of two layers, two heads
   row = rows["scan/uniform"]
-  flop = row["gflop"] * 1e9 / HORIZON / (row["matmul_tflops"] * 1e12)
+  flop = row["gflop"] * 1e9 / HORIZON / (row["peak_tflops"] * 1e12)
   floor = 0.0
   for t in range(HORIZON):
     cached = token * (WINDOWS * CONTEXT + WINDOWS * GROUP * (t + 1))
-    floor += max(flop, (weights + cached) / (row["copy_gb_per_s"] * 1e9))
+    floor += max(flop, (weights + cached) / (row["peak_gb_per_s"] * 1e9))
   assert row["floor_ms"] == pytest.approx(1e3 * floor, rel=0.02)
 
 

@@ -75,7 +75,7 @@ def attend(
   copy: Callable[[Any, jax.Array, jax.Array], None],
   keys_ref: Any,
   values_ref: Any,
-  outs: tuple[Any, Any, Any],
+  finish: Callable[[list[jax.Array], jax.Array, jax.Array], None],
   s: dict,
   *,
   count: jax.Array,
@@ -89,8 +89,9 @@ def attend(
       `s["ring"]`: begins to copy it, and tells `s["loaded"]` of that place.
     keys_ref: Handed to `copy`.
     values_ref: Alike.
-    outs: References of the block: mixed values (8, K), maxima of the logits to
-      base 2 and sums of their exponentials, (8,).
+    finish: Called with what was found: mixed values by parts, (8, 64) in the
+      layout ROWS, maxima of the logits to base 2 and sums of their
+      exponentials, (8,). See `write` and `merge`.
     s: What `scratch` names.
     count: int32 scalar, of tiles.
     seen: Called with the number of a tile: slots of it that are seen, from its
@@ -173,15 +174,98 @@ def attend(
 
     return [one[...] for one in sums]
 
-  mixed_ref, most_ref, total_ref = outs
-  for part, one in enumerate(pl.run_scoped(mix, *[sums_of_tile] * parts)):
+  found = []
+  for one in pl.run_scoped(mix, *[sums_of_tile] * parts):
     target = s["mixed_s"].at[:, pl.ds(0, TILE)]
     hopper_tiles.store(target.T, plgpu.layout_cast(one, SUMS))
-    hopper_tiles.store(
-      mixed_ref.at[:, pl.ds(part * TILE, TILE)], hopper_tiles.load(target, ROWS)
-    )
+    found.append(hopper_tiles.load(target, ROWS))
+  finish(found, top, total)
+
+
+def write(
+  outs: tuple[Any, Any, Any], mixed: list, top: jax.Array, total: jax.Array
+) -> None:
+  """Writes what a block found to references of the types of `outputs`."""
+  mixed_ref, most_ref, total_ref = outs
+  for part, one in enumerate(mixed):
+    hopper_tiles.store(mixed_ref.at[:, pl.ds(part * TILE, TILE)], one)
   hopper_tiles.store(most_ref, top)
   hopper_tiles.store(total_ref, total)
+
+
+def shared_by(cluster: int, parts: int, name: str) -> tuple[dict, dict]:
+  """A cluster of blocks that share the slots of a head: see `merge`.
+
+  Args:
+    cluster: Blocks.
+    parts: Of 64 of a head's numbers.
+    name: Of the cluster's axis.
+
+  Returns:
+    Shared memory by name, and arguments of `plgpu.kernel`.
+  """
+  tiles = parts + 2
+  scratch = {
+    "others": plgpu.SMEM(
+      (cluster - 1, tiles, QUERIES, TILE),
+      jnp.float32,
+      transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)),
+    ),
+    "arrived": plgpu.Barrier(num_arrivals=(cluster - 1) * tiles),
+    "merged_s": plgpu.SMEM((QUERIES, parts * TILE), jnp.bfloat16),
+  }
+  return scratch, {"cluster": (cluster,), "cluster_names": (name,)}
+
+
+def merge(
+  target: Any, s: dict, name: str, mixed: list, top: jax.Array, total: jax.Array
+) -> None:
+  """Writes what the blocks of a cluster found, as `merged` does.
+
+  Args:
+    target: Reference to the mixed heads in memory, (G, K) bfloat16.
+    s: What `shared_by` names.
+    name: Of the cluster's axis.
+    mixed: What `attend` hands to `finish`, as the next two.
+    top: Maxima.
+    total: Sums.
+  """
+  shape, others = (QUERIES, TILE), s["others"]
+  member, parts = lax.axis_index(name), len(mixed)
+  wide = lambda vector: hopper_tiles.repeat(vector, 0, shape, ROWS)
+  tiles = [*mixed, wide(top), wide(total)]
+
+  @pl.when(member > 0)
+  def _():
+    for k, tile in enumerate(tiles):
+      plgpu.async_store_smem(
+        tile, others.at[member - 1, k], s["arrived"],
+        cluster_idx=jnp.int32(0), cluster_dim=name, optimized=False,
+      )  # fmt: skip
+
+  @pl.when(member == 0)
+  def _():
+    plgpu.barrier_wait(s["arrived"])
+    load = lambda i, k: hopper_tiles.load(others.at[i, k], ROWS)
+    count = others.shape[0]
+    most = tiles[parts]
+    for i in range(count):
+      most = jnp.maximum(most, load(i, parts))
+    weight = jnp.exp2(tiles[parts] - most)
+    sums = [weight * tile for k, tile in enumerate(tiles) if k != parts]
+    for i in range(count):
+      weight = jnp.exp2(load(i, parts) - most)
+      rest = [load(i, k) for k in range(parts + 2) if k != parts]
+      sums = [one + weight * other for one, other in zip(sums, rest)]
+    *found, total = sums
+    for part, one in enumerate(found):
+      one = (one / jnp.maximum(total, 1e-30)).astype(jnp.bfloat16)
+      own = s["merged_s"].at[:, pl.ds(part * TILE, TILE)]
+      hopper_tiles.store(own, one)
+    plgpu.commit_smem()
+    rows = pl.ds(0, target.shape[0])
+    plgpu.copy_smem_to_gmem(s["merged_s"].at[rows], target)
+    plgpu.wait_smem_to_gmem(0)
 
 
 def merged(mixed: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:

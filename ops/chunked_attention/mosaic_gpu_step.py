@@ -11,6 +11,7 @@ them is filled up with zeros by the copy.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.experimental.pallas as pl
@@ -203,8 +204,9 @@ def attend(
       ref.at[row, head, split] for ref in (mixed_ref, most_ref, total_ref)
     )
     hopper_attention.attend(
-      copy, (chunk_k_ref, ring_k_ref), (chunk_v_ref, ring_v_ref), tuple(outs),
-      s, count=end - begin, seen=seen, scale=scale,
+      copy, (chunk_k_ref, ring_k_ref), (chunk_v_ref, ring_v_ref),
+      functools.partial(hopper_attention.write, tuple(outs)), s,
+      count=end - begin, seen=seen, scale=scale,
     )  # fmt: skip
 
   scratch = hopper_attention.scratch(

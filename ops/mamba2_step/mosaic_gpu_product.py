@@ -224,16 +224,28 @@ class Product:
       yield load(columns, ROWS), prepared
 
 
-def prefetch(w_ref, layer, rows: int, worker, workers: int) -> None:
-  """Brings the first rows of a layer's weights to the L2 cache.
+def prefetch(
+  w_ref, layer, rows: int, worker, workers: int, *, first: int = 0,
+  splits: int = 1,
+) -> None:  # fmt: skip
+  """Brings rows of a layer's weights to the L2 cache, the first by default.
 
   Memory would else rest while one kernel ends and the next one begins. Each of
   the blocks, `worker` of `workers`, asks for some boxes of CHUNK rows, and does
   not wait for them. Not for kernels that are interpreted.
+
+  Args:
+    w_ref: (L, K / 8, 8, F).
+    layer: int32 scalar.
+    rows: Of each share of K.
+    worker: int32 scalar.
+    workers: Their number.
+    first: The first row of each share that is asked for.
+    splits: Shares of K.
   """
-  width = w_ref.shape[-1]
+  _, eights, _, width = w_ref.shape
   across = -(-width // BOX)
-  boxes = rows // CHUNK * across
+  boxes = splits * (rows // CHUNK) * across
 
   @pl.loop(0, -(-boxes // workers))
   def _(i):
@@ -241,8 +253,8 @@ def prefetch(w_ref, layer, rows: int, worker, workers: int) -> None:
 
     @pl.when(box < boxes)
     def _():
-      chunk = lax.div(box, jnp.int32(across)) * (CHUNK // 8)
+      chunk = lax.div(box, jnp.int32(across))
+      row = lax.div(chunk, jnp.int32(splits)) * (CHUNK // 8) + first // 8
+      row += lax.rem(chunk, jnp.int32(splits)) * (eights // splits)
       columns = pl.ds(lax.rem(box, jnp.int32(across)) * BOX, BOX)
-      plgpu.async_prefetch(
-        w_ref.at[layer, pl.ds(chunk, CHUNK // 8), :, columns]
-      )
+      plgpu.async_prefetch(w_ref.at[layer, pl.ds(row, CHUNK // 8), :, columns])

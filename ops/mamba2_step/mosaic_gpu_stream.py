@@ -32,18 +32,7 @@ def launch(matmul: Product, width: int) -> dict:
     matmul: The product.
     width: D.
   """
-  rows, columns, splits = matmul.rows, matmul.columns, matmul.splits
-  blocks = width // columns
-  scratch, cluster = matmul.scratch(), {}
-  if splits > 1:
-    cluster = {"cluster": (splits,), "cluster_names": ("split",)}
-  if splits > 1 and not matmul.exchange:
-    scratch["others"] = plgpu.SMEM(
-      (splits - 1, rows, columns),
-      jnp.float32,
-      transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)),
-    )
-    scratch["arrived"] = plgpu.Barrier(num_arrivals=splits - 1)
+  rows, blocks = matmul.rows, width // matmul.columns
   padded = -(-blocks // PARTIALS) * PARTIALS
   return {
     "out_type": (
@@ -53,10 +42,24 @@ def launch(matmul: Product, width: int) -> dict:
     ),
     "grid": (blocks,),
     "grid_names": ("columns",),
-    "scratch_types": scratch,
-    **cluster,
+    **shared(matmul),
     **matmul.launch(),
   }
+
+
+def shared(matmul: Product) -> dict:
+  """Arguments of `plgpu.kernel` for blocks that share K: see `add_up`."""
+  splits, cluster, scratch = matmul.splits, {}, matmul.scratch()
+  if splits > 1:
+    cluster = {"cluster": (splits,), "cluster_names": ("split",)}
+  if splits > 1 and not matmul.exchange:
+    scratch["others"] = plgpu.SMEM(
+      (splits - 1, matmul.rows, matmul.columns),
+      jnp.float32,
+      transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)),
+    )
+    scratch["arrived"] = plgpu.Barrier(num_arrivals=splits - 1)
+  return {"scratch_types": scratch, **cluster}
 
 
 def write(
@@ -95,7 +98,7 @@ def add_up(
 
   Args:
     added: What this block has found of K.
-    s: Shared memory of `launch`.
+    s: Shared memory of `shared`.
     splits: Blocks of a cluster.
     finish: Takes the sum.
   """

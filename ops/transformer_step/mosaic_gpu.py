@@ -5,7 +5,8 @@ kernels read both where they lie, by an index of the layer that lies in memory:
 the same kernels, compiled once, serve all layers, and nothing is copied.
 
 - `mosaic_gpu_qkv`: queries, keys and values, rotated; these go to the cache;
-- `mosaic_gpu_attend`: attention to a part of a row's slots, merged by XLA;
+- `mosaic_gpu_attend`: attention to a part of a row's slots, merged in a cluster
+  of blocks, or by XLA;
 - `mosaic_gpu_out`: o_proj, onto the residual stream;
 - `mosaic_gpu_gate_up`: both products in front of the gate, and the gate;
 - `mosaic_gpu_out`: down_proj, onto the residual stream.
@@ -38,6 +39,10 @@ from ops.transformer_step import (
 
 MAX_BATCH = 64
 HEAD_SIZES = (64, 128)
+# Blocks of a cluster, at most.
+CLUSTER = 8
+# Bytes that memory could give while one kernel ends and the next begins.
+AHEAD = 6 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,23 +51,32 @@ class Config:
 
   Attributes:
     qkv_stages: Chunks of 64 rows of a block's weights in shared memory.
-    o_stages: As qkv_stages.
-    o_splits: Thread blocks of a cluster that share the rows of `o_proj`.
-    gate_up_stages: As qkv_stages.
-    down_stages: As qkv_stages.
-    down_splits: As o_splits, of `down_proj`.
+    qkv_splits: Thread blocks of a cluster that share the rows of the weights.
+    o_stages: As of qkv, as the next five.
+    o_splits:
+    gate_up_stages:
+    gate_up_splits:
+    down_stages:
+    down_splits:
     attend_splits: Thread blocks that share the slots of a row's head.
+    attend_cluster: Whether these are a cluster.
     attend_stages: Tiles of 64 keys or values in shared memory.
+    ahead: Bytes of weights that a kernel brings to the L2 cache for a later
+      one, see `mosaic_gpu_ahead`.
   """
 
   qkv_stages: int = 8
+  qkv_splits: int = 1
   o_stages: int = 8
   o_splits: int = 1
   gate_up_stages: int = 8
+  gate_up_splits: int = 1
   down_stages: int = 8
   down_splits: int = 1
   attend_splits: int = 1
+  attend_cluster: bool = False
   attend_stages: int = 8
+  ahead: int = 0
 
 
 def configure(
@@ -74,46 +88,63 @@ def configure(
   All blocks of a product run at once where they can, so that together they keep
   as much of the weights in flight as shared memory holds.
   """
-  rows = padded(batch)
-
-  def stages(blocks, depth, columns):
-    free = SHARED_MEMORY // (2 if blocks > PROCESSORS else 1)
-    free -= 4096 + 8 * rows * columns
-    return max(2, min(free // (2 * CHUNK * (columns + rows)), depth // CHUNK))
-
-  def splits(depth):
-    found, blocks = 1, width // TILE
-    while found < 8 and 2 * found * blocks <= PROCESSORS:
-      if depth % (2 * found * CHUNK):
-        break
-      found *= 2
-    return found
-
-  def out(depth):
-    found = splits(depth)
-    blocks = width // TILE * found
-    return found, stages(blocks, depth // found, TILE * max(1, found // 2))
-
-  (o_splits, o_stages), (down_splits, down_stages) = (
-    out(heads * size),
-    out(hidden),
-  )
+  found = {}
+  for name, (depth, columns, blocks) in {
+    "qkv": (width, size, heads + 2 * kv_heads),
+    "o": (heads * size, TILE, width // TILE),
+    "gate_up": (width, 2 * TILE, hidden // TILE),
+    "down": (hidden, TILE, width // TILE),
+  }.items():
+    splits = _splits(blocks, depth)
+    found[f"{name}_splits"] = splits
+    found[f"{name}_stages"] = _stages(
+      padded(batch), depth // splits, columns, splits, blocks
+    )
   tiles = slots // TILE
-  # Two blocks a multiprocessor, and no more scores than a block has room for.
-  wanted = max(1, 2 * PROCESSORS // (batch * kv_heads))
   most = SHARED_MEMORY // 4 // OF_TILE
-  attend_splits = min(max(wanted, -(-tiles // most)), tiles)
-  free = SHARED_MEMORY // 2 - 8192 - OF_TILE * -(-tiles // attend_splits)
-  return Config(
-    qkv_stages=stages(heads + 2 * kv_heads, width, size),
-    o_stages=o_stages,
-    o_splits=o_splits,
-    gate_up_stages=stages(hidden // TILE, width, 2 * TILE),
-    down_stages=down_stages,
-    down_splits=down_splits,
-    attend_splits=attend_splits,
-    attend_stages=max(2, min(free // (2 * TILE * size), 16)),
+  pairs = batch * kv_heads
+  # Blocks of a cluster merge what they found, if these are enough blocks.
+  cluster = (
+    -(-tiles // CLUSTER) <= most and 2 * pairs * CLUSTER <= 3 * PROCESSORS
   )
+  if cluster:
+    splits = min(CLUSTER, tiles)
+  else:
+    # Two blocks a multiprocessor, and no more scores than a block has room for.
+    wanted = max(1, 2 * PROCESSORS // pairs)
+    splits = min(max(wanted, -(-tiles // most)), tiles)
+  free = SHARED_MEMORY // (1 if pairs * splits <= PROCESSORS else 2)
+  free -= 8192 + OF_TILE * -(-tiles // splits)
+  if cluster:
+    free -= 4 * QUERIES * ((splits - 1) * (size + 2 * TILE) + size)
+  return Config(
+    **found,
+    ahead=AHEAD,
+    attend_splits=splits,
+    attend_cluster=cluster and splits > 1,
+    attend_stages=max(2, min(free // (2 * TILE * size), 24)),
+  )
+
+
+def _splits(blocks: int, depth: int) -> int:
+  """Blocks of a cluster that share K, so that most multiprocessors have one."""
+  chunks = depth // CHUNK
+  found = [n for n in range(1, CLUSTER + 1) if chunks % n == 0]
+  enough = [n for n in found if 3 * n * blocks >= 2 * PROCESSORS]
+  return enough[0] if enough else found[-1]
+
+
+def _stages(
+  rows: int, depth: int, columns: int, splits: int, blocks: int
+) -> int:
+  """Chunks of a block in shared memory."""
+  # Clusters of more than two do not fill all multiprocessors: some have to have
+  # room for two blocks, or the last cluster would begin when another one ends.
+  alone = splits <= 2 and splits * blocks <= PROCESSORS
+  free = SHARED_MEMORY if alone else SHARED_MEMORY // 2 - 1024
+  free -= 4096 + 4 * rows * (columns + 4) * (splits + 1)
+  chunk = 2 * CHUNK * (columns + rows)
+  return max(2, min(free // chunk, depth // CHUNK))
 
 
 def padded(batch: int) -> int:
@@ -179,8 +210,11 @@ def forward(
     hidden = weights.gate_proj.shape[-1]
     config = configure(batch, width, hidden, heads, kv_heads, size, slots)
   if interpret:
-    # The interpreter knows no stores to the memory of another block.
-    config = dataclasses.replace(config, o_splits=1, down_splits=1)
+    # The interpreter knows no stores to the memory of another block, so that a
+    # product is whole, and XLA merges.
+    alone = dict.fromkeys(("qkv", "o", "gate_up", "down"), 1)
+    alone = {f"{name}_splits": one for name, one in alone.items()}
+    config = dataclasses.replace(config, **alone, attend_cluster=False, ahead=0)
   rows = padded(batch)
   stream = jnp.pad(x[:, 0].astype(jnp.float32), ((0, rows - batch), (0, 0)))
   angles = jnp.asarray(frequencies, jnp.float32)[None] * lengths[:, None]
@@ -210,7 +244,7 @@ def prepare(config, weights, rows, size, interpret):
       depth=depth,
       columns=columns[name],
       stages=getattr(config, f"{name}_stages"),
-      splits=getattr(config, f"{name}_splits", 1),
+      splits=getattr(config, f"{name}_splits"),
       interpret=bool(interpret),
     )
 
@@ -280,26 +314,33 @@ def layer(
   caches = tuple(jax.tree.map(jax.new_ref, (keys, values)))
   normed = {"parts": residual.value.shape[1] // TILE, "eps": eps}
   options = {"interpret": interpret}
-  rows, (kv_heads, size) = residual.value.shape[0], keys.shape[3:]
+  kv_heads, size = keys.shape[3:]
+  wide = [*weights.gate_proj, *weights.up_proj]
+  wide_ahead = config.ahead, config.gate_up_splits
   q = mosaic_gpu_qkv.project(
-    qkv, index, residual, weights, caches, lengths, turns, **normed, **options
-  )
-  mixed = mosaic_gpu_attend.attend(
-    index, q, caches, lengths + 1,
-    shared=weights.q_proj[0].shape[-1] // size // kv_heads,
-    splits=config.attend_splits, stages=config.attend_stages, **options,
+    qkv, index, residual, weights, caches, lengths, turns,
+    ahead=(config.ahead, config.o_splits), **normed, **options,
   )  # fmt: skip
-  mixed = jnp.pad(mixed, ((0, rows - len(mixed)), (0, 0)))
+  mixed = mosaic_gpu_attend.attend(
+    index, q, caches, lengths + 1, wide,
+    shared=weights.q_proj[0].shape[-1] // size // kv_heads,
+    splits=config.attend_splits, cluster=config.attend_cluster,
+    stages=config.attend_stages, ahead=wide_ahead, **options,
+  )  # fmt: skip
   residual = mosaic_gpu_out.project(
-    o, index, mixed, residual.value, weights.mlp_norm, weights.o_proj,
-    following=0, name=mosaic_gpu_out.NAMES[0], **options,
+    o, index, mixed, residual.value, weights.mlp_norm, weights.o_proj, wide,
+    following=0, name=mosaic_gpu_out.NAMES[0], ahead=wide_ahead, past=1,
+    **options,
   )  # fmt: skip
   residual = Residual(*residual)
   middle = mosaic_gpu_gate_up.project(
-    gate_up, index, residual, weights, **normed, **options
-  )
+    gate_up, index, residual, weights,
+    ahead=(config.ahead, config.down_splits), **normed, **options,
+  )  # fmt: skip
   residual = mosaic_gpu_out.project(
     down, index, middle, residual.value, weights.attn_norm, weights.down_proj,
-    following=1, name=mosaic_gpu_out.NAMES[1], **options,
+    [*weights.q_proj, *weights.k_proj, *weights.v_proj],
+    following=1, name=mosaic_gpu_out.NAMES[1],
+    ahead=(config.ahead, config.qkv_splits), past=0, **options,
   )  # fmt: skip
   return Residual(*residual), *jax.tree.map(jax.freeze, caches)

@@ -9,13 +9,15 @@ from jax import lax
 from ops import hopper_tiles
 from ops.hopper_tiles import ROWS, TILE
 from ops.mamba2_step import mosaic_gpu_product as product
+from ops.mamba2_step import mosaic_gpu_stream as stream
 from ops.selective_scan.mosaic_gpu_tile import sigmoid
+from ops.transformer_step.mosaic_gpu_ahead import bring
 
 NAME = "transformer_step_gate_up"
 
 
 def project(
-  matmul, layer, residual, weights, *, parts, eps, interpret
+  matmul, layer, residual, weights, *, parts, eps, ahead, interpret
 ) -> jax.Array:
   """Returns (N, F) bfloat16; a block owns the same columns of both matrices.
 
@@ -26,15 +28,17 @@ def project(
     weights: Of all layers, see `mosaic_gpu.prepare`.
     parts: Of the sum of squares in `residual`.
     eps: Of the norm.
+    ahead: Bytes of `down_proj` to bring to the cache, and its splits.
     interpret: False, or the parameters of the interpreter.
   """
   rows, depth = residual.scaled.shape
   width = weights.gate_proj[0].shape[-1]
 
   def kernel(
-    layer_ref, scaled_ref, squares_ref, gate_ref, up_ref, out_ref, **s
+    layer_ref, scaled_ref, squares_ref, gate_ref, up_ref, next_ref, out_ref, **s
   ):  # fmt: skip
     layer, column = layer_ref[0], lax.axis_index("columns") * TILE
+    split = lax.axis_index("split") if matmul.splits > 1 else 0
 
     def pick(j, copy):
       copy((gate_ref, up_ref)[j], column)
@@ -44,7 +48,18 @@ def project(
       total = product.sum_of_rows(squares_ref, 0, parts)
       return lax.rsqrt(total / depth + eps), ()
 
-    def finish(_, factor):
+    def finish(value, factor):
+      bring(
+        [next_ref], layer, *ahead,
+        lax.axis_index("columns") * matmul.splits + split,
+        width // TILE * matmul.splits,
+      )  # fmt: skip
+      stream.add_up(value, s, matmul.splits, lambda whole: write(whole, factor))
+
+    def write(value, factor):
+      if matmul.splits > 1:
+        # Both products are one array, which cannot be cut in registers.
+        hopper_tiles.store(s["sums"].at[:, pl.ds(0, 2 * TILE)], value)
       gate, up = (
         hopper_tiles.load(s["sums"].at[:, pl.ds(j * TILE, TILE)], ROWS)
         * product.repeat(factor, 0, (rows, TILE), ROWS)
@@ -54,7 +69,7 @@ def project(
       hopper_tiles.store(out_ref.at[:, pl.ds(column, TILE)], middle)
 
     matmul.run(
-      scaled_ref, None, None, s,
+      scaled_ref, None, None, s, split=split,
       prefix=(layer,), prepare=prepare, finish=finish, pick=pick,
     )  # fmt: skip
 
@@ -64,12 +79,12 @@ def project(
     grid=(width // TILE,),
     grid_names=("columns",),
     **matmul.launch(),
-    scratch_types=matmul.scratch(),
+    **stream.shared(matmul),
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
   return run(
     layer, residual.scaled, residual.squares, *weights.gate_proj,
-    *weights.up_proj,
+    *weights.up_proj, *weights.down_proj,
   )  # fmt: skip

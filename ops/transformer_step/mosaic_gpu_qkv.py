@@ -14,6 +14,8 @@ from ops import hopper_tiles
 from ops.hopper_attention import QUERIES
 from ops.hopper_tiles import TILE
 from ops.mamba2_step import mosaic_gpu_product as product
+from ops.mamba2_step import mosaic_gpu_stream as stream
+from ops.transformer_step.mosaic_gpu_ahead import bring
 
 NAME = "transformer_step_qkv"
 # Half a head of 64: every fourth row to a warp, a number to a thread.
@@ -22,7 +24,7 @@ _HALF = plgpu.Layout.TILED(plgpu.Tiling(((4, 32), (1,))), (-3,), (-2,), -1)
 
 def project(
   matmul, layer, residual, weights, caches, lengths, turns, *, parts, eps,
-  interpret,
+  ahead, interpret,
 ) -> jax.Array:  # fmt: skip
   """Returns the rotated queries, (N, heads, K) bfloat16.
 
@@ -40,6 +42,7 @@ def project(
     turns: Cosines and sines, (2, N, K / 2) float32.
     parts: Of the sum of squares in `residual`.
     eps: Of the norm.
+    ahead: Bytes of `o_proj` to bring to the cache, and its splits.
     interpret: False, or the parameters of the interpreter.
   """
   rows, depth = residual.scaled.shape
@@ -51,9 +54,10 @@ def project(
 
   def kernel(
     layer_ref, scaled_ref, squares_ref, lengths_ref, turns_ref, q_ref, k_ref,
-    v_ref, keys_ref, values_ref, out_ref, *, new_s, **s,
+    v_ref, next_ref, keys_ref, values_ref, out_ref, *, new_s, **s,
   ):  # fmt: skip
     layer, head = layer_ref[0], lax.axis_index("head")
+    split = lax.axis_index("split") if matmul.splits > 1 else 0
     is_q, is_v = head < heads, head >= heads + kv_heads
 
     def pick(j, copy):
@@ -72,6 +76,13 @@ def project(
       return lax.rsqrt(total / depth + eps), ()
 
     def finish(value, factor):
+      bring(
+        [next_ref], layer, *ahead, head * matmul.splits + split,
+        (heads + 2 * kv_heads) * matmul.splits,
+      )  # fmt: skip
+      stream.add_up(value, s, matmul.splits, lambda whole: write(whole, factor))
+
+    def write(value, factor):
       value *= product.repeat(factor, 0, value.shape, hopper_tiles.ROWS)
       own = s["sums"].at[:, pl.ds(0, size)]
       hopper_tiles.store(own, value)
@@ -115,10 +126,12 @@ def project(
       pl.when(is_v)(lambda: keep(ends, values_ref, head - heads - kv_heads))
 
     matmul.run(
-      scaled_ref, None, None, s,
+      scaled_ref, None, None, s, split=split,
       prefix=(layer,), prepare=prepare, finish=finish, pick=pick,
     )  # fmt: skip
 
+  options = stream.shared(matmul)
+  options["scratch_types"]["new_s"] = plgpu.SMEM((rows, size), jnp.bfloat16)
   run = plgpu.kernel(
     kernel,
     out_type=jax.ShapeDtypeStruct(
@@ -127,15 +140,12 @@ def project(
     grid=(heads + 2 * kv_heads,),
     grid_names=("head",),
     **matmul.launch(),
-    scratch_types={
-      **matmul.scratch(),
-      "new_s": plgpu.SMEM((rows, size), jnp.bfloat16),
-    },
+    **options,
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),
     interpret=interpret,
   )
   return run(
     layer, residual.scaled, residual.squares, lengths, turns,
-    *weights.q_proj, *weights.k_proj, *weights.v_proj, *caches,
+    *weights.q_proj, *weights.k_proj, *weights.v_proj, *weights.o_proj, *caches,
   )  # fmt: skip

@@ -185,7 +185,14 @@ def attend(
 def write(
   outs: tuple[Any, Any, Any], mixed: list, top: jax.Array, total: jax.Array
 ) -> None:
-  """Writes what a block found to references of the types of `outputs`."""
+  """Writes what a block found.
+
+  Args:
+    outs: References of the types of `outputs`.
+    mixed: What `attend` hands to `finish`: values by parts, (8, 64) float32.
+    top: Maxima, (8,).
+    total: Sums, (8,).
+  """
   mixed_ref, most_ref, total_ref = outs
   for part, one in enumerate(mixed):
     hopper_tiles.store(mixed_ref.at[:, pl.ds(part * TILE, TILE)], one)
@@ -226,9 +233,9 @@ def merge(
     target: Reference to the mixed heads in memory, (G, K) bfloat16.
     s: What `shared_by` names.
     name: Of the cluster's axis.
-    mixed: What `attend` hands to `finish`, as the next two.
-    top: Maxima.
-    total: Sums.
+    mixed: What `attend` hands to `finish`: values by parts, (8, 64) float32.
+    top: Maxima, (8,).
+    total: Sums, (8,).
   """
   shape, others = (QUERIES, TILE), s["others"]
   member, parts = lax.axis_index(name), len(mixed)

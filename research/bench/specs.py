@@ -38,6 +38,7 @@ OPS = (
   "monarch_matmul",
   "fourier_mix",
   "chunked_attention",
+  "chunked_attention_step",
   "paged_sparse_attention",
   "selective_scan_step",
   "ssd_step",

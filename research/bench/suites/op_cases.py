@@ -15,6 +15,8 @@ each counted with the recurrence itself, not with what a parallel form adds:
   monarch_matmul   4 E B FLOPs a token, B channels a block, backward twice
   chunked_attention 4 P FLOPs and an exponential a head, token and key that it
                    sees, backward 10 P
+  chunked_attention_step the same of one token, 4 P FLOPs and an exponential a
+                   head and key
   paged_sparse_attention 4 P FLOPs and an exponential a head and slot of a page
                    that is kept, and 4 P a head and page; its bytes are those
                    of all summaries, and of the kept pages
@@ -45,6 +47,8 @@ from ops.causal_conv1d import (
 from ops.chunked_attention import (
   chunked_attention,
   chunked_attention_reference,
+  chunked_attention_step,
+  chunked_attention_step_reference,
 )
 from ops.fourier_mix import fourier_mix
 from ops.monarch_matmul import monarch_matmul, monarch_matmul_reference
@@ -622,6 +626,41 @@ def _chunked_attention(size, batch, length, draw):
   )
 
 
+def _chunked_attention_step(size, batch, length, draw):
+  """One token behind `length` others, in the first of two layers of caches."""
+  heads, p = size.channels // size.head, size.head
+  window, chunk = min(_WINDOW, length // 4), min(_CHUNK, length // 4)
+  chunks = length // chunk
+  cache = lambda slots: draw(2, batch, slots, heads, p)
+  counts = {"chunks": chunks, "near": window}
+  arrays = {
+    **{name: draw(batch, heads, p) for name in ("q", "k", "v")},
+    **{name: cache(chunks) for name in ("chunk_k", "chunk_v")},
+    **{name: cache(window) for name in ("ring_k", "ring_v")},
+    **{name: jnp.full((batch,), x, jnp.int32) for name, x in counts.items()},
+  }
+  keys = float(batch * heads * (chunks + window + 1))
+  return OpCase(
+    op="chunked_attention_step",
+    function=chunked_attention_step,
+    shape=f"B{batch} S{length} H{heads} P{p} chunk {chunk} window {window}",
+    arrays=arrays,
+    sequences=frozenset(),
+    # Of caches the first layer is kept, of the others the first row: that is
+    # what the reference reads.
+    batched=frozenset(arrays),
+    call=lambda arrays, implementation: chunked_attention_step(
+      **arrays, layer=0, implementation=implementation
+    ),
+    reference=lambda a: chunked_attention_step_reference(**a, layer=0),
+    flops=(4 * p * keys, 0.0),
+    exps=(keys, 0.0),
+    # Keys and values that are seen, of one layer, and the query.
+    read=arrays["q"].dtype.itemsize * (2 * p * keys + batch * heads * p),
+    differentiable=False,
+  )
+
+
 # Slots of a page, and how many pages there are to one that is kept.
 _PAGE, _PAGES_OF_KEPT = 16, 4
 
@@ -784,6 +823,7 @@ BUILDERS = {
   "monarch_matmul": _monarch_matmul,
   "fourier_mix": _fourier_mix,
   "chunked_attention": _chunked_attention,
+  "chunked_attention_step": _chunked_attention_step,
   "paged_sparse_attention": _paged_sparse_attention,
   "selective_scan_step": _selective_scan_step,
   "ssd_step": _ssd_step,

@@ -49,6 +49,11 @@ def test_operations_by_hand():
   assert case.flops == (2 * 16 * 2 * 32 * 8, 4 * 16 * 2 * 32 * 8)
   case = cases.build("fourier_mix", "tiny:2x8", "float32")
   assert case.flops == (2.5 * 2 * 8 * 32 * 8,) * 2
+  # Four chunks of two tokens, two tokens and the token itself, of eight heads.
+  case = cases.build("chunked_attention_step", "tiny:2x8", "float32")
+  keys = 2 * 4 * (4 + 2 + 1)
+  assert case.flops[0] == 4 * 16 * keys
+  assert case.phases("fwd")[0].bytes == 4 * 16 * (2 * keys + 2 * 2 * 4)
   # Two of four pages of two slots are read, and all four summaries; that of the
   # last page is written. Four heads of 16 share two key heads.
   case = cases.build("paged_sparse_attention", "tiny:3x8", "float32")

@@ -105,8 +105,10 @@ def _dft(x):
   length, channels = x.shape[-2:]
   exact = jnp.promote_types(x.dtype, jnp.float32)
   rows = x.reshape(math.prod(x.shape[:-2]), length, channels)
-  folded = jnp.stack([v.astype(x.dtype) for v in _folded(rows.astype(exact))])
-  both = _products(folded, length, channels).astype(exact)
+  both = [
+    _product(part.astype(x.dtype), x.shape[-2:], odd).astype(exact)
+    for odd, part in enumerate(_folded(rows.astype(exact)))
+  ]
   unfold = _gathered if dispatch.platform() == "gpu" else _joined
   y = unfold(*both, length, channels)
   return y.astype(x.dtype).reshape(x.shape)
@@ -171,24 +173,25 @@ def _fold(x, axis, sign):
   return first + sign * jnp.pad(other, pads)
 
 
-def _products(x, length, channels):
-  """Multiplies (2, B, L', D') by cosines, and by sines, from both sides.
+def _product(x, sizes, odd):
+  """Multiplies a folded (B, L', D') by cosines or sines from both sides.
 
   Tokens are summed over first, as the major axis before the batch, and channels
-  last, as the minor axis. So each is one product for all rows, of cosines and
-  of sines, and nothing is transposed between them. A product sums in float32
-  and returns x's dtype, because float32 would double the bytes that are written
-  and read again.
+  last, as the minor axis. So each is one large product for the whole batch, and
+  nothing is transposed between them. A product sums in float32 and returns x's
+  dtype, because float32 would double the bytes that are written and read again.
+
+  Args:
+    x: What is even, or what is odd along both axes.
+    sizes: (L, D).
+    odd: Which of these it is, 1 or 0.
   """
   options = {"precision": "highest", "preferred_element_type": x.dtype}
-  rows, columns = (
-    jnp.asarray(np.stack(_waves(size)), x.dtype) for size in (length, channels)
-  )
-  kinds, batch, high, wide = x.shape
-  y = x.transpose(0, 2, 1, 3).reshape(kinds, high, batch * wide)
-  y = jnp.matmul(rows, y, **options).reshape(kinds, high * batch, wide)
-  y = jnp.matmul(y, columns, **options).reshape(kinds, high, batch, wide)
-  return y.transpose(0, 2, 1, 3)
+  rows, columns = (jnp.asarray(_waves(size)[odd], x.dtype) for size in sizes)
+  batch, high, wide = x.shape
+  y = x.transpose(1, 0, 2).reshape(high, batch * wide)
+  y = jnp.matmul(rows, y, **options).reshape(high, batch, wide)
+  return jnp.matmul(y, columns, **options).transpose(1, 0, 2)
 
 
 def _half(size: int) -> int:

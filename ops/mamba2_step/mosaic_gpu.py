@@ -76,6 +76,8 @@ class Config:
     state_stages: States of a row and head in shared memory, of each.
     state_levels: Whether states in int8 are stepped in their levels, by
       `mosaic_gpu_state_levels`, which is not measured yet.
+    state_prefetch: States in int8 of each warpgroup that the first kernel of a
+      layer brings to the L2 cache. Not measured yet.
     overlap: Whether a kernel fetches its first weights while the one in front
       of it still runs (programmatic dependent launch).
   """
@@ -94,6 +96,7 @@ class Config:
   state_warpgroups: int = 1
   state_stages: int = 3
   state_levels: bool = False
+  state_prefetch: int = 0
   overlap: bool = False
 
 
@@ -428,11 +431,11 @@ def layer(
   options = {"config": config, "interpret": interpret}
   states = jax.tree.map(jax.new_ref, (conv_state, ssm_state))
   rows, groups = residual.value.shape[0], num_groups(conv_state, ssm_state)
+  few_bits = isinstance(ssm_state, QState)
   projected = mosaic_gpu_in.project(
     kernels[0], index, residual.scaled, residual.squares, weights, states[0],
-    eps=eps, **options,
+    states[1].tensor.values if few_bits else None, eps=eps, **options,
   )  # fmt: skip
-  few_bits = isinstance(ssm_state, QState)
   state_kernel = mosaic_gpu_state_few_bits if few_bits else mosaic_gpu_state
   if few_bits and config.state_levels:
     state_kernel = mosaic_gpu_state_levels

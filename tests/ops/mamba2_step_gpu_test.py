@@ -286,6 +286,9 @@ def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
       64,
       {
         "forms": ("int4:128", "int8:row"),
+        "state_form": "int8:row",
+        "state_levels": True,
+        "state_prefetch": 2,
         "many_rows": True,
         "in_columns": 128,
         "in_warpgroups": 2,

@@ -11,6 +11,7 @@ from ops.paged_sparse_attention.reference import (
   paged_sparse_attention_reference as paged_sparse_attention_reference,
 )
 from ops.paged_sparse_attention.summary import KINDS as KINDS
+from ops.paged_sparse_attention.summary import KeptPages as KeptPages
 from ops.paged_sparse_attention.summary import PageSummary as PageSummary
 from ops.paged_sparse_attention.summary import (
   last_page_summary as last_page_summary,

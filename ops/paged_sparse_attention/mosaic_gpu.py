@@ -184,7 +184,7 @@ def _rows(options: _Options) -> Callable[..., tuple[jax.Array, ...]]:
     summary = PageSummary(first, second, options.kind)
     stacked = jax.tree.map(lambda x: x[None], (keys, values, summary))
     return attend_in_layer(
-      np.zeros(1, np.int32), q, *stacked, lengths, num_pages,
+      np.zeros(1, np.int32), q, *stacked, lengths, num_pages[None],
       max_pages=options.max_pages, scale=options.scale,
       summarize=options.summarize, interpret=options.interpret,
       config=options.config,
@@ -205,7 +205,8 @@ def _rows(options: _Options) -> Callable[..., tuple[jax.Array, ...]]:
 
 def attend_in_layer(
   layer, q, keys, values, summary, lengths, num_pages,
-  *, max_pages, scale, summarize=False, interpret=False, config=None,
+  *, max_pages, scale, shared=None, summarize=False, interpret=False,
+  config=None,
 ) -> tuple[jax.Array, ...]:  # fmt: skip
   """As `forward`, of a layer of stacked caches and summaries.
 
@@ -214,14 +215,16 @@ def attend_in_layer(
 
   Args:
     layer: (1,) int32.
-    q: (B, H, K).
+    q: (B, H, K); or more rows, to which nothing is attended; or with `shared`
+      (B, N Q, K), Q queries a key head.
     keys: (L, B, S, N, K), as values.
     values: Alike.
     summary: Of all layers, (L, B, P, N, K).
     lengths: (B,) int32.
-    num_pages: (B, N) int32.
+    num_pages: Of all layers, (L, B, N) int32.
     max_pages: As in `paged_sparse_attention`, as scale.
     scale: Alike.
+    shared: Of Q those that count, the first ones; None for all.
     summarize: Alike.
     interpret: False, or the parameters of the interpreter.
     config: A Config, or None for that of `configure`.
@@ -230,8 +233,10 @@ def attend_in_layer(
   pages = summary.first.shape[2]
   if config is None:
     config = configure(batch, heads, size, pages, slots // pages, max_pages)
+  shared = shared or q.shape[1] // heads
   return mosaic_gpu_attend.attend(
     layer, q, (keys, values), (summary.first, summary.second), lengths,
-    num_pages, kind=summary.kind, max_pages=max_pages, scale=scale * _LOG2E,
-    summarize=summarize, config=config, interpret=interpret,
+    num_pages, shared=shared, kind=summary.kind, max_pages=max_pages,
+    scale=scale * _LOG2E, summarize=summarize, config=config,
+    interpret=interpret,
   )  # fmt: skip

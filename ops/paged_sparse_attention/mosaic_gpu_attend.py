@@ -39,17 +39,18 @@ _UNSEEN = -1e30
 
 def attend(
   layer, q, caches, summary, lengths, num_pages,
-  *, kind, max_pages, scale, summarize, config, interpret,
+  *, shared, kind, max_pages, scale, summarize, config, interpret,
 ) -> tuple[jax.Array, ...]:  # fmt: skip
   """Attends to the best pages.
 
   Args:
     layer: (1,) int32.
-    q: (B, H, K) bfloat16.
+    q: (B or more, N Q, K) bfloat16, Q queries a key head.
     caches: Keys and values, (L, B, S, N, K) bfloat16.
     summary: Both parts, (L, B, P, N, K) bfloat16, of 64 pages at least.
     lengths: (B,) int32, slots that are filled.
-    num_pages: (B, N) int32, pages to keep, at least 2.
+    num_pages: (L, B, N) int32, pages to keep, at least 2.
+    shared: G, of the queries of a key head those that count, the first ones.
     kind: Of the summary.
     max_pages: Pages that are kept at most.
     scale: Of logits, to base 2.
@@ -58,8 +59,8 @@ def attend(
     interpret: False, or the parameters of the interpreter.
 
   Returns:
-    (B, H, K) bfloat16, and with `summarize` both parts of a summary, (B, 1, N,
-    K).
+    As many rows as q has of (N G, K) bfloat16, of those past B anything, and
+    with `summarize` both parts of a summary, (B, 1, N, K).
   """
   batch, slots, heads, size = caches[0].shape[1:]
   pages = summary[0].shape[2]
@@ -67,7 +68,7 @@ def attend(
   wide = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
   across = batch, heads, c.splits, QUERIES
   narrow = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-  outputs = {"out": narrow(*q.shape)}
+  outputs = {"out": narrow(q.shape[0], heads * shared, size)}
   if summarize:
     last = narrow(batch, 1, heads, size)
     outputs |= {"last_first": last, "last_second": last}
@@ -106,7 +107,7 @@ def attend(
   def kernel(*refs, **s):
     named = dict(zip((*names, *outputs), refs, strict=True))
     block = _Block(
-      named, s, c, kind=kind, shared=q.shape[1] // heads, pages=pages,
+      named, s, c, kind=kind, shared=shared, pages=pages,
       max_pages=max_pages, scale=scale, interpret=interpret,
     )  # fmt: skip
     block.run()
@@ -154,9 +155,7 @@ class _Block:
     scored = self.score()
     self.meet("scored")
     kept = jnp.minimum(
-      jnp.minimum(
-        self.refs["wanted"][self.row, self.head], jnp.int32(self.max_pages)
-      ),
+      jnp.minimum(self.refs["wanted"][self.at], jnp.int32(self.max_pages)),
       self.last + 1,
     )
     begin, end = self.share(kept)
@@ -280,13 +279,14 @@ class _Block:
     Columns that have no query of their own get the first one.
     """
     shape = QUERIES, TILE
+    stride = self.refs["q"].shape[1] // self.refs["keys"].shape[3]
     query = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=ROWS)
     for part in range(self.parts):
       own = pl.ds(part * TILE, TILE)
       found = None
       for g in range(self.shared):
         one = hopper_tiles.load(
-          self.refs["q"].at[self.row, self.head * self.shared + g, own],
+          self.refs["q"].at[self.row, self.head * stride + g, own],
           _NUMBERS,
         )
         one = hopper_tiles.repeat(one, 1, shape, ROWS)

@@ -29,6 +29,22 @@ class PageSummary:
   kind: str = dataclasses.field(metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeptPages:
+  """What a decoding step has to know to read some pages of its caches alone.
+
+  Attributes:
+    summary: Of L layers, (L, B, P, N, K), of the slots that are filled.
+    num_pages: (L, B, N) int32, pages to keep, as in `paged_sparse_attention`.
+    max_pages: Pages that there is room for, at least two.
+  """
+
+  summary: PageSummary
+  num_pages: jax.Array
+  max_pages: int = dataclasses.field(metadata={"static": True})
+
+
 def page_summary(
   keys: jax.Array, lengths: jax.Array, *, page_size: int, kind: str = "bounds"
 ) -> PageSummary:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ops import dispatch
+from ops.paged_sparse_attention import KeptPages, PageSummary
 from ops.quantized import QTensor, QWeight, Taps
 
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
@@ -75,8 +76,11 @@ def transformer_step(
   frequencies: jax.Array,
   *,
   eps: float,
+  pages: KeptPages | None = None,
   implementation: str | None = None,
-) -> tuple[jax.Array, Cache, Cache]:
+) -> (
+  tuple[jax.Array, Cache, Cache] | tuple[jax.Array, Cache, Cache, PageSummary]
+):
   """Takes the next tokens of each row through a stack of Transformer layers.
 
   Pre-norm layers with grouped queries (https://arxiv.org/abs/2305.13245),
@@ -102,12 +106,16 @@ def transformer_step(
       gets an x that means nothing.
     frequencies: (J,) float32, J = K / 2, radians per position.
     eps: Of all norms.
+    pages: Reads some pages of the caches alone, as `paged_sparse_attention`
+      chooses them, whose budgets may change from call to call. Takes one token,
+      and caches that are arrays.
     implementation: `"mosaic_gpu"` (Hopper; one token of up to 64 rows, in
       bfloat16, heads of 64 or 128), `"xla"`, or None for the first that runs.
 
   Returns:
     x, and keys and values with the new ones, written in the place of the old
-    ones where the caller donates these. On a GPU nothing of the size of a
+    ones where the caller donates these; with `pages` also its summary with that
+    of the new tokens' pages, alike. On a GPU nothing of the size of a
     matrix or of a layer's cache is copied, but that for more than four rows B T
     a layer's matrices are, one by one. Memory beyond the results is of the
     order of B T (F + H S). Only `"xla"` has gradients.
@@ -117,11 +125,41 @@ def transformer_step(
   """
   arrays = x, weights, keys, values, lengths, frequencies
   check(*arrays)
+  options = {}
+  if pages is not None:
+    options = {"pages": _checked(pages, x, keys)}
   name = dispatch.resolve(
-    "transformer_step", IMPLEMENTATIONS, implementation, *arrays
+    "transformer_step", IMPLEMENTATIONS, implementation, *arrays, **options
   )
   module = importlib.import_module(f"ops.transformer_step.{name}")
-  return module.forward(*arrays, eps=eps)
+  return module.forward(*arrays, eps=eps, **options)
+
+
+def _checked(pages, x, keys) -> KeptPages:
+  """The pages within what there is; raises ValueError unless they fit."""
+  if x.shape[1] != 1 or isinstance(keys, QTensor):
+    raise ValueError(
+      f"transformer_step: pages take one token, x is {x.shape}, and caches that"
+      " are not quantized"
+    )
+  layers, b, s, n, k = keys.shape
+  count = pages.summary.first.shape[2]
+  if not count or s % count:
+    raise ValueError(f"transformer_step: {s} slots are no {count} equal pages")
+  wanted = (layers, b, count, n, k)
+  found = {
+    "summary.first": (pages.summary.first.shape, wanted),
+    "summary.second": (pages.summary.second.shape, wanted),
+    "num_pages": (pages.num_pages.shape, (layers, b, n)),
+  }
+  for name, (shape, expected) in found.items():
+    if shape != expected:
+      raise ValueError(
+        f"transformer_step: pages.{name} is {shape}, but keys {keys.shape} need"
+        f" {expected}"
+      )
+  wanted = jnp.maximum(jnp.asarray(pages.num_pages, jnp.int32), 2)
+  return KeptPages(pages.summary, wanted, min(pages.max_pages, count))
 
 
 def check(x, weights, keys, values, lengths, frequencies) -> None:

@@ -7,6 +7,7 @@ the same kernels, compiled once, serve all layers, and nothing is copied.
 - `mosaic_gpu_qkv`: queries, keys and values, rotated; these go to the cache;
 - `mosaic_gpu_attend`: attention to a part of a row's slots, merged in a cluster
   of blocks, or by XLA;
+  with pages `mosaic_gpu_paged` in its place, attention to the best of them;
 - `mosaic_gpu_out`: o_proj, onto the residual stream;
 - `mosaic_gpu_gate_up`: both products in front of the gate, and the gate;
 - `mosaic_gpu_out`: down_proj, onto the residual stream.
@@ -29,12 +30,15 @@ from ops.hopper import PROCESSORS, SHARED_MEMORY
 from ops.hopper_attention import OF_TILE, QUERIES
 from ops.hopper_tiles import TILE
 from ops.mamba2_step.mosaic_gpu_product import CHUNK, PARTIALS, Product
+from ops.paged_sparse_attention import PageSummary
 from ops.quantized import is_quantized
 from ops.transformer_step import (
   mosaic_gpu_attend,
   mosaic_gpu_gate_up,
   mosaic_gpu_out,
+  mosaic_gpu_paged,
   mosaic_gpu_qkv,
+  xla,
 )
 
 MAX_BATCH = 64
@@ -153,14 +157,18 @@ def padded(batch: int) -> int:
 
 
 def supports(
-  x=None, weights=None, keys=None, values=None, lengths=None, frequencies=None
-) -> str | None:
+  x=None, weights=None, keys=None, values=None, lengths=None, frequencies=None,
+  *, pages=None,
+) -> str | None:  # fmt: skip
   """Returns None where `forward` runs on these arguments, else why not."""
   if reason := dispatch.needs_wgmma():
     return reason
   if x is None:
     return None
-  return unfit(x, weights, keys, values)
+  reason = unfit(x, weights, keys, values)
+  if reason is None and pages is not None:
+    return mosaic_gpu_paged.unfit(keys, values, pages)
+  return reason
 
 
 def unfit(x, weights, keys, values) -> str | None:
@@ -193,15 +201,17 @@ def unfit(x, weights, keys, values) -> str | None:
 
 
 def forward(
-  x, weights, keys, values, lengths, frequencies, *, eps, interpret=False,
-  config=None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+  x, weights, keys, values, lengths, frequencies, *, eps, pages=None,
+  interpret=False, config=None,
+) -> tuple:  # fmt: skip
   """Implements `transformer_step` on Hopper; arguments as there.
 
   The new token has to have a slot. `interpret` is False or
   `InterpretGPUParams`; `config` is by default that of `configure`.
   """
-  if reason := unfit(x, weights, keys, values):
+  if reason := unfit(x, weights, keys, values) or (
+    pages is not None and mosaic_gpu_paged.unfit(keys, values, pages)
+  ):
     raise ValueError(f"transformer_step: the Mosaic GPU kernel {reason}")
   batch, _, width = x.shape
   slots, kv_heads, size = keys.shape[2:]
@@ -222,14 +232,20 @@ def forward(
   turns = jnp.pad(turns, ((0, 0), (0, rows - batch), (0, 0)))
   kernels, operands = prepare(config, weights, rows, size, interpret)
   residual = Residual.of(stream, weights.attn_norm[0])
+  last = []
   for i in range(keys.shape[0]):
     # A constant: to fill an array would be one more kernel a layer.
     index = np.array([i], np.int32)
-    residual, keys, values = layer(
+    residual, keys, values, *more = layer(
       config, eps, interpret, kernels,
-      index, residual, operands, keys, values, lengths, turns,
+      index, residual, operands, keys, values, lengths, turns, pages,
     )  # fmt: skip
-  return residual.value[:batch, None].astype(x.dtype), keys, values
+    last.append(more)
+  found = residual.value[:batch, None].astype(x.dtype), keys, values
+  if pages is None:
+    return found
+  last = PageSummary(*map(jnp.stack, zip(*last)), pages.summary.kind)
+  return *found, xla.written(pages.summary, last, slots, lengths)
 
 
 def prepare(config, weights, rows, size, interpret):
@@ -290,8 +306,8 @@ class Residual:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def layer(
   config, eps, interpret, kernels,
-  index, residual, weights, keys, values, lengths, turns,
-) -> tuple[Residual, jax.Array, jax.Array]:  # fmt: skip
+  index, residual, weights, keys, values, lengths, turns, pages,
+) -> tuple:  # fmt: skip
   """Takes the residual stream through a layer.
 
   Args:
@@ -306,9 +322,11 @@ def layer(
     values: Alike.
     lengths: (B,) int32, slots that are filled.
     turns: Cosines and sines, (2, N, K / 2).
+    pages: As in `transformer_step`, of all layers, or None.
 
   Returns:
-    The residual stream in front of the next layer, and the caches.
+    The residual stream in front of the next layer, and the caches; with pages
+    also both parts of the summary of the new tokens' pages, (B, 1, N, K).
   """
   qkv, o, gate_up, down = kernels
   caches = tuple(jax.tree.map(jax.new_ref, (keys, values)))
@@ -321,12 +339,17 @@ def layer(
     qkv, index, residual, weights, caches, lengths, turns,
     ahead=(config.ahead, config.o_splits), **normed, **options,
   )  # fmt: skip
-  mixed = mosaic_gpu_attend.attend(
-    index, q, caches, lengths + 1, wide,
-    shared=weights.q_proj[0].shape[-1] // size // kv_heads,
-    splits=config.attend_splits, cluster=config.attend_cluster,
-    stages=config.attend_stages, ahead=wide_ahead, **options,
-  )  # fmt: skip
+  shared, last = weights.q_proj[0].shape[-1] // size // kv_heads, ()
+  if pages is None:
+    mixed = mosaic_gpu_attend.attend(
+      index, q, caches, lengths + 1, wide, shared=shared,
+      splits=config.attend_splits, cluster=config.attend_cluster,
+      stages=config.attend_stages, ahead=wide_ahead, **options,
+    )  # fmt: skip
+  else:
+    mixed, *last = mosaic_gpu_paged.attend(
+      index, q, caches, lengths + 1, pages, shared=shared, **options
+    )
   residual = mosaic_gpu_out.project(
     o, index, mixed, residual.value, weights.mlp_norm, weights.o_proj, wide,
     following=0, name=mosaic_gpu_out.NAMES[0], ahead=wide_ahead, past=1,
@@ -343,4 +366,4 @@ def layer(
     following=1, name=mosaic_gpu_out.NAMES[1],
     ahead=(config.ahead, config.qkv_splits), past=0, **options,
   )  # fmt: skip
-  return Residual(*residual), *jax.tree.map(jax.freeze, caches)
+  return Residual(*residual), *jax.tree.map(jax.freeze, caches), *last

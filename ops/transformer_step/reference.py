@@ -2,13 +2,18 @@
 
 import numpy as np
 
+from ops.paged_sparse_attention import (
+  PageSummary,
+  paged_sparse_attention_reference,
+)
+
 
 def transformer_step_reference(
-  x, weights, keys, values, lengths, frequencies, *, eps
+  x, weights, keys, values, lengths, frequencies, *, eps, pages=None
 ):
   """The equations of `transformer_step` in float64 NumPy, token by token.
 
-  Nothing is quantized here.
+  Nothing is quantized here, and summaries of `pages` are not returned.
   """
   exact = lambda v: np.asarray(v, np.float64)
   x, keys, values = exact(x).copy(), exact(keys).copy(), exact(values).copy()
@@ -40,10 +45,21 @@ def transformer_step_reference(
         angles = place * exact(frequencies)
         k_row[place], v_row[place] = _rotated(k, angles), v
         q = _rotated(q, angles).reshape(heads, -1, size)
-        scores = np.einsum("ngk,snk->ngs", q, k_row[: place + 1]) / size**0.5
-        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
-        mixed = np.einsum("ngs,snk->ngk", shares, v_row[: place + 1])
+        if pages is None:
+          scores = np.einsum("ngk,snk->ngs", q, k_row[: place + 1]) / size**0.5
+          shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+          shares /= shares.sum(axis=-1, keepdims=True)
+          mixed = np.einsum("ngs,snk->ngk", shares, v_row[: place + 1])
+        else:
+          summary = pages.summary
+          mixed = paged_sparse_attention_reference(
+            q.reshape(1, -1, size), k_row[None, :slots], v_row[None, :slots],
+            PageSummary(
+              summary.first[i, b][None], summary.second[i, b][None],
+              summary.kind,
+            ),
+            [place + 1], pages.num_pages[i, b][None], max_pages=pages.max_pages,
+          )  # fmt: skip
         x[b, t] += mixed.reshape(-1) @ w["o_proj"]
         normed = _rmsnorm(x[b, t], eps) * w["mlp_norm"]
         gate = normed @ w["gate_proj"]

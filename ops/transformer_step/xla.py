@@ -20,6 +20,7 @@ Shapes by axis letter: R rows of a product, or queries of a key/value head; C
 chunks of the S slots, P slots of a chunk; others as in `transformer_step`.
 """
 
+import functools
 import math
 
 import jax
@@ -27,9 +28,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops import dispatch
+from ops.paged_sparse_attention import write_page_summary
 from ops.quantized import as_array, is_quantized, rounded
 from ops.quantized_matmul import quantized_matmul
 from ops.rms_norm import rms_norm
+from ops.transformer_step import xla_paged
 
 # Rows up to which a product is written as sums: XLA computes two of them at
 # once, and what a second pair reads is still in the cache of the GPU.
@@ -49,7 +52,7 @@ def sums_are_fused() -> bool:
   return dispatch.platform() == "gpu"
 
 
-def forward(x, weights, keys, values, lengths, frequencies, *, eps):
+def forward(x, weights, keys, values, lengths, frequencies, *, eps, pages=None):
   """Implements `transformer_step`; arguments as there."""
   slots = lengths[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)[None]
   angles = slots[..., None, None].astype(jnp.float32) * jnp.asarray(
@@ -57,22 +60,36 @@ def forward(x, weights, keys, values, lengths, frequencies, *, eps):
   ).reshape(1, 1, 1, -1)
 
   def layer(x, both):
-    w, cache = both
+    w, *cache = both
     x, new = _layer(w, x, *cache, lengths, angles, eps)
     # All is read before anything is written: XLA would else keep the old
     # caches by copying them.
     return lax.optimization_barrier((x, new))
 
-  x, new = lax.scan(layer, x, (weights, (keys, values)))
+  x, (new, last) = lax.scan(layer, x, (weights, keys, values, pages))
   rows = jnp.arange(x.shape[0])[:, None]
   write = lambda whole, part: whole.at[:, rows, slots].set(part, mode="drop")
-  return x, *jax.tree.map(write, (keys, values), new)
+  found = x, *jax.tree.map(write, (keys, values), new)
+  if pages is None:
+    return found
+  return *found, written(pages.summary, last, keys.shape[2], lengths)
 
 
-def _layer(w, x, keys, values, lengths, angles, eps):
-  """One layer: x (B, T, D), and the new tokens' keys and values (B, T, N, K).
+def written(summary, last, slots, lengths):
+  """The summaries of all layers with those of the new tokens' pages."""
+  write = functools.partial(
+    write_page_summary,
+    lengths=lengths + 1,
+    page_size=slots // summary.first.shape[2],
+  )
+  return jax.vmap(write)(summary, last)
 
-  `w` are weights without the axis L, as are `keys` and `values`.
+
+def _layer(w, x, keys, values, pages, lengths, angles, eps):
+  """One layer: x (B, T, D), and what the new tokens add to the caches.
+
+  That is keys and values (B, T, N, K), and the summary of their page. `w` are
+  weights without the axis L, as are `keys`, `values` and `pages`.
   """
   dtype, size = keys.dtype, keys.shape[-1]
   norm = lambda x, scale: rms_norm(
@@ -89,13 +106,17 @@ def _layer(w, x, keys, values, lengths, angles, eps):
     q, k = norm(q, w.q_norm), norm(k, w.k_norm)
   q, k = _rotated(q, angles), _rotated(k, angles)
   k, v = rounded(k, w.taps.k), rounded(v, w.taps.v)
-  mixed = attend(q, k, v, keys, values, lengths)
+  last = None
+  if pages is None:
+    mixed = attend(q, k, v, keys, values, lengths)
+  else:
+    mixed, last = xla_paged.attend(q, k, v, keys, values, pages, lengths)
   x = x + product(mixed.reshape(*x.shape[:2], -1), w.o_proj)
   normed = norm(x, w.mlp_norm)
   middle = jax.nn.silu(product(normed, w.gate_proj)) * product(
     normed, w.up_proj
   )
-  return x + product(middle, w.down_proj), (k, v)
+  return x + product(middle, w.down_proj), ((k, v), last)
 
 
 def _with_bias(y, bias):

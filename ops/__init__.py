@@ -16,6 +16,7 @@ Sparse attention:
   select_pages: marks the best valid pages of a budget.
   sparse_attention: many rollouts over one shared prefix, by selected pages.
   page_summary, update_page_summary: what is kept of the pages of a cache.
+  last_page_summary, write_page_summary: the two halves of the latter.
   paged_sparse_attention: one token a row to the best pages, and to no other.
 
 Attention to a compressed past:
@@ -57,7 +58,9 @@ from ops.keep_top_channels import keep_top_channels as keep_top_channels
 from ops.mamba2_step import Mamba2Weights as Mamba2Weights
 from ops.mamba2_step import mamba2_step as mamba2_step
 from ops.monarch_matmul import monarch_matmul as monarch_matmul
+from ops.paged_sparse_attention import KeptPages as KeptPages
 from ops.paged_sparse_attention import PageSummary as PageSummary
+from ops.paged_sparse_attention import last_page_summary as last_page_summary
 from ops.paged_sparse_attention import page_summary as page_summary
 from ops.paged_sparse_attention import (
   paged_sparse_attention as paged_sparse_attention,
@@ -65,6 +68,7 @@ from ops.paged_sparse_attention import (
 from ops.paged_sparse_attention import (
   update_page_summary as update_page_summary,
 )
+from ops.paged_sparse_attention import write_page_summary as write_page_summary
 from ops.quantized import QTensor as QTensor
 from ops.quantized import dequantize as dequantize
 from ops.quantized import quantize as quantize

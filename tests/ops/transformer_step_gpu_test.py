@@ -20,7 +20,7 @@ from ops.transformer_step import (
 from ops.transformer_step.mosaic_gpu import Config
 from tests.hopper_lowering import lowered
 from tests.ops.sequence_op import assert_close, tolerance
-from tests.ops.transformer_step_test import EPS, make
+from tests.ops.transformer_step_test import EPS, make, paged
 
 SMALL = Config(
   qkv_stages=2, o_stages=2, gate_up_stages=2, down_stages=2, attend_splits=2,
@@ -73,6 +73,23 @@ def test_values(config, lengths, changes):
     slots = np.arange(old.shape[2])[None] != np.asarray(lengths)[:, None]
     kept = np.asarray(new, np.float32)[:, slots]
     np.testing.assert_array_equal(kept, np.asarray(old, np.float32)[:, slots])
+
+
+def test_a_step_that_reads_the_best_pages():
+  x, weights, keys, values, _, frequencies = arrays(batch=2, slots=512)
+  lengths = jnp.asarray([505, 40], jnp.int32)
+  given = x, weights, keys, values, lengths, frequencies
+  # All pages, since rounding would decide which of them are the best.
+  num_pages = jnp.full((1, 2, 2), 64, jnp.int32)
+  pages = paged(keys, lengths, num_pages, page_size=8)
+  *found, summary = mosaic_gpu.forward(
+    *given, eps=EPS, config=SMALL, pages=pages,
+    interpret=plgpu.InterpretGPUParams(),
+  )  # fmt: skip
+  expected = transformer_step_reference(*given, eps=EPS, pages=pages)
+  assert_close(tuple(found), expected, 4 * tolerance("bfloat16", 512))
+  behind = paged(found[1], lengths + 1, num_pages, page_size=8)
+  assert_close(summary, behind.summary, tolerance("bfloat16", 8))
 
 
 @pytest.mark.skipif(

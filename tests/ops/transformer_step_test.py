@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ops.paged_sparse_attention import KINDS, KeptPages, page_summary
 from ops.transformer_step import (
   TransformerWeights,
   transformer_step,
@@ -226,3 +227,42 @@ def test_shapes_are_checked():
     } | changed  # fmt: skip
     with pytest.raises(ValueError, match=message):
       transformer_step(**arrays, eps=EPS)
+
+
+def paged(keys, lengths, num_pages, *, page_size, kind="bounds"):
+  """`KeptPages` of caches."""
+  several = [
+    page_summary(one, lengths, page_size=page_size, kind=kind) for one in keys
+  ]
+  summary = jax.tree.map(lambda *parts: jnp.stack(parts), *several)
+  return KeptPages(summary, num_pages, int(np.max(num_pages)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_reads_the_best_pages(kind):
+  x, weights, keys, values, _, frequencies = make(0, slots=64)
+  # A token that begins a page, the first one, and one in the last page.
+  lengths = jnp.asarray([60, 0, 33], jnp.int32)
+  given = x, weights, keys, values, lengths, frequencies
+  num_pages = np.random.default_rng(0).integers(1, 7, (2, 3, 2), np.int32)
+  pages = paged(keys, lengths, num_pages, page_size=4, kind=kind)
+  run = functools.partial(transformer_step, eps=EPS)
+  *found, summary = jax.jit(run)(*given, pages=pages)
+  expected = transformer_step_reference(*given, eps=EPS, pages=pages)
+  bound = 8 * tolerance("float32", 64)
+  assert_close(tuple(found), expected, bound)
+  behind = paged(found[1], lengths + 1, num_pages, page_size=4, kind=kind)
+  assert_close(summary, behind.summary, bound)
+
+
+def test_pages_that_do_not_fit_are_refused():
+  x, weights, keys, values, lengths, frequencies = make(0, count=2)
+  num_pages = np.full((2, 3, 2), 3, np.int32)
+  pages = paged(keys, lengths, num_pages, page_size=4)
+  run = lambda x, pages: transformer_step(
+    x, weights, keys, values, lengths, frequencies, eps=EPS, pages=pages
+  )
+  with pytest.raises(ValueError, match="pages take one token"):
+    run(x, pages)
+  with pytest.raises(ValueError, match="num_pages is"):
+    run(x[:, :1], dataclasses.replace(pages, num_pages=num_pages[0]))

@@ -1,4 +1,4 @@
-"""Fourier mixing of FNet: the real part of a 2-D transform, over two axes.
+"""`fourier_mix` in plain JAX: the real part of a 2-D transform.
 
 With C_jk = cos(2 pi jk / N), S_jk = sin(2 pi jk / N) of each axis, and real x,
 
@@ -12,8 +12,6 @@ All four quadrants of the result are the sum or the difference of the two.
 
 import functools
 import math
-import types
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,77 +19,11 @@ import numpy as np
 
 from ops import dispatch
 
-# "xla" takes the one of the other two that `choose` names.
-IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
-  {
-    "xla": dispatch.always,
-    "xla_fft": dispatch.always,
-    "xla_dft": dispatch.always,
-  }
-)
 # Halves of long axes are padded to it: rows of bfloat16 begin at 16 bytes.
 _MULTIPLE = 8
 
 
-def fourier_mix(
-  x: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
-  """Mixes tokens and channels: the real part of the 2-D Fourier transform.
-
-    y_kd = Re sum_{j<L} sum_{c<D} x_jc exp(-2 pi i (jk / L + cd / D))
-
-  of FNet (https://arxiv.org/abs/2105.03824, equation 3), also the mixing of
-  FABNet (https://arxiv.org/abs/2209.09570). It is not normalised: values grow
-  by sqrt(L D / 2) or so. It is its own transpose, so the gradient of x is
-  `fourier_mix` of that of y. The equivalent plain JAX is
-  `jnp.fft.fftn(x.astype(jnp.float32), axes=(-2, -1)).real`.
-
-  Args:
-    x: (..., L, D), bfloat16 or float32, of any lengths.
-    implementation: `"xla_fft"` is a real transform over D and a complex one
-      over L, in float32 and rounded once. `"xla_dft"` is four products with
-      (L^2 + D^2) / 2 cosines and sines, constants of the program, which take
-      L D (L + D) / 2 operations; sums are float32, and what goes into a product
-      or comes out of it is of x's dtype. `"xla"` takes one of them by the size
-      and the machine, see `choose`. None takes the best that runs here.
-
-  Returns:
-    (..., L, D) in x's dtype.
-
-  Raises:
-    ValueError: x is not real, or has fewer than two axes or an empty one.
-  """
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(f"fourier_mix: x is {x.dtype}, not of a real float dtype")
-  if x.ndim < 2 or min(x.shape[-2:]) < 1:
-    raise ValueError(f"fourier_mix: x is {x.shape}, not (..., L, D) of tokens")
-  name = dispatch.resolve("fourier_mix", IMPLEMENTATIONS, implementation, x)
-  if name == "xla":
-    name = choose(*x.shape[-2:], x.dtype.itemsize, dispatch.platform())
-  # It is its own transpose. JAX has this said of solutions of equations alone,
-  # so this is one of the identity, whose gradient is the same call.
-  transform = _fft if name == "xla_fft" else _dft
-  return jax.lax.custom_linear_solve(
-    lambda y: y, x, lambda _, b: transform(b), symmetric=True
-  )
-
-
-def choose(length: int, channels: int, itemsize: int, platform: str) -> str:
-  """Returns "xla_dft" where its products take less time than an FFT's passes.
-
-  A value of x takes (L + D) / 2 operations of products and 5 values moved by
-  what folds, multiplies and unfolds. An FFT moves some 36 bytes of float32,
-  which takes an H200 7.5 ps: as long as 3,700 operations of bfloat16 at 70% of
-  its rate, or 200 of float32. These are estimates, as the 2,000 for a TPU are,
-  where FNet took products for short sequences. On two CPU cores the FFT was as
-  fast at every size from 16 x 16 to 1024 x 64, and up to 2.8 times as fast.
-  """
-  most = {"gpu": (3700, 200), "tpu": (2000, 2000)}.get(platform, (0, 0))
-  fewer = (length + channels) / 2 < most[itemsize > 2]
-  return "xla_dft" if fewer else "xla_fft"
-
-
-def _fft(x):
+def fft(x: jax.Array) -> jax.Array:
   """Of a real x the spectrum at (-k, -d) is the conjugate of that at (k, d)."""
   exact = jnp.promote_types(x.dtype, jnp.float32)
   half = jnp.fft.rfftn(x.astype(exact), axes=(-2, -1)).real
@@ -101,14 +33,16 @@ def _fft(x):
   return jnp.concatenate([half, rest], axis=-1).astype(x.dtype)
 
 
-def _dft(x):
+def dft(x: jax.Array) -> jax.Array:
+  """By products with what is even and what is odd."""
   length, channels = x.shape[-2:]
   exact = jnp.promote_types(x.dtype, jnp.float32)
   rows = x.reshape(math.prod(x.shape[:-2]), length, channels)
   both = [
-    _product(part.astype(x.dtype), x.shape[-2:], odd).astype(exact)
-    for odd, part in enumerate(_folded(rows.astype(exact)))
+    product(part.astype(x.dtype).transpose(1, 0, 2), x.shape[-2:], odd)
+    for odd, part in enumerate(folded(rows.astype(exact)))
   ]
+  both = [part.transpose(1, 0, 2).astype(exact) for part in both]
   unfold = _gathered if dispatch.platform() == "gpu" else _joined
   y = unfold(*both, length, channels)
   return y.astype(x.dtype).reshape(x.shape)
@@ -148,7 +82,7 @@ def _mirrored(half, axis, size):
   return jnp.flip(rest, axis)
 
 
-def _folded(x):
+def folded(x):
   """What is even, and what is odd along both axes: (..., L', D') each."""
   even = odd = x
   for axis in (-2, -1):
@@ -165,7 +99,7 @@ def _fold(x, axis, sign):
   size, half = x.shape[axis], x.shape[axis] // 2 + 1
   first = jax.lax.slice_in_dim(x, 0, half, axis=axis)
   other = jnp.flip(jax.lax.slice_in_dim(x, half, size, axis=axis), axis)
-  after = _half(size) - half
+  after = padded_half(size) - half
   pads = [(0, 0)] * x.ndim
   pads[axis] = (0, after)
   first = jnp.pad(first, pads)
@@ -173,8 +107,8 @@ def _fold(x, axis, sign):
   return first + sign * jnp.pad(other, pads)
 
 
-def _product(x, sizes, odd):
-  """Multiplies a folded (B, L', D') by cosines or sines from both sides.
+def product(x: jax.Array, sizes: tuple[int, int], odd: int) -> jax.Array:
+  """Multiplies a folded (L', B, D') by cosines or sines from both sides.
 
   Tokens are summed over first, as the major axis before the batch, and channels
   last, as the minor axis. So each is one large product for the whole batch, and
@@ -187,41 +121,25 @@ def _product(x, sizes, odd):
     odd: Which of these it is, 1 or 0.
   """
   options = {"precision": "highest", "preferred_element_type": x.dtype}
-  rows, columns = (jnp.asarray(_waves(size)[odd], x.dtype) for size in sizes)
-  batch, high, wide = x.shape
-  y = x.transpose(1, 0, 2).reshape(high, batch * wide)
-  y = jnp.matmul(rows, y, **options).reshape(high, batch, wide)
-  return jnp.matmul(y, columns, **options).transpose(1, 0, 2)
+  rows, columns = (jnp.asarray(waves(size)[odd], x.dtype) for size in sizes)
+  high, batch, wide = x.shape
+  y = jnp.matmul(rows, x.reshape(high, batch * wide), **options)
+  return jnp.matmul(y.reshape(high, batch, wide), columns, **options)
 
 
-def _half(size: int) -> int:
+def padded_half(size: int) -> int:
+  """Of positions up to half a size, so many that whole 16 bytes hold them."""
   return -(-(size // 2 + 1) // _MULTIPLE) * _MULTIPLE
 
 
 @functools.lru_cache(maxsize=8)
-def _waves(size: int) -> tuple[np.ndarray, np.ndarray]:
+def waves(size: int) -> tuple[np.ndarray, np.ndarray]:
   """Cosines and sines of 2 pi jk / size, j and k up to size / 2, and zeros."""
   half = size // 2 + 1
   numbers = np.arange(half)
   angles = 2 * np.pi * (np.outer(numbers, numbers) % size) / size
-  pads = ((0, _half(size) - half),) * 2
+  pads = ((0, padded_half(size) - half),) * 2
   sine = np.sin(angles)
   # Half turns, where NumPy's sine is 1e-16.
   sine[np.outer(2 * numbers, numbers) % size == 0] = 0
   return tuple(np.pad(part, pads) for part in (np.cos(angles), sine))
-
-
-def fourier_mix_reference(x: np.ndarray) -> np.ndarray:
-  """The specification in float64, one value at a time.
-
-  x is as in `fourier_mix`.
-  """
-  x = np.asarray(x, np.float64)
-  length, channels = x.shape[-2:]
-  y = np.zeros(x.shape)
-  for k, d in np.ndindex(length, channels):
-    turns = np.add.outer(
-      np.arange(length) * k / length, np.arange(channels) * d / channels
-    )
-    y[..., k, d] = np.sum(x * np.cos(2 * np.pi * turns), axis=(-2, -1))
-  return y

@@ -24,7 +24,10 @@ _MULTIPLE = 8
 
 
 def fft(x: jax.Array) -> jax.Array:
-  """Of a real x the spectrum at (-k, -d) is the conjugate of that at (k, d)."""
+  """The transform of x, (..., L, D), by a real FFT over D and another over L.
+
+  Of a real x the spectrum at (-k, -d) is the conjugate of that at (k, d).
+  """
   exact = jnp.promote_types(x.dtype, jnp.float32)
   half = jnp.fft.rfftn(x.astype(exact), axes=(-2, -1)).real
   rest = _mirrored(half, -1, x.shape[-1])
@@ -34,7 +37,7 @@ def fft(x: jax.Array) -> jax.Array:
 
 
 def dft(x: jax.Array) -> jax.Array:
-  """By products with what is even and what is odd."""
+  """The transform of x, (..., L, D), by products of folded halves."""
   length, channels = x.shape[-2:]
   exact = jnp.promote_types(x.dtype, jnp.float32)
   rows = x.reshape(math.prod(x.shape[:-2]), length, channels)
@@ -108,7 +111,7 @@ def _fold(x, axis, sign):
 
 
 def product(x: jax.Array, sizes: tuple[int, int], odd: int) -> jax.Array:
-  """Multiplies a folded (L', B, D') by cosines or sines from both sides.
+  """Multiplies a folded half (H, B, W) by cosines or sines from both sides.
 
   Tokens are summed over first, as the major axis before the batch, and channels
   last, as the minor axis. So each is one large product for the whole batch, and
@@ -116,7 +119,7 @@ def product(x: jax.Array, sizes: tuple[int, int], odd: int) -> jax.Array:
   dtype, because float32 would double the bytes that are written and read again.
 
   Args:
-    x: What is even, or what is odd along both axes.
+    x: (H, B, W), what is even, or what is odd along both axes.
     sizes: (L, D).
     odd: Which of these it is, 1 or 0.
   """

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ops import dispatch
-from ops.hopper import PROCESSORS, SHARED_MEMORY
+from ops.hopper import PROCESSORS
 from ops.hopper_attention import OF_TILE, QUERIES
 from ops.hopper_tiles import TILE
 from ops.paged_sparse_attention import mosaic_gpu_attend, xla
@@ -28,6 +28,9 @@ MAX_PAGES = 8192
 # Thread blocks of a cluster, at most.
 _WIDEST = 16
 _MOST_STAGES = 16
+# Bytes of shared memory of a multiprocessor, and those that a block takes of
+# them for itself, for sums over threads, barriers and gaps.
+_OF_PROCESSOR, _OF_BLOCK = 228 * 1024, 10 * 1024
 _LOG2E = 1 / np.log(2)
 
 
@@ -76,7 +79,7 @@ def fill(
     max_pages: Pages that are kept at most.
   """
   block, times = choice.list_sizes(-(-max_pages // splits))
-  free = SHARED_MEMORY // blocks - 4096 - 3 * 2 * QUERIES * size
+  free = _OF_PROCESSOR // blocks - _OF_BLOCK - 3 * 2 * QUERIES * size
   free -= 4 * (3 * choice.rows_of(pages) + block * times)
   tiles = min(most, 16 // blocks)
   stages = (free - OF_TILE * tiles) // (2 * TILE * size)

@@ -27,6 +27,8 @@ PAGE_SIZES = (8, 16, 32, 64)
 MAX_PAGES = 8192
 # Thread blocks of a cluster, at most.
 _WIDEST = 16
+# Tiles of 64 keys that a block of a cluster should have.
+_LEAST_TILES = 8
 _MOST_STAGES = 16
 # Bytes of shared memory of a multiprocessor, and those that a block takes of
 # them for itself, for sums over threads, barriers and gaps.
@@ -54,15 +56,15 @@ def configure(
 ) -> Config:
   """Returns the Config for B, N, K, P, slots of a page and pages to keep; pure.
 
-  Two blocks run on a multiprocessor, all of them at once where they can.
+  All blocks run at once where they can, two on a multiprocessor: one that has
+  room for one alone does not take all blocks of large clusters.
   """
-  most = -(-max_pages * page_size // TILE)
-  splits, shared = 1, batch * heads
-  while splits < min(_WIDEST, most) and 2 * splits * shared <= 2 * PROCESSORS:
+  most, splits, shared = -(-max_pages * page_size // TILE), 1, batch * heads
+  # With fewer tiles a block does little but wait for the others.
+  widest = min(_WIDEST, max(most // _LEAST_TILES, 1))
+  while 2 * splits <= widest and 2 * splits * shared <= 2 * PROCESSORS:
     splits *= 2
-  blocks = 1 if splits * shared <= PROCESSORS else 2
-  own = -(-most // splits)
-  return fill(splits, own, blocks, size, pages, max_pages)
+  return fill(splits, -(-most // splits), 2, size, pages, max_pages)
 
 
 def fill(

@@ -146,6 +146,8 @@ class _Block:
     self.head, self.row = lax.axis_index("head"), lax.axis_index("row")
     self.at = refs["layer"][0], self.row, self.head
     self.length = refs["lengths"][self.row]
+    # Read here, where nothing waits for it.
+    self.wanted = refs["wanted"][self.at]
     # Of no slots the last page is -1: nothing is kept.
     self.last = lax.div(self.length + self.page - 1, jnp.int32(self.page)) - 1
     self.ring = rings.Ring(s, interpret)
@@ -153,10 +155,9 @@ class _Block:
   def run(self):
     """All of it."""
     scored = self.score()
-    self.meet("scored")
+    self.meet("scored", self.summarize_once)
     kept = jnp.minimum(
-      jnp.minimum(self.refs["wanted"][self.at], jnp.int32(self.max_pages)),
-      self.last + 1,
+      jnp.minimum(self.wanted, jnp.int32(self.max_pages)), self.last + 1
     )
     begin, end = self.share(kept)
     choice.choose(
@@ -186,10 +187,12 @@ class _Block:
       for i in range(2)
     )
 
-  def meet(self, name):
+  def meet(self, name, meanwhile=lambda: None):
     """Waits for the blocks of the cluster, and sees what they have stored."""
     if self.splits > 1:
-      rings.meet(self.s[name], self.interpret)
+      rings.meet(self.s[name], meanwhile, self.interpret)
+    else:
+      meanwhile()
 
   def score(self):
     """Scores a share of the pages; returns how many tiles it has fetched."""
@@ -216,8 +219,6 @@ class _Block:
 
     pl.loop(0, stages)(fetch)
     self.load_queries()
-    if "last_first" in self.refs:
-      pl.when(self.split == self.splits - 1)(self.summarize)
 
     @pl.loop(begin, end)
     def _(tile):
@@ -243,6 +244,11 @@ class _Block:
       )
 
     return total
+
+  def summarize_once(self):
+    """Calls `summarize` in one block of the cluster, if it is asked for."""
+    if "last_first" in self.refs:
+      pl.when(self.split == self.splits - 1)(self.summarize)
 
   def summarize(self):
     """Summarizes the keys of the last page, as `last_page_summary` does."""
@@ -379,16 +385,22 @@ class _Block:
       return jnp.where(places + (base + i) * TILE < filled, value, _UNSEEN)
 
     loop = lambda body, start: lax.fori_loop(jnp.int32(0), size, body, start)
+    fill = lambda value: plgpu.layout_cast(
+      jnp.full(shape, value, jnp.float32), ROWS
+    )
     old, total, *mixed = state
-    top = loop(lambda i, top: jnp.maximum(top, jnp.max(seen(i), axis=1)), old)
+    # Threads meet once, and not for every tile.
+    most = loop(lambda i, most: jnp.maximum(most, seen(i)), fill(_UNSEEN))
+    top = jnp.maximum(old, jnp.max(most, axis=1))
+    wide = hopper_tiles.repeat(top, 0, shape, ROWS)
 
-    def weigh(i, total):
-      shares = jnp.exp2(seen(i) - hopper_tiles.repeat(top, 0, shape, ROWS))
+    def weigh(i, sums):
+      shares = jnp.exp2(seen(i) - wide)
       hopper_tiles.store(s["shares_s"].at[i], shares.astype(jnp.bfloat16))
-      return total + jnp.sum(shares, axis=1)
+      return sums + shares
 
     smaller = jnp.exp2(old - top)
-    total = loop(weigh, total * smaller)
+    total = total * smaller + jnp.sum(loop(weigh, fill(0.0)), axis=1)
     plgpu.commit_smem()
 
     def mix(*sums):
@@ -420,19 +432,26 @@ class _Block:
       def _(g=g):
         tops = [read("most", i, g) for i in range(self.splits)]
         totals = [read("total", i, g) for i in range(self.splits)]
+        # Nothing of this waits for the maxima.
+        mixed = [
+          [
+            hopper_tiles.load(
+              self.refs["mixed"].at[
+                self.row, self.head, i, g, pl.ds(part * TILE, TILE)
+              ],
+              _NUMBERS,
+            )
+            for i in range(self.splits)
+          ]
+          for part in range(self.parts)
+        ]
         top = functools.reduce(jnp.maximum, tops)
         scales = [jnp.exp2(one - top) for one in tops]
         total = sum(a * b for a, b in zip(scales, totals))
         inverse = 1 / jnp.maximum(total, 1e-30)
         for part in range(self.parts):
           own = pl.ds(part * TILE, TILE)
-          found = sum(
-            scale
-            * hopper_tiles.load(
-              self.refs["mixed"].at[self.row, self.head, i, g, own], _NUMBERS
-            )
-            for i, scale in enumerate(scales)
-          )
+          found = sum(a * b for a, b in zip(scales, mixed[part]))
           hopper_tiles.store(
             self.refs["out"].at[self.row, self.head * self.shared + g, own],
             (found * inverse).astype(jnp.bfloat16),

@@ -150,11 +150,18 @@ class Ring:
     return slot
 
 
-def meet(barrier, interpret) -> None:
-  """Waits for all blocks of a cluster, and sees what they have stored."""
+def meet(barrier, meanwhile, interpret) -> None:
+  """Waits for all blocks of a cluster, and sees what they have stored.
+
+  Args:
+    barrier: Of the cluster.
+    meanwhile: Called before the block waits; what it stores is not seen.
+    interpret: What the kernel is interpreted with, or False.
+  """
   # A barrier of a cluster orders nothing that is stored outside of a block.
   _fence(interpret)
   plgpu.barrier_arrive(barrier)
+  meanwhile()
   plgpu.barrier_wait(barrier)
   _fence(interpret)
 

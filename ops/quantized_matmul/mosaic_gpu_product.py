@@ -414,6 +414,17 @@ class Product:
         fetch_weights(i + self.stages, slot)
         fetch_rows(i + self.stages, slot)
 
+    # With many rows a tile converts while another one multiplies.
+    together = self.reuse and self.table is None and not self.interpret
+
+    def add_chunk(slot, *sums):
+      for t, one in enumerate(sums):
+        codes = codes_s.at[me, slot, pl.ds(t * TILE, TILE)]
+        left = operand(codes, packed=self.packed)
+        plgpu.wgmma(one, left, x_s.at[me, slot].T)
+      plgpu.wgmma_wait(0)
+      return [one[...] for one in sums]
+
     def step(i, totals):
       slot = lax.rem(i, jnp.int32(self.stages))
       plgpu.barrier_wait(barrier(slot))
@@ -423,6 +434,11 @@ class Product:
         scale = lax.div(chunk_at(i), jnp.int32(self.chunks // self.groups))
       scale -= first_scale
       found = []
+      if together:
+        parts = pl.run_scoped(
+          functools.partial(add_chunk, slot),
+          *[plgpu.ACC((TILE, self.rows), jnp.float32)] * self.tiles,
+        )
       for t, total in enumerate(totals):
         own = pl.ds(t * TILE, TILE)
         # Of each of the groups in the chunk.
@@ -438,14 +454,17 @@ class Product:
           )
           if there
         }
-        part = multiply(
-          codes_s.at[me, slot, own],
-          x_s.at[me, slot],
-          packed=self.packed,
-          table=self.table,
-          beside=beside,
-          interpret=self.interpret,
-        )
+        if together:
+          part = parts[t]
+        else:
+          part = multiply(
+            codes_s.at[me, slot, own],
+            x_s.at[me, slot],
+            packed=self.packed,
+            table=self.table,
+            beside=beside,
+            interpret=self.interpret,
+          )
         if self.scales and not self.inner:
           factor = spread(s["scales"].at[own, scale], 0, self.rows)
           part *= factor.astype(jnp.float32)
@@ -454,17 +473,13 @@ class Product:
       return tuple(found)
 
     def accumulate(first, last, *sums):
-      """As many steps, without scales; a tile converts while one multiplies."""
+      """As many steps, without scales."""
 
       @pl.loop(first, last)
       def _(i):
         slot = lax.rem(i, jnp.int32(self.stages))
         plgpu.barrier_wait(barrier(slot))
-        for t, one in enumerate(sums):
-          codes = codes_s.at[me, slot, pl.ds(t * TILE, TILE)]
-          left = operand(codes, packed=self.packed)
-          plgpu.wgmma(one, left, x_s.at[me, slot].T)
-        plgpu.wgmma_wait(0)
+        add_chunk(slot, *sums)
         refill(i, slot)
 
       return [one[...] for one in sums]
@@ -475,8 +490,7 @@ class Product:
     zeros = (zero,) * self.tiles
 
     def sums_of(first, last):
-      scaled = self.scales or self.table is not None
-      if scaled or self.interpret or not self.reuse:
+      if self.scales or not together:
         return lax.fori_loop(first, last, step, zeros)
       return pl.run_scoped(
         functools.partial(accumulate, first, last),

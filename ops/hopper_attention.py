@@ -6,6 +6,8 @@ head's numbers, as the rows of a tile, and the queries of a key/value head as
 its columns, of which there are eight, be the queries fewer.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +25,8 @@ QUERIES = 8
 OF_TILE = QUERIES * (4 * (TILE + 4) + 2 * TILE)
 # Finite, so that blocks without a slot are merged as nothing.
 _UNSEEN = -1e30
+# Blocks of a head that `merged` takes one by one, at most.
+_ONE_BY_ONE = 48
 
 
 def scratch(*, parts: int, tiles: int, stages: int, copies: int = 1) -> dict:
@@ -283,6 +287,16 @@ def merged(mixed: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
     top: (B, N, splits, G).
     total: (B, N, splits, G). Where all of it is 0, the result is 0.
   """
-  weight = jnp.exp2(top - jnp.max(top, axis=2, keepdims=True))
-  total = jnp.maximum(jnp.sum(weight * total, axis=2), 1e-30)
-  return jnp.sum(weight[..., None] * mixed, axis=2) / total[..., None]
+  splits = top.shape[2]
+  if splits > _ONE_BY_ONE:
+    weight = jnp.exp2(top - jnp.max(top, axis=2, keepdims=True))
+    total = jnp.maximum(jnp.sum(weight * total, axis=2), 1e-30)
+    return jnp.sum(weight[..., None] * mixed, axis=2) / total[..., None]
+  # XLA gives each reduction a kernel of its own; what is added one by one
+  # becomes a single kernel.
+  add = functools.partial(functools.reduce, operator.add)
+  most = functools.reduce(jnp.maximum, [top[:, :, i] for i in range(splits)])
+  weights = [jnp.exp2(top[:, :, i] - most) for i in range(splits)]
+  total = add([w * total[:, :, i] for i, w in enumerate(weights)])
+  mixed = add([w[..., None] * mixed[:, :, i] for i, w in enumerate(weights)])
+  return mixed / jnp.maximum(total, 1e-30)[..., None]

@@ -107,10 +107,9 @@ def configure(
   tiles = slots // TILE
   most = SHARED_MEMORY // 4 // OF_TILE
   pairs = batch * kv_heads
-  # Blocks of a cluster merge what they found, if these are enough blocks.
-  cluster = (
-    -(-tiles // CLUSTER) <= most and 2 * pairs * CLUSTER <= 3 * PROCESSORS
-  )
+  # Blocks of a cluster merge what they found where slots are few: a tile more
+  # costs such a block .7 us on an H200, and what XLA merges takes 3 us.
+  cluster = tiles <= 2 * CLUSTER and 2 * pairs * CLUSTER <= 3 * PROCESSORS
   if cluster:
     splits = min(CLUSTER, tiles)
   else:

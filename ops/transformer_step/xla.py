@@ -220,7 +220,9 @@ def _sums(q, keys, values, lengths):
   scores = jnp.where(seen[None], scores, _UNSEEN)
   scores = lax.optimization_barrier(scores)
   most = jnp.max(scores, axis=3)
-  shares = jnp.exp(scores - most[:, :, :, None])
+  # Kept, since XLA would else fuse the exponentials with all products of a
+  # value, arrays as large as the cache, and not these with their sums.
+  shares = lax.optimization_barrier(jnp.exp(scores - most[:, :, :, None]))
   mixed = [jnp.sum(share[..., None] * values, axis=2) for share in shares]
   return most, jnp.sum(shares, axis=3), mixed
 

@@ -99,6 +99,8 @@ def test_a_step_that_reads_the_best_pages():
   "batch, changes",
   [
     (1, {}),
+    # Attention by a cluster.
+    (1, {"slots": 640}),
     (3, {"size": 128, "heads": 3, "kv_heads": 1}),
     (16, {"heads": 6}),
     (33, {"slots": 256}),

@@ -75,7 +75,7 @@ class Config:
     state_warpgroups: Of such a block. Four are compiled to few registers.
     state_stages: States of a row and head in shared memory, of each.
     state_levels: Whether states in int8 are stepped in their levels, by
-      `mosaic_gpu_state_levels`, which is not measured yet.
+      `mosaic_gpu_state_levels`.
     state_prefetch: States in int8 of each warpgroup that the first kernel of a
       layer brings to the L2 cache. Not measured yet.
     overlap: Whether a kernel fetches its first weights while the one in front

@@ -280,7 +280,7 @@ def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
       64,
       {"forms": ("int4:128", "int8:row"), "state_form": "int8:row"},
     ),
-    ("mamba2-8b", 64, {"state_form": "int8:row", "state_levels": True}),
+    ("mamba2-8b", 64, {"state_form": "int8:row", "state_levels": False}),
     (
       "mamba2-2.7b",
       64,

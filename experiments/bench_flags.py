@@ -70,6 +70,7 @@ _lm(
   "of weights in decoding, and of what they multiply: int8, int4:128/int8; "
   "bfloat16 if not given",
 )
+_lm(cli.numbers, "keep_pages", [1.0], "of a cache; 1 is without pages", 0, 1)
 _lm(cli.integer, "unroll", 1, "layers in a scan's iteration; 0 for all", 0)
 _lm(_BOOL, "remat", False, "compute every layer again in the backward pass")
 
@@ -81,9 +82,7 @@ _rlm(
   None,
   "checkout of google-deepmind/regress-lm, timed first in a process of its own",
 )
-_rlm(
-  _TEXT, "peer_python", None, "interpreter with torch; this one if not given"
-)
+_rlm(_TEXT, "peer_python", None, "interpreter with torch; this one if none")
 _rlm(cli.integer, "peer_texts", 16, "in its calls; times are scaled up", 1)
 _rlm(
   _LIST,

@@ -7,7 +7,8 @@
 One prompt streams to stdout; several (--prompt again and again, or a .jsonl
 file, of chats too) are a batch, printed whole. --chat writes turns by the
 model's template. --policy=RUN --budget=.9 lets a policy of train_sol.py choose
-each token's work. Speeds go to stderr: hundreds of tokens a second of "tiny".
+each token's work, --keep_pages=.25 reads the best of the cache. Speeds go to
+stderr: hundreds of tokens a second of "tiny".
 """
 
 import functools
@@ -53,6 +54,7 @@ _DTYPE = cli.choice(
 _STATE = flags.DEFINE_string(
   "state_format", None, "of Mamba's state, such as int8; the model's own if not"
 )
+_KEEP = cli.number("keep_pages", None, "share of a cache that is read", 0, 1)
 _OUTPUT = flags.DEFINE_string("output", None, ".jsonl file of texts to write")
 
 
@@ -71,15 +73,11 @@ def _prompts() -> list:
 
 
 def _write(prompts, completions) -> None:
-  rows = [
-    {
-      "prompt": prompt,
-      "text": found.text,
-      "reason": found.reason,
-      "tokens": len(found.tokens),
-    }
-    for prompt, found in zip(prompts, completions, strict=True)
-  ]
+  def row(prompt, found):
+    told = {"prompt": prompt, "text": found.text, "reason": found.reason}
+    return told | {"tokens": len(found.tokens)}
+
+  rows = map(row, prompts, completions)
   path = pathlib.Path(_OUTPUT.value).expanduser()
   files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -91,8 +89,10 @@ def main(_) -> None:
   cli.check_there([_MODEL.value], tokenizer=_TOKENIZER.value)
   import jax.numpy as jnp  # after the flags were checked
 
+  from models.caches.paged import PageBudget
   from models.state_format import StateFormat
 
+  pages = PageBudget.of(_KEEP.value)
   state_format = _STATE.value and StateFormat.parse(_STATE.value)
   from models import chat
   from models.convert import load
@@ -107,7 +107,7 @@ def main(_) -> None:
   how = _MAX_TOKENS.value, _TEMPERATURE.value, _SEED.value
   if policy_flags.played(checkpoint, tokenizer, prompts, *how):
     return
-  method = functools.partial(Plain, state_format=state_format)
+  method = functools.partial(Plain, state_format=state_format, pages=pages)
   generator = Generator(
     checkpoint.config, checkpoint.params, tokenizer, method=method
   )

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 
 from models import attamba, mamba, module, transformer
 from models.attamba_config import AttambaConfig
+from models.caches.paged import PageBudget
+from models.errors import InputError
 from models.implementations import Implementations
 from models.mamba_config import MambaConfig
 from models.state_format import StateFormat
@@ -172,6 +174,25 @@ def init_state(
     state_format=state_format,
     params=params,
   )
+
+
+def with_pages(config: Config, state: State, budget: PageBudget) -> State:
+  """The state with a cache of which tokens read the best pages alone.
+
+  Args:
+    config: of the model, a Transformer.
+    state: of `prefill` or `init_state`.
+    budget: of the tokens to come, one of each row at a time.
+
+  Raises:
+    InputError: the model or its cache has no pages.
+  """
+  if not isinstance(config, TransformerConfig):
+    raise InputError(
+      "pages are of a Transformer's cache, which this model has none of: leave "
+      "them out"
+    )
+  return transformer.with_pages(config, state, budget)
 
 
 def decode(

@@ -25,6 +25,7 @@ from flax import nnx
 from models import layers, module, placement
 from models.attention import Attend, causal_attend
 from models.caches.dense import DenseCache
+from models.caches.paged import PageBudget, PagedCache
 from models.caches.places import Places
 from models.caches.sliding import SlidingCache
 from models.errors import InputError
@@ -532,7 +533,8 @@ def decode(
 def _by_op(model, x, cache, lengths, implementations):
   """Hidden states behind all layers and the final norm, and the cache."""
   c, dtype = model.config, cache.dtype
-  x, keys, values = transformer_step(
+  is_paged = isinstance(cache, PagedCache)
+  x, keys, values, *summary = transformer_step(
     x.astype(jnp.float32 if c.float32_stream else dtype),
     model.weights(),
     cache.k,
@@ -540,7 +542,33 @@ def _by_op(model, x, cache, lengths, implementations):
     lengths,
     _frequencies(c),
     eps=c.norm_eps,
+    pages=cache.pages(lengths) if is_paged else None,
     implementation=implementations.step if implementations else None,
   )
   hidden = model.final_norm(x, dtype=dtype)
-  return hidden, dataclasses.replace(cache, k=keys, v=values)
+  new = {"k": keys, "v": values}
+  if is_paged:
+    new["summary"] = summary[0]
+  return hidden, dataclasses.replace(cache, **new)
+
+
+def with_pages(
+  config: TransformerConfig, state: TransformerState, budget: PageBudget
+) -> TransformerState:
+  """The state with a cache of which tokens read the best pages alone.
+
+  Args:
+    config: of the model.
+    state: of `prefill`, say.
+    budget: of the tokens to come, one of each row at a time.
+
+  Raises:
+    InputError: the model or its cache has no pages.
+  """
+  if not config.has_token_kernel:
+    raise InputError(
+      "pages of a cache are for Llama and its like, not for Gemma: leave them "
+      "out"
+    )
+  cache = PagedCache.of(state.cache, state.length, budget)
+  return dataclasses.replace(state, cache=cache)

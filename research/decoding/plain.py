@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from models import language_model
+from models.caches.paged import PageBudget
 from models.implementations import Implementations
 from models.state_format import StateFormat
 from research.decoding import loop
@@ -43,6 +44,7 @@ class Plain:
     vocab_size: ids at or above it are never drawn; None allows all. Token
       tables may have more rows than the tokenizer has ids.
     state_format: of recurrent states, as `language_model.prefill` takes it.
+    pages: how much of a Transformer's cache tokens read; None for all.
     implementations: of the ops of a step; None for the best that run.
   """
 
@@ -52,6 +54,7 @@ class Plain:
   sampling: Sampling
   vocab_size: int | None = None
   state_format: StateFormat | None = None
+  pages: PageBudget | None = None
   implementations: Implementations | None = None
 
   def begin(
@@ -72,6 +75,8 @@ class Plain:
       cache_size=cache_size,
       state_format=self.state_format,
     )
+    if self.pages is not None:
+      state = language_model.with_pages(self.config, state, self.pages)
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
     scores = language_model.logits(self.config, params, last)
     return self._drawn(scores, state, keys, jnp.zeros((), jnp.int32))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from models import language_model
 from models.attamba_config import AttambaConfig
+from models.caches.paged import PageBudget
 from models.errors import InputError
 from models.implementations import Implementations
 from models.mamba_config import MambaConfig
@@ -41,8 +42,9 @@ Config = language_model.Config
 # Weights whose format is asked for; that of other kernels is int8, since their
 # depth is small or no multiple of a group.
 _WIDE = r".*\.(in|out|q|k|v|o|gate|up|down)_proj\.kernel|lm_head\.kernel"
-# Tokens of the comparison with float32, and slots for them.
-_PROMPT, _SLOTS = 4, 64
+# Tokens of the comparison with float32, and slots for them; with pages there
+# are as many of these as the kernel wants.
+_PROMPT, _SLOTS, _SLOTS_OF_PAGES = 4, 64, 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class Decoding:
     state_format: of recurrent states.
     weights_format: "WEIGHTS" or "WEIGHTS/INPUTS", formats of what products
       read, such as int4:128/int8; None for bfloat16.
+    keep_pages: share of the pages of a Transformer's cache that a step reads;
+      None for all slots, without pages.
   """
 
   name: str
@@ -67,6 +71,7 @@ class Decoding:
   tokens: int = 64
   state_format: StateFormat = StateFormat(ssm="float32")
   weights_format: str | None = None
+  keep_pages: float | None = None
 
 
 def parse(spec: str, **options: Any) -> Decoding:
@@ -80,6 +85,8 @@ def parse(spec: str, **options: Any) -> Decoding:
     InputError: it is not written so, or there is no such model.
   """
   name, config, batch, context = specs.decoded(spec)
+  if options.get("keep_pages") is not None and not context:
+    raise InputError(f"keep_pages: {spec} has no cache: leave it out")
   return Decoding(
     name=name, config=config, batch=batch, context=context, **options
   )
@@ -110,7 +117,7 @@ def case(what: Decoding, steps: Sequence[str]) -> Case:
   return Case(
     op="decode",
     model=what.name,
-    shape=f"B{what.batch}" + f" C{what.context}" * bool(what.context),
+    shape=_shape(what),
     dtype="bfloat16",
     which="fwd",
     phases=(phase,),
@@ -123,6 +130,11 @@ def case(what: Decoding, steps: Sequence[str]) -> Case:
       "weights_format": what.weights_format or "bfloat16",
     },
   )
+
+
+def _shape(what: Decoding) -> str:
+  shape = f"B{what.batch}" + f" C{what.context}" * bool(what.context)
+  return shape if what.keep_pages is None else f"{shape} keep {what.keep_pages}"
 
 
 class _Runner:
@@ -207,6 +219,9 @@ def _transformer_phase(what: Decoding, params: language_model.Params) -> Phase:
     for context in (0, seen)
   )
   cache = rows * (whole - weights)
+  if what.keep_pages is not None:
+    # Two numbers of each channel of a page are read, too.
+    cache *= what.keep_pages + 1 / PageBudget(keep=1.0).page_size
   if what.weights_format:
     weights = recurrent_step.least_work(params, (), rows).bytes
   return Phase(rows * float(flops), weights + cache)
@@ -292,7 +307,11 @@ def begin(
       return jnp.full(leaf.shape, context, leaf.dtype)
     return jax.random.normal(key, leaf.shape, leaf.dtype)
 
-  return jax.tree.map(filled, state)
+  state = jax.tree.map(filled, state)
+  if what.keep_pages is None:
+    return state
+  budget = PageBudget(keep=what.keep_pages)
+  return language_model.with_pages(what.config, state, budget)
 
 
 def _batch(what: Decoding) -> loop.Batch:
@@ -341,7 +360,8 @@ def logits(
 ) -> jax.Array:
   """Logits after a few tokens that do not depend on those before."""
   dtype = jnp.dtype(params["embed"]["table"].dtype)
-  state = begin(what, 0, _SLOTS, dtype.name)
+  slots = _SLOTS if what.keep_pages is None else _SLOTS_OF_PAGES
+  state = begin(what, 0, slots, dtype.name)
   append = functools.partial(
     language_model.decode,
     what.config,

@@ -42,6 +42,8 @@ class Suite(SuiteOfCases):
     tokens: decoded in one call.
     state_format: of recurrent states in decoding, see `StateFormat.parse`.
     weights_format: of weights in decoding, see `decoding.Decoding`.
+    keep_pages: shares of the pages of a cache that decoding steps read, a case
+      each; 1 is without pages.
     unroll: layers in one iteration of the scan in training; 0 for all.
     remat: compute layers again in the backward pass.
   """
@@ -52,6 +54,7 @@ class Suite(SuiteOfCases):
   tokens: int = 64
   state_format: str = "float32"
   weights_format: str | None = None
+  keep_pages: Sequence[float] = (1.0,)
   unroll: int = 1
   remat: bool = False
 
@@ -69,7 +72,11 @@ class Suite(SuiteOfCases):
       "weights_format": self.weights_format,
     }
     decoding.check_formats(self.weights_format)
-    decoded = [decoding.parse(spec, **options) for spec in self.decode]
+    decoded = [
+      decoding.parse(spec, keep_pages=None if keep == 1 else keep, **options)
+      for spec in self.decode
+      for keep in self.keep_pages
+    ]
     trained = [(spec, specs.trained(spec)) for spec in self.train]
     return self._cases(decoded, trained)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models import language_model, transformer
+from models.caches.paged import PageBudget
 from models.transformer_config import TransformerConfig
 from research.decoding import loop
 from research.decoding.plain import Plain
@@ -29,9 +30,12 @@ def prompt():
   return jnp.asarray([[1, 2, 3], [4, 5, 0]], jnp.int32)
 
 
-def draw(params, prompt, key=0, temperature=1.0, length=LENGTH):
+def draw(
+  params, prompt, key=0, temperature=1.0, length=LENGTH, pages=None
+):  # fmt: skip
   """Prompts of one length, and `length` tokens behind each; one key for all."""
-  method = Plain(config=CONFIG, sampling=Sampling(temperature=temperature))
+  sampling = Sampling(temperature=temperature)
+  method = Plain(config=CONFIG, sampling=sampling, pages=pages)
   lengths = jnp.full(len(prompt), prompt.shape[1])
   batch, first = loop.begin(
     method,
@@ -82,3 +86,19 @@ def test_samples_follow_the_models_distribution(params):
   expected = chance([1, 2, likely])
   np.testing.assert_allclose(share(given), expected, atol=close(len(given)))
   assert np.abs(expected - chance([1, 2])).max() > 2 * close(len(given))
+
+
+def test_tokens_may_read_some_pages_alone(params):
+  """All pages are the dense cache; fewer read less, and still draw tokens."""
+  prompt = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 40))
+  prompt = jnp.asarray(prompt, jnp.int32)
+  dense = draw(params, prompt, temperature=1e-4, length=6)
+  whole, some = (
+    draw(
+      params, prompt, temperature=1e-4, length=6,
+      pages=PageBudget(keep=keep, page_size=8),
+    )
+    for keep in (1.0, 0.3)
+  )  # fmt: skip
+  np.testing.assert_array_equal(whole, dense)
+  assert some.shape == dense.shape and some.min() >= 0

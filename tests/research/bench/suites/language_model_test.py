@@ -152,6 +152,23 @@ def test_bytes_of_a_transformer_are_weights_and_the_filled_cache():
   assert phase.flops == 2 * 3 * (weights + seen)
 
 
+def test_steps_that_read_some_pages_are_timed():
+  rows, _ = run(
+    decode=["tiny_transformer:2x64"], steps=["xla"], tokens=2,
+    keep_pages=[1.0, 0.5],
+  )  # fmt: skip
+  dense, some = rows
+  assert [row["shape"] for row in rows] == ["B2 C64", "B2 C64 keep 0.5"]
+  c = TransformerConfig.tiny()
+  cache = 2 * 2 * 65.5 * 2 * c.num_layers * c.num_kv_heads * c.head_dim
+  # Summaries are two numbers for the 32 of a page.
+  saved = dense["bytes_moved"] - some["bytes_moved"]
+  assert saved == pytest.approx((1 - 0.5 - 1 / 16) * cache)
+  assert max(row["error"] for row in rows) < 0.03
+  with pytest.raises(InputError, match="has no cache"):
+    decoding.parse("tiny_mamba2:2", keep_pages=0.5)
+
+
 def test_an_attamba_is_asked_for_by_its_context():
   what = decoding.parse("tiny_attamba:3x16", tokens=8)
   case = decoding.case(what, ["xla"])

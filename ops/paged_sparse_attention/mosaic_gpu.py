@@ -155,6 +155,12 @@ class _Options(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _differentiable(options, *arrays):
+  return _compiled_once(options, *arrays)
+
+
+# A function of its own, since it is lowered and compiled once for all calls.
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled_once(options, *arrays):
   return _rows(options)(*arrays)
 
 

@@ -18,6 +18,8 @@ class Implementations:
     attention: of `jax.nn.dot_product_attention`, in a pass that reads no cache:
       "xla" or "cudnn".
     chunked: of `ops.chunked_attention`, likewise.
+    head: of `ops.quantized_matmul`, where a step of Mamba scores tokens by a
+      table in a number format.
   """
 
   scan: str | None = None
@@ -26,3 +28,4 @@ class Implementations:
   step: str | None = None
   attention: str | None = None
   chunked: str | None = None
+  head: str | None = None

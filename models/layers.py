@@ -131,9 +131,22 @@ class Embedding(nnx.Module):
     x = placement.rows(as_array(table["embed"]["table"][tokens]))
     return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Maps hidden states (..., D) to float32 scores (..., V) of the rows."""
-    return quantized_matmul(hidden, self.table[...].T, dtype=jnp.float32)
+  def logits(
+    self, hidden: jax.Array, implementation: str | None = None
+  ) -> jax.Array:
+    """Maps hidden states (..., D) to float32 scores (..., V) of the rows.
+
+    Args:
+      hidden: (..., D).
+      implementation: of the product with a table in a number format.
+    """
+    table = self.table[...].T
+    return quantized_matmul(
+      hidden,
+      table,
+      dtype=jnp.float32,
+      implementation=implementation if isinstance(table, QTensor) else None,
+    )
 
   def dense(self) -> jax.Array:
     """The table as an array (V, D)."""

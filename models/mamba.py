@@ -415,6 +415,7 @@ def decode(
     implementations=implementations or Implementations(),
   )
   hidden, states = model(model.embed(tokens), state.layers, run)
-  return model.logits(hidden), MambaState(
+  logits = model.logits(hidden, run.implementations.head)
+  return logits, MambaState(
     layers=states, length=places.length, start=state.start
   )

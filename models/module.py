@@ -132,13 +132,19 @@ class TokenModel(Model):
       return self.embed.dense()
     return self.lm_head.dense().T
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
+  def logits(
+    self, hidden: jax.Array, implementation: str | None = None
+  ) -> jax.Array:
     """Maps hidden states (..., D) to float32 logits (..., V).
 
     The padding of the vocabulary is cut off, so that it has no probability.
+
+    Args:
+      hidden: (..., D).
+      implementation: of the product with a table in a number format.
     """
     if self.lm_head is None:
-      logits = self.embed.logits(hidden)
+      logits = self.embed.logits(hidden, implementation)
     else:
       logits = self.lm_head(hidden, out_dtype=jnp.float32)
     return logits[..., : self.config.vocab_size]

@@ -12,14 +12,16 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from models import language_model
+from models import language_model, mamba
 from models.convert import load, save_safetensors
 from models.convert import quantized as convert_quantized
 from models.errors import InputError
+from models.implementations import Implementations
 from models.mamba_config import MambaConfig
 from models.module import num_params
 from models.quantized import quantize_params
 from models.transformer_config import TransformerConfig
+from ops import dispatch
 from ops.quantized import (
   Percentile,
   QTensor,
@@ -101,6 +103,26 @@ def scores(config, params, tokens):
 def relative(found, expected):
   error = np.asarray(found, np.float64) - np.asarray(expected, np.float64)
   return np.sqrt(np.mean(error**2) / np.mean(np.square(expected)))
+
+
+def test_a_step_takes_the_named_product_of_its_head():
+  config, params = CONFIGS["mamba1"], params_of("mamba1")
+  quantized = quantize_params(params, "int8", r"embed\.table")
+  state = language_model.init_state(
+    config, 2, cache_size=CACHE, dtype=jnp.bfloat16
+  )
+  token = jnp.zeros((2, 1), jnp.int32)
+
+  def step(params, head):
+    named = Implementations(head=head)
+    run = functools.partial(mamba.decode, config, implementations=named)
+    return jax.eval_shape(run, params, token, state=state)[0].shape
+
+  assert step(quantized, "xla") == step(quantized, None)
+  # A table that is not quantized has one product.
+  assert step(params, "mosaic_gpu") == step(params, None)
+  with pytest.raises(dispatch.UnsupportedError, match="quantized_matmul"):
+    step(quantized, "mosaic_gpu")
 
 
 @pytest.mark.parametrize(

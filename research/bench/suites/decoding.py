@@ -352,7 +352,9 @@ def _implementations(what: Decoding, step: str) -> Implementations:
   """
   if step != "xla" and not what.config.has_token_kernel:
     raise dispatch.UnsupportedError(f"{what.name} has no step by {step!r}")
-  return Implementations(step=step)
+  return Implementations(
+    step=step, head="mosaic_gpu" if step == "mosaic_gpu" else None
+  )
 
 
 def logits(

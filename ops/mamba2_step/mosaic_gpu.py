@@ -161,23 +161,19 @@ def configure_few_bits(
     if not isinstance(w, QTensor):
       continue
     depth, width = w.shape[-2:]
-    chunk = few_bits.chunk_of(depth, w.num_blocks)
     while w.num_blocks > 1 and w.num_blocks % splits:
       splits //= 2
     blocks = -(-width // columns) * splits
     free = SHARED_MEMORY // min(2, -(-blocks // PROCESSORS)) - 4096
     # Beside the rings lie scales, and inputs of the convolution.
     free -= 4 * columns * (w.num_blocks // splits + 4) + 6 * rows * columns
-    ring = columns * chunk * w.format.bits // 8 + 2 * rows * chunk
-    for warpgroups in (4, 2, 1):
-      stages = (free // warpgroups - 4 * rows * (columns + 4)) // ring
-      whole = parts == 1 or depth // chunk % (parts * warpgroups) == 0
-      if whole and (stages >= 2 or warpgroups == 1):
-        break
-    most = -(-depth // (chunk * splits * warpgroups))
+    warpgroups, stages = few_bits.rings(
+      free, rows=rows, depth=depth, columns=columns, groups=w.num_blocks,
+      bits=w.format.bits, splits=splits, parts=parts,
+    )  # fmt: skip
     changes |= {
       f"{name}_warpgroups": warpgroups,
-      f"{name}_stages": max(2, min(stages, 4, most)),
+      f"{name}_stages": stages,
       # The boxes of a prefetch are those of bfloat16 weights.
       f"{name}_prefetch": 0,
     }

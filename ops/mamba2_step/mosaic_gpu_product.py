@@ -134,7 +134,7 @@ class Product:
     """
     total, rest = None, None
     if pick is None:
-      pick = lambda j, copy: copy(refs[0], column + j * TILE)
+      pick = lambda j, copy: copy(refs, column + j * TILE)
     results = self._results(
       pick, x_ref, prefix[0], s, split=split, prepare=lambda: prepare(0)
     )
@@ -156,7 +156,8 @@ class Product:
       for j in range(tiles):
         pick(j, functools.partial(fetch_tile, first, slot, j))
 
-    def fetch_tile(first, slot, j, w_ref, column):
+    def fetch_tile(first, slot, j, refs, column):
+      w_ref = refs[0]
       columns = pl.ds(column, TILE)
       if self.interpret:
         copies = [

@@ -62,6 +62,15 @@ def shared(matmul: Product) -> dict:
   return {"scratch_types": scratch, **cluster}
 
 
+def sums_of(s: dict) -> Any:
+  """Where the first warpgroup of a product has its sums, (N, columns + 4).
+
+  With weights of few bits each warpgroup has such a place.
+  """
+  sums = s["sums"]
+  return sums.at[0] if len(sums.shape) > 2 else sums
+
+
 def write(
   outs: tuple[Any, Any, Any],
   added: jax.Array,

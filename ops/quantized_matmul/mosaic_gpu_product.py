@@ -97,6 +97,33 @@ def scales_of_split(depth: int, groups: int, splits: int, line: int) -> int:
   return line * -(-(own + before) // line)
 
 
+def rings(
+  free: int, *, rows: int, depth: int, columns: int, groups: int, bits: int,
+  splits: int = 1, parts: int = 1,
+) -> tuple[int, int]:  # fmt: skip
+  """Warpgroups of a thread block, and the chunks of each in shared memory.
+
+  Args:
+    free: Bytes of shared memory.
+    rows: As of `Product`, as the others but `bits`.
+    depth:
+    columns:
+    groups:
+    bits: Of a level.
+    splits:
+    parts:
+  """
+  chunk = chunk_of(depth, groups)
+  ring = columns * chunk * bits // 8 + 2 * rows * chunk
+  for warpgroups in (4, 2, 1):
+    stages = (free // warpgroups - 4 * rows * (columns + 4)) // ring
+    whole = parts == 1 or depth // chunk % (parts * warpgroups) == 0
+    if whole and (stages >= 2 or warpgroups == 1):
+      break
+  most = -(-depth // (chunk * splits * warpgroups))
+  return warpgroups, max(2, min(stages, 4, most))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Product:
   """x (N, D) @ W (F, D).T, of which a thread block gives some columns.
@@ -123,6 +150,8 @@ class Product:
     exchange: Whether the thread blocks that share D are a cluster, with an axis
       "split", and each finishes its share of the rows.
     reuse: Whether sums lie in the shared memory of chunks that were read.
+    by_tiles: Whether each tile of columns is copied by itself, since they may
+      be of several matrices.
   """
 
   rows: int
@@ -142,6 +171,7 @@ class Product:
   finishers: int = 1
   exchange: bool = False
   reuse: bool = False
+  by_tiles: bool = False
 
   def __post_init__(self):
     """Checks what would else wait forever, or leave out some of D."""
@@ -192,6 +222,11 @@ class Product:
   def columns(self) -> int:
     """Of a thread block."""
     return TILE * self.tiles
+
+  @property
+  def copied(self) -> int:
+    """Columns that are copied at once."""
+    return TILE if self.by_tiles else self.columns
 
   @property
   def chunk(self) -> int:
@@ -281,19 +316,22 @@ class Product:
     sums = plgpu.SMEM(
       (self.warpgroups, self.rows, self.columns + 4), jnp.float32
     )
+    copies = self.columns // self.copied
     scratch = {
       "w": swizzled_levels(weights, jnp.int8, bits, self.interpret),
       **({"x": plgpu.RefUnion(x, sums)} if self.reuse else {"x": x}),
       **({} if self.reuse else {"sums": sums}),
       "loaded": plgpu.Barrier(
-        num_arrivals=2, num_barriers=self.warpgroups * self.stages
+        num_arrivals=copies + 1, num_barriers=self.warpgroups * self.stages
       ),
       "done": plgpu.Barrier(num_arrivals=self.warpgroups),
     }
     if self.scales:
       kept = plgpu.SMEM((self.columns, self.scales), self.scale_dtype)
       scratch["scales"] = kept
-      scratch["scales_loaded"] = plgpu.Barrier(num_arrivals=1 + self.special)
+      scratch["scales_loaded"] = plgpu.Barrier(
+        num_arrivals=copies * (1 + self.special)
+      )
       if self.special:
         scratch["special"] = kept
     if self.reuse:
@@ -327,6 +365,7 @@ class Product:
     split: int | jax.Array = 0,
     prepare: Callable[[jax.Array], tuple[Any, Sequence[jax.Array]]],
     finish: Callable[[jax.Array, Any], None],
+    pick: Callable[[int, Callable[[Any, Any], None]], None] | None = None,
   ) -> None:
     """Multiplies; `finishers` of the warpgroups take the result.
 
@@ -343,24 +382,40 @@ class Product:
       finish: Called in each of the first warpgroups, `finishers`, with its
         `own_rows` of the product, (rows, columns) float32 in the layout ROWS,
         and what `prepare` returned.
+      pick: Where there are weights of several matrices, called with the number
+        of a tile of columns and a function, which it calls, of operands and the
+        first column there; needs `by_tiles`. Else those of `refs` from `column`
+        are taken. The only scales of columns, though, are the last of `refs`,
+        those of the thread block from `column` on.
     """
     me = lax.axis_index("warpgroup")
     x_s, sums_s = s["x"] if self.reuse else (s["x"], s["sums"])
     # The group of the first scale that is loaded.
     first_scale = split * self.groups_of_split // self.line * self.line
-    refs = [ref.at[prefix] if prefix else ref for ref in refs]
-    w_ref, scales_ref = refs[:2]
+    layer = lambda ref: ref.at[prefix] if prefix else ref
+    if pick is None:
+      pick = lambda j, copy: copy(refs, column + j * self.copied)
+
+    def fetch(copy):
+      """Calls `copy` with operands, the first column, and the place of it."""
+      for j in range(self.columns // self.copied):
+        here = pl.ds(j * self.copied, self.copied)
+        pick(j, functools.partial(copy, here))
+
     if self.scales:
 
-      @pl.when(me == 0)
-      def _():
+      def fetch_scales(here, refs, column):
         own = (
-          pl.ds(column, self.columns),
+          pl.ds(column, self.copied),
           pl.ds(first_scale, self.scales),
         )
-        names = ["scales", "special"][: len(refs) - 1]
-        for name, ref in zip(names, refs[1:]):
-          plgpu.copy_gmem_to_smem(ref.at[own], s[name], s["scales_loaded"])
+        for name, ref in zip(["scales", "special"], refs[1:]):
+          target = s[name].at[here] if self.by_tiles else s[name]
+          plgpu.copy_gmem_to_smem(
+            layer(ref).at[own], target, s["scales_loaded"]
+          )
+
+      pl.when(me == 0)(lambda: fetch(fetch_scales))
 
     # What TMA writes, and how it is read.
     aliased = self.packed and not self.interpret
@@ -378,10 +433,16 @@ class Product:
       return s["loaded"].at[me * self.stages + slot]
 
     def fetch_weights(i, slot):
-      own = pl.ds(column, self.columns), pl.ds(chunk_at(i) * width, width)
-      plgpu.copy_gmem_to_smem(
-        w_ref.at[own], bytes_s.at[me, slot], barrier(slot)
-      )
+      def copy(here, refs, column):
+        own = pl.ds(column, self.copied), pl.ds(chunk_at(i) * width, width)
+        target = bytes_s.at[me, slot]
+        plgpu.copy_gmem_to_smem(
+          layer(refs[0]).at[own],
+          target.at[here] if self.by_tiles else target,
+          barrier(slot),
+        )
+
+      fetch(copy)
 
     def fetch_rows(i, slot):
       own = x_ref.at[:, pl.ds(chunk_at(i) * self.chunk, self.chunk)]
@@ -398,7 +459,7 @@ class Product:
     begin(fetch_rows)
     of_columns = None
     if not self.scales:
-      own = scales_ref.at[pl.ds(column, self.columns)]
+      own = layer(refs[-1]).at[pl.ds(column, self.columns)]
       of_columns = load(own, ROWS.reduce(0))
     prepared, factors = prepare(me)
     if self.parts > 1:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ops import dispatch
 from ops.paged_sparse_attention import KeptPages, PageSummary
-from ops.quantized import QTensor, QWeight, Taps
+from ops.quantized import QTensor, QWeight, Taps, is_quantized
 
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
@@ -110,7 +110,9 @@ def transformer_step(
       chooses them, whose budgets may change from call to call. Takes one token,
       and caches that are arrays.
     implementation: `"mosaic_gpu"` (Hopper; one token of up to 64 rows, in
-      bfloat16, heads of 64 or 128), `"xla"`, or None for the first that runs.
+      bfloat16, heads of 64 or 128), `"xla"`, or None for the first that runs,
+      but that weights of few bits are left to XLA. The kernels take these by
+      name, symmetric integers of 8 or 4 bits.
 
   Returns:
     x, and keys and values with the new ones, written in the place of the old
@@ -128,11 +130,22 @@ def transformer_step(
   options = {}
   if pages is not None:
     options = {"pages": _checked(pages, x, keys)}
+  if implementation is None and _has_few_bits(weights):
+    # The Hopper kernels take these too, which has not been timed yet.
+    implementation = "xla"
   name = dispatch.resolve(
     "transformer_step", IMPLEMENTATIONS, implementation, *arrays, **options
   )
   module = importlib.import_module(f"ops.transformer_step.{name}")
   return module.forward(*arrays, eps=eps, **options)
+
+
+def _has_few_bits(weights) -> bool:
+  return any(
+    is_quantized(value)
+    for name, value in vars(weights).items()
+    if name.endswith("_proj")
+  )
 
 
 def _checked(pages, x, keys) -> KeptPages:

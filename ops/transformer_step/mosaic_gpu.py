@@ -15,7 +15,8 @@ the same kernels, compiled once, serve all layers, and nothing is copied.
 A norm is a factor a row, which commutes with the product behind it. So the
 kernels that write the stream give the sum of its squares, in parts, and the
 next one applies the factor to its result. The stream is float32 here, be x in
-bfloat16; the operands of products are bfloat16, and their sums float32.
+bfloat16; the operands of products are bfloat16, and their sums float32. Weights
+of few bits become bfloat16 where they are multiplied.
 """
 
 import dataclasses
@@ -31,9 +32,10 @@ from ops.hopper_attention import OF_TILE, QUERIES
 from ops.hopper_tiles import TILE
 from ops.mamba2_step.mosaic_gpu_product import CHUNK, PARTIALS, Product
 from ops.paged_sparse_attention import PageSummary
-from ops.quantized import is_quantized
+from ops.quantized import QTensor, is_quantized
 from ops.transformer_step import (
   mosaic_gpu_attend,
+  mosaic_gpu_few_bits,
   mosaic_gpu_gate_up,
   mosaic_gpu_out,
   mosaic_gpu_paged,
@@ -65,6 +67,11 @@ class Config:
     attend_splits: Thread blocks that share the slots of a row's head.
     attend_cluster: Whether these are a cluster.
     attend_stages: Tiles of 64 keys or values in shared memory.
+    qkv_warpgroups: Of a block, which share its chunks: 1 but for weights of few
+      bits, as of the next three.
+    o_warpgroups:
+    gate_up_warpgroups:
+    down_warpgroups:
     ahead: Bytes of weights that a kernel brings to the L2 cache for a later
       one, see `mosaic_gpu_ahead`.
   """
@@ -80,6 +87,10 @@ class Config:
   attend_splits: int = 1
   attend_cluster: bool = False
   attend_stages: int = 8
+  qkv_warpgroups: int = 1
+  o_warpgroups: int = 1
+  gate_up_warpgroups: int = 1
+  down_warpgroups: int = 1
   ahead: int = 0
 
 
@@ -173,12 +184,11 @@ def supports(
 def unfit(x, weights, keys, values) -> str | None:
   """Returns None if the kernels take these shapes and dtypes, else why not."""
   for name, value in vars(weights).items():
-    matrix = name.endswith("_proj")
     if name.endswith("_bias") or name in ("q_norm", "k_norm"):
       if value is not None:
         return f"knows no {name}"
-    elif matrix and (is_quantized(value) or value.dtype != jnp.bfloat16):
-      return f"needs bfloat16, {name} is {value.dtype} or of few bits"
+  if reason := mosaic_gpu_few_bits.unfit(weights):
+    return reason
   if weights.taps:
     return "needs keys and values that are not quantized"
   for name, cache in (("keys", keys), ("values", values)):
@@ -218,6 +228,7 @@ def forward(
   if config is None:
     hidden = weights.gate_proj.shape[-1]
     config = configure(batch, width, hidden, heads, kv_heads, size, slots)
+    config = mosaic_gpu_few_bits.configure(config, padded(batch), size, weights)
   if interpret:
     # The interpreter knows no stores to the memory of another block, so that a
     # product is whole, and XLA merges.
@@ -236,7 +247,7 @@ def forward(
     # A constant: to fill an array would be one more kernel a layer.
     index = np.array([i], np.int32)
     residual, keys, values, *more = layer(
-      config, eps, interpret, kernels,
+      config, eps, interpret, kernels, heads,
       index, residual, operands, keys, values, lengths, turns, pages,
     )  # fmt: skip
     last.append(more)
@@ -249,27 +260,26 @@ def forward(
 
 def prepare(config, weights, rows, size, interpret):
   """Returns the products of a layer by name, and weights as these take them."""
-  columns = {"qkv": size, "o": TILE, "gate_up": 2 * TILE, "down": TILE}
-  of = {"qkv": "q_proj", "o": "o_proj", "gate_up": "gate_proj"}
-
-  def product(name):
-    depth = getattr(weights, of.get(name, "down_proj")).shape[-2]
-    return Product(
-      rows=rows,
-      depth=depth,
-      columns=columns[name],
-      stages=getattr(config, f"{name}_stages"),
-      splits=getattr(config, f"{name}_splits"),
-      interpret=bool(interpret),
-    )
-
-  kernels = tuple(product(name) for name in columns)
-  matrices = {
-    name: kernels[0].operands(value)
-    for name, value in vars(weights).items()
-    if name.endswith("_proj")
-  }
-  return kernels, dataclasses.replace(weights, **matrices)
+  kernels, operands = [], {}
+  for name, columns in mosaic_gpu_few_bits.columns_of(size).items():
+    parts = mosaic_gpu_few_bits.matrices(weights, name)
+    if isinstance(parts[0], QTensor):
+      product, found = mosaic_gpu_few_bits.product(
+        config, name, rows, size, parts, interpret
+      )
+    else:
+      product = Product(
+        rows=rows,
+        depth=parts[0].shape[-2],
+        columns=columns,
+        stages=getattr(config, f"{name}_stages"),
+        splits=getattr(config, f"{name}_splits"),
+        interpret=bool(interpret),
+      )
+      found = [product.operands(one) for one in parts]
+    kernels.append(product)
+    operands |= zip(mosaic_gpu_few_bits.MATRICES[name], found)
+  return tuple(kernels), dataclasses.replace(weights, **operands)
 
 
 @jax.tree_util.register_dataclass
@@ -302,9 +312,9 @@ class Residual:
 
 
 # A function of its own, since it is lowered once for all layers.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def layer(
-  config, eps, interpret, kernels,
+  config, eps, interpret, kernels, heads,
   index, residual, weights, keys, values, lengths, turns, pages,
 ) -> tuple:  # fmt: skip
   """Takes the residual stream through a layer.
@@ -314,6 +324,7 @@ def layer(
     eps: Of both norms.
     interpret: False, or the parameters of the interpreter.
     kernels: The products, of `prepare`, as weights.
+    heads: H.
     index: Of the layer, (1,) int32.
     residual: In front of it.
     weights: Of all layers.
@@ -331,14 +342,14 @@ def layer(
   caches = tuple(jax.tree.map(jax.new_ref, (keys, values)))
   normed = {"parts": residual.value.shape[1] // TILE, "eps": eps}
   options = {"interpret": interpret}
-  kv_heads, size = keys.shape[3:]
-  wide = [*weights.gate_proj, *weights.up_proj]
+  kv_heads = keys.shape[3]
+  wide = [weights.gate_proj[0], weights.up_proj[0]]
   wide_ahead = config.ahead, config.gate_up_splits
   q = mosaic_gpu_qkv.project(
     qkv, index, residual, weights, caches, lengths, turns,
-    ahead=(config.ahead, config.o_splits), **normed, **options,
+    heads=heads, ahead=(config.ahead, config.o_splits), **normed, **options,
   )  # fmt: skip
-  shared, last = weights.q_proj[0].shape[-1] // size // kv_heads, ()
+  shared, last = heads // kv_heads, ()
   if pages is None:
     mixed = mosaic_gpu_attend.attend(
       index, q, caches, lengths + 1, wide, shared=shared,
@@ -356,12 +367,12 @@ def layer(
   )  # fmt: skip
   residual = Residual(*residual)
   middle = mosaic_gpu_gate_up.project(
-    gate_up, index, residual, weights,
+    gate_up, index, residual, weights, width=down.depth,
     ahead=(config.ahead, config.down_splits), **normed, **options,
   )  # fmt: skip
   residual = mosaic_gpu_out.project(
     down, index, middle, residual.value, weights.attn_norm, weights.down_proj,
-    [*weights.q_proj, *weights.k_proj, *weights.v_proj],
+    [weights.q_proj[0], weights.k_proj[0], weights.v_proj[0]],
     following=1, name=mosaic_gpu_out.NAMES[1],
     ahead=(config.ahead, config.qkv_splits), past=0, **options,
   )  # fmt: skip

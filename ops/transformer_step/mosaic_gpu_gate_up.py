@@ -17,7 +17,7 @@ NAME = "transformer_step_gate_up"
 
 
 def project(
-  matmul, layer, residual, weights, *, parts, eps, ahead, interpret
+  matmul, layer, residual, weights, *, width, parts, eps, ahead, interpret
 ) -> jax.Array:
   """Returns (N, F) bfloat16; a block owns the same columns of both matrices.
 
@@ -26,22 +26,26 @@ def project(
     layer: (1,) int32.
     residual: A `mosaic_gpu.Residual`.
     weights: Of all layers, see `mosaic_gpu.prepare`.
+    width: F.
     parts: Of the sum of squares in `residual`.
     eps: Of the norm.
     ahead: Bytes of `down_proj` to bring to the cache, and its splits.
     interpret: False, or the parameters of the interpreter.
   """
   rows, depth = residual.scaled.shape
-  width = weights.gate_proj[0].shape[-1]
+  matrices = weights.gate_proj, weights.up_proj
 
   def kernel(
-    layer_ref, scaled_ref, squares_ref, gate_ref, up_ref, next_ref, out_ref, **s
+    layer_ref, scaled_ref, squares_ref, next_ref, *refs, **s
   ):  # fmt: skip
+    refs = iter(refs)
+    both = [[next(refs) for _ in own] for own in matrices]
+    (out_ref,) = refs
     layer, column = layer_ref[0], lax.axis_index("columns") * TILE
     split = lax.axis_index("split") if matmul.splits > 1 else 0
 
     def pick(j, copy):
-      copy((gate_ref, up_ref)[j], column)
+      copy(both[j], column)
 
     def prepare(me):
       del me
@@ -57,11 +61,12 @@ def project(
       stream.add_up(value, s, matmul.splits, lambda whole: write(whole, factor))
 
     def write(value, factor):
-      if matmul.splits > 1:
+      sums = stream.sums_of(s)
+      if matmul.splits > 1 or len(s["sums"].shape) > 2:
         # Both products are one array, which cannot be cut in registers.
-        hopper_tiles.store(s["sums"].at[:, pl.ds(0, 2 * TILE)], value)
+        hopper_tiles.store(sums.at[:, pl.ds(0, 2 * TILE)], value)
       gate, up = (
-        hopper_tiles.load(s["sums"].at[:, pl.ds(j * TILE, TILE)], ROWS)
+        hopper_tiles.load(sums.at[:, pl.ds(j * TILE, TILE)], ROWS)
         * product.repeat(factor, 0, (rows, TILE), ROWS)
         for j in range(2)
       )
@@ -69,7 +74,7 @@ def project(
       hopper_tiles.store(out_ref.at[:, pl.ds(column, TILE)], middle)
 
     matmul.run(
-      scaled_ref, None, None, s, split=split,
+      scaled_ref, both[0], 2 * column, s, split=split,
       prefix=(layer,), prepare=prepare, finish=finish, pick=pick,
     )  # fmt: skip
 
@@ -85,6 +90,6 @@ def project(
     interpret=interpret,
   )
   return run(
-    layer, residual.scaled, residual.squares, *weights.gate_proj,
-    *weights.up_proj, *weights.down_proj,
+    layer, residual.scaled, residual.squares, weights.down_proj[0],
+    *(one for own in matrices for one in own),
   )  # fmt: skip

@@ -55,7 +55,8 @@ def project(
   width, num_layers = value.shape[1], norms.shape[0]
   columns, splits = matmul.columns, matmul.splits
 
-  def kernel(layer_ref, x_ref, norm_ref, value_ref, w_ref, *refs, **s):
+  def kernel(layer_ref, x_ref, norm_ref, value_ref, *refs, **s):
+    w_refs, refs = refs[: len(w)], refs[len(w) :]
     *next_refs, new_ref, scaled_ref, squares_ref = refs
     layer = layer_ref[0]
     block = lax.axis_index("columns")
@@ -83,7 +84,7 @@ def project(
       )
 
     matmul.run(
-      x_ref, [w_ref], block * columns, s,
+      x_ref, w_refs, block * columns, s,
       prefix=(layer,), split=split, prepare=prepare, finish=add,
     )  # fmt: skip
 

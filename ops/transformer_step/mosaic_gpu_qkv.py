@@ -23,8 +23,8 @@ _HALF = plgpu.Layout.TILED(plgpu.Tiling(((4, 32), (1,))), (-3,), (-2,), -1)
 
 
 def project(
-  matmul, layer, residual, weights, caches, lengths, turns, *, parts, eps,
-  ahead, interpret,
+  matmul, layer, residual, weights, caches, lengths, turns, *, heads, parts,
+  eps, ahead, interpret,
 ) -> jax.Array:  # fmt: skip
   """Returns the rotated queries, (N, heads, K) bfloat16.
 
@@ -40,6 +40,7 @@ def project(
     caches: References to keys and values, (L, B, S, N, K).
     lengths: (B,) int32.
     turns: Cosines and sines, (2, N, K / 2) float32.
+    heads: H.
     parts: Of the sum of squares in `residual`.
     eps: Of the norm.
     ahead: Bytes of `o_proj` to bring to the cache, and its splits.
@@ -47,27 +48,30 @@ def project(
   """
   rows, depth = residual.scaled.shape
   batch, slots, kv_heads, size = caches[0].shape[1:]
-  heads = weights.q_proj[0].shape[-1] // size
   half = size // 2
   layout = _HALF if half < TILE else hopper_tiles.ROWS
+  matrices = weights.q_proj, weights.k_proj, weights.v_proj
   factor_of_scores = size**-0.5 * 1.4426950408889634
 
   def kernel(
-    layer_ref, scaled_ref, squares_ref, lengths_ref, turns_ref, q_ref, k_ref,
-    v_ref, next_ref, keys_ref, values_ref, out_ref, *, new_s, **s,
+    layer_ref, scaled_ref, squares_ref, lengths_ref, turns_ref, next_ref,
+    *refs, new_s, **s,
   ):  # fmt: skip
+    refs = iter(refs)
+    q_refs, k_refs, v_refs = ([next(refs) for _ in own] for own in matrices)
+    keys_ref, values_ref, out_ref = refs
     layer, head = layer_ref[0], lax.axis_index("head")
     split = lax.axis_index("split") if matmul.splits > 1 else 0
     is_q, is_v = head < heads, head >= heads + kv_heads
 
     def pick(j, copy):
       first = j * TILE
-      pl.when(is_q)(lambda: copy(q_ref, head * size + first))
+      pl.when(is_q)(lambda: copy(q_refs, head * size + first))
       pl.when(jnp.logical_not(is_q | is_v))(
-        lambda: copy(k_ref, (head - heads) * size + first)
+        lambda: copy(k_refs, (head - heads) * size + first)
       )
       pl.when(is_v)(
-        lambda: copy(v_ref, (head - heads - kv_heads) * size + first)
+        lambda: copy(v_refs, (head - heads - kv_heads) * size + first)
       )
 
     def prepare(me):
@@ -84,10 +88,10 @@ def project(
 
     def write(value, factor):
       value *= product.repeat(factor, 0, value.shape, hopper_tiles.ROWS)
-      own = s["sums"].at[:, pl.ds(0, size)]
-      hopper_tiles.store(own, value)
+      sums = stream.sums_of(s)
+      hopper_tiles.store(sums.at[:, pl.ds(0, size)], value)
       ends = [
-        hopper_tiles.load(s["sums"].at[:, pl.ds(start, half)], layout)
+        hopper_tiles.load(sums.at[:, pl.ds(start, half)], layout)
         for start in (0, half)
       ]
       cos, sin = (hopper_tiles.load(turns_ref.at[i], layout) for i in range(2))
@@ -126,7 +130,7 @@ def project(
       pl.when(is_v)(lambda: keep(ends, values_ref, head - heads - kv_heads))
 
     matmul.run(
-      scaled_ref, None, None, s, split=split,
+      scaled_ref, q_refs, head * size, s, split=split,
       prefix=(layer,), prepare=prepare, finish=finish, pick=pick,
     )  # fmt: skip
 
@@ -147,5 +151,5 @@ def project(
   )
   return run(
     layer, residual.scaled, residual.squares, lengths, turns,
-    *weights.q_proj, *weights.k_proj, *weights.v_proj, *weights.o_proj, *caches,
+    weights.o_proj[0], *(one for own in matrices for one in own), *caches,
   )  # fmt: skip

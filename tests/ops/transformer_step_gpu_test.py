@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops import dispatch, quantize
+from ops import dequantize, dispatch, quantize
 from ops.hopper import PROCESSORS, SHARED_MEMORY
 from ops.transformer_step import (
   TransformerWeights,
@@ -18,6 +18,7 @@ from ops.transformer_step import (
   transformer_step_reference,
 )
 from ops.transformer_step.mosaic_gpu import Config
+from ops.transformer_step.mosaic_gpu_few_bits import MATRICES
 from tests.hopper_lowering import lowered
 from tests.ops.sequence_op import assert_close, tolerance
 from tests.ops.transformer_step_test import EPS, make, paged
@@ -75,6 +76,52 @@ def test_values(config, lengths, changes):
     np.testing.assert_array_equal(kept, np.asarray(old, np.float32)[:, slots])
 
 
+def in_formats(weights, **forms):
+  """Weights of which products are in formats, and what these stand for."""
+  few = {
+    name: jax.jit(jax.vmap(functools.partial(quantize, format=form, axis=-2)))(
+      getattr(weights, name)
+    )
+    for product, form in forms.items()
+    for name in MATRICES[product]
+  }
+  plain = {name: dequantize(w, dtype="float32") for name, w in few.items()}
+  return (
+    dataclasses.replace(weights, **few), dataclasses.replace(weights, **plain)
+  )  # fmt: skip
+
+
+# Two warpgroups share the chunks of two products.
+FEW_BITS = dataclasses.replace(SMALL, qkv_warpgroups=2, gate_up_warpgroups=2)
+
+
+@pytest.mark.parametrize(
+  "forms, changes",
+  [
+    # A scale a column, and several of it, of two matrices a thread block.
+    ({"qkv": "int8:row", "o": "int8:row", "gate_up": "int4:64"}, {}),
+    # Heads of two tiles.
+    (
+      {"qkv": "int4:64", "gate_up": "int4:row", "down": "int4:64"},
+      {"size": 128, "heads": 3, "kv_heads": 1},
+    ),
+  ],
+)
+def test_weights_of_few_bits(forms, changes):
+  x, weights, *caches, _, frequencies = arrays(batch=2, hidden=128, **changes)
+  lengths = jnp.asarray([130, 63], jnp.int32)
+  weights, exact = in_formats(weights, **forms)
+  run = lambda x, weights, *caches: mosaic_gpu.forward(
+    x, weights, *caches, lengths, frequencies, eps=EPS, config=FEW_BITS,
+    interpret=plgpu.InterpretGPUParams(),
+  )  # fmt: skip
+  expected = transformer_step_reference(
+    x, exact, *caches, lengths, frequencies, eps=EPS
+  )
+  found = jax.jit(run)(x, weights, *caches)
+  assert_close(found, expected, 4 * tolerance("bfloat16", 192))
+
+
 def test_a_step_that_reads_the_best_pages():
   x, weights, keys, values, _, frequencies = arrays(batch=2, slots=512)
   lengths = jnp.asarray([505, 40], jnp.int32)
@@ -121,6 +168,36 @@ def test_a_gpu_agrees_with_float64(batch, changes):
     transformer_step, eps=EPS, implementation="mosaic_gpu"
   )
   found = jax.jit(run, donate_argnums=(2, 3))(*given)
+  assert_close(found, expected, 8 * tolerance("bfloat16", 2048))
+
+
+@pytest.mark.skipif(
+  dispatch.needs_wgmma() is not None, reason="runs on a Hopper GPU"
+)
+@pytest.mark.parametrize(
+  "form, batch, changes",
+  [
+    ("int8:row", 1, {}),
+    ("int4:128", 1, {"size": 128, "kv_heads": 4}),
+    ("int4:row", 9, {}),
+  ],
+)
+def test_a_gpu_multiplies_by_few_bits(form, batch, changes):
+  sizes = {"layers": 2, "width": 512, "heads": 8, "hidden": 1024, "slots": 640}
+  x, weights, *caches, _, frequencies = arrays(
+    8, batch=batch, **(sizes | changes)
+  )
+  weights, exact = in_formats(weights, **dict.fromkeys(MATRICES, form))
+  lengths = jnp.arange(batch, dtype=jnp.int32) + 600
+  expected = transformer_step_reference(
+    x, exact, *caches, lengths, frequencies, eps=EPS
+  )
+  run = functools.partial(
+    transformer_step, eps=EPS, implementation="mosaic_gpu"
+  )
+  found = jax.jit(run, donate_argnums=(2, 3))(
+    x, weights, *caches, lengths, frequencies
+  )
   assert_close(found, expected, 8 * tolerance("bfloat16", 2048))
 
 
@@ -203,13 +280,15 @@ def test_blocks_fit_into_shared_memory():
 def test_what_the_kernels_do_not_take():
   x, weights, keys, values, lengths, frequencies = arrays(batch=2)
   replace = functools.partial(dataclasses.replace, weights)
-  few = quantize(weights.o_proj, "int8", axis=-2)
+  few = lambda w, form: quantize(w, form, axis=-2)
+  alone = replace(q_proj=few(weights.q_proj, "int8:row"))
   for changed, message in (
     ({"x": jnp.zeros((2, 2, 128))}, "one token"),
     ({"keys": keys.astype(jnp.float32)}, "keys are float32"),
     ({"keys": keys[:, :, :65], "values": values[:, :, :65]}, "multiples of 64"),
     ({"weights": replace(q_norm=jnp.ones((1, 64)))}, "knows no q_norm"),
-    ({"weights": replace(o_proj=few)}, "o_proj is"),
+    ({"weights": alone}, "q_proj and k_proj and v_proj in one format"),
+    ({"weights": replace(o_proj=few(weights.o_proj, "nf4:64"))}, "(o_proj)"),
     ({"keys": keys[..., :32], "values": values[..., :32]}, "heads of 64"),
   ):
     given = {

@@ -186,7 +186,9 @@ def test_an_attamba_is_asked_for_by_its_context():
   assert phase.bytes == 2 * params + nbytes(state)
   with pytest.raises(InputError, match="an Attamba MODEL:BATCHxCONTEXT"):
     decoding.parse("tiny_attamba:3")
-  with pytest.raises(dispatch.UnsupportedError, match="has no step by"):
+  with pytest.raises(
+    dispatch.UnsupportedError, match="does not run here: needs an"
+  ):
     case.ours["xla"].func("mosaic_gpu")
 
 

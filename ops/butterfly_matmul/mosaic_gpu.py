@@ -1,17 +1,17 @@
 """The Mosaic GPU `butterfly_matmul` for Hopper: forward, backward, binding.
 
 On an H200 all of them were right (errors of 2.3e-3 to 3.4e-3 at 256 to 4,096
-channels, forward and backward; commit f981c4d), and took, in ms, beside a dense
-product of the same sizes by XLA:
+channels, forward and backward), and took, in ms, beside a dense product and the
+merged products of XLA:
 
-  rows x channels    forward     dense    both    dense
-  65536 x 1024         .095       .197     .48      .58
-  32768 x 4096    1.01 (.58)      1.50    4.37     4.76
+  rows x channels    forward   dense  merged    both   dense  merged
+  65536 x 1024          .093    .192             .46     .58
+  4096 x 4096           .070            .070     .39             .45
+  32768 x 4096          .383    1.44    .44     3.54    4.22    3.41
+  32768 x 2048          .296     .41    .232            1.08    1.37
 
-The larger one had clusters of eight thread blocks, of which fifteen fit on the
-chip at a time: with sixteen it took two turns, with fifteen the time in
-brackets, and `CONFIGS` has fifteen now. What was left went into the exchange,
-which is another one since (`mosaic_gpu_exchange`); that no GPU has run yet.
+Both passes of 32,768 x 4,096 were measured when the forward one took .57, those
+of 4,096 x 4,096 before the gradient of wide mixes was a product of XLA's.
 `tuning.kernels_pay` says where `butterfly_matmul` takes the kernels by itself.
 """
 
@@ -41,6 +41,9 @@ CONFIGS = {
   2048: products.Config(rows=32, cluster=4, each=1),
   4096: products.Config(rows=32, cluster=8, each=1, blocks=120),
 }
+# Those of decreasing strides, as gradients of increasing ones have them, where
+# they are others: at 32,768 x 4,096 tiles of 16 rows took .56 ms, of 32 .63.
+DECREASING = {4096: products.Config(rows=16, cluster=8, each=1, blocks=120)}
 
 
 def supports(x=None, twiddle=None, **options) -> str | None:
@@ -232,8 +235,9 @@ def _product(x, blocks, mixes, increasing, keep, width, interpret):
   options = dict(increasing=increasing, keep=keep, interpret=interpret)
   if n == resident.CHANNELS and width is None:
     return resident.product(x, blocks, mixes, **options)
+  config = CONFIGS[n] if increasing else DECREASING.get(n, CONFIGS[n])
   return products.product(
-    x, blocks, mixes, width=width, config=CONFIGS[n], **options
+    x, blocks, mixes, width=width, config=config, **options
   )
 
 
@@ -266,12 +270,15 @@ def _bwd(width, increasing, interpret, kept, dy):
   dblocks = gradients.of_blocks(
     *of_blocks, config=gradients.blocks_config(n), interpret=interpret
   )
-  dmatrix = gradients.of_mixes(
-    *of_mixes,
-    stacks=stacks,
-    config=gradients.mixes_config(n),
-    interpret=interpret,
-  )
+  if n < gradients.WIDE_MIXES:
+    dmatrix = gradients.of_mixes(
+      *of_mixes,
+      stacks=stacks,
+      config=gradients.mixes_config(n),
+      interpret=interpret,
+    )
+  else:
+    dmatrix = gradients.of_wide_mixes(*of_mixes, stacks=stacks)
   dtwiddle = _twiddle_gradient(dblocks, dmatrix, exact, increasing)
   if x.shape[1] < dx.shape[1]:
     dx = dx.reshape(-1, stacks, n).astype(jnp.float32).sum(axis=1)

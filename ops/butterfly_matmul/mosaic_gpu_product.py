@@ -81,10 +81,10 @@ def _scratch(heights, mixes, increasing, c: Config):
   if c.cluster > 1:
     scratch["cross"] = plgpu.SMEM((mixes[1], WIDE), jnp.float32)
     scratch["given"] = exchange.memory(c.workers, heights, WIDE, c.rows)
-    for name in ("arrived", "free"):
-      scratch[name] = plgpu.ClusterBarrier(
-        collective_axes=("cluster",), num_arrivals=1, num_barriers=c.workers
-      )
+    scratch["arrived"] = exchange.barriers(c.workers)
+    scratch["free"] = plgpu.ClusterBarrier(
+      collective_axes=("cluster",), num_arrivals=1, num_barriers=c.workers
+    )
   return scratch
 
 
@@ -311,11 +311,11 @@ class _Block:
 
     own = pl.ds(self.peer * self.shared, self.shared)
     exchange.give(
-      s["given"].at[me, own], [value.astype(jnp.bfloat16) for value in values]
+      s["given"].at[me, own],
+      [value.astype(jnp.bfloat16) for value in values],
+      s["arrived"].at[me],
     )
-    exchange.given()
-    plgpu.barrier_arrive(s["arrived"].at[me])
-    plgpu.barrier_wait(s["arrived"].at[me])
+    exchange.wait(s["arrived"].at[me], j)
     found = [
       value.astype(jnp.float32)
       for value in exchange.take(s["given"].at[me], (WIDE, self.c.rows))
@@ -331,7 +331,14 @@ class _Block:
 
   def run(self):
     """Multiplies tile after tile."""
-    count = self.count(self.me)
+    s, me = self.s, self.me
+    if self.c.cluster > 1:
+      # Messages count at a barrier, so all thread blocks have theirs first.
+      exchange.start(s["arrived"].at[me])
+      plgpu.commit_smem()
+      plgpu.barrier_arrive(s["free"].at[me])
+      plgpu.barrier_wait(s["free"].at[me])
+    count = self.count(me)
     lax.fori_loop(0, count, self.tile, None)
     plgpu.wait_smem_to_gmem(0, wait_read_only=False)
     if self.c.cluster > 1:
@@ -339,7 +346,7 @@ class _Block:
       # memory that it is sent to must not be given away before.
       @pl.when(count > 0)
       def _():
-        plgpu.barrier_wait(self.s["free"].at[self.me])
+        plgpu.barrier_wait(s["free"].at[me])
 
   def put(self, piece, values):
     """Writes the blocks (64, rows) of a piece to shared memory, transposed."""

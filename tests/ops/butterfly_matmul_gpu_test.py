@@ -185,6 +185,21 @@ def test_shared_memory_is_written_when_its_copy_is_done(copies, names):
         under_way.append((name, i % 2))
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_products_of_wide_mixes_match_float64(alike):
+  rows, heights, stacks, wide_ = 8, 4, 2, mosaic_gpu_product.WIDE
+  rng = np.random.default_rng(0)
+  draw = lambda count: jnp.asarray(
+    rng.normal(size=(rows, count * heights * wide_)), jnp.bfloat16
+  )
+  a, b = draw(stacks), draw(stacks if alike else 1)
+  found = mosaic_gpu_gradients.of_wide_mixes(a, b, stacks=stacks)
+  of = lambda v: wide(v).reshape(rows, -1, heights, wide_)
+  both = of(a), np.broadcast_to(of(b), of(a).shape)
+  exact = np.einsum("mshp,msgp->shgp", *both)
+  assert_close(found, exact, tolerance("float32", rows))
+
+
 # Clusters of thread blocks, and matrices in registers.
 @pytest.mark.parametrize("n, outputs", [(4096, 1000), (1024, 1024)])
 def test_lowers_for_hopper(n, outputs):
@@ -201,8 +216,11 @@ def test_lowers_for_hopper(n, outputs):
     return y, pull(dy)
 
   text = lowered(run, x, twiddle, dy)
-  assert text.count("custom_call @mosaic_gpu_v2") == 4
-  for part in ("fwd", "bwd", "bwd_blocks", "bwd_mixes"):
+  parts = ["fwd", "bwd", "bwd_blocks"]
+  if n < mosaic_gpu_gradients.WIDE_MIXES:
+    parts.append("bwd_mixes")
+  assert text.count("custom_call @mosaic_gpu_v2") == len(parts)
+  for part in parts:
     assert f"butterfly_matmul_{part}_mosaic_gpu" in text
 
 
@@ -253,6 +271,10 @@ def test_none_takes_the_kernels_where_they_pay(monkeypatch):
 def test_kernels_pay_for_many_rows_of_wide_butterflies():
   assert tuning.kernels_pay(65536, 1024, 1024, 1)
   assert tuning.kernels_pay(65536, 1000, 4096, 1)
+  for rows in (4096, 32768):
+    assert tuning.kernels_pay(rows, 4096, 4096, 1)
+    assert not tuning.kernels_pay(rows, 2048, 2048, 1)
+  assert not tuning.kernels_pay(1024, 4096, 4096, 1)
   for rows in (1, 16, 64, 256):
     for n in tuning.KERNELS:
       assert not tuning.kernels_pay(rows, n, n, 1)

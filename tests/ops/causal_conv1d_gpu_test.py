@@ -177,10 +177,10 @@ def test_blocks_fit_the_tokens(batch, length, channels):
 def test_blocks_come_in_whole_waves(shape):
   batch, length, channels = shape
   config = configure(*shape)
-  for walk, shared in ((config.forward, 4), (config.backward, 2)):
-    assert walk.vector == 4
+  for walk, vector in ((config.forward, 4), (config.backward, 2)):
+    assert walk.vector == vector
     blocks = batch * channels // walk.channels * walk.segments(length)
-    waves = blocks / (shared * mosaic_gpu.PROCESSORS)
+    waves = blocks / (4 * mosaic_gpu.PROCESSORS)
     assert waves > 0.9 * np.ceil(waves)
 
 

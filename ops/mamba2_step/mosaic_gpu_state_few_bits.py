@@ -95,6 +95,65 @@ def _nearest(state, layout, scale_dtype, interpret):
   return codes.to_codes(levels + codes.WHOLE, layout, interpret), steps
 
 
+def share(steps: int, config) -> tuple[int, int]:
+  """Steps that a warpgroup takes in turn, and states in its shared memory."""
+  each = -(-steps // (config.state_blocks * config.state_warpgroups))
+  return each, min(max(config.state_stages, 2), each)
+
+
+def launch(
+  kernel, ring, layer, projected, weights, ssm_state, rows, *, config, interpret
+) -> tuple[jax.Array, jax.Array]:
+  """Runs a kernel whose warpgroups take a `share` of the steps each.
+
+  Args:
+    kernel: Takes references to all operands and results, and "ring_s",
+      "loaded" and "squares_s", which are those of all warpgroups.
+    ring: The first of these, (warpgroups, states, P, N).
+    layer: As `advance` takes it, and all others.
+    projected: Alike.
+    weights: Alike.
+    ssm_state: Alike.
+    rows: Alike.
+    config: Alike.
+    interpret: Alike.
+
+  Returns:
+    What `advance` does.
+  """
+  values, scales = ssm_state.tensor.values, ssm_state.tensor.scales
+  batch, heads, p, _ = values.shape[1:]
+  workers = config.state_warpgroups
+  each, stages = share(batch * heads, config)
+  padded = -(-heads // product.PARTIALS) * product.PARTIALS
+  run = plgpu.kernel(
+    kernel,
+    out_type=(
+      jax.ShapeDtypeStruct((rows, heads * p), jnp.bfloat16),
+      jax.ShapeDtypeStruct((rows, padded), jnp.float32),
+    ),
+    grid=(-(-batch * heads // (each * workers)),),
+    grid_names=("blocks",),
+    num_threads=workers,
+    thread_name="warpgroup",
+    scratch_types={
+      "ring_s": ring,
+      "loaded": plgpu.Barrier(num_barriers=workers * stages),
+      "squares_s": plgpu.SMEM((workers, p), jnp.float32),
+    },
+    kernel_name=NAME,
+    compiler_params=dataclasses.replace(
+      # No two threads meet in memory but where `commit_smem` stands.
+      hopper_tiles.compiler_params(), unsafe_no_auto_barriers=True
+    ),
+    interpret=interpret,
+  )  # fmt: skip
+  return run(
+    layer, projected, weights.dt_bias, weights.A_log, weights.D,
+    weights.gated_norm, values, scales,
+  )  # fmt: skip
+
+
 def advance(
   layer, projected, weights, ssm_state, rows, *, config, interpret
 ) -> tuple[jax.Array, jax.Array]:
@@ -125,8 +184,7 @@ def advance(
   per_row, per_column = layout.reduce(1), layout.reduce(0)
   steps = batch * heads
   workers = config.state_warpgroups
-  each = -(-steps // (config.state_blocks * workers))
-  stages = min(max(config.state_stages, 2), each)
+  each, stages = share(steps, config)
   # Of a step, which is one of a row and head.
   row_of = lambda step: lax.div(step, jnp.int32(heads))
   head_of = lambda step: lax.rem(step, jnp.int32(heads))
@@ -230,30 +288,8 @@ def advance(
     lax.fori_loop(jnp.int32(0), count, step, (inputs(0), none))
     plgpu.wait_smem_to_gmem(0)
 
-  padded = -(-heads // product.PARTIALS) * product.PARTIALS
-  run = plgpu.kernel(
-    kernel,
-    out_type=(
-      jax.ShapeDtypeStruct((rows, e), jnp.bfloat16),
-      jax.ShapeDtypeStruct((rows, padded), jnp.float32),
-    ),
-    grid=(-(-steps // (each * workers)),),
-    grid_names=("blocks",),
-    num_threads=workers,
-    thread_name="warpgroup",
-    scratch_types={
-      "ring_s": plgpu.SMEM((workers, stages, *shape), refs[0].dtype),
-      "loaded": plgpu.Barrier(num_barriers=workers * stages),
-      "squares_s": plgpu.SMEM((workers, p), jnp.float32),
-    },
-    kernel_name=NAME,
-    compiler_params=dataclasses.replace(
-      # No two threads meet in memory but where `commit_smem` stands.
-      hopper_tiles.compiler_params(), unsafe_no_auto_barriers=True
-    ),
+  ring = plgpu.SMEM((workers, stages, *shape), refs[0].dtype)
+  return launch(
+    kernel, ring, layer, projected, weights, ssm_state, rows, config=config,
     interpret=interpret,
-  )  # fmt: skip
-  return run(
-    layer, projected, weights.dt_bias, weights.A_log, weights.D,
-    weights.gated_norm, *refs,
   )  # fmt: skip

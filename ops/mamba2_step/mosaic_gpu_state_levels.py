@@ -12,8 +12,6 @@ ones are on their way to shared memory, and those of the last ones from there,
 while one is stepped.
 """
 
-import dataclasses
-
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -23,11 +21,10 @@ from jax import lax
 from ops import hopper_tiles
 from ops.mamba2_step import mosaic_gpu_codes as codes
 from ops.mamba2_step import mosaic_gpu_levels as levels_of
-from ops.mamba2_step import mosaic_gpu_product as product
+from ops.mamba2_step import mosaic_gpu_state_few_bits as few_bits
 from ops.mamba2_step.mosaic_gpu_state import CHANNELS
 from ops.selective_scan.mosaic_gpu_tile import softplus
 
-NAME = "mamba2_step_state"
 _LARGEST = 127.0
 # The least number whose inverse is finite.
 _LEAST = 2.0**-126
@@ -60,7 +57,7 @@ def prefetch(states, layer, config, worker, workers: int) -> None:
   """
   batch, heads = states.shape[1:3]
   steps = batch * heads
-  each = -(-steps // (config.state_blocks * config.state_warpgroups))
+  each, _ = few_bits.share(steps, config)
   takers = -(-steps // each)
   total = takers * min(config.state_prefetch, each)
 
@@ -107,8 +104,7 @@ def advance(
   per_digit = levels_of.layout_of_digits(n).reduce(0)
   steps = batch * heads
   workers = config.state_warpgroups
-  each = -(-steps // (config.state_blocks * workers))
-  stages = min(max(config.state_stages, 2), each)
+  each, stages = few_bits.share(steps, config)
   interpreted = bool(interpret)
   inverse = lambda v: levels_of.inverse(v, per_row, interpreted)
   over_rows = lambda v: hopper_tiles.repeat(v, 0, shape, layout)
@@ -240,31 +236,8 @@ def advance(
     lax.fori_loop(begin, jnp.where(first < end, behind, begin), take_line, ())
     plgpu.wait_smem_to_gmem(0)
 
-  padded = -(-heads // product.PARTIALS) * product.PARTIALS
   ring = hopper_tiles.swizzled((workers, stages, *shape), refs[0].dtype, 8)
-  run = plgpu.kernel(
-    kernel,
-    out_type=(
-      jax.ShapeDtypeStruct((rows, e), jnp.bfloat16),
-      jax.ShapeDtypeStruct((rows, padded), jnp.float32),
-    ),
-    grid=(-(-steps // (each * workers)),),
-    grid_names=("blocks",),
-    num_threads=workers,
-    thread_name="warpgroup",
-    scratch_types={
-      "ring_s": ring,
-      "loaded": plgpu.Barrier(num_barriers=workers * stages),
-      "squares_s": plgpu.SMEM((workers, p), jnp.float32),
-    },
-    kernel_name=NAME,
-    compiler_params=dataclasses.replace(
-      # No two threads meet in memory but where `commit_smem` stands.
-      hopper_tiles.compiler_params(), unsafe_no_auto_barriers=True
-    ),
+  return few_bits.launch(
+    kernel, ring, layer, projected, weights, ssm_state, rows, config=config,
     interpret=interpret,
-  )  # fmt: skip
-  return run(
-    layer, projected, weights.dt_bias, weights.A_log, weights.D,
-    weights.gated_norm, *refs,
   )  # fmt: skip

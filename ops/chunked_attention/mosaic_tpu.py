@@ -419,16 +419,23 @@ class _Layout:
       "starts": lambda b, h, i, j, span: (b, 0, query_tile(b, i, j, span)),
     }
 
+  def inputs(self, at, arrays):
+    """What both walks along queries read first, and where, by `of_queries`."""
+    names = ["own", "near", "near", "far", "far"]
+    found = [(x, at[name]) for x, name in zip(arrays, names)]
+    seen_from, ends, starts = self.lines("seen_from", "ends", "starts")
+    of = at["of chunks"]
+    return [*found, (seen_from, of), (ends, of), (starts, at["starts"])]
+
   def lines(self, *names):
     """Arrays (B, 1, .) of int32 by name."""
     return [getattr(self, name)[:, None] for name in names]
 
 
 def _run(window, scale, config, arrays):
-  q, k, v, chunk_k, chunk_v = arrays[:5]
+  q = arrays[0]
   layout = _Layout(config, window, arrays)
   at = layout.of_queries()
-  seen_from, ends, starts = layout.lines("seen_from", "ends", "starts")
   shape = (layout.rows, layout.heads, 1, q.shape[2])
   return _call(
     functools.partial(
@@ -438,11 +445,7 @@ def _run(window, scale, config, arrays):
     config,
     (*q.shape[:2], layout.tiles, layout.near + layout.far_tiles),
     layout.span,
-    [
-      (q, at["own"]), (k, at["near"]), (v, at["near"]), (chunk_k, at["far"]),
-      (chunk_v, at["far"]), (seen_from, at["of chunks"]),
-      (ends, at["of chunks"]), (starts, at["starts"]),
-    ],
+    layout.inputs(at, arrays),
     [
       (jax.ShapeDtypeStruct(q.shape, q.dtype), at["own"]),
       (jax.ShapeDtypeStruct(shape, jnp.float32), at["line"]),
@@ -480,10 +483,8 @@ def _pull(window, scale, config, kept, dout):
     (*q.shape[:2], layout.tiles, layout.near + layout.far_tiles),
     layout.span,
     [
-      (q, at["own"]), (k, at["near"]), (v, at["near"]), (chunk_k, at["far"]),
-      (chunk_v, at["far"]), (seen_from, at["of chunks"]),
-      (ends, at["of chunks"]), (starts, at["starts"]),
-      *[(x, at["line"]) for x in line], (dout, at["own"]),
+      *layout.inputs(at, arrays), *[(x, at["line"]) for x in line],
+      (dout, at["own"]),
     ],
     [(jax.ShapeDtypeStruct(q.shape, q.dtype), at["own"])],
     [square],

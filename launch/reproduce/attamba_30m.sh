@@ -298,7 +298,7 @@ PYTHON
         name=${folder#"$FOUND"/changed_}
         pairs+=("${name//_/ }=$folder/result.json")
       done
-      "$PY" launch/reproduce/merge_rows.py "$OUT/attamba_changed.json" \
+      "$PY" -m research.results.merging "$OUT/attamba_changed.json" \
         "${pairs[@]}" ;;
   esac
 fi

@@ -158,5 +158,5 @@ if [[ " $SIZES " == *" $GPUS "* ]]; then
   measure "$GPUS" 0 $((LIMIT - 5)) "${alike[@]}" -- losses
 fi
 [[ $dry_run ]] ||
-  "$PY" launch/reproduce/merge_rows.py "$OUT/scaling.json" "$OUT"/scaling_*.json
+  "$PY" -m research.results.merging "$OUT/scaling.json" "$OUT"/scaling_*.json
 say "end"

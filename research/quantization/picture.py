@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from models import input_files
+from models.errors import InputError
 from research.core import plots
 from research.quantization.comparison import FLOAT
 
@@ -20,6 +22,9 @@ def plot(
 ) -> None:
   """Draws perplexities, as paired ratios, against what the weights take.
 
+  A recipe is left out where another one of the same idea takes no more and
+  loses no more.
+
   Args:
     path: of the PNG.
     rows: of a result file.
@@ -34,8 +39,10 @@ def plot(
   ]
   size = lambda row: _FLOAT_BITS * row["budget"] if bits else row["bytes"] / 1e6
   groups: dict[str, list] = {}
-  for row in sorted(points, key=size):
-    groups.setdefault(row["idea"], []).append(row)
+  for row in sorted(points, key=lambda row: (size(row), row["value"])):
+    own = groups.setdefault(row["idea"], [])
+    if not own or row["value"] < own[-1]["value"]:
+      own.append(row)
   series = [
     plots.Series(
       name,
@@ -45,7 +52,7 @@ def plot(
     )
     for name, own in groups.items()
   ]
-  values = [row["value"] for row in points]
+  values = [row["value"] for own in groups.values() for row in own]
   how = "scored as a whole" if bits else "decoded token by token"
   plots.pareto_plot(
     path,
@@ -57,3 +64,23 @@ def plot(
     f" {pathlib.Path(points[0]['data']).name}, {how}; paired 95% intervals",
     log_y=max(values) > 1.5,
   )
+
+
+def plot_result(path: pathlib.Path, source: pathlib.Path) -> None:
+  """Draws the recipes of a result file over bytes, see `plot`.
+
+  Args:
+    path: of the PNG.
+    source: result of eval_quantized.py.
+
+  Raises:
+    InputError: the file is damaged, or nothing in it was decoded.
+  """
+  result = input_files.read_json(source)
+  with input_files.errors_at(source, wrong="is no result of eval_quantized.py"):
+    rows = result["rows"]
+    decoded = any(row["metric"] == "decoding_ratio" for row in rows)
+    if decoded:
+      plot(path, rows)
+  if not decoded:
+    raise InputError(f"{source}: nothing in it was decoded: give --rows there")

@@ -25,21 +25,36 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 def command() -> str:
   """Returns this run's command line as one would type it.
 
-  Without --result: it is a place on one machine, and changes no number. Of an
-  absolute --path or --answers the name is left, for the same reason.
+  Without --result: it is a place on one machine, and changes no number. Paths
+  are as `without_places` leaves them, for the same reason.
   """
   script = Path(sys.argv[0]).resolve()
   if script.is_relative_to(_ROOT):
     script = script.relative_to(_ROOT)
   kept = [word for word in sys.argv[1:] if not word.startswith("--result=")]
-  for name in ("--path=", "--answers="):
-    kept = [
-      name + Path(word.removeprefix(name)).name
-      if word.startswith(f"{name}/")
-      else word
-      for word in kept
-    ]
-  return shlex.join(["python", str(script), *kept])
+  return shlex.join(["python", str(script), *map(without_places, kept)])
+
+
+def without_places(text: str) -> str:
+  """Returns a path, or a flag of paths, without places of one machine.
+
+  An absolute path in the current folder becomes relative to it, and of another
+  one the name is left.
+
+  Args:
+    text: One path, several with commas between, or --flag= with these.
+  """
+  flag, equal, paths = text.rpartition("=")
+  return flag + equal + ",".join(map(_without_place, paths.split(",")))
+
+
+def _without_place(text: str) -> str:
+  path = Path(text)
+  if not text.startswith("/") or not path.name:
+    return text
+  if path.is_relative_to(Path.cwd()):
+    return str(path.relative_to(Path.cwd()))
+  return path.name
 
 
 def _git(*arguments: str) -> str | None:
@@ -132,7 +147,7 @@ def write_result(
   Args:
     path: The file; its folder is made.
     rows: One flat mapping a row; arrays become lists, NaN and inf null. A list
-      of numbers takes one line.
+      of numbers takes one line. A path in `data` is as `without_places` has it.
     command: The command line, see `command()`.
     seconds: Wall-clock seconds of the run.
     **more: Further top-level keys.
@@ -146,6 +161,18 @@ def write_result(
     **more,
     "rows": list(rows),
   }
-  text = json.dumps(_plain(result), indent=1, allow_nan=False) + "\n"
+  write(path, result)
+
+
+def write(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
+  """Writes what a result file holds, see `write_result`."""
+  rows = [
+    {**row, "data": without_places(row["data"])}
+    if isinstance(row.get("data"), str)
+    else row
+    for row in result["rows"]
+  ]
+  whole = _plain({**result, "rows": rows})
+  text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
   text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
   files.write_text(path, text)

@@ -102,8 +102,9 @@ plot_lra
 plot_lra --runs=a --names=b,c
 plot_lra --runs=a --times=/nowhere
 plot_recall
-plot_speed
-plot_speed --bench=/nowhere
+plot_result
+plot_result --kind=speed
+plot_result --kind=speed --result=/nowhere
 predict_rlm
 predict_rlm --path=TABLE --out=new.csv --model=MODEL
 predict_rlm --path=TABLE --out=new.csv --model=PREDICTS

@@ -1,14 +1,19 @@
 """Joins results of one kind of device into one.
 
-python launch/reproduce/merge_rows.py OUT.json [NAME=]FILE.json ...
+python -m research.results.merging OUT.json [NAME=]FILE.json ...
 
 NAME is the model of all rows of its file; without it rows stay as they are. Of
-devices that differ in number alone the largest is named.
+devices that differ in number alone the largest is named. Absolute paths are
+left as `files.write_result` would have them: of one file alone this is all that
+changes.
 """
 
 import json
 import pathlib
+import shlex
 import sys
+
+from research.results import files
 
 
 def main(out: str, *named: str) -> None:
@@ -23,19 +28,22 @@ def main(out: str, *named: str) -> None:
     first = first or result
     for key in ("device", "versions"):
       if result[key] != first[key]:
-        sys.exit(f"{path}: its {key} differs from that of the first file")
+        print(f"{path}: its {key} differs from that of the first file",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
     more = {"model": name} if named_so else {}
     rows += [row | more for row in result["rows"]]
     seconds += result["seconds"]
     commits[result["commit"]] = None
+  words = map(files.without_places, shlex.split(first["command"]))
   joined = first | {
-    "command": "launch/reproduce/merge_rows.py of: " + first["command"],
+    "command": "research/results/merging.py of: " + shlex.join(words),
     "commit": ", ".join(map(str, commits)),
     "device": f"{first['device']} x{max(counts)}",
     "seconds": seconds,
     "rows": rows,
   }
-  pathlib.Path(out).write_text(json.dumps(joined, indent=1) + "\n")
+  files.write(out, joined)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,14 @@ from jax import lax
 
 from ops import dispatch
 
-# The kernel runs where it is named: it has run on no GPU yet.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
-    "xla": dispatch.always,
     "mosaic_gpu": dispatch.on_one_device(
       dispatch.kernel(
         "ops.chunked_attention.mosaic_gpu_step", dispatch.needs_wgmma
       )
     ),
+    "xla": dispatch.always,
   }
 )
 
@@ -66,7 +65,7 @@ def chunked_attention_step(
     near: (B,) int32, tokens of the ring, alike.
     scale: Factor of the logits, K**-0.5 by default.
     implementation: `"mosaic_gpu"` (Hopper; bfloat16, heads of 64 or 128, up to
-      eight query heads a key head), `"xla"`, or None for the latter.
+      eight query heads a key head), `"xla"`, or None for the first that runs.
 
   Returns:
     (B, H, K) in q's dtype. Logits and sums are float32. The kernel reads what

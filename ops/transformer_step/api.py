@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ops import dispatch
 from ops.paged_sparse_attention import KeptPages, PageSummary
-from ops.quantized import QTensor, QWeight, Taps, is_quantized
+from ops.quantized import QTensor, QWeight, Taps
 
 IMPLEMENTATIONS: Mapping[str, dispatch.Supports] = types.MappingProxyType(
   {
@@ -110,9 +110,9 @@ def transformer_step(
       chooses them, whose budgets may change from call to call. Takes one token,
       and caches that are arrays.
     implementation: `"mosaic_gpu"` (Hopper; one token of up to 64 rows, in
-      bfloat16, heads of 64 or 128), `"xla"`, or None for the first that runs,
-      but that pages and weights of few bits are left to XLA. The kernels take
-      both by name, of weights symmetric integers of 8 or 4 bits.
+      bfloat16, heads of 64 or 128, weights in bfloat16 or symmetric integers of
+      8 or 4 bits), `"xla"`, or None for the first that runs, but that pages are
+      left to XLA: the kernels take them by name.
 
   Returns:
     x, and keys and values with the new ones, written in the place of the old
@@ -130,23 +130,14 @@ def transformer_step(
   options = {}
   if pages is not None:
     options = {"pages": _checked(pages, x, keys)}
-  if implementation is None and (pages is not None or _has_few_bits(weights)):
-    # The Hopper kernels take these where they are named: few bits cost more
-    # time at 1B than bfloat16, and the present kernel of pages ran on no GPU.
+  if implementation is None and pages is not None:
+    # A step with the present kernel of pages ran on no GPU yet.
     implementation = "xla"
   name = dispatch.resolve(
     "transformer_step", IMPLEMENTATIONS, implementation, *arrays, **options
   )
   module = importlib.import_module(f"ops.transformer_step.{name}")
   return module.forward(*arrays, eps=eps, **options)
-
-
-def _has_few_bits(weights) -> bool:
-  return any(
-    is_quantized(value)
-    for name, value in vars(weights).items()
-    if name.endswith("_proj")
-  )
 
 
 def _checked(pages, x, keys) -> KeptPages:

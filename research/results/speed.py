@@ -13,7 +13,7 @@ Rows = Sequence[Row]
 _PARTS = re.compile(r"scan/(?!uniform$|policy$)|prefill\+stats$")
 # A pattern of a kernel's name -> what the kernel does.
 _KERNELS = {
-  r"^transformer_step_attend": "attention",
+  r"^transformer_step_attend|^paged_sparse|^chunked_attention": "attention",
   r"nvjet|gemm|cublas|cutlass|^transformer_step": "matrix products",
   r"^ssd|^selective_scan": "scans",
   r"^causal_conv1d": "convolutions",
@@ -40,12 +40,9 @@ def table(rows: Rows) -> str:
   if common:
     same = ", ".join(f"{name} {value}" for name, value in common.items())
     text = f"All rows: {same}.\n\n{text}"
-  for row in shown:
-    if row.get("kernels"):
-      spent = "; ".join(f"{k} {ms:.2f}" for k, ms in _spent(row).items())
-      what = [row["model"], row["shape"], row["implementation"]]
-      text += f"\n{row['op']} of {', '.join(what)}, ms by kind of kernel: "
-      text += f"{spent}.\n"
+  # A case beside several peers has a row of each, and was profiled once.
+  for spent in dict.fromkeys(_profile(r) for r in shown if r.get("kernels")):
+    text += f"\n{spent}\n"
   measured = [row for row in rows if row.get("peak") == "measured"]
   ceilings = dict.fromkeys(_ceiling(r) for r in measured if _RATE in r)
   if ceilings:
@@ -108,6 +105,15 @@ def _ceiling(row: Row) -> str:
   kind = ", ".join(kind for kind in kinds if kind)
   rate, bandwidth = row["peak_tflops"], row[_RATE]
   return f"{rate:,.3g} TFLOP/s, {bandwidth:,.1f} GB/s ({kind})"
+
+
+def _profile(row: Row) -> str:
+  """What the time of a profiled case goes to, in a sentence."""
+  names = "model", "shape", "pass", "implementation"
+  what = ", ".join(row[name] for name in names if row.get(name))
+  digits = 2 if row["ms"] >= 0.5 else 4
+  spent = "; ".join(f"{k} {ms:.{digits}f}" for k, ms in _spent(row).items())
+  return f"{row['op']} of {what}, ms by kind of kernel: {spent}."
 
 
 def _spent(row: Row) -> dict[str, float]:

@@ -54,6 +54,11 @@ def test_updates_say_what_their_time_goes_to():
     "scans 0.50; norms, gates, sums and all else 0.40." in text
   )
   assert "by kind" not in speed.table([SPEED])
+  # A case beside two peers is told once, and one of no model, too.
+  short = row | {"ms": 0.1, "model": None, "peer": "a", "peer_ms": 1.0}
+  text = speed.table([short, short | {"peer": "b"}])
+  assert text.count("decode of B1, xla, ms by kind of kernel:") == 1
+  assert "scans 0.5000" in text
 
 
 def test_runs_without_a_known_peak_have_no_mfu():

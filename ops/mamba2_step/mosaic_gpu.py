@@ -36,6 +36,7 @@ from ops.mamba2_step import (
   mosaic_gpu_state,
   mosaic_gpu_state_few_bits,
   mosaic_gpu_state_levels,
+  mosaic_gpu_tiles,
   mosaic_gpu_whole,
 )
 from ops.quantized import QState, QTensor, QWeight, is_quantized
@@ -59,6 +60,7 @@ class Config:
     in_stages: Chunks of 64 rows of these in shared memory; of weights of few
       bits, chunks of each warpgroup.
     in_warpgroups: That share these; 1 but for weights of few bits.
+    in_splits: As out_splits, for `in_proj` where own_tiles is set.
     in_prefetch: Rows of the next layer's `in_proj` that the last kernel of a
       layer brings to the L2 cache, a multiple of 64.
     out_columns: Columns of `out_proj` of a thread block, 64 or 128.
@@ -68,6 +70,9 @@ class Config:
       the L2 cache, a multiple of 64.
     out_splits: Thread blocks of a cluster that share the rows of `out_proj`: 1,
       or where there is but one group 2, 4 or 8.
+    own_tiles: Whether each warpgroup of a block has columns of its own, 64, by
+      `mosaic_gpu_tiles`: for weights of few bits. The chunks of a block are
+      then those of all its warpgroups. Not measured yet.
     many_rows: Whether the warpgroups of a block, and the blocks that share the
       rows of `out_proj`, each finish some rows: for weights of few bits. Not
       measured yet.
@@ -85,12 +90,14 @@ class Config:
   in_columns: int = 64
   in_stages: int = 8
   in_warpgroups: int = 1
+  in_splits: int = 1
   in_prefetch: int = 0
   out_columns: int = 64
   out_stages: int = 8
   out_warpgroups: int = 1
   out_prefetch: int = 0
   out_splits: int = 1
+  own_tiles: bool = False
   many_rows: bool = False
   state_blocks: int = 2 * PROCESSORS
   state_warpgroups: int = 1
@@ -290,7 +297,7 @@ def forward(
     config = configure_few_bits(config, batch, groups, weights, ssm_state)
   if interpret:
     # The interpreter knows no stores to the memory of another block.
-    config = dataclasses.replace(config, out_splits=1)
+    config = dataclasses.replace(config, in_splits=1, out_splits=1)
   x = jnp.pad(x.astype(jnp.float32), ((0, padded(batch) - batch), (0, 0)))
   residual = Residual.of(x, weights.norm[0], config)
   kernels, weights = prepare(config, weights, x.shape[0], groups, interpret)
@@ -347,20 +354,31 @@ def prepare(config, weights, rows, groups, interpret):
     if not isinstance(w, QTensor):
       found = mosaic_gpu_product.Product(columns=columns, **options)
       return found, found.operands(w)
-    found = few_bits.Product(
-      groups=w.num_blocks,
-      packed=w.format.packed,
-      warpgroups=warpgroups,
-      tiles=columns // hopper_tiles.TILE,
-      **many_rows(splits, warpgroups),
-      **options,
-    )
+    options |= {
+      "groups": w.num_blocks,
+      "packed": w.format.packed,
+      "warpgroups": warpgroups,
+    }
+    if config.own_tiles and parts == 1:
+      found = mosaic_gpu_tiles.Product(
+        tiles=warpgroups,
+        exchange=splits > 1,
+        reuse=not interpret,
+        **options,
+      )
+    else:
+      found = few_bits.Product(
+        tiles=columns // hopper_tiles.TILE,
+        **many_rows(splits, warpgroups),
+        **options,
+      )
     scales = jnp.broadcast_to(w.scales, (*w.values.shape[:-1], w.num_blocks))
-    whole = -(-width // columns) * columns
+    whole = -(-width // found.columns) * found.columns
     return found, found.operands(w.values, scales, whole)
 
   kernels, operands = zip(
-    product("in", 1, 1), product("out", config.out_splits, groups)
+    product("in", config.in_splits, 1),
+    product("out", config.out_splits, groups),
   )
   return kernels, dataclasses.replace(
     weights,

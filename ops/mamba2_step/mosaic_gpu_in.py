@@ -9,6 +9,7 @@ from jax import lax
 from ops import hopper_tiles
 from ops.mamba2_step import mosaic_gpu_product as product
 from ops.mamba2_step import mosaic_gpu_state_levels
+from ops.mamba2_step import mosaic_gpu_stream as stream
 from ops.selective_scan.mosaic_gpu_tile import sigmoid
 
 NAME = "mamba2_step_in"
@@ -29,9 +30,9 @@ def project(
 ) -> jax.Array:
   """Returns z, silu(conv(x, B, C)) and dt, (N, F filled up) float32.
 
-  A thread block owns some columns. As all are of one kind, and of no other
-  block, it steps their convolution in place. A row is normed by a factor after
-  the product, from the sum of the squares of the row.
+  A thread block owns some columns, or some rows of them. As all are of one
+  kind, and of no other block, it steps their convolution in place. A row is
+  normed by a factor after the product, from the sum of the squares of the row.
 
   Args:
     matmul: The product, see `mosaic_gpu.prepare`.
@@ -48,9 +49,10 @@ def project(
   rows, depth = scaled.shape
   taps, channels = conv_state.shape[2:]
   e, heads = weights.gated_norm.shape[1], weights.D.shape[1]
-  width, columns = e + channels + heads, matmul.columns
-  blocks = -(-width // columns)
-  shape = rows // matmul.finishers, columns
+  width = e + channels + heads
+  blocks, splits = -(-width // matmul.columns), matmul.splits
+  shape = matmul.finished
+  columns = shape[1]
   parts = depth // config.out_columns
   ahead = states is not None and config.state_prefetch and not interpret
   spread = lambda vector, axis: hopper_tiles.repeat(
@@ -66,25 +68,29 @@ def project(
       w_refs, states_ref = w_refs[:-1], w_refs[-1]
     layer = layer_ref[0]
     block = lax.axis_index("columns")
-    column = block * columns
-    me = lax.axis_index("warpgroup") if matmul.finishers > 1 else 0
+    split = lax.axis_index("split") if splits > 1 else 0
+    me = lax.axis_index("warpgroup") if matmul.workers > 1 else 0
+    column = block * matmul.columns
+    if columns < matmul.columns:
+      column += me * columns
     channel = column - e
     convolves = (channel >= 0) & (channel < channels)
-    some_rows = matmul.own_rows(me)
+    some_rows = matmul.own_rows(me, split)
     # Rows past the end of the batch are read as zeros, and not written.
     first = lax.axis_index("rows") * rows + some_rows.start
     own = conv_ref.at[layer, pl.ds(first, shape[0]), :, pl.ds(channel, columns)]
-    conv_s, conv_loaded = conv_s.at[some_rows], conv_loaded.at[me]
+    worker = jnp.minimum(me, matmul.workers - 1)
+    conv_s, conv_loaded = conv_s.at[worker], conv_loaded.at[worker]
 
     def prepare(me):
-      @pl.when(convolves & (me < matmul.finishers))
+      @pl.when(convolves & (me < matmul.workers))
       def _():
         plgpu.copy_gmem_to_smem(own, conv_s, conv_loaded)
 
       if ahead:
         pl.when(me == 0)(
           lambda: mosaic_gpu_state_levels.prefetch(
-            states_ref, layer, config, block, blocks
+            states_ref, layer, config, block * splits + split, blocks * splits
           )
         )
       total = product.sum_of_rows(squares_ref.at[some_rows], 0, parts)
@@ -100,7 +106,7 @@ def project(
 
     def finish(value, prepared):
       factor, (bias, *weight) = prepared
-      if config.out_prefetch and not interpret and matmul.finishers == 1:
+      if config.out_prefetch and not interpret and matmul.workers == 1:
         product.prefetch(next_ref, layer, config.out_prefetch, block, blocks)
       value *= spread(factor, 0)
       target = out_ref.at[some_rows, pl.ds(column, columns)]
@@ -128,20 +134,23 @@ def project(
         hopper_tiles.store(target, value)
 
     matmul.run(
-      scaled_ref, w_refs, column, s,
-      prefix=(layer,), prepare=prepare, finish=finish,
+      scaled_ref, w_refs, block * matmul.columns, s,
+      prefix=(layer,), split=split, prepare=prepare, finish=finish,
     )  # fmt: skip
 
   run = plgpu.kernel(
     kernel,
-    out_type=jax.ShapeDtypeStruct((rows, blocks * columns), jnp.float32),
+    out_type=jax.ShapeDtypeStruct((rows, blocks * matmul.columns), jnp.float32),
     grid=(blocks, 1),
     grid_names=("columns", "rows"),
+    **stream.cluster(splits),
     **matmul.launch(),
     scratch_types={
       **matmul.scratch(),
-      "conv_s": plgpu.SMEM((rows, taps, columns), conv_state.dtype),
-      "conv_loaded": plgpu.Barrier(num_barriers=matmul.finishers),
+      "conv_s": plgpu.SMEM(
+        (matmul.workers, shape[0], taps, columns), conv_state.dtype
+      ),
+      "conv_loaded": plgpu.Barrier(num_barriers=matmul.workers),
     },
     kernel_name=NAME,
     compiler_params=hopper_tiles.compiler_params(),

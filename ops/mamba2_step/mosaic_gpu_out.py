@@ -53,18 +53,14 @@ def project(
   rows, depth = gated.shape
   num_layers, width = weights.norm.shape
   heads = weights.D.shape[1] // groups
-  columns = matmul.columns
-  blocks = width // columns
-  splits = matmul.splits
+  shape = matmul.finished
+  columns, splits = shape[1], matmul.splits
+  blocks, tiles = -(-width // matmul.columns), width // columns
   if width % columns or (splits > 1 and groups > 1):
     raise ValueError(
       f"mamba2_step: {columns} out_columns must divide the width {width}, and"
       f" {splits} out_splits need a norm of one group, not {groups}"
     )
-  share = rows // matmul.finishers
-  if matmul.exchange:
-    share //= splits
-  shape = share, columns
 
   def kernel(
     layer_ref, gated_ref, squares_ref, norm_ref, residual_ref, next_ref, *refs,
@@ -74,10 +70,15 @@ def project(
     layer = layer_ref[0]
     block = lax.axis_index("columns")
     split = lax.axis_index("split") if splits > 1 else 0
-    own = pl.ds(block * columns, columns)
     following = jnp.minimum(layer + 1, num_layers - 1)
 
-    me = lax.axis_index("warpgroup") if matmul.finishers > 1 else 0
+    me = lax.axis_index("warpgroup") if matmul.workers > 1 else 0
+    # Of those that one warpgroup finishes. The last block may have some behind
+    # the last column.
+    each = matmul.columns // columns
+    place = block * each + (me if each > 1 else 0)
+    tile = jnp.minimum(place, tiles - 1) if tiles % each else place
+    own = pl.ds(tile * columns, columns)
     some_rows = matmul.own_rows(me, split)
 
     def prepare(_):
@@ -98,7 +99,7 @@ def project(
       residual, norm, factor = prepared
       if groups == 1:
         added *= hopper_tiles.repeat(factor, 0, shape, hopper_tiles.ROWS)
-      if config.in_prefetch and not interpret and matmul.finishers == 1:
+      if config.in_prefetch and not interpret and matmul.workers == 1:
 
         @pl.when(layer + 1 < num_layers)
         def _():
@@ -109,15 +110,17 @@ def project(
 
       outs = new_ref, scaled_ref, new_squares_ref
       finish = lambda whole: stream.write(
-        outs, whole, residual, norm, some_rows
+        outs, whole, residual, norm, some_rows, tile
       )
-      if matmul.exchange:
+      if tiles % each:
+        pl.when(place < tiles)(lambda: finish(added))
+      elif matmul.exchange:
         finish(added)
       else:
         stream.add_up(added, s, splits, finish)
 
     matmul.run(
-      gated_ref, w_refs, block * columns, s,
+      gated_ref, w_refs, block * matmul.columns, s,
       prefix=(layer,), split=split, prepare=prepare, finish=add,
     )  # fmt: skip
 

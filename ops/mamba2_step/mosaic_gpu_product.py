@@ -72,9 +72,14 @@ class Product:
       )
 
   @property
-  def finishers(self) -> int:
-    """Warpgroups that finish rows, of the one that there is."""
+  def workers(self) -> int:
+    """Warpgroups that finish a part of the result: the one that there is."""
     return 1
+
+  @property
+  def finished(self) -> tuple[int, int]:
+    """Rows and columns of this part."""
+    return self.rows, self.columns
 
   @property
   def exchange(self) -> bool:

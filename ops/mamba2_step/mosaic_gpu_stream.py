@@ -32,8 +32,9 @@ def launch(matmul: Product, width: int) -> dict:
     matmul: The product.
     width: D.
   """
-  rows, blocks = matmul.rows, width // matmul.columns
-  padded = -(-blocks // PARTIALS) * PARTIALS
+  rows, blocks = matmul.rows, -(-width // matmul.columns)
+  tiles = width // matmul.finished[1]
+  padded = -(-tiles // PARTIALS) * PARTIALS
   return {
     "out_type": (
       jax.ShapeDtypeStruct((rows, width), jnp.float32),
@@ -49,9 +50,7 @@ def launch(matmul: Product, width: int) -> dict:
 
 def shared(matmul: Product) -> dict:
   """Arguments of `plgpu.kernel` for blocks that share K: see `add_up`."""
-  splits, cluster, scratch = matmul.splits, {}, matmul.scratch()
-  if splits > 1:
-    cluster = {"cluster": (splits,), "cluster_names": ("split",)}
+  splits, scratch = matmul.splits, matmul.scratch()
   if splits > 1 and not matmul.exchange:
     scratch["others"] = plgpu.SMEM(
       (splits - 1, matmul.rows, matmul.columns),
@@ -59,7 +58,14 @@ def shared(matmul: Product) -> dict:
       transforms=(plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)),
     )
     scratch["arrived"] = plgpu.Barrier(num_arrivals=splits - 1)
-  return {"scratch_types": scratch, **cluster}
+  return {"scratch_types": scratch, **cluster(splits)}
+
+
+def cluster(splits: int) -> dict:
+  """Arguments of `plgpu.kernel` for blocks that share K, but for memory."""
+  if splits == 1:
+    return {}
+  return {"cluster": (splits,), "cluster_names": ("split",)}
 
 
 def sums_of(s: dict) -> Any:
@@ -77,6 +83,7 @@ def write(
   before: jax.Array,
   norm,
   rows=slice(None),
+  tile=None,
 ) -> None:
   """Writes a block's columns of the stream, and what its norm is made of.
 
@@ -86,15 +93,17 @@ def write(
     before: The stream in front, alike.
     norm: (columns,) scales of the norm behind.
     rows: Those that are given, as a slice.
+    tile: Which of all such columns these are, by default the block's.
   """
   stream_ref, scaled_ref, squares_ref = outs
-  block, columns = lax.axis_index("columns"), added.shape[1]
-  own = pl.ds(block * columns, columns)
+  columns = added.shape[1]
+  tile = lax.axis_index("columns") if tile is None else tile
+  own = pl.ds(tile * columns, columns)
   new = before + added
   hopper_tiles.store(stream_ref.at[rows, own], new)
   scaled = new * hopper_tiles.repeat(norm, 1, new.shape, ROWS)
   hopper_tiles.store(scaled_ref.at[rows, own], scaled.astype(scaled_ref.dtype))
-  hopper_tiles.store(squares_ref.at[rows, block], jnp.sum(new * new, axis=1))
+  hopper_tiles.store(squares_ref.at[rows, tile], jnp.sum(new * new, axis=1))
 
 
 def add_up(

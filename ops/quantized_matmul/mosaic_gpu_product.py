@@ -219,6 +219,16 @@ class Product:
     return pl.ds(place * size, size)
 
   @property
+  def workers(self) -> int:
+    """Warpgroups that finish a part of the result."""
+    return self.finishers
+
+  @property
+  def finished(self) -> tuple[int, int]:
+    """Rows and columns of such a part."""
+    return self.rows // (self.finishers * self._peers), self.columns
+
+  @property
   def columns(self) -> int:
     """Of a thread block."""
     return TILE * self.tiles
@@ -337,22 +347,52 @@ class Product:
     if self.reuse:
       scratch["read"] = plgpu.Barrier(num_arrivals=self.warpgroups)
     if self._peers > 1:
-      size = self.rows // (self.finishers * self._peers)
-      scratch["others"] = plgpu.SMEM(
-        (self._peers - 1, self.finishers, size, self.columns),
-        jnp.float32,
-        transforms=(
-          plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)
-        ),
-      )  # fmt: skip
-      scratch["arrived"] = plgpu.Barrier(
-        num_arrivals=self._peers - 1, num_barriers=self.finishers
-      )
+      scratch |= self._exchanged(self.finishers, self.finished)
     if self.parts > 1:
       scratch["factors"] = plgpu.SMEM(
         (self.warpgroups, self.parts, self.rows), jnp.float32
       )
     return scratch
+
+  def _exchanged(self, workers: int, part: tuple[int, int]) -> dict[str, Any]:
+    """Shared memory and a barrier for `_exchange`.
+
+    Args:
+      workers: Warpgroups that finish.
+      part: Rows and columns that each does.
+    """
+    transforms = plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)
+    others = (self._peers - 1, workers, *part)
+    return {
+      "others": plgpu.SMEM(others, jnp.float32, transforms=transforms),
+      # JAX 0.11 adds the number of a barrier twice when it signals another
+      # thread block, which then waits forever. So all warpgroups have one.
+      "arrived": plgpu.Barrier(num_arrivals=(self._peers - 1) * workers),
+    }
+
+  def _exchange(self, s, me, split, value_of) -> jax.Array:
+    """Adds up what the blocks of a cluster found of a warpgroup's part.
+
+    Args:
+      s: Shared memory by name.
+      me: The warpgroup.
+      split: Which of the blocks this is.
+      value_of: Gives what this block found, of some rows.
+    """
+    for k in range(1, self._peers):
+      other = lax.rem(split + k, jnp.int32(self._peers))
+      plgpu.async_store_smem(
+        value_of(self.own_rows(me, other)),
+        s["others"].at[k - 1, me],
+        s["arrived"],
+        cluster_idx=other, cluster_dim="split", optimized=False,
+      )  # fmt: skip
+    value = value_of(self.own_rows(me, split))
+    if self._peers > 1:
+      plgpu.barrier_wait(s["arrived"])
+      for k in range(self._peers - 1):
+        value += load(s["others"].at[k, me], ROWS)
+    return value
 
   def run(
     self,
@@ -588,19 +628,7 @@ class Product:
 
     @pl.when(me < self.finishers)
     def _():
-      for k in range(1, self._peers):
-        other = lax.rem(split + k, jnp.int32(self._peers))
-        plgpu.async_store_smem(
-          value_of(self.own_rows(me, other)),
-          s["others"].at[k - 1, me],
-          s["arrived"].at[me],
-          cluster_idx=other, cluster_dim="split", optimized=False,
-        )  # fmt: skip
-      value = value_of(self.own_rows(me, split))
-      if self._peers > 1:
-        plgpu.barrier_wait(s["arrived"].at[me])
-        for k in range(self._peers - 1):
-          value += load(s["others"].at[k, me], ROWS)
+      value = self._exchange(s, me, split, value_of)
       finish(value, prepared)
 
 

@@ -19,6 +19,7 @@ from ops.mamba2_step import (
   mamba2_step_reference,
   mosaic_gpu,
   mosaic_gpu_product,
+  mosaic_gpu_tiles,
 )
 from ops.mamba2_step.mosaic_gpu import Config
 from ops.quantized import QWeight, formats, is_quantized, state
@@ -120,6 +121,47 @@ def test_shares_of_the_rows_add_up():
     np.testing.assert_array_equal(found[half], first + 2 * second)
 
 
+def test_warpgroups_with_columns_of_their_own_share_the_depth():
+  rows, depth, width, groups = 8, 640, 96, 10
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.integers(-4, 5, (rows, depth)), "bfloat16")
+  levels = rng.integers(-7, 8, (width, depth))
+  scales = rng.integers(1, 5, (width, groups)).astype("float32")
+  matmul = mosaic_gpu_tiles.Product(
+    rows=rows, depth=depth, groups=groups, packed=False, warpgroups=2, tiles=2,
+    stages=2, splits=2, interpret=True,
+  )  # fmt: skip
+
+  def kernel(x_ref, *refs, **s):
+    *refs, out_ref = refs
+    split = jax.lax.axis_index("split")
+    own = pl.ds(jax.lax.axis_index("warpgroup") * 64, 64)
+
+    def finish(value, _):
+      out_ref[split, :, own] = value
+
+    matmul.run(
+      x_ref, refs, 0, s,
+      split=split, prepare=lambda _: (None, ()), finish=finish,
+    )  # fmt: skip
+
+  run = plgpu.kernel(
+    kernel,
+    out_type=jax.ShapeDtypeStruct((2, rows, 128), jnp.float32),
+    grid=(2,),
+    grid_names=("split",),
+    **matmul.launch(),
+    scratch_types=matmul.scratch(),
+    interpret=plgpu.InterpretGPUParams(),
+  )
+  w = jnp.asarray(levels, "int8")
+  found = run(x, *matmul.operands(w, jnp.asarray(scales), 128))[..., :width]
+  exact = levels * np.repeat(scales, depth // groups, axis=1)
+  x, half = np.asarray(x, np.float64), depth // 2
+  for k, own in enumerate((slice(half), slice(half, depth))):
+    np.testing.assert_array_equal(found[k], x[:, own] @ exact[:, own].T)
+
+
 def in_format(weights, form_in, form_out):
   """Weights of which the projections are in number formats."""
 
@@ -167,6 +209,18 @@ def in_format(weights, form_in, form_out):
         out_stages=2,
         out_warpgroups=2,
         many_rows=True,
+      ),
+      {"batch": 9},
+    ),
+    # Each warpgroup has 64 columns, of which the last ones are no more.
+    (
+      ("int8:row", "int4:128"),
+      Config(
+        in_stages=2,
+        in_warpgroups=4,
+        out_stages=2,
+        out_warpgroups=3,
+        own_tiles=True,
       ),
       {"batch": 9},
     ),
@@ -297,6 +351,20 @@ def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
         "out_warpgroups": 2,
         "out_stages": 3,
         "out_splits": 4,
+      },
+    ),
+    (
+      "mamba2-2.7b",
+      64,
+      {
+        "forms": ("int4:128", "int4:128"),
+        "own_tiles": True,
+        "in_warpgroups": 3,
+        "in_splits": 2,
+        "in_stages": 5,
+        "out_warpgroups": 3,
+        "out_stages": 5,
+        "out_splits": 8,
       },
     ),
     ("mamba2-8b", 16, {"forms": ("int8:row", "int4:128")}),

@@ -1,0 +1,280 @@
+"""The product of many rows with weights of few bits: a tile a warpgroup.
+
+Each block of columns reads x out of the L2 cache. With 64 rows these are five
+times the bytes of its 4-bit weights if the block has 64 columns, and what a
+multiprocessor can take is the limit. So blocks are wide: each warpgroup has a
+tile of columns of its own, and all share the chunks of x. What a chunk is
+multiplied with becomes bfloat16 once, in registers, while the chunk before is
+multiplied.
+
+Wide blocks are few. So the blocks of a cluster share the summed axis; each then
+finishes a share of the rows, of which the others send it their sums.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.mosaic import gpu as mgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import llvm
+
+from ops.hopper_tiles import (
+  ROWS,
+  SUMS,
+  TILE,
+  load,
+  repeat,
+  store,
+  swizzled,
+  swizzled_levels,
+)
+from ops.quantized_matmul import mosaic_gpu_product as few_bits
+
+# Warpgroups of which TMA copies the columns at once.
+MOST_WARPGROUPS = 4
+# With more of them a thread has too few registers for the next chunk's levels.
+_AHEAD = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product(few_bits.Product):
+  """x (N, D) @ W (F, D).T, of which a warpgroup gives TILE columns.
+
+  Attributes are those of the parent, but `tiles`, which is `warpgroups`, and
+  `stages`, which are of all warpgroups; D has one part.
+  """
+
+  def __post_init__(self):
+    """Checks what would else wait forever, or be left out."""
+    super().__post_init__()
+    if not 1 <= self.warpgroups == self.tiles <= MOST_WARPGROUPS:
+      raise ValueError(f"{self.tiles} tiles, {self.warpgroups} warpgroups")
+    if self.parts > 1 or self.table is not None or self.finishers > 1:
+      raise ValueError("a tile a warpgroup is for levels in one part")
+    if self.share * (self.splits - 1) >= self.chunks:
+      raise ValueError(f"{self.chunks} chunks in {self.splits} splits")
+
+  @property
+  def workers(self) -> int:
+    """Warpgroups that finish a part of the result."""
+    return self.warpgroups
+
+  @property
+  def finished(self) -> tuple[int, int]:
+    """Rows and columns of such a part."""
+    return self.rows // self._peers, TILE
+
+  @property
+  def depth_of_ring(self) -> int:
+    """Chunks in shared memory."""
+    return min(self.stages, self.share)
+
+  def scratch(self) -> dict[str, Any]:
+    """Shared memory and barriers for `run`."""
+    stages = self.depth_of_ring
+    bits = 4 if self.packed else 8
+    x = swizzled((stages, self.rows, self.chunk), jnp.bfloat16, 16)
+    # Four more than needed let the threads of a warp store to all banks.
+    sums = plgpu.SMEM((self.warpgroups, self.rows, TILE + 4), jnp.float32)
+    scratch = {
+      "w": swizzled_levels(
+        (stages, self.columns, self.chunk), jnp.int8, bits, self.interpret
+      ),
+      **({"x": plgpu.RefUnion(x, sums)} if self.reuse else {"x": x}),
+      **({} if self.reuse else {"sums": sums}),
+      "loaded": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+      "read": plgpu.Barrier(num_arrivals=self.warpgroups),
+    }
+    if stages < self.share:
+      scratch["consumed"] = plgpu.Barrier(
+        num_arrivals=self.warpgroups, num_barriers=stages
+      )
+    if self.scales:
+      scratch["scales"] = plgpu.SMEM((self.columns, self.scales), jnp.float32)
+      scratch["scales_loaded"] = plgpu.Barrier()
+    if self._peers > 1:
+      scratch |= self._exchanged(self.warpgroups, self.finished)
+    return scratch
+
+  def run(
+    self,
+    x_ref: Any,
+    refs: Sequence[Any],
+    column: jax.Array,
+    s: dict[str, Any],
+    *,
+    prefix: tuple[jax.Array, ...] = (),
+    split: int | jax.Array = 0,
+    prepare: Callable[[jax.Array], tuple[Any, Any]],
+    finish: Callable[[jax.Array, Any], None],
+  ) -> None:
+    """Multiplies; each warpgroup takes a part of the result.
+
+    Args:
+      x_ref: (N, D) bfloat16.
+      refs: What `operands` gave.
+      column: The first of the thread block.
+      s: The kernel's shared memory by name, with that of `scratch`.
+      prefix: Index of the axes in front of (F, D).
+      split: Which of the thread blocks that share D this is.
+      prepare: Called with the warpgroup's index when the weights are on their
+        way. Returns what `finish` takes, and what is not looked at.
+      finish: Called with the warpgroup's part of the product, `finished`,
+        float32 in the layout ROWS, and what `prepare` returned.
+    """
+    me = lax.axis_index("warpgroup")
+    layer = lambda ref: ref.at[prefix] if prefix else ref
+    x_s, sums_s = s["x"] if self.reuse else (s["x"], s["sums"])
+    # What TMA writes, and how it is read.
+    aliased = self.packed and not self.interpret
+    bytes_s, codes_s = s["w"] if aliased else (s["w"], s["w"])
+    width, stages = bytes_s.shape[-1], self.depth_of_ring
+    tile = pl.ds(me * TILE, TILE)
+    first = split * self.share
+    steps = jnp.minimum(first + self.share, self.chunks) - first
+    first_scale = split * self.groups_of_split // self.line * self.line
+    slot_of = lambda i: lax.rem(i, jnp.int32(stages))
+    together = pl.ds(column, self.columns)
+
+    def fetch_weights(i, slot):
+      own = together, pl.ds((first + i) * width, width)
+      plgpu.copy_gmem_to_smem(
+        layer(refs[0]).at[own], bytes_s.at[slot], s["loaded"].at[slot]
+      )
+
+    def fetch_rows(i, slot):
+      own = x_ref.at[:, pl.ds((first + i) * self.chunk, self.chunk)]
+      plgpu.copy_gmem_to_smem(own, x_s.at[slot], s["loaded"].at[slot])
+
+    @pl.when(me == 0)
+    def _():
+      if self.scales:
+        own = together, pl.ds(first_scale, self.scales)
+        plgpu.copy_gmem_to_smem(
+          layer(refs[1]).at[own], s["scales"], s["scales_loaded"]
+        )
+      for fetch in (fetch_weights, fetch_rows):
+        for i in range(stages):
+          pl.when(i < steps)(lambda i=i, f=fetch: f(jnp.int32(i), i))
+
+    of_columns = None
+    if not self.scales:
+      own = layer(refs[-1]).at[pl.ds(column + me * TILE, TILE)]
+      of_columns = load(own, ROWS.reduce(0))
+    prepared, _ = prepare(me)
+    if self.scales:
+      plgpu.barrier_wait(s["scales_loaded"])
+
+    def operand(i):
+      """The levels of a chunk, when it has come."""
+      slot = slot_of(i)
+      plgpu.barrier_wait(s["loaded"].at[slot])
+      return few_bits.operand(codes_s.at[slot, tile], packed=self.packed)
+
+    def refill(i):
+      """Asks for another chunk in the place of one that all have read."""
+      if stages == self.share:
+        return
+
+      @pl.when((me == 0) & (i >= 0) & (i + stages < steps))
+      def _():
+        slot = slot_of(jnp.maximum(i, 0))
+        plgpu.barrier_wait(s["consumed"].at[slot])
+        fetch_weights(i + stages, slot)
+        fetch_rows(i + stages, slot)
+
+    def multiply(i, left, meanwhile):
+      """The product of a chunk, and what is found beside it."""
+      x = x_s.at[slot_of(i)]
+      if self.interpret:
+        part = jnp.dot(left, x[...].T, preferred_element_type=jnp.float32)
+        found = meanwhile()
+      else:
+
+        def body(sums):
+          plgpu.wgmma(sums, left, x.T)
+          found = meanwhile()
+          plgpu.wgmma_wait(0)
+          # The compiler takes registers for others, for which an instruction
+          # that runs on has still to be waited for.
+          return _kept_until(sums[...], left), found
+
+        sums = plgpu.ACC((TILE, self.rows), jnp.float32)
+        part, found = pl.run_scoped(body, sums)
+      if self.scales:
+        scale = lax.div(first + i, jnp.int32(self.chunks // self.groups))
+        own = s["scales"].at[tile, scale - first_scale]
+        part *= few_bits.spread(own, 0, self.rows)
+      if stages < self.share:
+        # Only what is asked for again is waited for.
+        pl.when(i + stages < steps)(
+          lambda: plgpu.barrier_arrive(s["consumed"].at[slot_of(i)])
+        )
+      return part, found
+
+    total = plgpu.layout_cast(
+      jnp.zeros((TILE, self.rows), jnp.float32), plgpu.Layout.WGMMA
+    )
+    if self.warpgroups <= _AHEAD:
+
+      def step(i, carry):
+        total, left = carry
+
+        def following():
+          refill(i - 1)
+          return operand(i + 1)
+
+        part, left = multiply(i, left, following)
+        return total + part, left
+
+      total, left = lax.fori_loop(
+        jnp.int32(0), steps - 1, step, (total, operand(jnp.int32(0)))
+      )
+      total += multiply(steps - 1, left, tuple)[0]
+    else:
+
+      def step(i, total):
+        refilled = functools.partial(refill, i - 1)
+        return total + multiply(i, operand(i), refilled)[0]
+
+      total = lax.fori_loop(jnp.int32(0), steps, step, total)
+
+    if self.reuse:
+      # Sums lie where chunks did, which all have to have read.
+      plgpu.barrier_arrive(s["read"])
+      plgpu.barrier_wait(s["read"])
+    sums_s = sums_s.at[me, :, pl.ds(0, TILE)]
+    store(sums_s.T, plgpu.layout_cast(total, SUMS))
+
+    def value_of(rows):
+      value = load(sums_s.at[rows], ROWS)
+      if of_columns is not None:
+        value *= repeat(of_columns, 1, value.shape, ROWS)
+      return value
+
+    finish(self._exchange(s, me, split, value_of), prepared)
+
+
+def _kept_until(sums: jax.Array, left: jax.Array) -> jax.Array:
+  """The sums, up to which registers of an operand have no other use."""
+  layout = plgpu.Layout.WGMMA
+
+  @plgpu.inline_mgpu(
+    arg_types=(layout, layout),
+    return_type=plgpu.ShapeDtypeStruct(sums.shape, sums.dtype, layout),
+  )
+  def run(_, sums, left):
+    void, word = ir.Type.parse("!llvm.void"), ir.IntegerType.get_signless(32)
+    for register in left.registers.flat:
+      value = mgpu.utils.bitcast(register, word)
+      llvm.inline_asm(void, [value], "", "r", has_side_effects=True)
+    return sums
+
+  return run(sums, left)

@@ -3,16 +3,14 @@
 Each block of columns reads x out of the L2 cache. With 64 rows these are five
 times the bytes of its 4-bit weights if the block has 64 columns, and what a
 multiprocessor can take is the limit. So blocks are wide: each warpgroup has a
-tile of columns of its own, and all share the chunks of x. What a chunk is
-multiplied with becomes bfloat16 once, in registers, while the chunk before is
-multiplied.
+tile of columns of its own, and all share the chunks of x. A half of a chunk of
+weights becomes bfloat16 in registers while the other one is multiplied.
 
 Wide blocks are few. So the blocks of a cluster share the summed axis; each then
 finishes a share of the rows, of which the others send it their sums.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,9 +19,6 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.mosaic import gpu as mgpu
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import llvm
 
 from ops.hopper_tiles import (
   ROWS,
@@ -39,8 +34,8 @@ from ops.quantized_matmul import mosaic_gpu_product as few_bits
 
 # Warpgroups of which TMA copies the columns at once.
 MOST_WARPGROUPS = 4
-# With more of them a thread has too few registers for the next chunk's levels.
-_AHEAD = 3
+# Of a chunk.
+_PARTS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,16 +167,8 @@ class Product(few_bits.Product):
     if self.scales:
       plgpu.barrier_wait(s["scales_loaded"])
 
-    def operand(i):
-      """The levels of a chunk, when it has come."""
-      slot = slot_of(i)
-      plgpu.barrier_wait(s["loaded"].at[slot])
-      return few_bits.operand(codes_s.at[slot, tile], packed=self.packed)
-
     def refill(i):
       """Asks for another chunk in the place of one that all have read."""
-      if stages == self.share:
-        return
 
       @pl.when((me == 0) & (i >= 0) & (i + stages < steps))
       def _():
@@ -190,62 +177,52 @@ class Product(few_bits.Product):
         fetch_weights(i + stages, slot)
         fetch_rows(i + stages, slot)
 
-    def multiply(i, left, meanwhile):
-      """The product of a chunk, and what is found beside it."""
-      x = x_s.at[slot_of(i)]
+    def multiply(slot, meanwhile):
+      """The product of a chunk, in parts: one converts as one multiplies."""
+      codes = few_bits.loaded(codes_s.at[slot, tile], packed=self.packed)
+      size = self.chunk // _PARTS
+
+      def part(k):
+        own = codes[:, k * size : (k + 1) * size].astype(jnp.bfloat16)
+        return own, x_s.at[slot, :, pl.ds(k * size, size)]
+
       if self.interpret:
-        part = jnp.dot(left, x[...].T, preferred_element_type=jnp.float32)
-        found = meanwhile()
-      else:
+        meanwhile()
+        products = [
+          jnp.dot(left, x[...].T, preferred_element_type=jnp.float32)
+          for left, x in map(part, range(_PARTS))
+        ]
+        return sum(products[1:], products[0])
 
-        def body(sums):
+      def body(sums):
+        for k in range(_PARTS):
+          left, x = part(k)
           plgpu.wgmma(sums, left, x.T)
-          found = meanwhile()
-          plgpu.wgmma_wait(0)
-          # The compiler takes registers for others, for which an instruction
-          # that runs on has still to be waited for.
-          return _kept_until(sums[...], left), found
+        meanwhile()
+        plgpu.wgmma_wait(0)
+        return sums[...]
 
-        sums = plgpu.ACC((TILE, self.rows), jnp.float32)
-        part, found = pl.run_scoped(body, sums)
+      return pl.run_scoped(body, plgpu.ACC((TILE, self.rows), jnp.float32))
+
+    def step(i, total):
+      slot = slot_of(i)
+      plgpu.barrier_wait(s["loaded"].at[slot])
+      again = stages < self.share
+      found = multiply(slot, lambda: refill(i - 1) if again else None)
+      if again:
+        # Only what is asked for again is waited for.
+        pl.when(i + stages < steps)(
+          lambda: plgpu.barrier_arrive(s["consumed"].at[slot])
+        )
       if self.scales:
         scale = lax.div(first + i, jnp.int32(self.chunks // self.groups))
         own = s["scales"].at[tile, scale - first_scale]
-        part *= few_bits.spread(own, 0, self.rows)
-      if stages < self.share:
-        # Only what is asked for again is waited for.
-        pl.when(i + stages < steps)(
-          lambda: plgpu.barrier_arrive(s["consumed"].at[slot_of(i)])
-        )
-      return part, found
+        found *= few_bits.spread(own, 0, self.rows)
+      return total + found
 
-    total = plgpu.layout_cast(
-      jnp.zeros((TILE, self.rows), jnp.float32), plgpu.Layout.WGMMA
-    )
-    if self.warpgroups <= _AHEAD:
-
-      def step(i, carry):
-        total, left = carry
-
-        def following():
-          refill(i - 1)
-          return operand(i + 1)
-
-        part, left = multiply(i, left, following)
-        return total + part, left
-
-      total, left = lax.fori_loop(
-        jnp.int32(0), steps - 1, step, (total, operand(jnp.int32(0)))
-      )
-      total += multiply(steps - 1, left, tuple)[0]
-    else:
-
-      def step(i, total):
-        refilled = functools.partial(refill, i - 1)
-        return total + multiply(i, operand(i), refilled)[0]
-
-      total = lax.fori_loop(jnp.int32(0), steps, step, total)
-
+    zero = jnp.zeros((TILE, self.rows), jnp.float32)
+    zero = plgpu.layout_cast(zero, plgpu.Layout.WGMMA)
+    total = lax.fori_loop(jnp.int32(0), steps, step, zero)
     if self.reuse:
       # Sums lie where chunks did, which all have to have read.
       plgpu.barrier_arrive(s["read"])
@@ -260,21 +237,3 @@ class Product(few_bits.Product):
       return value
 
     finish(self._exchange(s, me, split, value_of), prepared)
-
-
-def _kept_until(sums: jax.Array, left: jax.Array) -> jax.Array:
-  """The sums, up to which registers of an operand have no other use."""
-  layout = plgpu.Layout.WGMMA
-
-  @plgpu.inline_mgpu(
-    arg_types=(layout, layout),
-    return_type=plgpu.ShapeDtypeStruct(sums.shape, sums.dtype, layout),
-  )
-  def run(_, sums, left):
-    void, word = ir.Type.parse("!llvm.void"), ir.IntegerType.get_signless(32)
-    for register in left.registers.flat:
-      value = mgpu.utils.bitcast(register, word)
-      llvm.inline_asm(void, [value], "", "r", has_side_effects=True)
-    return sums
-
-  return run(sums, left)

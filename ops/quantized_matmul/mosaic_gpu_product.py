@@ -659,16 +659,16 @@ def multiply(
     for name, own in (beside or {}).items()
   }
   look = mosaic_gpu_lookup.plain if interpret else mosaic_gpu_lookup.lookup
-  left = look(_loaded(codes, packed=packed), table, **beside)
+  left = look(loaded(codes, packed=packed), table, **beside)
   return product(left, x, interpret)
 
 
 def operand(codes, *, packed: bool) -> jax.Array:
   """A tile of levels in shared memory, as wgmma takes them in registers."""
-  return _loaded(codes, packed=packed).astype(jnp.bfloat16)
+  return loaded(codes, packed=packed).astype(jnp.bfloat16)
 
 
-def _loaded(codes, *, packed: bool) -> jax.Array:
+def loaded(codes, *, packed: bool) -> jax.Array:
   """A tile of codes in registers, where wgmma wants their levels."""
   # A thread loads 32 bits at a time, and gets others' levels as wgmma wants.
   layout = _LAYOUT.WGMMA_UPCAST_4X if packed else _LAYOUT.WGMMA_UPCAST_2X

@@ -70,7 +70,7 @@ _lm(
   "of weights in decoding, and of what they multiply: int8, int4:128/int8; "
   "bfloat16 if not given",
 )
-_lm(cli.numbers, "keep_pages", [1.0], "of a cache; 1 is without pages", 0, 1)
+_lm(cli.numbers, "keep_pages", [1.0], "of a cache; 1: no pages", 1e-6, 1)
 _lm(cli.integer, "unroll", 1, "layers in a scan's iteration; 0 for all", 0)
 _lm(_BOOL, "remat", False, "compute every layer again in the backward pass")
 

@@ -54,7 +54,7 @@ _DTYPE = cli.choice(
 _STATE = flags.DEFINE_string(
   "state_format", None, "of Mamba's state, such as int8; the model's own if not"
 )
-_KEEP = cli.number("keep_pages", None, "share of a cache that is read", 0, 1)
+_KEEP = cli.number("keep_pages", None, "share of a cache to read", 1e-6, 1)
 _OUTPUT = flags.DEFINE_string("output", None, ".jsonl file of texts to write")
 
 

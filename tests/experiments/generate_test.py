@@ -191,6 +191,7 @@ def test_a_long_prompt_is_told_on_a_line_of_its_own():
     (("--prompt=a", "--state_format=int7"), ("state_format=int7", "int8:32")),
     (("--prompt=a", "--state_format=int8"), ("no recurrent state",)),
     (("--prompt=a", "--keep_pages=2"), ("--keep_pages",)),
+    (("--prompt=a", "--keep_pages=0"), ("--keep_pages",)),
     (("--prompt=a", "--chat"), ("--chat", "im_start")),
     (("--prompt=a", "--system=b"), ("--system", "--chat")),
   ],

@@ -72,6 +72,9 @@ eval_lm --tasks=lambada
 eval_lm --text=foo
 eval_lm --model=/nowhere
 eval_lm --tokenizer=/nowhere
+eval_pages --windows=0 --needles=0
+eval_pages --text=foo
+eval_pages --model=/nowhere
 eval_quantized --recipes=foo
 eval_quantized --text=foo
 eval_quantized --calibration_text=foo

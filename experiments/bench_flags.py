@@ -62,13 +62,14 @@ _lm(
 )
 _lm(_LIST, "steps", ["xla", "mosaic_gpu"], "implementations of a decoding step")
 _lm(cli.integer, "tokens", 64, "decoded in a call", 1, 4096)
-_lm(_TEXT, "state_format", "float32", "of Mamba's state, such as int8")
+_lm(_LIST, "prefill", [], "MODEL:BATCHxTOKENS each, such as mamba2_130m:1x1024")
+_lm(_LIST, "state_format", ["float32"], "of Mamba's state, such as int8")
 _lm(
-  _TEXT,
+  _LIST,
   "weights_format",
-  None,
-  "of weights in decoding, and of what they multiply: int8, int4:128/int8; "
-  "bfloat16 if not given",
+  ["bfloat16"],
+  "of weights in decoding and prefill, and of what they multiply: int8, "
+  "int4:128/int8; one for each of --state_format, or one for all",
 )
 _lm(cli.numbers, "keep_pages", [1.0], "of a cache; 1: no pages", 1e-6, 1)
 _lm(cli.integer, "unroll", 1, "layers in a scan's iteration; 0 for all", 0)

@@ -115,6 +115,23 @@ def decoded(spec: str) -> tuple[str, Config, int, int]:
   return name, config, batch, context
 
 
+def prompted(spec: str) -> tuple[str, Config, int, int]:
+  """The model, its config, rows and tokens of "MODEL:BATCHxTOKENS".
+
+  Raises:
+    InputError: it is not written so, or there is no such model.
+  """
+  name, _, shape = spec.partition(":")
+  named, numbers = models(), shape.split("x")
+  whole = all(number.isdigit() and int(number) > 0 for number in numbers)
+  if name not in named or not whole or len(numbers) != 2:
+    raise InputError(
+      f"prefill={spec}: write MODEL:BATCHxTOKENS, such as mamba2_130m:1x1024, "
+      f"with MODEL one of {', '.join(named)}"
+    )
+  return name, named[name](), *map(int, numbers)
+
+
 def _numbers(config: Config) -> int:
   """What keeps its context is asked for by batch and context, else by batch."""
   return 2 if config.keeps_context else 1
@@ -234,13 +251,15 @@ def check_ops(
 
 
 def check_language_model(
-  *, decode=(), train=(), steps=(), peers=(), **_
+  *, decode=(), prefill=(), train=(), steps=(), peers=(), **_
 ) -> None:
   """Checks names and shapes of that suite; raises InputError."""
   check_names("steps", steps, STEPS)
   check_names("peers", peers, LM_PEERS)
   for spec in decode:
     decoded(spec)
+  for spec in prefill:
+    prompted(spec)
   for spec in train:
     trained(spec)
 

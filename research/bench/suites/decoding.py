@@ -113,7 +113,6 @@ def check_formats(weights_format: str | None) -> None:
 def case(what: Decoding, steps: Sequence[str]) -> Case:
   """The case of one model, by implementations of `specs.STEPS`."""
   runner, phase = _Runner(what), _phase(what)
-  state = "bfloat16" if what.context else str(what.state_format)
   return Case(
     op="decode",
     model=what.name,
@@ -124,12 +123,26 @@ def case(what: Decoding, steps: Sequence[str]) -> Case:
     ours={step: functools.partial(runner.call, step) for step in steps},
     peers=_peers(what),
     amounts={"tokens": what.batch},
-    columns={
-      "bytes_moved": phase.bytes,
-      "state_format": state,
-      "weights_format": what.weights_format or "bfloat16",
-    },
+    columns={"bytes_moved": phase.bytes} | formats_of(what),
   )
+
+
+def formats_of(what: Decoding) -> dict[str, Any]:
+  """Columns: formats, and bytes of weights and of the state of all rows."""
+  recurrent = own_state_format(what)
+  make = functools.partial(initial, what.config, what.weights_format)
+  size = what.context + what.tokens
+  return {
+    "state_format": "bfloat16" if recurrent is None else str(recurrent),
+    "weights_format": what.weights_format or "bfloat16",
+    "weights_bytes": nbytes(jax.eval_shape(make)),
+    "state_bytes": nbytes(jax.eval_shape(lambda: begin(what, 0, size))),
+  }
+
+
+def own_state_format(what: Decoding) -> StateFormat | None:
+  """The format of the state, or None of a model with a cache."""
+  return None if what.config.keeps_context else what.state_format
 
 
 def _shape(what: Decoding) -> str:
@@ -296,7 +309,7 @@ def begin(
     what.batch,
     cache_size=size,
     dtype=jnp.dtype(dtype),
-    state_format=None if what.context else what.state_format,
+    state_format=own_state_format(what),
   )
   key = jax.random.key(0)
 

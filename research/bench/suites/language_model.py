@@ -1,25 +1,27 @@
-"""The suite of language models: decoding and training updates.
+"""The suite of language models: decoding, prefill and training updates.
 
 The least work of an update is its matrix products
 (`research.cost.language_model`), of a decoding step what
-`research.bench.suites.decoding` says. Speed does not depend on the weights,
-which are random.
+`research.bench.suites.decoding` says, of a prompt what `prefilling` does. Speed
+does not depend on the weights, which are random.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from models.errors import InputError
 from models.implementations import Implementations
 from models.module import num_params
 from models.state_format import StateFormat
 from research.bench import specs
 from research.bench.case import Call, Case, Say, SuiteOfCases
 from research.bench.plan import Plan
-from research.bench.suites import decoding
+from research.bench.suites import decoding, prefilling
 from research.core import mesh as mesh_lib
 from research.core import state as state_lib
 from research.cost import language_model as cost
@@ -37,11 +39,14 @@ class Suite(SuiteOfCases):
 
   Attributes:
     decode: see `research.bench.suites.decoding.parse`.
+    prefill: see `research.bench.suites.prefilling.parse`.
     train: "ARCH/PRESET:BxL" each, of `research.language_model.options`.
     steps: implementations of a decoding step, of `specs.STEPS`.
     tokens: decoded in one call.
-    state_format: of recurrent states in decoding, see `StateFormat.parse`.
-    weights_format: of weights in decoding, see `decoding.Decoding`.
+    state_format: of recurrent states in decoding and prefill, see
+      `StateFormat.parse`.
+    weights_format: of weights in decoding and prefill, see `decoding.Decoding`,
+      or "bfloat16"; one for each format of states, or one for all.
     keep_pages: shares of the pages of a cache that decoding steps read, a case
       each; 1 is without pages.
     unroll: layers in one iteration of the scan in training; 0 for all.
@@ -49,40 +54,74 @@ class Suite(SuiteOfCases):
   """
 
   decode: Sequence[str] = ()
+  prefill: Sequence[str] = ()
   train: Sequence[str] = ()
   steps: Sequence[str] = specs.STEPS
   tokens: int = 64
-  state_format: str = "float32"
-  weights_format: str | None = None
+  state_format: Sequence[str] = ("float32",)
+  weights_format: Sequence[str] = ("bfloat16",)
   keep_pages: Sequence[float] = (1.0,)
   unroll: int = 1
   remat: bool = False
 
   def cases(self, plan: Plan, note: Say) -> Iterator[Case]:
-    """Yields a case a decoding and an update.
+    """Yields a case a decoding, a prompt and an update.
 
     Raises:
       InputError: a name does not exist.
     """
     del note
     specs.check_language_model(**vars(self), peers=plan.peers or ())
-    options = {
-      "tokens": self.tokens,
-      "state_format": StateFormat.parse(self.state_format),
-      "weights_format": self.weights_format,
-    }
-    decoding.check_formats(self.weights_format)
+    formats = self._formats()
     decoded = [
-      decoding.parse(spec, keep_pages=None if keep == 1 else keep, **options)
+      decoding.parse(
+        spec,
+        keep_pages=None if keep == 1 else keep,
+        tokens=self.tokens,
+        **kept,
+      )
       for spec in self.decode
+      for kept in formats
       for keep in self.keep_pages
     ]
+    prompts = [
+      prefilling.parse(spec, **kept)
+      for spec in self.prefill
+      for kept in formats
+    ]
     trained = [(spec, specs.trained(spec)) for spec in self.train]
-    return self._cases(decoded, trained)
+    return self._cases(decoded, prompts, trained)
 
-  def _cases(self, decoded, trained) -> Iterator[Case]:
+  def _formats(self) -> list[dict[str, Any]]:
+    """Options of `Decoding` for each pair of formats.
+
+    Raises:
+      InputError: one does not exist, or there are several of different number.
+    """
+    states, weights = list(self.state_format), list(self.weights_format)
+    most = max(len(states), len(weights))
+    if not {len(states), len(weights)} <= {1, most}:
+      raise InputError(
+        f"weights_format: {len(weights)} for {len(states)} of state_format: "
+        "give as many, or one for all"
+      )
+    for form in weights:
+      if form != "bfloat16":
+        decoding.check_formats(form)
+    return [
+      {
+        "state_format": StateFormat.parse(states[i % len(states)]),
+        "weights_format": None if form == "bfloat16" else form,
+      }
+      for i in range(most)
+      for form in [weights[i % len(weights)]]
+    ]
+
+  def _cases(self, decoded, prompts, trained) -> Iterator[Case]:
     for what in decoded:
       yield decoding.case(what, self.steps)
+    for what in prompts:
+      yield prefilling.case(what)
     for spec, options in trained:
       yield self._update(spec, options)
 

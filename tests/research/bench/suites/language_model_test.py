@@ -1,4 +1,7 @@
 import functools
+import os
+import pathlib
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +17,11 @@ from ops import dispatch
 from research.bench import ceilings, plan
 from research.bench.suites import decoding
 from research.bench.suites.language_model import Suite
+from research.cost import language_model as cost
 from research.cost.roofline import Ceilings
 from research.cost.sizes import nbytes
+
+ROOT = pathlib.Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +94,8 @@ def test_few_bits_have_a_lower_floor_and_are_timed():
     decode=["tiny_mamba1:2", "tiny_mamba2:2", "tiny_transformer:2x16"],
     steps=["xla"],
     tokens=2,
-    state_format="int8+conv=int8",
-    weights_format="int4:16/int8",
+    state_format=["int8+conv=int8"],
+    weights_format=["int4:16/int8"],
   )
   for row in rows:
     assert row["weights_format"] == "int4:16/int8"
@@ -100,6 +106,34 @@ def test_few_bits_have_a_lower_floor_and_are_timed():
     floats = decoding.parse(f"{row['model']}:{shape}", tokens=2)
     (phase,) = decoding.case(floats, ["xla"]).phases
     assert row["bytes_moved"] < 0.65 * phase.bytes
+
+
+def test_formats_are_timed_side_by_side_and_prompts_too():
+  rows, _ = run(
+    decode=["tiny_mamba2:2"],
+    prefill=["tiny_mamba2:2x16"],
+    steps=["xla"],
+    tokens=2,
+    state_format=["bfloat16", "int8"],
+    weights_format=["bfloat16", "int8"],
+  )
+  kept = [(r["op"], r["weights_format"], r["state_format"]) for r in rows]
+  assert kept == [
+    ("decode", "bfloat16", "bfloat16"),
+    ("decode", "int8", "int8:row"),
+    ("prefill", "bfloat16", "bfloat16"),
+    ("prefill", "int8", "int8:row"),
+  ]
+  for wide, narrow in (rows[:2], rows[2:]):
+    assert narrow["weights_bytes"] < 0.6 * wide["weights_bytes"]
+    assert narrow["state_bytes"] < wide["state_bytes"]
+  prompt = rows[2]
+  assert prompt["shape"] == "B2 L16" and prompt["ms"] > 0
+  work = cost.forward(MambaConfig.tiny(), 16)
+  assert prompt["gflop"] == pytest.approx(
+    2 * (16 * (work["layers"] + work["mixing"]) + work["head"]) / 1e9
+  )
+  assert prompt["tokens_per_second"] == pytest.approx(32e3 / prompt["ms"])
 
 
 def test_decoding_and_training_are_timed():
@@ -217,10 +251,39 @@ def test_a_call_begins_at_the_same_context_every_time():
     ({"train": ["mamba2/70b:1x8"]}, "preset"),
     ({"train": ["rnn/60m:1x8"]}, "unknown"),
     ({"steps": ["cuda"]}, "take from xla"),
-    ({"state_format": "int5"}, "there is no number format 'int5'"),
-    ({"weights_format": "int4:128/int5"}, "^weights_format=.*'int5'"),
+    ({"state_format": ["int5"]}, "there is no number format 'int5'"),
+    ({"weights_format": ["int4:128/int5"]}, "^weights_format=.*'int5'"),
+    (
+      {"weights_format": ["int8"] * 2, "state_format": ["int8"] * 3},
+      "weights_format: 2 for 3 of state_format",
+    ),
+    ({"prefill": ["mamba2_130m:1"]}, "prefill=.*write MODEL:BATCHxTOKENS"),
+    ({"prefill": ["mamba3:1x8"]}, "with MODEL one of"),
   ],
 )
 def test_bad_input_names_the_flag(options, part):
   with pytest.raises(InputError, match=part):
     run(**options)
+
+
+def test_the_script_of_all_formats_prints_its_commands():
+  script = pathlib.Path("launch/reproduce/quantized_speed.sh")
+  done = subprocess.run(
+    ["bash", ROOT / script, "--dry-run", "runs/x"],
+    capture_output=True, text=True, check=True,
+    env={**os.environ, "GPUS": "2", "MODELS": "mamba2_8b mamba_2_8b"},
+  )  # fmt: skip
+  lines = done.stdout.splitlines()
+  timed = [line for line in lines if "--result=" in line]
+  # A line for each pair of formats to compile, and one for each model to time.
+  assert len(lines) == 2 * 6 + 2 and len(timed) == 2
+  for line, name in zip(timed, ("mamba2_8b", "mamba_2_8b"), strict=True):
+    given = dict(word.split("=") for word in line.split() if "=" in word)
+    assert given["--result"] == f"runs/x/quantized_speed_{name}.json"
+    options = {
+      option: given[f"--{option}"].split(",")
+      for option in ("decode", "prefill", "weights_format", "state_format")
+    }
+    cases = list(Suite(**options).cases(plan.Plan(), print))
+    assert len(cases) == 6 * (4 + 2)
+    assert {case.model for case in cases} == {name}

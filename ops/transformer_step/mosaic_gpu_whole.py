@@ -1,9 +1,9 @@
 """A whole step of one row in one kernel, for weights in bfloat16.
 
-A kernel takes some microseconds to begin and end, and a layer of five as long as
-a small layer's bytes. So one kernel, whose thread blocks all run at once, goes
-through all layers, and its blocks wait for each other five times a layer, by
-counters in memory:
+A kernel takes some microseconds to begin and end, and a layer of five as long
+as a small layer's bytes. So one kernel, whose thread blocks all run at once,
+goes through all layers, and its blocks wait for each other five times a layer,
+by counters in memory:
 
 - qkv: products, in parts where units share rows; the norm's factor follows;
 - attend: rotates, writes the new token to the caches, attends to some slots;
@@ -12,9 +12,9 @@ counters in memory:
 - down: onto the residual stream.
 
 What a phase adds up in parts is added by those that read it. What comes from
-memory depends on nothing, so it comes all the time: `mosaic_gpu_whole_ring`. The
-kernel needs the whole GPU: where another program holds some multiprocessors, it
-begins when they are free.
+memory depends on nothing, so it comes all the time: `mosaic_gpu_whole_ring`.
+The kernel needs the whole GPU: where another program holds some
+multiprocessors, it begins when they are free.
 """
 
 import functools
@@ -24,11 +24,12 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
-from ops import hopper_tiles
+from ops import dispatch, hopper_tiles
 from ops.hopper import PROCESSORS, SHARED_MEMORY
 from ops.hopper_attention import QUERIES
 from ops.hopper_tiles import TILE
 from ops.quantized import is_quantized
+from ops.transformer_step import mosaic_gpu
 from ops.transformer_step.mosaic_gpu_whole_step import (
   BLOCK,
   PHASES,
@@ -42,8 +43,11 @@ NAME = "transformer_step_whole"
 _TILE_BYTES = 2 * TILE * TILE
 
 
-def configure(sizes: Sizes, warpgroups: int = 4) -> Config:
-  """Returns the Config for Sizes; pure."""
+def configure(sizes: Sizes, warpgroups: int = 3) -> Config:
+  """Returns the Config for Sizes; pure.
+
+  More than three warpgroups would each have too few registers.
+  """
   chosen = {}
   inner = sizes.heads * sizes.size
   wide = inner + 2 * sizes.kv_heads * sizes.size
@@ -64,24 +68,28 @@ def configure(sizes: Sizes, warpgroups: int = 4) -> Config:
     inner // TILE // chosen["o_splits"],
     sizes.hidden // TILE // chosen["down_splits"],
   )
-  free = SHARED_MEMORY - 4096 - 2 * QUERIES * TILE * (chunks + BLOCK)
-  each = QUERIES * ((TILE + 4) * 4 + 2 * TILE) + 4 * sizes.parts * TILE
-  each += sizes.parts * QUERIES * ((TILE + 4) * 4 + 2 * TILE) + 4 * 4 * TILE
-  stages = (free - warpgroups * each) // (warpgroups * _TILE_BYTES)
+  # A vector of a product, or in its place what attention needs.
+  attend = QUERIES * ((TILE + 4) * 4 + 2 * TILE) * (1 + sizes.parts)
+  attend += 4 * sizes.size + 4 * 2 * QUERIES
+  memory = max(2 * QUERIES * TILE * (chunks + BLOCK), warpgroups * attend)
+  free = SHARED_MEMORY - 6144 - memory - 4 * 4 * TILE * warpgroups
+  stages = free // (warpgroups * _TILE_BYTES)
   return Config(warpgroups=warpgroups, stages=stages, **chosen)
 
 
 def _cut(chunks: int, tiles: int) -> tuple[int, int]:
   """Tiles of a unit, and units that share their rows.
 
-  The fewer such units, the less there is to add up.
+  The fewer such units, the less there is to add up, but the more rows each has
+  in shared memory.
   """
   found = []
   for splits in range(1, min(chunks, 16) + 1):
     for per in range(1, tiles + 1):
       if chunks % splits or tiles % per or tiles // per * splits > PROCESSORS:
         continue
-      found.append((per * chunks / splits + splits / 2, splits, per))
+      depth = chunks // splits
+      found.append((per * depth + splits / 2 + depth / 16, splits, per))
   _, splits, per = min(found)
   return per, splits
 
@@ -97,6 +105,26 @@ def sizes_of(x, weights, keys) -> Sizes:
     size=size,
     slots=slots,
   )
+
+
+def supports(
+  x=None, weights=None, keys=None, values=None, lengths=None, frequencies=None,
+  *, pages=None,
+) -> str | None:  # fmt: skip
+  """Returns None where `forward` runs on these arguments, else why not."""
+  del lengths, frequencies
+  if reason := dispatch.needs_wgmma():
+    return reason
+  device = dispatch.device()
+  # Its blocks wait for each other, so all of them have to run at once.
+  cores = getattr(device, "core_count", getattr(device, "num_cores", None)) or 0
+  if cores < PROCESSORS:
+    return f"needs {PROCESSORS} multiprocessors, this GPU has {cores}"
+  if x is None:
+    return None
+  if pages is not None:
+    return "reads whole caches, and no pages"
+  return mosaic_gpu.unfit(x, weights, keys, values) or unfit(x, weights, keys)
 
 
 def unfit(x, weights, keys) -> str | None:
@@ -123,7 +151,8 @@ def forward(
   `mosaic_gpu.unfit` and `unfit` must allow them. `config` is by default that of
   `configure`, `interpret` False or `InterpretGPUParams`.
   """
-  if reason := unfit(x, weights, keys):
+  reason = mosaic_gpu.unfit(x, weights, keys, values)
+  if reason := reason or unfit(x, weights, keys):
     raise ValueError(f"transformer_step: the whole kernel {reason}")
   sizes, layers = sizes_of(x, weights, keys), keys.shape[0]
   config = config or configure(sizes)
@@ -150,9 +179,7 @@ def forward(
     arrays, _ = run(PHASES, span, operands, arrays, None)
   else:
     # The interpreter knows no counters in memory, so each phase is a kernel.
-    handed = [
-      jnp.zeros(one.shape, one.dtype) for one in sizes.handed(config)
-    ]
+    handed = [jnp.zeros(one.shape, one.dtype) for one in sizes.handed(config)]
     for layer in range(layers):
       span = jnp.asarray([layer, layer + 1], jnp.int32)
       for phase in PHASES:

@@ -1,13 +1,14 @@
-"""Tiles of weights, keys and values on their way, through all layers of a step.
+"""Tiles of weights, keys and values on their way, through a whole step.
 
-What a thread block reads of memory in a step is known beforehand, and depends on
-nothing: tiles of the weights, and the keys and values of tokens before. So each
-of its warpgroups asks for its tiles of 64 x 64 in the order in which it takes
-them, as many ahead as shared memory holds, and for another one when it is
+What a thread block reads of memory in a step is known beforehand, and depends
+on nothing: tiles of the weights, and the keys and values of tokens before. So
+each of its warpgroups asks for its tiles of 64 x 64 in the order in which it
+takes them, as many ahead as shared memory holds, and for another one when it is
 through with one. Memory does not rest while the blocks wait for each other.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -83,6 +84,11 @@ class Attention:
   def units(self) -> int:
     """Of all blocks."""
     return self.heads * self.splits
+
+
+def _split(at, size: int):
+  """Quotient and remainder."""
+  return lax.div(at, jnp.int32(size)), lax.rem(at, jnp.int32(size))
 
 
 class Stream:
@@ -183,35 +189,46 @@ class Stream:
 
   def _copy_weights(self, name, layer, at, slot) -> None:
     part, own = self._parts[name], jnp.maximum(self._own[name], 1)
-    j = lax.rem(at, jnp.int32(part.matrices))
-    at = lax.div(at, jnp.int32(part.matrices))
-    chunk = self.split[name] * part.chunks + self.me
-    chunk += lax.rem(at, own) * self._warpgroups
-    tile = self.group[name] * part.per + lax.div(at, own)
-    rows = pl.ds(chunk * TILE, TILE)
-    for i, (refs, first, count) in enumerate(self._refs[name]):
-      here = (tile >= first) & (tile < first + count)
-      if part.matrices > 1:
-        here = j == i
+    at, j = _split(at, part.matrices)
+    k, i = lax.div(at, own), lax.rem(at, own)
+    for which in range(part.matrices):
+      copy = functools.partial(
+        self._copy_weight, name, layer, k, i, which, slot
+      )
+      pl.when(j == which)(copy)
 
-      @pl.when(here)
-      def _(ref=refs, first=first):
-        columns = pl.ds((tile - first) * TILE, TILE)
-        self._copy(ref.at[layer, rows, columns], slot)
+  def _copy_weight(self, name, layer, k, i, which, slot) -> None:
+    """The ith tile of rows of the kth of columns, of one of the matrices."""
+    part = self._parts[name]
+    chunk = self.split[name] * part.chunks + self.me + i * self._warpgroups
+    tile = self.group[name] * part.per + k
+    rows = pl.ds(chunk * TILE, TILE)
+
+    def copy(ref, first):
+      columns = pl.ds((tile - first) * TILE, TILE)
+      self._copy(ref.at[layer, rows, columns], slot)
+
+    refs = self._refs[name]
+    if part.matrices > 1 or len(refs) == 1:
+      copy(refs[which][0], 0)
+      return
+    for ref, first, count in refs:
+      here = (tile >= first) & (tile < first + count)
+      pl.when(here)(functools.partial(copy, ref, first))
 
   def _copy_cache(self, name, layer, at, slot) -> None:
-    part = self._parts[name]
-    i = lax.div(at, jnp.int32(2 * part.parts))
-    at = lax.rem(at, jnp.int32(2 * part.parts))
-    which = lax.div(at, jnp.int32(part.parts))
-    channels = pl.ds(lax.rem(at, jnp.int32(part.parts)) * TILE, TILE)
-    slots = pl.ds((self.begin_tile + i) * TILE, TILE)
-    for k, ref in enumerate(self._refs[name]):
+    i, at = _split(at, 2 * self._parts[name].parts)
+    for which in range(2 * self._parts[name].parts):
+      copy = functools.partial(self._copy_slots, name, layer, i, which, slot)
+      pl.when(at == which)(copy)
 
-      @pl.when(which == k)
-      def _(ref=ref):
-        head = self.group[name]
-        self._copy(ref.at[layer, 0, slots, head, channels], slot)
+  def _copy_slots(self, name, layer, i, which, slot) -> None:
+    """Of the ith tile of slots a part of the keys, or behind them of values."""
+    k, p = divmod(which, self._parts[name].parts)
+    slots = pl.ds((self.begin_tile + i) * TILE, TILE)
+    channels, head = pl.ds(p * TILE, TILE), self.group[name]
+    source = self._refs[name][k].at[layer, 0, slots, head, channels]
+    self._copy(source, slot)
 
   def base(self, name: str, layer) -> jax.Array:
     """The number of this warpgroup's first tile of a phase of a layer."""
@@ -223,19 +240,56 @@ class Stream:
     plgpu.barrier_wait(self._s["loaded"].at[self.me * self._stages + slot])
     return self._s["w"].at[self.me, slot]
 
-  def refill(self, n) -> None:
-    """Asks for another tile in the place of the one before the nth.
+  def _ahead(self, i, j: int, each: int) -> tuple[jax.Array, int]:
+    """The tile that takes the place of the one before the jth of the ith."""
+    more, j = divmod(j + self._stages - 1, each)
+    return i + more, j
 
-    All threads must be through with that one.
+  def refill_slots(self, i, which: int, layer) -> None:
+    """Asks for more slots, when those before part `which` of tile i are free.
+
+    For this warpgroup's tiles of this phase alone, as `multiply` does; what
+    comes behind them is asked for by `rest`.
     """
+    each = 2 * self._parts["attend"].parts
+    n = self.base("attend", layer) + i * each + which
+    i, which = self._ahead(i, which, each)
 
-    @pl.when(n > 0)
+    @pl.when((i < self.tiles) & (n > 0))
     def _():
       slot = lax.rem(n - 1, jnp.int32(self._stages))
-      self._fetch(n - 1 + self._stages, slot)
+      self._copy_slots("attend", layer, i, which, slot)
+
+  def rest(self, name: str, layer, k=0) -> None:
+    """Asks for what comes behind tiles that have been taken.
+
+    This takes a while, and is best done when others need nothing of this block.
+
+    Args:
+      name: Of the phase.
+      layer: In which it is.
+      k: As in `multiply`.
+    """
+    part, base = self._parts[name], self.base(name, layer)
+    if isinstance(part, Attention):
+      count = self.tiles * 2 * part.parts
+    else:
+      count = self._own[name] * part.matrices
+      base += k * count
+
+    @pl.loop(jnp.maximum(count - self._stages + 1, 0), count)
+    def _(u):
+      n = base + u
+
+      @pl.when(n > 0)
+      def _():
+        slot = lax.rem(n - 1, jnp.int32(self._stages))
+        self._fetch(n - 1 + self._stages, slot)
 
   def multiply(self, name: str, layer, k, x_ref) -> list[jax.Array]:
     """This warpgroup's share of tiles of columns, the kth of the block's unit.
+
+    `rest` is to be called behind it.
 
     Args:
       name: Of the product.
@@ -257,14 +311,18 @@ class Stream:
           n = base + i * part.matrices + j
           plgpu.wgmma(one, self.arrived(n).T, x.T)
           plgpu.wgmma_wait(1)
-          self.refill(n)
+          # The one before has been read.
+          next_i, which = self._ahead(i, j, part.matrices)
+
+          @pl.when((next_i < own) & (n > 0))
+          def _(n=n, next_i=next_i, which=which):
+            slot = lax.rem(n - 1, jnp.int32(self._stages))
+            self._copy_weight(name, layer, k, next_i, which, slot)
 
       return [one[...] for one in sums]
 
     shape = TILE, ROWS_OF_UNIT
-    found = pl.run_scoped(
-      run, *[plgpu.ACC(shape, jnp.float32)] * part.matrices
-    )
+    found = pl.run_scoped(run, *[plgpu.ACC(shape, jnp.float32)] * part.matrices)
     rows = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=WGMMA)
     # Other rows hold anything, be it no number.
     return [jnp.sum(jnp.where(rows == 0, one, 0.0), axis=1) for one in found]

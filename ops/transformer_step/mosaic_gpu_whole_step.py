@@ -48,7 +48,7 @@ class Config:
   """
 
   blocks: int = PROCESSORS
-  warpgroups: int = 4
+  warpgroups: int = 3
   stages: int = 4
   qkv_per: int = 1
   qkv_splits: int = 1
@@ -220,25 +220,30 @@ class Step:
     tiles = lambda *shape: hopper_tiles.swizzled(
       (*shape, TILE), jnp.bfloat16, 16
     )
-    x = tiles(chunks, QUERIES)
-    if not self.interpret:
-      # The first row of a tile lies as one would write it.
+    attention = [
+      tiles(w, parts, QUERIES),
+      tiles(w, QUERIES),
+      plgpu.SMEM((w, self.sizes.size), jnp.float32),
+      # Four more than needed let the threads of a warp store to all banks.
+      plgpu.SMEM((w, QUERIES, TILE + 4), jnp.float32),
+      plgpu.SMEM((w, parts, QUERIES, TILE + 4), jnp.float32),
+      plgpu.SMEM((w, 2, QUERIES), jnp.float32),
+    ]
+    x = [tiles(chunks, QUERIES)]
+    if self.interpret:
+      memory = [*x, *attention]
+    else:
+      # The first row of a tile lies as one would write it. No phase needs both
+      # a product's vector and what attention does.
       plain = plgpu.SMEM((chunks, QUERIES * TILE), jnp.bfloat16)
-      x = plgpu.RefUnion(x, plain)
+      memory = plgpu.RefUnion(x, [plain], attention)
     every = lambda: plgpu.Barrier(num_arrivals=w)
     return {
       **Stream.scratch(w, self.config.stages),
-      "x": x,
+      "memory": memory,
       # Two, so that one is read while others write the next.
       "sums": plgpu.SMEM((2, w, 2, TILE), jnp.float32),
       "squares": plgpu.SMEM((TILE,), jnp.float32),
-      "q": tiles(w, parts, QUERIES),
-      "shares": tiles(w, QUERIES),
-      "key": plgpu.SMEM((w, self.sizes.size), jnp.float32),
-      # Four more than needed let the threads of a warp store to all banks.
-      "scores": plgpu.SMEM((w, QUERIES, TILE + 4), jnp.float32),
-      "mixed": plgpu.SMEM((w, parts, QUERIES, TILE + 4), jnp.float32),
-      "weights": plgpu.SMEM((w, 2, QUERIES), jnp.float32),
       "ready": every(),
       "written": every(),
       "done": every(),
@@ -247,6 +252,13 @@ class Step:
   def kernel(self, span_ref, lengths_ref, *refs, **s):
     """The body; references as `mosaic_gpu_whole` gives them."""
     refs = Refs(*refs)
+    memory = s.pop("memory")
+    if self.interpret:
+      x, plain, attention = memory[0], None, memory[1:]
+    else:
+      (x,), (plain,), attention = memory
+    names = "q", "shares", "key", "scores", "mixed", "weights"
+    s |= {"x": x, "plain": plain} | dict(zip(names, attention))
     block, me = lax.axis_index("block"), lax.axis_index("warpgroup")
     first, end, length = span_ref[0], span_ref[1], lengths_ref[0]
     sizes = self.sizes
@@ -285,13 +297,18 @@ class Step:
         layers = layer - first + (name != "qkv")
 
         def ready(name=name, layers=layers):
-          pl.when(me == 0)(lambda: counters.wait(BEFORE[name], layers))
-          self._meet(s["ready"])
+          with jax.named_scope(f"{name}_wait"):
+            pl.when(me == 0)(lambda: counters.wait(BEFORE[name], layers))
+            self._meet(s["ready"])
 
         @pl.when(stream.has[name])
         def _(name=name, ready=ready):
-          steps[name](layer, length, stream, ready, refs, s)
-          pl.when(me == 0)(lambda: counters.signal(name))
+          with jax.named_scope(name):
+            steps[name](layer, length, stream, ready, refs, s)
+            pl.when(me == 0)(lambda: counters.signal(name))
+          with jax.named_scope(f"{name}_rest"):
+            last = getattr(self.parts[name], "per", 1) - 1
+            stream.rest(name, layer, last)
 
     @pl.when((block == 0) & (me == 0))
     def _():
@@ -321,7 +338,7 @@ class Step:
     if self.interpret:
       store(s["x"].at[own, 0], value)
     else:
-      store(s["x"][1].at[own, pl.ds(0, TILE)], value)
+      store(s["plain"].at[own, pl.ds(0, TILE)], value)
 
   def _written(self, s) -> None:
     plgpu.commit_smem()
@@ -375,15 +392,15 @@ class Step:
         each matrix, and what `before` returned.
     """
     part = self.parts[name]
-    x = s["x"] if self.interpret else s["x"][0]
 
     def each(k):
       tile = stream.group[name] * part.per + k
       prepared = before(tile)
       sums = s["sums"].at[lax.rem(k, jnp.int32(2))]
-      for j, one in enumerate(stream.multiply(name, layer, k, x)):
-        store(sums.at[stream.me, j], one)
-      self._meet(s["done"])
+      with jax.named_scope(f"{name}_multiply"):
+        for j, one in enumerate(stream.multiply(name, layer, k, s["x"])):
+          store(sums.at[stream.me, j], one)
+        self._meet(s["done"])
 
       @pl.when(stream.me == 0)
       def _():
@@ -394,6 +411,8 @@ class Step:
           ]
           found.append(sum(parts[1:], parts[0]))
         finish(tile, found, prepared)
+
+      pl.when(k < part.per - 1)(lambda: stream.rest(name, layer, k))
 
     if part.per == 1:
       each(jnp.int32(0))
@@ -483,7 +502,7 @@ class Step:
     start = score * mine + _UNSEEN * (1 - mine), one * mine
     start += tuple(repeat(one, 1, shape, ROWS) * mine for one in v)
     base = stream.base("attend", layer)
-    loop = lambda i, state: self._tile(i, state, base, length, stream, s)
+    loop = lambda i, state: self._tile(i, state, base, length, layer, stream, s)
     top, total, *mixed = lax.fori_loop(jnp.int32(0), stream.tiles, loop, start)
     store(s["weights"].at[me, 0], top)
     store(s["weights"].at[me, 1], total)
@@ -492,7 +511,7 @@ class Step:
     self._meet(s["done"])
     pl.when(me == 0)(lambda: self._merge(head, split, refs, s))
 
-  def _tile(self, i, state, base, length, stream, s):
+  def _tile(self, i, state, base, length, layer, stream, s):
     """Attends to a tile of slots: new maxima, sums and mixed values."""
     top, total, *mixed = state
     me, parts, shape = stream.me, self.sizes.parts, (QUERIES, TILE)
@@ -509,7 +528,7 @@ class Step:
     found = pl.run_scoped(logits, sums)
     store(target.T, plgpu.layout_cast(found, SUMS))
     for p in range(parts):
-      stream.refill(first + p)
+      stream.refill_slots(i, p, layer)
     scores = load(target, ROWS)
     places = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=ROWS)
     seen = length - (stream.begin_tile + i) * TILE
@@ -535,7 +554,7 @@ class Step:
       store(target.T, plgpu.layout_cast(one, SUMS))
       new.append(mixed[p] * factor + load(target, ROWS))
     for p in range(parts):
-      stream.refill(first + parts + p)
+      stream.refill_slots(i, parts + p, layer)
     return most, total, *new
 
   def _merge(self, head, split, refs, s):

@@ -9,8 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ops import dispatch
 from ops.hopper import SHARED_MEMORY
-from ops.transformer_step import mosaic_gpu_whole, transformer_step_reference
+from ops.transformer_step import (
+  mosaic_gpu_whole,
+  transformer_step,
+  transformer_step_reference,
+)
 from ops.transformer_step.mosaic_gpu_whole_step import Config
 from tests.hopper_lowering import lowered
 from tests.ops.sequence_op import assert_close, tolerance
@@ -75,11 +80,11 @@ def test_units_fit():
   for _, d, f, heads, kv_heads, k in MODELS.values():
     for slots in (128, 640, 8320, 33024):
       sizes = mosaic_gpu_whole.Sizes(d, f, heads, kv_heads, k, slots)
-      for warpgroups in (2, 4):
+      for warpgroups in (2, 3, 4):
         config = mosaic_gpu_whole.configure(sizes, warpgroups)
         step = mosaic_gpu_whole.Step(
           config=config, sizes=sizes, phases=mosaic_gpu_whole.PHASES, eps=EPS,
-          interpret=True,
+          interpret=False,
         )  # fmt: skip
         for part in step.parts.values():
           assert 1 <= part.units <= config.blocks
@@ -88,3 +93,40 @@ def test_units_fit():
           if not isinstance(one, plgpu.Barrier):
             used += np.prod(one.shape) * jnp.dtype(one.dtype).itemsize
         assert config.stages >= 2 and used + 2048 <= SHARED_MEMORY
+
+
+@pytest.mark.skipif(
+  dispatch.needs_wgmma() is not None, reason="runs on a Hopper GPU"
+)
+@pytest.mark.parametrize(
+  "changes", [{}, {"size": 128, "heads": 3, "kv_heads": 1, "slots": 2048}]
+)
+def test_a_gpu_agrees_with_float64(changes):
+  sizes = {"layers": 2, "width": 512, "heads": 8, "hidden": 1024, "slots": 640}
+  x, weights, keys, values, _, frequencies = arrays(
+    7, batch=1, **(sizes | changes)
+  )
+  lengths = jnp.asarray([keys.shape[2] - 1], jnp.int32)
+  given = x, weights, keys, values, lengths, frequencies
+  expected = transformer_step_reference(*given, eps=EPS)
+  run = functools.partial(
+    transformer_step, eps=EPS, implementation="mosaic_gpu_whole"
+  )
+  # Twice, since a call has to leave its counters as the next one wants them.
+  for _ in range(2):
+    found = jax.jit(run)(*given)
+    assert_close(found, expected, 8 * tolerance("bfloat16", 2048))
+
+
+def test_what_the_kernel_does_not_take():
+  x, weights, *caches, _, _ = arrays(batch=2)
+  message = mosaic_gpu_whole.unfit(x, weights, caches[0])
+  assert "needs one row" in message
+  with pytest.raises(ValueError, match="8 units, but there are 4 blocks"):
+    mosaic_gpu_whole.Step(
+      config=dataclasses.replace(SMALL, blocks=4),
+      sizes=mosaic_gpu_whole.Sizes(128, 64, 4, 2, 64, 192),
+      phases=mosaic_gpu_whole.PHASES,
+      eps=EPS,
+      interpret=True,
+    )

@@ -45,6 +45,8 @@ class Config:
     gate_up_per:
     down_per:
     down_splits:
+    each_waits: Whether every warpgroup waits for other blocks, and not the
+      first one alone.
   """
 
   blocks: int = PROCESSORS
@@ -58,6 +60,7 @@ class Config:
   gate_up_per: int = 1
   down_per: int = 1
   down_splits: int = 1
+  each_waits: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +285,7 @@ class Step:
     stream.begin()
     zero = plgpu.layout_cast(jnp.zeros((TILE,), jnp.float32), VECTOR)
     pl.when(me == 0)(lambda: store(s["squares"], zero))
+    self._meet(s["ready"])
     steps = {
       "qkv": self._qkv,
       "attend": self._attend,
@@ -298,8 +302,13 @@ class Step:
 
         def ready(name=name, layers=layers):
           with jax.named_scope(f"{name}_wait"):
-            pl.when(me == 0)(lambda: counters.wait(BEFORE[name], layers))
-            self._meet(s["ready"])
+            wait = lambda: counters.wait(BEFORE[name], layers)
+            if self.config.each_waits:
+              # This block's own signal comes when nothing of it is in use.
+              wait()
+            else:
+              pl.when(me == 0)(wait)
+              self._meet(s["ready"])
 
         @pl.when(stream.has[name])
         def _(name=name, ready=ready):

@@ -116,10 +116,9 @@ def transformer_step(
       and caches that are arrays.
     implementation: `"mosaic_gpu"` (Hopper; one token of up to 64 rows, in
       bfloat16, heads of 64 or 128, weights in bfloat16 or symmetric integers of
-      8 or 4 bits), `"xla"`, `"mosaic_gpu_whole"` (one kernel for all layers, for
-      one row and weights in bfloat16; untimed), or None for the first that
-      runs, but that pages are left to XLA: the kernels of `"mosaic_gpu"` take
-      them by name.
+      8 or 4 bits), `"xla"`, `"mosaic_gpu_whole"` (one kernel for all layers of
+      one row, weights in bfloat16; untimed), or None for the first that runs,
+      but that pages are left to XLA: `"mosaic_gpu"` takes them by name.
 
   Returns:
     x, and keys and values with the new ones, written in the place of the old

@@ -6,13 +6,15 @@
 Decibels of signal over the noise of rounding to nearest, and bits a number with
 scales and all, of drawn numbers, or of every kernel of --model; of the kernels
 also how heavy their tails are: the degrees of freedom of the likeliest t
-distribution, and the distance to it and to a normal one. --codebooks tells how
+distribution, and the distance to it and to a normal one, with --plot as a
+picture, layer by layer (--formats=none: these alone). --codebooks tells how
 much more than the best codebook of each t distribution others err.
 `eval_quantized.py --recipes=nf4,sf4,bitmod4` judges models by such weights. A
 minute on two CPU cores.
 """
 
 import itertools
+import pathlib
 import time
 
 from absl import flags
@@ -30,6 +32,7 @@ _SEED = cli.integer("seed", 0, "of the draw", 0)
 _CODEBOOKS = flags.DEFINE_boolean(
   "codebooks", False, "4-bit codebooks against Lloyd-Max, of t distributions"
 )
+_PLOT = flags.DEFINE_string("plot", None, "PNG of tails; with --model")
 _RESULT = flags.DEFINE_string("result", None, "JSON file to write")
 # What --codebooks compares, all in blocks of 128.
 _COMPARED = (
@@ -48,6 +51,8 @@ def main(_) -> None:
   """Compares; see the module's docstring."""
   began = time.perf_counter()
   names = _FORMATS.value or [*BY_FORMAT, "razer4_inputs"]
+  if names == ["none"] and _MODEL.value:
+    names = []
   unknown = [n for n in names if n not in (*BY_FORMAT, "razer4_inputs")]
   if unknown:
     raise InputError(
@@ -56,6 +61,8 @@ def main(_) -> None:
     )
   if _MODEL.value is not None:
     cli.check_there(models=[_MODEL.value])
+  if _PLOT.value and not _MODEL.value:
+    raise InputError("--plot: draws the kernels of a model: give --model")
   if _CODEBOOKS.value and (_MODEL.value or _FORMATS.value):
     raise InputError("--codebooks: goes with neither --model nor --formats")
   from research.quantization import format_errors
@@ -76,9 +83,15 @@ def main(_) -> None:
     arrays = format_errors.kernels(load(_MODEL.value).params)
     tails = format_errors.tails(arrays)
   rows = list(itertools.chain(format_errors.rows(arrays, names), tails))
-  print(formats.table(rows), end="")
+  if names:
+    print(formats.table(rows), end="")
   if _MODEL.value is not None:
     print(formats.tails(rows), end="")
+  if _PLOT.value:
+    from research.quantization import tails_picture
+
+    tails_picture.plot(_PLOT.value, rows, f"Kernels of {pathlib.Path(_MODEL.value).stem}")
+    print(f"plot: {_PLOT.value}")
   cli.keep(_RESULT.value, rows, began)
 
 

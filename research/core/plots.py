@@ -88,7 +88,7 @@ def pareto_plot(
   baselines = [s.name for s in series if s.role == "baseline"]
   for s in sorted(series, key=lambda s: ROLES[::-1].index(s.role)):
     number = baselines.index(s.name) if s.role == "baseline" else 0
-    handles[s.name] = _draw(axis, s, number)
+    handles[s.name] = draw(axis, s, number)
   axis.set_xlabel(xlabel, labelpad=8)
   axis.set_ylabel(ylabel, labelpad=8)
   ordered = sorted(series, key=_height, reverse=True)
@@ -139,11 +139,11 @@ def panels_plot(
     handles = []
     for number, s in enumerate(series):
       _check(s)
-      handles.append(_draw(axis, s, number))
+      handles.append(draw(axis, s, number))
     axis.set_xlabel(xlabel, labelpad=8)
     axis.sharey(axes[0])
     if log_y:
-      _log_scale(axis)
+      log_scale(axis)
     if log_x:
       axis.set_xscale("log", base=2)
   axes[0].set_ylabel(ylabel, labelpad=8)
@@ -234,7 +234,7 @@ def new_figure(size, rows: int = 1, columns: int = 1):
   return figure, axes
 
 
-def _draw(axis, s: Series, number: int):
+def draw(axis, s: Series, number: int):
   """Draws one series and returns its handle for the legend."""
   order = np.argsort(s.x, kind="stable")
   x, y = np.asarray(s.x, float)[order], np.asarray(s.y, float)[order]
@@ -280,7 +280,7 @@ def _height(s: Series) -> float:
   return float(np.asarray(s.y)[np.argmin(s.x)])
 
 
-def _log_scale(axis) -> None:
+def log_scale(axis) -> None:
   """Logarithmic height with plain numbers, also within one decade."""
   from matplotlib import ticker
 

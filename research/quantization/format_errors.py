@@ -186,14 +186,20 @@ def tails(arrays: Mapping[str, jax.Array]) -> Iterator[Row]:
   """How heavy the tails of arrays are.
 
   Args:
-    arrays: (..., D) by name; of large ones some numbers are looked at.
+    arrays: (..., D) by name, or (L, ..., D) of L layers where there are more
+      than two axes; of large ones some numbers are looked at.
 
   Yields:
-    Of each array the degrees of freedom of the likeliest t distribution, and
-    the Kolmogorov-Smirnov distance to it and to the likeliest normal one; both
-    have mean zero.
+    Of each array or layer the degrees of freedom of the likeliest t
+    distribution, and the Kolmogorov-Smirnov distance to it and to the likeliest
+    normal one; both have mean zero.
   """
-  for data, x in arrays.items():
+  parts = [
+    (data, layer, part)
+    for data, x in arrays.items()
+    for layer, part in (enumerate(x) if x.ndim > 2 else [(None, x)])
+  ]
+  for data, layer, x in parts:
     values = np.asarray(x, np.float64).ravel()
     if values.size > _LOOKED_AT:
       values = np.random.default_rng(0).choice(values, _LOOKED_AT, False)
@@ -201,6 +207,7 @@ def tails(arrays: Mapping[str, jax.Array]) -> Iterator[Row]:
       yield {
         "system": "formats",
         "data": data,
+        "layer": layer,
         "method": "tails",
         "metric": metric,
         "value": value,

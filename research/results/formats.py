@@ -1,5 +1,6 @@
 """Formats beside each other, as Markdown."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,13 +22,28 @@ def table(rows: Rows) -> str:
 
 
 def tails(rows: Rows) -> str:
-  """One line an array: degrees of freedom, and distances."""
-  found: dict[str, dict[str, str]] = {}
+  """One line an array: degrees of freedom, and distances.
+
+  Those of several layers are their median, with the least and the most.
+  """
+  found: dict[str, dict[str, list[float]]] = {}
   for row in rows:
     if row["method"] == "tails":
-      line = found.setdefault(row["data"], {"numbers of": row["data"]})
-      line[row["metric"]] = f"{row['value']:.3f}"
-  return markdown_table([*found.values()], _columns(found.values()))
+      of_array = found.setdefault(row["data"], {})
+      of_array.setdefault(row["metric"], []).append(row["value"])
+  lines = [
+    {"numbers of": data}
+    | {metric: _spread(values) for metric, values in of_array.items()}
+    for data, of_array in found.items()
+  ]
+  return markdown_table(lines, _columns(lines))
+
+
+def _spread(values: Sequence[float]) -> str:
+  text = f"{statistics.median(values):.3f}"
+  if len(values) > 1:
+    text += f" [{min(values):.3f}, {max(values):.3f}]"
+  return text
 
 
 def codebooks(rows: Rows) -> str:

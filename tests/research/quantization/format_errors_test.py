@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.errors import InputError
 from ops.quantized import FORMATS, QTensor, formats, quantize
-from research.quantization import apply, format_errors, gptq
+from research.quantization import apply, format_errors, gptq, tails_picture
 from research.quantization.recipes import BY_FORMAT
 from research.results import formats as tables
 
@@ -56,6 +57,31 @@ def test_degrees_of_freedom_are_found(nu):
   rows = list(format_errors.tails({"a": jnp.asarray(draw)}))
   assert {row["metric"] for row in rows} == {"nu", "ks_t", "ks_normal"}
   assert len(tables.tails(rows).splitlines()) == 3
+
+
+def test_tails_of_layers_are_told_apart_and_drawn(monkeypatch, tmp_path):
+  rng = np.random.default_rng(0)
+  layers = [rng.standard_t(3, (64, 64)), rng.normal(size=(64, 64))]
+  arrays = {"layers.0.mlp.up_proj.kernel": jnp.asarray(np.stack(layers))}
+  rows = list(format_errors.tails(arrays))
+  heavy, normal = (row["value"] for row in rows if row["metric"] == "nu")
+  assert 2 < heavy < 5 and normal > 20
+  assert [row["layer"] for row in rows] == [0] * 3 + [1] * 3
+  line = tables.tails(rows).splitlines()[2]
+  assert f"[{heavy:.3f}, {normal:.3f}]" in line
+  drawn = []
+  monkeypatch.setattr(
+    tails_picture.plots, "draw", lambda axis, s, number: drawn.append(s)
+  )
+  monkeypatch.setattr(tails_picture.plots, "save", lambda figure, path: None)
+  monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda *a, **k: None)
+  tails_picture.plot(tmp_path / "a.png", rows, "Kernels")
+  nu, farther = drawn
+  assert nu.name == "up_proj" and nu.x == [0, 1] and nu.y == [heavy, normal]
+  assert farther.y[0] > 2 > farther.y[1]
+  one = [row | {"layer": None} for row in rows]
+  with pytest.raises(InputError, match="no kernel is of several layers"):
+    tails_picture.plot(tmp_path / "a.png", one, "Kernels")
 
 
 def test_kernels_lie_along_what_products_sum_over(mamba2):

@@ -90,7 +90,9 @@ def main(_) -> None:
   if _PLOT.value:
     from research.quantization import tails_picture
 
-    tails_picture.plot(_PLOT.value, rows, f"Kernels of {pathlib.Path(_MODEL.value).stem}")
+    tails_picture.plot(
+      _PLOT.value, rows, f"Kernels of {pathlib.Path(_MODEL.value).stem}"
+    )
     print(f"plot: {_PLOT.value}")
   cli.keep(_RESULT.value, rows, began)
 

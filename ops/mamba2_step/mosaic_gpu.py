@@ -62,7 +62,8 @@ class Config:
     in_warpgroups: That share these; 1 but for weights of few bits.
     in_splits: As out_splits, for `in_proj` where own_tiles is set.
     in_prefetch: Rows of the next layer's `in_proj` that the last kernel of a
-      layer brings to the L2 cache, a multiple of 64.
+      layer brings to the L2 cache, a multiple of 64. Not measured yet for
+      weights of few bits.
     out_columns: Columns of `out_proj` of a thread block, 64 or 128.
     out_stages: As in_stages.
     out_warpgroups: As in_warpgroups.
@@ -83,6 +84,8 @@ class Config:
       `mosaic_gpu_state_levels`.
     state_prefetch: States in int8 of each warpgroup that the first kernel of a
       layer brings to the L2 cache. Not measured yet.
+    state_prefetch_before: Those in front of these, that the last kernel of the
+      layer before brings there. Not measured yet.
     overlap: Whether a kernel fetches its first weights while the one in front
       of it still runs (programmatic dependent launch).
   """
@@ -104,6 +107,7 @@ class Config:
   state_stages: int = 3
   state_levels: bool = False
   state_prefetch: int = 0
+  state_prefetch_before: int = 0
   overlap: bool = False
 
 
@@ -181,7 +185,7 @@ def configure_few_bits(
     changes |= {
       f"{name}_warpgroups": warpgroups,
       f"{name}_stages": stages,
-      # The boxes of a prefetch are those of bfloat16 weights.
+      # The boxes of a prefetch are mostly those of bfloat16 weights.
       f"{name}_prefetch": 0,
     }
     if name == "out":
@@ -458,6 +462,6 @@ def layer(
   )
   following = mosaic_gpu_out.project(
     kernels[1], index, gated, squares, weights, residual.value, groups,
-    eps=eps, **options,
+    states[1].tensor.values if few_bits else None, eps=eps, **options,
   )  # fmt: skip
   return Residual(*following), *jax.tree.map(jax.freeze, states)

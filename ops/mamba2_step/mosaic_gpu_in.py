@@ -90,9 +90,10 @@ def project(
       if ahead:
         pl.when(me == 0)(
           lambda: mosaic_gpu_state_levels.prefetch(
-            states_ref, layer, config, block * splits + split, blocks * splits
+            states_ref, layer, config, block * splits + split, blocks * splits,
+            first=config.state_prefetch_before, count=config.state_prefetch,
           )
-        )
+        )  # fmt: skip
       total = product.sum_of_rows(squares_ref.at[some_rows], 0, parts)
       factor = lax.rsqrt(total / depth + eps)
       # Those of other columns are not used.

@@ -36,6 +36,35 @@ from ops.quantized_matmul import mosaic_gpu_product as few_bits
 MOST_WARPGROUPS = 4
 # Of a chunk.
 _PARTS = 2
+# Bytes of a column of weights that are prefetched at a time.
+_LINE = 256
+
+
+def prefetch(w_ref, layer, size: int, worker, workers: int) -> None:
+  """Brings weights of a layer to the L2 cache; not for interpreted kernels.
+
+  Each of the blocks, `worker` of `workers`, asks for some, and does not wait.
+
+  Args:
+    w_ref: (L, F, bytes of D).
+    layer: int32 scalar.
+    size: The first bytes of each column of weights that are asked for.
+    worker: int32 scalar.
+    workers: Their number.
+  """
+  across = -(-size // _LINE)
+  boxes = -(-w_ref.shape[1] // TILE) * across
+
+  @pl.loop(0, -(-boxes // workers))
+  def _(i):
+    box = worker + i * workers
+
+    @pl.when(box < boxes)
+    def _():
+      columns = lax.div(box, jnp.int32(across)) * TILE
+      line = lax.rem(box, jnp.int32(across)) * _LINE
+      own = pl.ds(columns, TILE), pl.ds(line, _LINE)
+      plgpu.async_prefetch(w_ref.at[layer, *own])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

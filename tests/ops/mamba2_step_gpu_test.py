@@ -358,7 +358,11 @@ def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
       64,
       {
         "forms": ("int4:128", "int4:128"),
+        "state_form": "int8:row",
         "own_tiles": True,
+        "in_prefetch": 2560,
+        "state_prefetch": 3,
+        "state_prefetch_before": 3,
         "in_warpgroups": 3,
         "in_splits": 2,
         "in_stages": 5,

@@ -15,6 +15,7 @@ from ops.hopper import PROCESSORS
 from ops.hopper_attention import QUERIES
 from ops.hopper_tiles import ROWS, SUMS, TILE, load, repeat, store
 from ops.selective_scan.mosaic_gpu_tile import sigmoid
+from ops.transformer_step import mosaic_gpu_whole_mail as mail
 from ops.transformer_step.mosaic_gpu_qkv import _HALF
 from ops.transformer_step.mosaic_gpu_whole_ring import Attention, Part, Stream
 
@@ -47,6 +48,8 @@ class Config:
     down_splits:
     each_waits: Whether every warpgroup waits for other blocks, and not the
       first one alone.
+    tagged: Whether numbers lie beside tags, and nobody counts: see
+      `mosaic_gpu_whole_mail`.
   """
 
   blocks: int = PROCESSORS
@@ -61,6 +64,7 @@ class Config:
   down_per: int = 1
   down_splits: int = 1
   each_waits: bool = False
+  tagged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,11 @@ class Sizes:
       (config.o_splits, rows(self.width), TILE),
       (rows(self.hidden), TILE),
     ]
-    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    wide = 2 if config.tagged else 1
+    return [
+      jax.ShapeDtypeStruct((*shape, last * wide), jnp.float32)
+      for *shape, last in shapes
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +289,8 @@ class Step:
     stream = Stream(
       self.parts, matrices, (first, end), length, block, self.config.blocks, s
     )
-    counters = _Counters(self, whole=self.phases == PHASES)
+    whole = self.phases == PHASES and not self.config.tagged
+    counters = _Counters(self, whole=whole)
     stream.begin()
     zero = plgpu.layout_cast(jnp.zeros((TILE,), jnp.float32), VECTOR)
     pl.when(me == 0)(lambda: store(s["squares"], zero))
@@ -303,7 +312,10 @@ class Step:
         def ready(name=name, layers=layers):
           with jax.named_scope(f"{name}_wait"):
             wait = lambda: counters.wait(BEFORE[name], layers)
-            if self.config.each_waits:
+            if self.config.tagged:
+              # Nobody of this block needs the memory of the phase before.
+              self._meet(s["ready"])
+            elif self.config.each_waits:
               # This block's own signal comes when nothing of it is in use.
               wait()
             else:
@@ -312,6 +324,8 @@ class Step:
 
         @pl.when(stream.has[name])
         def _(name=name, ready=ready):
+          # Of what was written in this layer.
+          s["tag"] = layer - first + 1
           with jax.named_scope(name):
             steps[name](layer, length, stream, ready, refs, s)
             pl.when(me == 0)(lambda: counters.signal(name))
@@ -322,6 +336,25 @@ class Step:
     @pl.when((block == 0) & (me == 0))
     def _():
       counters.clear(end - first)
+
+  def _at(self, ref, *rows, columns=(0, TILE)):
+    """Some columns of rows of what blocks hand to each other."""
+    wide = 2 if self.config.tagged else 1
+    start, size = columns
+    return ref.at[*rows, pl.ds(start * wide, size * wide)]
+
+  def _take(self, places, tag) -> list[jax.Array]:
+    """Reads such references, each with its shape and layout."""
+    if self.config.tagged:
+      return mail.take(places, tag)
+    return [load(ref, layout) for ref, _, layout in places]
+
+  def _give(self, ref, value, tag) -> None:
+    """Writes a vector of a tile to such a reference."""
+    if self.config.tagged:
+      mail.give(ref, value, VECTOR, tag)
+    else:
+      store(ref, value)
 
   def _meet(self, barrier) -> None:
     """Waits until all warpgroups of the block are here."""
@@ -353,13 +386,14 @@ class Step:
     plgpu.commit_smem()
     self._meet(s["written"])
 
-  def _normed(self, name, layer, before, norm, stream, ready, s) -> None:
+  def _normed(self, name, layer, before, tag, norm, stream, ready, s) -> None:
     """Prepares a norm's result without its factor, and sums of squares.
 
     Args:
       name: Of the product that takes it.
       layer: In which it is.
       before: Parts of the stream, (splits, tiles, 64).
+      tag: Of these.
       norm: Scales, (L, tiles, 64).
       stream: Of the weights.
       ready: Waits for what was before.
@@ -374,10 +408,16 @@ class Step:
     ready()
     shape, total = (BLOCK, TILE), None
     ids = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=ROWS)
-    parts = [
-      [load(before.at[i, at], ROWS) for i in range(before.shape[0])]
-      for at in own
-    ]
+    splits = before.shape[0]
+    parts = self._take(
+      [
+        (self._at(before, i, at), shape, ROWS)
+        for at in own
+        for i in range(splits)
+      ],
+      tag,
+    )
+    parts = [parts[k : k + splits] for k in range(0, len(parts), splits)]
     for (start, count), scale, values in zip(starts, scales, parts):
       value = sum(values[1:], values[0])
       self._write(s, start, value * scale)
@@ -432,16 +472,20 @@ class Step:
     """Products of the three matrices."""
     del length
     split, parts = stream.split["qkv"], self.sizes.parts
-    self._normed("qkv", layer, refs.stream, refs.attn_norm, stream, ready, s)
+    self._normed(
+      "qkv", layer, refs.stream, s["tag"] - 1, refs.attn_norm, stream, ready, s
+    )
 
     def finish(tile, found, _):
       head = lax.div(tile, jnp.int32(parts))
-      own = pl.ds(lax.rem(tile, jnp.int32(parts)) * TILE, TILE)
-      store(refs.qkv.at[split, head, own], found[0])
+      own = lax.rem(tile, jnp.int32(parts)) * TILE, TILE
+      target = self._at(refs.qkv, split, head, columns=own)
+      self._give(target, found[0], s["tag"])
 
       @pl.when(tile == 0)
       def _():
-        store(refs.squares.at[split], load(s["squares"], VECTOR))
+        squares = load(s["squares"], VECTOR)
+        self._give(self._at(refs.squares, split), squares, s["tag"])
 
     self._product("qkv", layer, stream, s, lambda _: (), finish)
 
@@ -460,18 +504,30 @@ class Step:
     ready()
     ids = range(self.config.qkv_splits)
     add = lambda values: sum(values[1:], values[0])
-    factor = self._factor(add([load(refs.squares.at[i], VECTOR) for i in ids]))
-    ends = [pl.ds(i * half, half) for i in range(2)]
+    ends = [(i * half, half) for i in range(2)]
     queries = pl.ds(head * sizes.shared, QUERIES)
-    get = lambda rows, own, form: (
-      add([load(refs.qkv.at[i, rows, own], form) for i in ids]) * factor
-    )
-    q = [get(queries, own, layout) for own in ends]
-    k = [get(sizes.heads + head, own, line) for own in ends]
-    v = [
-      get(sizes.heads + sizes.kv_heads + head, pl.ds(p * TILE, TILE), VECTOR)
+    row = sizes.heads + head
+    wanted = [(queries, own, across, layout) for own in ends]
+    wanted += [(row, own, (half,), line) for own in ends]
+    wanted += [
+      (row + sizes.kv_heads, (p * TILE, TILE), (TILE,), VECTOR)
       for p in range(parts)
     ]
+    places = [(self._at(refs.squares, i), (TILE,), VECTOR) for i in ids]
+    places += [
+      (self._at(refs.qkv, i, rows, columns=own), shape, form)
+      for rows, own, shape, form in wanted
+      for i in ids
+    ]
+    found = self._take(places, s["tag"])
+    squares, *found = (
+      add(found[k : k + len(ids)]) for k in range(0, len(found), len(ids))
+    )
+    factor = self._factor(squares)
+    q, k, v = (
+      [one * factor for one in some]
+      for some in (found[:2], found[2:4], found[4:])
+    )
     turned = lambda x, cos, sin: (
       x[0] * cos - x[1] * sin, x[1] * cos + x[0] * sin
     )  # fmt: skip
@@ -481,7 +537,7 @@ class Step:
     for i in range(2):
       part, at = divmod(i * half, TILE)
       store(s["mixed"].at[me, part, :, pl.ds(at, half)], q[i] * scale)
-      store(s["key"].at[me, ends[i]], k[i])
+      store(s["key"].at[me, pl.ds(*ends[i])], k[i])
     rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)
     shape, score = (QUERIES, TILE), None
     keys = []
@@ -590,16 +646,26 @@ class Step:
       for p in range(sizes.parts):
         row = (head * sizes.shared + g) * sizes.parts + p
         found = load(s["mixed"].at[0, p, g, pl.ds(0, TILE)], VECTOR)
-        store(refs.mixed.at[split, row], found)
+        self._give(self._at(refs.mixed, split, row), found, s["tag"])
         for i in range(2):
-          refs.weights[i, split, row] = s["weights"][0, i, g]
+          weight = s["weights"][0, i, g]
+          if self.config.tagged:
+            own = self._at(refs.weights, i, split, columns=(row, 1))
+            mail.give_scalar(own, weight, s["tag"])
+          else:
+            refs.weights[i, split, row] = weight
 
-  def _residual(self, name, ref, stream):
+  def _residual(self, name, ref, tag, stream):
     """A function of a tile: the stream, for units of the first rows, else 0."""
     mine = (stream.split[name] == 0).astype(jnp.float32)
 
     def of(tile):
-      parts = [load(ref.at[i, tile], VECTOR) for i in range(ref.shape[0])]
+      parts = self._take(
+        [
+          (self._at(ref, i, tile), (TILE,), VECTOR) for i in range(ref.shape[0])
+        ],
+        tag,
+      )
       return sum(parts[1:], parts[0]) * mine
 
     return of
@@ -610,13 +676,22 @@ class Step:
     part, split, shape = self.parts["o"], stream.split["o"], (BLOCK, TILE)
     ready()
     for start, _ in self._starts(part.chunks, stream.me):
-      own = pl.ds(split * part.chunks + start, BLOCK)
-      ids, vector = range(self.config.attend_splits), ROWS.reduce(1)
-      tops, totals = (
-        [load(refs.weights.at[i, j, own], vector) for j in ids]
+      first, count = split * part.chunks + start, self.config.attend_splits
+      ids, vector = range(count), ROWS.reduce(1)
+      places = [
+        (self._at(refs.mixed, j, pl.ds(first, BLOCK)), shape, ROWS) for j in ids
+      ]
+      places += [
+        (
+          self._at(refs.weights, i, j, columns=(first, BLOCK)),
+          (BLOCK,),
+          vector,
+        )
         for i in range(2)
-      )
-      values = [load(refs.mixed.at[j, own], ROWS) for j in ids]
+        for j in ids
+      ]
+      found = self._take(places, s["tag"])
+      values, tops, totals = (found[k * count :][:count] for k in range(3))
       top = functools.reduce(jnp.maximum, tops)
       factors = [jnp.exp2(one - top) for one in tops]
       total = sum(f * t for f, t in zip(factors, totals))
@@ -625,27 +700,31 @@ class Step:
       )
       self._write(s, start, found)
     self._written(s)
-    self._onto("o", layer, refs.stream, refs.middle, stream, s)
+    before = refs.stream, s["tag"] - 1
+    self._onto("o", layer, before, refs.middle, stream, s)
 
   def _onto(self, name, layer, before, after, stream, s):
     """A product, and the stream."""
     split = stream.split[name]
     self._product(
-      name, layer, stream, s, self._residual(name, before, stream),
-      lambda tile, found, residual: store(
-        after.at[split, tile], residual + found[0]
+      name, layer, stream, s, self._residual(name, *before, stream),
+      lambda tile, found, residual: self._give(
+        self._at(after, split, tile), residual + found[0], s["tag"]
       ),
     )  # fmt: skip
 
   def _gate_up(self, layer, length, stream, ready, refs, s):
     """silu(gate_proj) * up_proj."""
     del length
-    self._normed("gate_up", layer, refs.middle, refs.mlp_norm, stream, ready, s)
+    self._normed(
+      "gate_up", layer, refs.middle, s["tag"], refs.mlp_norm, stream, ready, s
+    )
 
     def finish(tile, found, _):
       factor = self._factor(load(s["squares"], VECTOR))
       gate, up = (one * factor for one in found)
-      store(refs.hidden.at[tile], gate * sigmoid(gate) * up)
+      found = gate * sigmoid(gate) * up
+      self._give(self._at(refs.hidden, tile), found, s["tag"])
 
     self._product("gate_up", layer, stream, s, lambda _: (), finish)
 
@@ -656,11 +735,15 @@ class Step:
     ready()
     starts = self._starts(part.chunks, stream.me)
     rows = [pl.ds(split * part.chunks + at, BLOCK) for at, _ in starts]
-    values = [load(refs.hidden.at[own], ROWS) for own in rows]
+    values = self._take(
+      [(self._at(refs.hidden, own), (BLOCK, TILE), ROWS) for own in rows],
+      s["tag"],
+    )
     for (start, _), value in zip(starts, values):
       self._write(s, start, value)
     self._written(s)
-    self._onto("down", layer, refs.middle, refs.stream, stream, s)
+    before = refs.middle, s["tag"]
+    self._onto("down", layer, before, refs.stream, stream, s)
 
 
 class _Counters:

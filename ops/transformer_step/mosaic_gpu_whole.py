@@ -89,7 +89,8 @@ def _cut(chunks: int, tiles: int) -> tuple[int, int]:
   """Tiles of a unit, and units that share their rows.
 
   The fewer such units, the less there is to add up, but the more rows each has
-  in shared memory.
+  in shared memory. Each tile of a unit but the first has to be finished before
+  the next one.
   """
   found = []
   for splits in range(1, min(chunks, 16) + 1):
@@ -97,7 +98,8 @@ def _cut(chunks: int, tiles: int) -> tuple[int, int]:
       if chunks % splits or tiles % per or tiles // per * splits > PROCESSORS:
         continue
       depth = chunks // splits
-      found.append((per * depth + splits / 2 + depth / 16, splits, per))
+      cost = per * depth + splits / 2 + depth / 8 + 4 * (per - 1)
+      found.append((cost, splits, per))
   _, splits, per = min(found)
   return per, splits
 

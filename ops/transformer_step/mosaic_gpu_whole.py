@@ -173,16 +173,19 @@ def forward(
   turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
   tiles = sizes.width // TILE
   wide = 2 if config.tagged else 1
-  shape = config.down_splits, tiles + BLOCK, wide * TILE
-  stream = _empty(shape, -2, BLOCK)
-  first = x.astype(jnp.float32).reshape(tiles, TILE)
-  stream = stream.at[0, :tiles, ::wide].set(first)
-  norms = [
-    jnp.pad(one.reshape(layers, tiles, TILE), ((0, 0), (0, BLOCK), (0, 0)))
-    for one in (weights.attn_norm, weights.mlp_norm)
-  ]
+  first = x.astype(jnp.float32).reshape(1, tiles, TILE)
+  # As few kernels as can be go before the one that counts.
+  if config.tagged:
+    stream = _empty((config.down_splits, tiles + BLOCK, 2 * TILE), -2, BLOCK)
+    stream = stream.at[:1, :tiles, ::2].set(first)
+  else:
+    pads = (0, config.down_splits - 1), (0, BLOCK), (0, 0)
+    stream = jnp.pad(first, pads)
+  norms = jnp.stack([weights.attn_norm, weights.mlp_norm])
+  norms = norms.reshape(2, layers, tiles, TILE)
+  norms = jnp.pad(norms, ((0, 0), (0, 0), (0, BLOCK), (0, 0)))
   operands = (
-    lengths, turns, *norms, weights.q_proj, weights.k_proj, weights.v_proj,
+    lengths, turns, norms, weights.q_proj, weights.k_proj, weights.v_proj,
     weights.o_proj, weights.gate_proj, weights.up_proj, weights.down_proj,
   )  # fmt: skip
   run = functools.partial(

@@ -123,8 +123,7 @@ class Refs:
 
   Attributes:
     turns: Cosines and sines, (2, K / 2).
-    attn_norm: (L, D / 64 and more, 64).
-    mlp_norm: Alike.
+    norms: Those of attention and of the MLP, (2, L, D / 64 and more, 64).
     q_proj: (L, D, H K), as the next six in their shapes.
     k_proj:
     v_proj:
@@ -145,8 +144,7 @@ class Refs:
   """
 
   turns: Any
-  attn_norm: Any
-  mlp_norm: Any
+  norms: Any
   q_proj: Any
   k_proj: Any
   v_proj: Any
@@ -473,7 +471,14 @@ class Step:
     del length
     split, parts = stream.split["qkv"], self.sizes.parts
     self._normed(
-      "qkv", layer, refs.stream, s["tag"] - 1, refs.attn_norm, stream, ready, s
+      "qkv",
+      layer,
+      refs.stream,
+      s["tag"] - 1,
+      refs.norms.at[0],
+      stream,
+      ready,
+      s,
     )
 
     def finish(tile, found, _):
@@ -717,7 +722,14 @@ class Step:
     """silu(gate_proj) * up_proj."""
     del length
     self._normed(
-      "gate_up", layer, refs.middle, s["tag"], refs.mlp_norm, stream, ready, s
+      "gate_up",
+      layer,
+      refs.middle,
+      s["tag"],
+      refs.norms.at[1],
+      stream,
+      ready,
+      s,
     )
 
     def finish(tile, found, _):

@@ -14,12 +14,17 @@ _POLICY = flags.DEFINE_string(
 _BUDGET = cli.number(
   "budget", None, "what a token may spend, in the policy's unit", 0.0, 2.0
 )
+_DENSE_BELOW = cli.integer(
+  "dense_below", 0, "tokens up to which the policy's steps leave out nothing", 0
+)
 
 
 def check() -> None:
   """Raises InputError where one flag lacks the other."""
   if (_POLICY.value is None) != (_BUDGET.value is None):
     raise InputError("--policy and --budget need each other")
+  if _DENSE_BELOW.value and _POLICY.value is None:
+    raise InputError("--dense_below is for --policy: leave it out")
 
 
 def played(
@@ -49,6 +54,7 @@ def played(
       max_tokens=max_tokens,
       temperature=temperature,
       seed=seed,
+      dense_below=_DENSE_BELOW.value,
     )
     print(tokenizer.decode([*encoded, *found.tokens]))
     cli.say(str(found))

@@ -510,11 +510,37 @@ def decode(
   Returns:
     Float32 logits (B, T, V) and the longer state.
   """
+  hidden, state = read(
+    config, params, tokens, state, implementations=implementations
+  )
+  return bind(config, params).logits(hidden), state
+
+
+def read(
+  config: TransformerConfig,
+  params: Params,
+  tokens: jax.Array,
+  state: TransformerState,
+  *,
+  num_pages: jax.Array | None = None,
+  implementations: Implementations | None = None,
+) -> tuple[jax.Array, TransformerState]:
+  """As `decode`, but gives hidden states behind the final norm, (B, T, D).
+
+  Args:
+    config: of the model.
+    params: of the model.
+    tokens: (B, T) int32.
+    state: what was read before.
+    num_pages: (B,) int32, pages of a `PagedCache` that each key head reads;
+      None for what its budget says.
+    implementations: of ops, see `decode`.
+  """
   model, cache = bind(config, params), state.cache
   embedded = model.embed(tokens)
   if config.has_token_kernel:
     hidden, cache = _by_op(
-      model, embedded, cache, state.length, implementations
+      model, embedded, cache, state.length, num_pages, implementations
     )
     length = state.length + tokens.shape[1]
   else:
@@ -527,13 +553,14 @@ def decode(
       dtype=cache.dtype,
     )
     cache, length = cache.append(new, places), places.length
-  return model.logits(hidden), TransformerState(cache=cache, length=length)
+  return hidden, TransformerState(cache=cache, length=length)
 
 
-def _by_op(model, x, cache, lengths, implementations):
+def _by_op(model, x, cache, lengths, num_pages, implementations):
   """Hidden states behind all layers and the final norm, and the cache."""
   c, dtype = model.config, cache.dtype
   is_paged = isinstance(cache, PagedCache)
+  pages = cache.pages(lengths, num_pages) if is_paged else None
   x, keys, values, *summary = transformer_step(
     x.astype(jnp.float32 if c.float32_stream else dtype),
     model.weights(),
@@ -542,14 +569,14 @@ def _by_op(model, x, cache, lengths, implementations):
     lengths,
     _frequencies(c),
     eps=c.norm_eps,
-    pages=cache.pages(lengths) if is_paged else None,
+    pages=pages,
     implementation=implementations.step if implementations else None,
   )
   hidden = model.final_norm(x, dtype=dtype)
-  new = {"k": keys, "v": values}
   if is_paged:
-    new["summary"] = summary[0]
-  return hidden, dataclasses.replace(cache, **new)
+    made = summary[0] if summary else None
+    return hidden, cache.grown(keys, values, lengths + 1, made)
+  return hidden, dataclasses.replace(cache, k=keys, v=values)
 
 
 def with_pages(

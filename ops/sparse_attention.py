@@ -30,6 +30,7 @@ def sparse_attention(
   page_size: int,
   bounds: tuple[jax.Array, jax.Array] | None = None,
   keep_sink_and_current: bool = False,
+  shared: bool = False,
   behind: jax.Array | int | None = None,
   scale: float | None = None,
   implementation: str | None = None,
@@ -71,6 +72,9 @@ def sparse_attention(
       many calls.
     keep_sink_and_current: Always keep the first page and the query's own. They
       use up the budget. The first is out where no token of it is visible.
+    shared: Query heads that share a key head share its pages, too, which are
+      those with the highest bound of any of them, as `paged_sparse_attention`
+      has it: then a page is read for all heads of a group or for none.
     behind: Visible are at most so many tokens in front of the query's own, an
       int or an int32 scalar; None for all. K then counts the tokens from the
       first page on of which one is visible, so that a share of 1 is dense here
@@ -102,6 +106,7 @@ def sparse_attention(
       slots,
       page_size,
       keep_sink_and_current,
+      shared,
       behind,
     )
     tokens = jnp.repeat(pages, page_size, axis=-1)
@@ -153,9 +158,10 @@ def _visible(prefix_lengths, slots, prefix_size, suffix_size, behind):
 
 
 def _kept_pages(
-  q, bounds, suffix_k, keep, prefix_lengths, slots, page_size, forced, behind
-):
-  """Returns the kept pages of prefix and suffix, (B, N, R, T, G, P) bool."""
+  q, bounds, suffix_k, keep, prefix_lengths, slots, page_size, forced, shared,
+  behind,
+):  # fmt: skip
+  """Returns the kept pages of prefix and suffix, (B, N, R, T, G or 1, P)."""
   b, r, t, h, d = q.shape
   kv_heads = suffix_k.shape[3]
   prefix_scores = page_scores(q.reshape(b, r * t, h, d), *bounds)
@@ -164,6 +170,8 @@ def _kept_pages(
   scores = jnp.concatenate([prefix_scores, suffix_scores], axis=-1)
   scores = scores.reshape(b, r, t, kv_heads, h // kv_heads, -1)
   scores = scores.transpose(0, 3, 1, 2, 4, 5)
+  if shared:
+    scores = jnp.max(scores, axis=4, keepdims=True)
 
   total = prefix_lengths[:, :, None] + slots[None, None] + 1
   if behind is not None:
@@ -303,6 +311,7 @@ def sparse_attention_reference(
   query_start,
   page_size,
   keep_sink_and_current=False,
+  shared=False,
   behind=None,
   scale=None,
 ):
@@ -324,11 +333,13 @@ def sparse_attention_reference(
     least = 0 if behind is None else max(len(keys) - 1 - behind, 0)
     total = len(keys) - least // page_size * page_size
     budget = max(int(np.ceil(share * total - 1e-3)), 1)
+    choosing = q[b, r, t, n * group : (n + 1) * group] if shared else [query]
     scores = []
     for start in starts:
       page = keys[start : start + page_size]
-      bound = np.maximum(query * page.min(0), query * page.max(0))
-      scores.append(bound.sum())
+      ends = page.min(0), page.max(0)
+      bounds = [np.maximum(*(one * end for end in ends)) for one in choosing]
+      scores.append(max(bound.sum() for bound in bounds))
     valid = np.array([start + page_size > least for start in starts])
     always = np.zeros(len(scores), bool)
     if keep_sink_and_current:

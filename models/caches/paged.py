@@ -19,6 +19,7 @@ from ops.paged_sparse_attention import (
   KeptPages,
   PageSummary,
   page_summary,
+  update_page_summary,
 )
 
 
@@ -28,7 +29,8 @@ class PageBudget:
 
   Attributes:
     keep: Share of the pages that hold a token, in (0, 1]; at least two pages
-      of each key head are read, the first and the token's own.
+      of each key head are read, the first and the token's own. With 1 a token
+      is read by the very step that knows no pages.
     page_size: Slots of a page.
     kind: Of `ops.paged_sparse_attention.KINDS`, what pages are scored by.
   """
@@ -109,14 +111,45 @@ class PagedCache(DenseCache):
     summary = PageSummary(first, second, budget.kind)
     return cls(k=cache.k, v=cache.v, summary=summary, budget=budget)
 
-  def pages(self, lengths: jax.Array) -> KeptPages:
-    """What the next token of rows of `lengths` (B,) is to read."""
+  def pages(
+    self, lengths: jax.Array, num_pages: jax.Array | None = None
+  ) -> KeptPages | None:
+    """What the next token of rows of `lengths` (B,) is to read; None for all.
+
+    Args:
+      lengths: int32.
+      num_pages: (B,) int32, pages of each key head, no more than the budget has
+        room for; None for what the budget says.
+    """
+    if self.budget.keep == 1:
+      return None
     layers, rows, count, heads, _ = self.summary.first.shape
     keep = self.budget.keep
-    num_pages = ceil_share(keep, lengths // self.budget.page_size + 1)
+    if num_pages is None:
+      num_pages = ceil_share(keep, lengths // self.budget.page_size + 1)
     shape = layers, rows, heads
     return KeptPages(
       self.summary,
       jnp.broadcast_to(num_pages[None, :, None], shape),
       max(math.ceil(keep * count), 2),
     )
+
+  def grown(
+    self,
+    keys: jax.Array,
+    values: jax.Array,
+    lengths: jax.Array,
+    summary: PageSummary | None,
+  ) -> Self:
+    """The cache behind one more token of each row.
+
+    Args:
+      keys: (L, B, S, N, K), with its own.
+      values: alike.
+      lengths: (B,) int32, slots that are filled, with its own.
+      summary: with that of its page; None where the step has not made it.
+    """
+    if summary is None:
+      update = jax.vmap(update_page_summary, in_axes=(0, 0, None))
+      summary = update(self.summary, keys, lengths)
+    return dataclasses.replace(self, k=keys, v=values, summary=summary)

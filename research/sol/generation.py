@@ -2,7 +2,9 @@
 
 What the prompt fills whole pages with is read densely, the rest of it by dense
 steps; every token behind it is computed under the policy's action, and nothing
-is replayed.
+is replayed. Where actions drop nothing but pages that query heads share, the
+pages that an action keeps are read and no others (`research.sol.paged`);
+everything else is computed and masked.
 
 Axis letters: S tokens of the prefix, F tokens of the prompt behind it, n steps,
 L layers, D width of the LLM, A actions.
@@ -18,7 +20,7 @@ import numpy as np
 from models.convert import Checkpoint
 from models.errors import InputError
 from models.module import num_params
-from research.sol import calibrate, rollout
+from research.sol import calibrate, paged, rollout
 from research.sol import policy as policy_lib
 from research.sol.artefact import Artefact
 from research.sol.cost import StepCosts
@@ -36,6 +38,7 @@ class Continued:
     cost: mean of what a token spent in the budget's unit, the policy's own
       cost with it.
     unit: of the budget.
+    skipped: whether what actions drop was not read, or else masked.
   """
 
   tokens: np.ndarray
@@ -43,6 +46,7 @@ class Continued:
   spent: np.ndarray
   cost: float
   unit: str
+  skipped: bool
 
   def __str__(self) -> str:
     """What was spent, in one line."""
@@ -50,7 +54,8 @@ class Continued:
     unit = self.unit.replace("_", " ")
     return (
       f"spent {self.cost:.3f} in {unit} a token, dense is 1: {kappa:.2f} of "
-      f"the tokens, {rho:.2f} of the channels, {16 * bits:.1f} bits"
+      f"the tokens, {rho:.2f} of the channels, {16 * bits:.1f} bits; what was "
+      f"left out was {'not read' if self.skipped else 'masked'}"
     )
 
 
@@ -63,6 +68,7 @@ def continue_text(
   max_tokens: int,
   temperature: float = 0.0,
   seed: int = 0,
+  dense_below: int = 0,
 ) -> Continued:
   """Continues a prompt (P,) at a budget that the policy was trained for.
 
@@ -74,6 +80,7 @@ def continue_text(
     max_tokens: to add.
     temperature: of the draws; 0 is greedy.
     seed: of the draws.
+    dense_below: tokens of a context, up to which nothing is left out.
 
   Raises:
     InputError: policy, model, prompt and budget do not fit.
@@ -108,8 +115,9 @@ def continue_text(
     jnp.asarray(prompt[length:], jnp.int32),
     jnp.asarray(price, jnp.float32).reshape(1, 1, 1),
     jax.random.key(seed),
-    max_tokens,
-    temperature,
+    steps=max_tokens,
+    temperature=temperature,
+    dense_below=dense_below,
   )
   tokens, actions = np.asarray(tokens), np.asarray(actions)
   table = method.setup.table
@@ -125,7 +133,8 @@ def continue_text(
       options.budget_unit, own, refreshed=False, head=False
     )
   spent = np.asarray(rollout.action_costs(table))[actions].mean(0)
-  return Continued(tokens, actions, spent, cost, options.budget_unit)
+  skipped = paged.reads_pages(method.setup)
+  return Continued(tokens, actions, spent, cost, options.budget_unit, skipped)
 
 
 def _play(
@@ -136,8 +145,7 @@ def _play(
   tail: jax.Array,
   price: jax.Array,
   key: jax.Array,
-  steps: int,
-  temperature: float,
+  **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """New tokens and their actions (n,), see `rollout.extend`."""
   setup = method.setup
@@ -145,6 +153,11 @@ def _play(
 
   @jax.jit
   def run(lm, known, policy, tail, price, key):
+    by_pages = {}
+    if paged.reads_pages(setup):
+      room = tail.shape[0] + options["steps"]
+      by_pages["memory"] = paged.memory(setup, known, room)
+      by_pages["forward"] = paged.forward(setup, lm)
     return rollout.extend(
       setup,
       lm,
@@ -156,8 +169,8 @@ def _play(
         goal=price,
       ),
       key,
-      steps=steps,
-      temperature=temperature,
+      **by_pages,
+      **options,
     )
 
   return run(lm, known, policy, tail, price, key)

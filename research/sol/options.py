@@ -41,6 +41,9 @@ class Options:
     None, "tokens a key page; the preset's by default", lower=1, upper=256
   )
   sink: bool | None = option(None, "always keep the first and the current page")
+  shared_pages: bool | None = option(
+    None, "query heads that share a key head share its pages, too"
+  )
   prune: str | None = option(
     None, "MLP channels that rho drops", choices=("input", "intermediate")
   )
@@ -286,6 +289,7 @@ class Options:
         horizon=self.horizon,
         page_size=self.page_size,
         keep_sink_and_current=self.sink,
+        shared_pages=self.shared_pages,
         prune=self.prune,
         attention=attention,
         begin=begin,
@@ -362,6 +366,7 @@ def _every(refresh: str, horizon: int | None) -> int:
 
 _COMMON: dict[str, Any] = {
   "begin": -1,
+  "shared_pages": False,
   "prune": "input",
   "policy": "large",
   "policy_rank": 4,

@@ -38,7 +38,8 @@ def measure(
     batch: windows alive at a time; W is cut down to a multiple of it.
   """
   levels = setup.table.levels("kappa")
-  if setup.config.num_heads == setup.config.num_kv_heads or levels == (1.0,):
+  alone = setup.config.num_heads == setup.config.num_kv_heads
+  if alone or setup.shared_pages or levels == (1.0,):
     return dict.fromkeys(levels, 1.0)
   batch = min(batch, len(windows))
   length = windows.shape[1] // setup.page_size * setup.page_size

@@ -25,6 +25,7 @@ _SHARED = (
   "preset",
   "page_size",
   "sink",
+  "shared_pages",
   "prune",
   "horizon",
   "budget",

@@ -30,6 +30,12 @@ from research.sol.actions import ActionTable
 from research.sol.observation import Observation
 from research.sol.prefix import Prefix
 
+# (memory, tokens (W, R), actions (W, R), step) -> hidden states (W, R, D) and
+# the next memory.
+Forward = Callable[
+  [Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]
+]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -41,6 +47,7 @@ class Setup:
     horizon: T, steps of an episode.
     page_size: tokens a page.
     keep_sink_and_current: force the first and the query's own page in.
+    shared_pages: query heads that share a key head share its pages, too.
     prune: which MLP channels rho drops: "input" (published) or
       "intermediate".
     attention: implementation of the dense attention of the prefix.
@@ -53,6 +60,7 @@ class Setup:
   horizon: int
   page_size: int
   keep_sink_and_current: bool = False
+  shared_pages: bool = False
   prune: str = "input"
   attention: str | None = None
   begin: int | None = None
@@ -260,6 +268,7 @@ def _forward(
       page_size=setup.page_size,
       bounds=None if page_min is None else (page_min, page_max),
       keep_sink_and_current=setup.keep_sink_and_current,
+      shared=setup.shared_pages,
       behind=behind,
     )
     return mixed, (k, v)
@@ -376,20 +385,13 @@ def scan(
   config, steps = setup.config, episodes * setup.horizon
   model = transformer.bind(config, params)
   inputs, targets = prefix_lib.episode_tokens(tokens, starts, steps)
-  cache_shape = (
-    config.num_layers,
-    *starts.shape,
-    steps,
-    config.num_kv_heads,
-    config.head_dim,
-  )
-  empty = jnp.zeros(cache_shape, prefix.k.dtype)
+  empty = no_suffix(config, starts.shape, steps, prefix.k.dtype)
   fresh = (
     jnp.full(starts.shape, setup.table.size, jnp.int32),
     jnp.zeros((*starts.shape, 3), jnp.float32),
     play.start(),
   )
-  start = ((empty, empty), _signals_at_start(prefix, starts), fresh)
+  start = (empty, _signals_at_start(prefix, starts), fresh)
   over_steps = (
     jnp.arange(steps, dtype=jnp.int32),
     jnp.moveaxis(inputs, -1, 0),
@@ -435,13 +437,13 @@ def _step(
   if fresh is not None:
     at = t % setup.horizon
     own = jax.tree.map(lambda x, y: jnp.where(at == 0, x, y), fresh, own)
-  seen, own, suffix, hidden, extras = _read(
+  seen, own, memory, hidden, extras = _read(
     setup, model, prefix, starts, play, costs, carry[:2], own, token, (t, at),
     key,
   )  # fmt: skip
   stats = _step_stats(model, hidden, target, dense_now)
   carry = (
-    suffix,
+    memory,
     _advance(signals, hidden, -stats.log_p, stats.entropy),
     own,
   )
@@ -451,7 +453,7 @@ def _step(
 
 def _read(
   setup, model, prefix, starts, play, costs, past, own, token, places, key,
-  dense=None,
+  dense=None, forward=None,
 ):  # fmt: skip
   """Chooses how much a token computes, and reads it so.
 
@@ -462,18 +464,20 @@ def _read(
     starts: (W, R), as in `scan`.
     play: who chooses.
     costs: (A, 3) of actions.
-    past: keys and values of the steps so far, and signals of the last token.
+    past: keys and values of the steps so far, or what `forward` has in their
+      place, and signals of the last token.
     own: the last actions, the sum of their costs, the controller's own.
     token: (W, R) int32.
     places: the step, and which one it is of its episode.
     key: of the choice.
     dense: scalar bool, whether the token is read with all there is instead.
+    forward: reads the token, see `Forward`; None for `masked`.
 
   Returns:
     What was observed; `own`, keys and values with this step; hidden states
     (W, R, D); and what the controller keeps of its choice.
   """
-  (suffix, signals), (t, at) = past, places
+  (memory, signals), (t, at) = past, places
   previous, spent_sum, inner = own
   seen = _observe(
     signals,
@@ -485,22 +489,62 @@ def _read(
   action, inner, extras = play.act(inner, seen, key)
   if dense is not None:
     action = jnp.where(dense, setup.table.full_index, action).astype(jnp.int32)
-  hidden, new = _forward(
-    model,
-    setup,
-    prefix,
-    token[..., None],
-    starts,
-    action[..., None],
-    suffix=suffix,
-    slot=t,
-  )
-  suffix = tuple(
-    jax.lax.dynamic_update_slice_in_dim(old, x, t, axis=3)
-    for old, x in zip(suffix, new, strict=True)
-  )
+  forward = forward or masked(setup, model, prefix, starts)
+  hidden, memory = forward(memory, token, action, t)
   own = (action, spent_sum + costs[action], inner)
-  return seen, own, suffix, hidden[:, :, 0], extras
+  return seen, own, memory, hidden, extras
+
+
+def masked(
+  setup: Setup,
+  model: transformer.Transformer,
+  prefix: Prefix,
+  starts: jax.Array,
+) -> Forward:
+  """Reads a token by computing all and masking what its action drops.
+
+  Its memory is the keys and values (L, W, R, C, N, K) of the steps so far.
+
+  Args:
+    setup: the set-up.
+    model: the bound LLM.
+    prefix: of the windows.
+    starts: (W, R), as in `scan`.
+  """
+
+  def forward(suffix, token, action, t):
+    hidden, new = _forward(
+      model,
+      setup,
+      prefix,
+      token[..., None],
+      starts,
+      action[..., None],
+      suffix=suffix,
+      slot=t,
+    )
+    suffix = tuple(
+      jax.lax.dynamic_update_slice_in_dim(old, x, t, axis=3)
+      for old, x in zip(suffix, new, strict=True)
+    )
+    return hidden[:, :, 0], suffix
+
+  return forward
+
+
+def no_suffix(
+  config: TransformerConfig, shape: tuple[int, ...], steps: int, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+  """The memory of `masked` for rollouts of `shape` (W, R) and some steps."""
+  size = (
+    config.num_layers,
+    *shape,
+    steps,
+    config.num_kv_heads,
+    config.head_dim,
+  )
+  empty = jnp.zeros(size, dtype)
+  return empty, empty
 
 
 def score_block(
@@ -585,6 +629,9 @@ def extend(
   *,
   steps: int,
   temperature: float,
+  dense_below: int = 0,
+  memory: Any = None,
+  forward: Forward | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws the tokens behind a prompt, each under the controller's action.
 
@@ -598,16 +645,19 @@ def extend(
     key: of the draws.
     steps: n, tokens to draw.
     temperature: of the draws; 0 is greedy.
+    dense_below: tokens of a context, up to which all actions are the dense one.
+    memory: of `forward` behind the prefix; None for that of `masked`.
+    forward: reads a token; None for `masked`.
 
   Returns:
     Tokens and actions, (n,) int32.
   """
   model = transformer.bind(setup.config, params)
-  c, known = setup.config, tail.shape[0]
+  known = tail.shape[0]
   total = known + steps - 1
   starts = jnp.full((1, 1), prefix.hidden.shape[1], jnp.int32)
-  shape = (c.num_layers, 1, 1, total, c.num_kv_heads, c.head_dim)
-  empty = jnp.zeros(shape, prefix.k.dtype)
+  if memory is None:
+    memory = no_suffix(setup.config, (1, 1), total, prefix.k.dtype)
   fresh = (
     jnp.full((1, 1), setup.table.size, jnp.int32),
     jnp.zeros((1, 1, 3), jnp.float32),
@@ -616,15 +666,16 @@ def extend(
   costs = action_costs(setup.table)
 
   def step(carry, per_step):
-    suffix, signals, own, token = carry
+    memory, signals, own, token = carry
     t, now, key = per_step
     token = jnp.where(t < known, tail[jnp.minimum(t, known - 1)], token)
     at = jnp.maximum(t - known + 1, 0) % setup.horizon
     own = jax.tree.map(lambda x, y: jnp.where(at == 0, x, y), fresh, own)
     read = jnp.full((1, 1), token, jnp.int32)
-    _, own, suffix, hidden, _ = _read(
-      setup, model, prefix, starts, play, costs, (suffix, signals), own, read,
-      (t, at), key, dense=t < known - 1,
+    dense = (t < known - 1) | (starts[0, 0] + t < dense_below)
+    _, own, memory, hidden, _ = _read(
+      setup, model, prefix, starts, play, costs, (memory, signals), own, read,
+      (t, at), key, dense=dense, forward=forward,
     )  # fmt: skip
     logits = model.logits(hidden)
     if temperature:
@@ -635,10 +686,10 @@ def extend(
     token = jnp.where(t + 1 < known, later, drawn).astype(jnp.int32)
     stats = prefix_lib.token_stats(logits, jnp.full((1, 1), token))
     signals = _advance(signals, hidden, -stats.log_p, stats.entropy)
-    return (suffix, signals, own, token), (token, own[0][0, 0])
+    return (memory, signals, own, token), (token, own[0][0, 0])
 
   keys = jax.random.split(key, (2, total))
-  start = ((empty, empty), _signals_at_start(prefix, starts), fresh, tail[0])
+  start = (memory, _signals_at_start(prefix, starts), fresh, tail[0])
   each = (jnp.arange(total, dtype=jnp.int32), keys[0], keys[1])
   _, (tokens, actions) = jax.lax.scan(step, start, each)
   return tokens[known - 1 :], actions[known - 1 :]

@@ -31,7 +31,9 @@ def make(*, b=2, r=3, t=5, n=2, g=2, d=8, s=24, c=11, dtype="float32", seed=0):
   return arrays, jnp.asarray(lengths, jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("keep_sink_and_current", "scale"))
+@functools.partial(
+  jax.jit, static_argnames=("keep_sink_and_current", "shared", "scale")
+)
 def attend(arrays, lengths, start, **options):
   return sparse_attention(
     **arrays,
@@ -67,6 +69,22 @@ def test_matches_reference(forced, start, sizes):
     keep_sink_and_current=forced,
   )
   assert_close(out, expected, "float32", arrays["v"], 35)
+
+
+def test_heads_of_a_group_may_share_their_pages():
+  arrays, lengths = make(seed=3)
+  options = {"keep_sink_and_current": True, "shared": True}
+  out = attend(arrays, lengths, 3, **options)
+  expected = sparse_attention_reference(
+    **to_float64(arrays),
+    prefix_lengths=np.asarray(lengths),
+    query_start=3,
+    page_size=PAGE,
+    **options,
+  )
+  assert_close(out, expected, "float32", arrays["v"], 35)
+  alone = attend(arrays, lengths, 3, keep_sink_and_current=True)
+  assert np.abs(np.asarray(out - alone)).max() > 0.1
 
 
 @pytest.mark.parametrize("keep", [None, "some"])

@@ -62,7 +62,7 @@ OP_PEERS = (
   "cudnn_attention",
   "xla_attention",
 )
-STEPS = ("xla", "mosaic_gpu")
+STEPS = ("xla", "mosaic_gpu", "mosaic_gpu_whole")
 # Of products of float32.
 PRECISIONS = ("highest", "tensorfloat32", "default")
 LM_PEERS = ("mamba_ssm", "transformers")

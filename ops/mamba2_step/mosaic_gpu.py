@@ -148,7 +148,13 @@ def configure(
 
 
 def configure_few_bits(
-  config: Config, batch: int, groups: int, weights: Any, ssm_state: Any = None
+  config: Config,
+  batch: int,
+  groups: int,
+  weights: Any,
+  ssm_state: Any = None,
+  *,
+  own_tiles: bool = False,
 ) -> Config:
   """Returns the Config where weights and states may be in few bits.
 
@@ -159,7 +165,12 @@ def configure_few_bits(
     weights: `Mamba2Weights`, of which shapes and formats are read.
     ssm_state: As in `mamba2_step`, of which these are read too; None is like
       float32.
+    own_tiles: Of the Config, where all products allow it.
   """
+  if own_tiles and (changes := _own_tiles(batch, groups, weights)):
+    config = dataclasses.replace(config, in_columns=64, out_columns=64)
+    found = configure_few_bits(config, batch, groups, weights, ssm_state)
+    return dataclasses.replace(found, own_tiles=True, **changes)
   rows, changes = padded(batch), {}
   if isinstance(ssm_state, QState):
     steps = batch * ssm_state.shape[2]
@@ -191,6 +202,27 @@ def configure_few_bits(
     if name == "out":
       changes["out_splits"] = splits
   return dataclasses.replace(config, **changes)
+
+
+def _own_tiles(batch: int, groups: int, weights: Any) -> dict[str, int]:
+  """Fields of the Config with `own_tiles`, none where it cannot be."""
+  changes = {}
+  # Beside the chunks of in_proj lie inputs of the convolution.
+  inputs = 2 * (weights.conv_weight.shape[2] - 1)
+  for name, beside in (("in", inputs), ("out", 0)):
+    w = of_weight(getattr(weights, f"{name}_proj"))
+    if not isinstance(w, QTensor) or groups > 1:
+      return {}
+    depth, width = w.shape[-2:]
+    found = mosaic_gpu_tiles.configure(
+      rows=padded(batch), depth=depth, width=width, groups=w.num_blocks,
+      bits=w.format.bits, beside=beside,
+    )  # fmt: skip
+    if found is None:
+      return {}
+    names = "warpgroups", "splits", "stages"
+    changes |= {f"{name}_{one}": n for one, n in zip(names, found)}
+  return changes
 
 
 def whole_is_faster(x, weights, ssm_state) -> bool:

@@ -20,6 +20,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from ops import hopper
 from ops.hopper_tiles import (
   ROWS,
   SUMS,
@@ -34,10 +35,59 @@ from ops.quantized_matmul import mosaic_gpu_product as few_bits
 
 # Warpgroups of which TMA copies the columns at once.
 MOST_WARPGROUPS = 4
+# Blocks of a cluster, and clusters that an H200 was found to hold at once or,
+# of four, that its processors allow when those of eight are so many.
+_CLUSTERS = {1: hopper.PROCESSORS, 2: hopper.PROCESSORS // 2, 4: 30, 8: 15}
 # Of a chunk.
 _PARTS = 2
 # Bytes of a column of weights that are prefetched at a time.
 _LINE = 256
+
+
+def configure(
+  *, rows: int, depth: int, width: int, groups: int, bits: int, beside: int = 0
+) -> tuple[int, int, int] | None:
+  """Warpgroups, splits and stages of the Product with least to do a block.
+
+  Args:
+    rows: N.
+    depth: D.
+    width: F.
+    groups: Of D.
+    bits: Of a level.
+    beside: Bytes for each number that a block finishes.
+
+  Returns:
+    None where there is no such Product all blocks of which run at once.
+  """
+  chunk = few_bits.chunk_of(depth, groups)
+  chunks = depth // chunk
+
+  def stages(warpgroups, splits):
+    """Chunks that shared memory holds."""
+    columns = warpgroups * TILE
+    scales = few_bits.scales_of_split(depth, groups, splits, 4)
+    parts = beside + 4 * (splits - 1)
+    free = hopper.SHARED_MEMORY - 1024 - 4 * columns * scales
+    free -= parts * columns * rows // splits
+    most = -(-chunks // splits)
+    return min(free // (chunk * (columns * bits // 8 + 2 * rows)), most)
+
+  choices = [
+    (warpgroups, splits)
+    for warpgroups in range(1, MOST_WARPGROUPS + 1)
+    for splits, clusters in _CLUSTERS.items()
+    if rows % (8 * splits) == 0
+    and chunks % splits == 0
+    and (groups == 1 or groups % splits == 0)
+    and -(-width // (warpgroups * TILE)) <= clusters
+    and stages(warpgroups, splits) >= 2
+  ]
+  if not choices:
+    return None
+  # Of as much work, that of fewer blocks, which read x less often.
+  best = min(choices, key=lambda c: (c[0] * chunks // c[1], -c[0]))
+  return *best, stages(*best)
 
 
 def prefetch(w_ref, layer, size: int, worker, workers: int) -> None:

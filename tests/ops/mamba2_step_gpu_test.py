@@ -273,7 +273,9 @@ def test_state_in_int8(scale_dtype, changes):
   assert np.mean(levels[0] != levels[1]) < 1e-3
 
 
-def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
+def lowered_model(
+  name, batch, forms=(), state_form=None, own_tiles=False, **changes
+) -> str:
   layers, width, heads, groups, size = SHAPES[name]
 
   def make_one():
@@ -301,8 +303,9 @@ def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
     size,
   )  # fmt: skip
   config = mosaic_gpu.configure_few_bits(
-    config, batch, groups, stacks[0], stacks[2]
+    config, batch, groups, stacks[0], stacks[2], own_tiles=own_tiles
   )
+  assert config.own_tiles == own_tiles
   forward = functools.partial(
     mosaic_gpu.forward, eps=EPS, config=dataclasses.replace(config, **changes)
   )
@@ -363,12 +366,6 @@ def lowered_model(name, batch, forms=(), state_form=None, **changes) -> str:
         "in_prefetch": 2560,
         "state_prefetch": 3,
         "state_prefetch_before": 3,
-        "in_warpgroups": 3,
-        "in_splits": 2,
-        "in_stages": 5,
-        "out_warpgroups": 3,
-        "out_stages": 5,
-        "out_splits": 8,
       },
     ),
     ("mamba2-8b", 16, {"forms": ("int8:row", "int4:128")}),
@@ -401,6 +398,12 @@ def test_configurations():
   assert one.out_prefetch and not many.out_prefetch
   assert choose(1, 4096, 18560, 8192, 8, 128).out_splits == 1
   assert choose(1, 128, 1160, 512, 1, 64).out_stages >= 2
+  tiles = functools.partial(mosaic_gpu_tiles.configure, rows=64, bits=4)
+  found = tiles(depth=2560, width=10576, groups=20, beside=6)
+  assert found == (3, 2, 5)
+  assert tiles(depth=5120, width=2560, groups=40) == (3, 8, 5)
+  # More columns than all blocks together have at a time.
+  assert tiles(depth=384, width=40000, groups=3) is None
 
 
 def test_reasons(monkeypatch):

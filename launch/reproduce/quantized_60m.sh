@@ -41,7 +41,7 @@ if [[ -n ${TINY:-} ]]; then
   EVAL_FLAGS=(--length=256 --windows=8 --scored_windows=32 --rows=4
     --tokens=64 --at=16,32,48)
 fi
-FIRST=${FIRST:-rtn_w8a16,rtn_w4a16,gptq_w4a16,w4a16,w4a16_s8,w8a8_naive,w8a8_columns,w8a8_sorted,w8a8_smoothquant,w8a8_quarot,quamba_w8a8,mambaquant_w8a8,quamba2_w8a8,w4a8_nearest,quamba2_w4a8,llama_cpp_q8_0,llama_cpp_q4_k}
+FIRST=${FIRST:-rtn_w8a16,rtn_w4a16,gptq_w4a16,gptq_w4a16_s8,w4a16,w4a16_head8,w4a16_s8,w8a8_naive,w8a8_columns,w8a8_sorted,w8a8_smoothquant,w8a8_quarot,quamba_w8a8,mambaquant_w8a8,quamba2_w8a8,w4a8_nearest,quamba2_w4a8,llama_cpp_q8_0,llama_cpp_q4_k}
 [[ -n ${ALL:-} ]] && EVAL_FLAGS+=(--recipes="$ALL")
 
 left() { echo $((LIMIT - SECONDS)); }

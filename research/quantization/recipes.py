@@ -116,6 +116,22 @@ RECIPES: Mapping[str, Recipe] = types.MappingProxyType(
     "gptq_w4a16": Recipe(
       method="GPTQ", text="4-bit weights by GPTQ", **_W4, head="int4", gptq=True
     ),
+    "gptq_w4a16_s8": Recipe(
+      method="GPTQ",
+      text="4-bit weights by GPTQ, 8-bit states",
+      **_W4,
+      head="int4",
+      gptq=True,
+      states="int8",
+    ),
+    "w4a16_head8": Recipe(
+      method="Quamba2",
+      text="4-bit weights by GPTQ, Hadamard rotations, the head in 8 bits",
+      **_W4,
+      head="int8",
+      gptq=True,
+      **_ROTATED,
+    ),
     "w4a16": Recipe(
       method="Quamba2",
       text="4-bit weights by GPTQ, Hadamard rotations",

@@ -12,6 +12,7 @@ import pytest
 from ops import dispatch
 from ops.hopper import SHARED_MEMORY
 from ops.transformer_step import (
+  api,
   mosaic_gpu_whole,
   transformer_step,
   transformer_step_reference,
@@ -65,6 +66,14 @@ def test_values(config, length, changes):
       np.asarray(new, np.float32)[:, :, kept],
       np.asarray(old, np.float32)[:, :, kept],
     )
+
+
+def test_small_layers_alone_are_taken_through_one_kernel():
+  for name, is_small in (
+    ("smollm2-135m", True), ("llama-3.2-1b", True), ("llama-3.1-8b", False)
+  ):  # fmt: skip
+    _, weights, *_ = shapes_of(name, 1, 640)
+    assert (api._bytes_of_a_layer(weights) < api._ONE_KERNEL) == is_small
 
 
 @pytest.mark.parametrize("name, slots", [("smollm2-135m", 640)])

@@ -1,10 +1,10 @@
 """The product of many rows with weights of few bits: a tile a warpgroup.
 
 Each block of columns reads x out of the L2 cache. With 64 rows these are five
-times the bytes of its 4-bit weights if the block has 64 columns, and what a
-multiprocessor can take is the limit. So blocks are wide: each warpgroup has a
-tile of columns of its own, and all share the chunks of x. A half of a chunk of
-weights becomes bfloat16 in registers while the other one is multiplied.
+times the bytes of its 4-bit weights if the block has 64 columns. So blocks are
+wide: each warpgroup has a tile of columns of its own, and all share the chunks
+of x. A half of a chunk of weights becomes bfloat16 in registers while the other
+one is multiplied.
 
 Wide blocks are few. So the blocks of a cluster share the summed axis; each then
 finishes a share of the rows, of which the others send it their sums.
@@ -38,6 +38,12 @@ MOST_WARPGROUPS = 4
 # Blocks of a cluster, and clusters that an H200 was found to hold at once or,
 # of four, that its processors allow when those of eight are so many.
 _CLUSTERS = {1: hopper.PROCESSORS, 2: hopper.PROCESSORS // 2, 4: 30, 8: 15}
+# What was found best on an H200 with 64 rows of 2.7B: one more block of a
+# cluster costs as much as so many tiles of a chunk, .39 microseconds to .23,
+# and four warpgroups take more than three or two.
+_EXCHANGE = 1.7
+_WARPGROUPS = 2, 3
+_MOST_STAGES = 6
 # Of a chunk.
 _PARTS = 2
 # Bytes of a column of weights that are prefetched at a time.
@@ -70,12 +76,12 @@ def configure(
     parts = beside + 4 * (splits - 1)
     free = hopper.SHARED_MEMORY - 1024 - 4 * columns * scales
     free -= parts * columns * rows // splits
-    most = -(-chunks // splits)
-    return min(free // (chunk * (columns * bits // 8 + 2 * rows)), most)
+    fit = free // (chunk * (columns * bits // 8 + 2 * rows))
+    return min(fit // 2 * 2, _MOST_STAGES, -(-chunks // splits))
 
   choices = [
     (warpgroups, splits)
-    for warpgroups in range(1, MOST_WARPGROUPS + 1)
+    for warpgroups in _WARPGROUPS
     for splits, clusters in _CLUSTERS.items()
     if rows % (8 * splits) == 0
     and chunks % splits == 0
@@ -85,8 +91,7 @@ def configure(
   ]
   if not choices:
     return None
-  # Of as much work, that of fewer blocks, which read x less often.
-  best = min(choices, key=lambda c: (c[0] * chunks // c[1], -c[0]))
+  best = min(choices, key=lambda c: c[0] * chunks / c[1] + _EXCHANGE * c[1])
   return *best, stages(*best)
 
 

@@ -400,8 +400,8 @@ def test_configurations():
   assert choose(1, 128, 1160, 512, 1, 64).out_stages >= 2
   tiles = functools.partial(mosaic_gpu_tiles.configure, rows=64, bits=4)
   found = tiles(depth=2560, width=10576, groups=20, beside=6)
-  assert found == (3, 2, 5)
-  assert tiles(depth=5120, width=2560, groups=40) == (3, 8, 5)
+  assert found == (3, 2, 4)
+  assert tiles(depth=5120, width=2560, groups=40) == (2, 4, 6)
   # More columns than all blocks together have at a time.
   assert tiles(depth=384, width=40000, groups=3) is None
 

@@ -331,6 +331,8 @@ def result_rows(
 ) -> list[dict[str, Any]]:
   """Rows of a result file, each reading beside the first one.
 
+  Moments stand beside bounds of the same share, too, where both were read.
+
   Args:
     task: "perplexity", or "needles".
     rows: that were scored.
@@ -339,6 +341,11 @@ def result_rows(
   """
   counts, steps = rows.scored.sum(1), rows.scored.shape[1]
   made = []
+  beside = {
+    reading.keep: score.nll
+    for reading, score in zip(readings, scores, strict=True)
+    if reading.choice == "bounds"
+  }
   for reading, score in zip(readings, scores, strict=True):
     if task == "needles":
       found = estimate("found", score.found)
@@ -363,4 +370,8 @@ def result_rows(
         "cache_bytes": size,
       }
     )
+    if reading.choice == "moments" and reading.keep in beside:
+      over = intervals.ratio(score.nll - beside[reading.keep], counts)
+      ends = {"minus_bounds_low": over.low, "minus_bounds_high": over.high}
+      made[-1] |= {"minus_bounds": over.value} | ends
   return made

@@ -12,7 +12,8 @@ def table(rows: Sequence[Row]) -> str:
   """A line a share of the pages, a column a choice of pages, of each text.
 
   Cells say how many nats a token more than with all pages, with the paired 95%
-  interval; of needles how many are found, too.
+  interval; of needles how many are found, too. Moments minus bounds stand in a
+  column of their own where a file has them.
   """
   parts = dict.fromkeys((row["task"], row["context"]) for row in rows)
   return "\n".join(
@@ -34,6 +35,8 @@ def _part(rows: Sequence[Row]) -> str:
       },
     )
     line[row["method"]] = _cell(row)
+    if "minus_bounds" in row:
+      line["moments - bounds"] = _difference(row, "minus_bounds")
   head = f"{dense['model']} ({dense['dtype']}) on {dense['data']}, contexts of "
   head += f"{dense['context']:,} tokens read whole, pages of "
   head += f"{dense['page_size']}; "
@@ -50,9 +53,13 @@ def _part(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row) -> str:
-  ends = f"[{row['nats_more_low']:+.3f}, {row['nats_more_high']:+.3f}]"
-  more = f"{row['nats_more']:+.3f} {ends}"
+  more = _difference(row, "nats_more")
   return f"{_found(row)}; {more}" if row["task"] == "needles" else more
+
+
+def _difference(row: Row, name: str) -> str:
+  low, high = row[f"{name}_low"], row[f"{name}_high"]
+  return f"{row[name]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _found(row: Row) -> str:

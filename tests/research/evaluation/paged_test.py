@@ -123,6 +123,18 @@ def test_rows_and_their_table(rows, readings, scores):
   assert "2 of 3; +" in table or "2 of 3; -" in table
 
 
+def test_moments_stand_beside_bounds_of_their_share(rows, scores):
+  read = lambda choice: paged.Reading(keep=0.25, choice=choice)
+  readings = [paged.Reading(keep=1.0), read("bounds"), read("moments")]
+  made = paged.result_rows("perplexity", rows, readings, scores)
+  over = (scores[2].nll - scores[1].nll).sum() / 60
+  assert made[2]["minus_bounds"] == pytest.approx(over)
+  assert "minus_bounds" not in made[0] | made[1]
+  named = {"model": "m", "dtype": "float32", "data": "d"}
+  table = pages.table([named | row for row in made])
+  assert "| moments - bounds " in table and f"| {over:+.3f} [" in table
+
+
 def test_what_does_not_fit_is_told():
   with pytest.raises(InputError, match="7 windows of 50, not 9"):
     paged.windows(TEXT[:380], context=30, scored=20, count=9, begin=256)

@@ -63,7 +63,11 @@ def swizzled(
 
 
 def swizzled_levels(
-  shape: tuple[int, ...], dtype: jnp.dtype, bits: int, interpret: bool
+  shape: tuple[int, ...],
+  dtype: jnp.dtype,
+  bits: int,
+  interpret: bool,
+  widest: int = 128,
 ) -> Any:
   """Shared memory of levels; those of 4 bits as bytes of two, and one by one.
 
@@ -73,14 +77,15 @@ def swizzled_levels(
     bits: Of a level.
     interpret: Whether the kernel is interpreted, which knows no memory that
       holds numbers of two kinds.
+    widest: As of `swizzled`.
   """
   if bits != 4:
-    return swizzled(shape, dtype, bits)
-  one_by_one = swizzled(shape, jnp.int4, 4)
+    return swizzled(shape, dtype, bits, widest)
+  one_by_one = swizzled(shape, jnp.int4, 4, widest)
   if interpret:
     return one_by_one
   # TMA copies bytes, which are then read as pairs of levels.
-  pairs = swizzled((*shape[:-1], shape[-1] // 2), jnp.uint8, 8)
+  pairs = swizzled((*shape[:-1], shape[-1] // 2), jnp.uint8, 8, widest)
   return plgpu.RefUnion(pairs, one_by_one)
 
 

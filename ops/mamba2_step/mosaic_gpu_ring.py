@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith
+from jaxlib.mlir.dialects import arith, llvm, memref, scf, vector
 
 from ops.hopper_tiles import TILE, store, swizzled_levels
 from ops.quantized import QTensor, formats
@@ -78,6 +78,75 @@ def store_batch(ref, value, packed: bool, interpret: bool) -> None:
 
     value = relabel(value)
   store(ref, value)
+
+
+# A chunk of the only row, (CHUNK,), a number to a thread in the order of its
+# products, by 4-bit and by 8-bit weights.
+_ROW_FOUR_BITS = _LAYOUT.TILED(
+  plgpu.Tiling(((CHUNK,), (32,), (4,), (1,))), (-4,), (-2, -3), -1
+)
+_ROW_EIGHT_BITS = _LAYOUT.TILED(
+  plgpu.Tiling(((CHUNK,), (32,), (16,), (8,), (4,), (2,), (1,))),
+  (-7,),
+  (-6, -3, -4, -5, -2),
+  -1,
+)
+# The same numbers in the same threads, as both halves of a chunk.
+_AS_HALVES = _LAYOUT.TILED(
+  plgpu.Tiling(((2, 64), (32,), (1,))), (-4, -3), (-2,), -1
+)
+
+
+def row_layout(packed: bool):
+  """The layout in which a chunk of a single row is loaded."""
+  return _ROW_FOUR_BITS if packed else _ROW_EIGHT_BITS
+
+
+def store_row(ref, value, packed: bool) -> None:
+  """Stores a chunk of the only row in the order of its products.
+
+  Nobody may read it, and `commit_smem` must follow.
+
+  Args:
+    ref: (2, 64) bfloat16, the first row of each half.
+    value: (CHUNK,) float32 in `row_layout`.
+    packed: Whether it meets weights of 4 bits.
+  """
+
+  @plgpu.inline_mgpu(arg_types=(row_layout(packed), plgpu.RefType()))
+  def put(_, a, target):
+    found = _fragmented(a.registers.flat, _AS_HALVES.to_mgpu(), (2, CHUNK // 2))
+    found.store_untiled(target, optimized=False)
+
+  put(value.astype(jnp.bfloat16), ref)
+
+
+def store_first(ref, total) -> None:
+  """Stores the first row of a batch of sums, (TILE,) of (TILE, ROWS)."""
+
+  @plgpu.inline_mgpu(arg_types=(_LAYOUT.WGMMA, plgpu.RefType()))
+  def put(_, a, target):
+    i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+    constant = lambda value: mgpu.utils.c(value, i32)
+    thread = arith.andi(mgpu.utils.thread_idx(), constant(127))
+    lane = arith.andi(thread, constant(31))
+    first = arith.addi(
+      arith.muli(arith.shrui(thread, constant(5)), constant(16)),
+      arith.shrui(lane, constant(2)),
+    )
+    # Four threads have a column, and the first one its first row.
+    own = arith.cmpi(
+      arith.CmpIPredicate.eq, arith.andi(lane, constant(3)), constant(0)
+    )
+    branch = scf.IfOp(own)
+    with ir.InsertionPoint(branch.then_block):
+      for i, pair in enumerate(a.registers.flat):
+        at = arith.addi(first, constant(8 * i))
+        value = vector.extract(pair, [], [0])
+        memref.store(value, target, [arith.index_cast(index, at)])
+      scf.yield_([])
+
+  put(total, ref)
 
 
 def _fragmented(registers, layout, shape):
@@ -138,12 +207,15 @@ def _pairs(word):
   pair = ir.VectorType.get((2,), ir.BF16Type.get())
   constant = lambda value: mgpu.utils.c(value, i32)
   bits = mgpu.utils.bitcast(word, i32)
+  turned = constant(0x43084308)
   offset = mgpu.utils.bitcast(constant(0x43084308), pair)
   found = []
   for i in range(4):
     here = arith.shrui(bits, constant(4 * i)) if i else bits
-    here = arith.andi(here, constant(0x000F000F))
-    here = arith.xori(here, constant(0x43084308))
+    # One instruction, which the compiler would make two of, since only one
+    # of its operands may be a constant.
+    text = "lop3.b32 $0, $1, 0x000f000f, $2, 0x6a;"
+    here = llvm.inline_asm(i32, [here, turned], text, "=r,r,r")
     found.append(arith.subf(mgpu.utils.bitcast(here, pair), offset))
   return found
 
@@ -221,6 +293,8 @@ class Ring:
     teams: Of a block; the warpgroups of one share the chunks of a unit.
     segment: Chunks that are asked for at once.
     stages: Segments of a warpgroup in shared memory.
+    joined: Whether a segment is one copy, after which no chunk of it is waited
+      for. Its chunks have scales of their own, or none.
     interpret: Whether the kernel is interpreted.
   """
 
@@ -231,7 +305,21 @@ class Ring:
   teams: int
   segment: int
   stages: int
+  joined: bool
   interpret: bool
+
+  def __post_init__(self):
+    """Checks what segments in one copy need."""
+    each = {part.depth // CHUNK // part.groups for part in self.scaled_parts}
+    if self.joined and each - {1}:
+      raise ValueError(
+        "mamba2_step: joined segments need a scale for every chunk"
+      )
+
+  @property
+  def scaled_parts(self) -> list[Part]:
+    """Parts whose scales come with the chunks."""
+    return [part for part in self.parts if part.groups > 1]
 
   @property
   def members(self) -> int:
@@ -241,18 +329,21 @@ class Ring:
   @property
   def scaled(self) -> bool:
     """Whether scales come with the chunks."""
-    return any(part.groups > 1 for part in self.parts)
+    return bool(self.scaled_parts)
 
   def scratch(self) -> dict[str, Any]:
     """Shared memory and barriers for `Stream`."""
     ring = self.warpgroups, self.stages, self.segment
     bits = 4 if self.packed else 8
+    shape, copies = (*ring, TILE, CHUNK), self.segment
+    if self.joined:
+      shape, copies = (*ring[:2], TILE, self.segment * CHUNK), 1
     found = {
       "w": swizzled_levels(
-        (*ring, TILE, CHUNK), jnp.int8, bits, self.interpret
+        shape, jnp.int8, bits, self.interpret, CHUNK * bits // 8
       ),
       "loaded": plgpu.Barrier(
-        num_arrivals=self.segment * (1 + self.scaled),
+        num_arrivals=copies * (1 + self.scaled),
         num_barriers=self.warpgroups * self.stages,
       ),
     }
@@ -291,7 +382,7 @@ class Stream:
     aliased = ring.packed and not ring.interpret
     self._stored, self._codes = s["w"] if aliased else (s["w"], s["w"])
     self._scales, self._loaded = s.get("scales"), s["loaded"]
-    self._first = span[0]
+    self._first, self._end = span[0], span[1]
     workers = ring.blocks * ring.teams
     count = lambda part, place: lax.div(
       part.units - place + workers - 1, workers
@@ -303,6 +394,9 @@ class Stream:
       self._segments.append(self._share(part) // ring.segment)
     self._each = sum(u * n for u, n in zip(self.units, self._segments))
     self._total = self._each * (span[1] - span[0])
+    # Layers, and segments, from a segment to the one that takes its place.
+    each, further = jnp.maximum(self._each, 1), jnp.int32(ring.stages)
+    self._further = lax.div(further, each), lax.rem(further, each)
 
   def _place(self, part, team):
     """Of a team of this block among those that take units."""
@@ -346,15 +440,84 @@ class Stream:
 
   def _copy(self, index, layer, at, slot):
     """Asks for a segment, of a part's units in a layer."""
-    ring, part = self.ring, self.ring.parts[index]
-    segments = jnp.int32(self._segments[index])
+    column, first = self._segment(index, at)
+    self._copy_from(index, layer, column, first, slot)
+
+  def _segment(self, index, at):
+    """A segment's column and first chunk."""
+    part, segments = self.ring.parts[index], jnp.int32(self._segments[index])
     column, split = self.unit(index, lax.div(at, segments))
+    before = lax.rem(at, segments)
     first = split * part.chunks + self.member * self._share(part)
-    first += lax.rem(at, segments) * ring.segment
+    return column, first + before * self.ring.segment
+
+  def _find(self, layer, at) -> tuple[jax.Array, ...]:
+    """Where a segment is, less than as many past the end as a layer has.
+
+    Returns:
+      Its layer; its part, or -1 if there is no such segment; its column, and
+      its first chunk.
+    """
+    over = at >= self._each
+    layer += over.astype(jnp.int32)
+    at -= jnp.where(over, self._each, 0)
+    exists = (layer < self._end) & (at < self._each)
+    index, found, passed = jnp.int32(0), self._segment(0, at), 0
+    for i in range(1, len(self.ring.parts)):
+      passed += self.units[i - 1] * self._segments[i - 1]
+      later = at >= passed
+      index = jnp.where(later, i, index)
+      pairs = zip(self._segment(i, at - passed), found)
+      found = [jnp.where(later, new, old) for new, old in pairs]
+    return layer, jnp.where(exists, index, -1), *found
+
+  def refill(self, index, layer, k, i=None) -> None:
+    """Asks for what comes in the place of a segment of a unit, read by all.
+
+    Args:
+      index: Of the part.
+      layer: In which it is.
+      k: Which of this team's units it is.
+      i: Which segment of the unit; by default the last.
+    """
+    at = k * self._segments[index]
+    at += self._segments[index] - 1 if i is None else i
+    if index:
+      at += self.units[0] * self._segments[0]
+    slot = self._slot((layer - self._first) * self._each + at)
+    further, beyond = self._further
+    layer, own, column, first = self._find(layer + further, at + beyond)
+    for other in range(len(self.ring.parts)):
+      pl.when(own == other)(
+        lambda other=other: self._copy_from(other, layer, column, first, slot)
+      )
+
+  def _slot(self, n):
+    """Where the nth segment of all lies."""
+    return lax.rem(n, jnp.int32(self.ring.stages))
+
+  def _copy_from(self, index, layer, column, first, slot):
+    """Asks for a segment of a part, from a chunk on."""
+    ring, part = self.ring, self.ring.parts[index]
     w_ref, scales_ref = self._refs[index]
     width = self._stored.shape[-1]
     loaded = self._loaded.at[self.me * ring.stages + slot]
     own = pl.ds(column, TILE)
+    if ring.joined:
+      width = width // ring.segment
+      some = pl.ds(first * width, ring.segment * width)
+      plgpu.copy_gmem_to_smem(
+        w_ref.at[layer, own, some], self._stored.at[self.me, slot], loaded
+      )
+      if part.groups > 1:
+        plgpu.copy_gmem_to_smem(
+          scales_ref.at[layer, pl.ds(first, ring.segment), own],
+          self._scales.at[self.me, slot],
+          loaded,
+        )
+      elif ring.scaled:
+        plgpu.barrier_arrive(loaded)
+      return
 
     @pl.loop(0, ring.segment)
     def _(j):
@@ -396,20 +559,23 @@ class Stream:
 
     def each_segment(i, total):
       n = base + i
-      slot = lax.rem(n, jnp.int32(ring.stages))
+      slot = self._slot(n)
       plgpu.barrier_wait(self._loaded.at[self.me * ring.stages + slot])
 
       def refill(j):
+        if ring.joined:
+          return
+
         # The segment before has been read by all threads. To ask for another
         # one takes a while, in which this one is multiplied.
         @pl.when((j == 0) & (n > 0))
         def _():
-          before = lax.rem(n - 1, jnp.int32(ring.stages))
-          self._fetch(n - 1 + ring.stages, before)
+          self._fetch(n - 1 + ring.stages, self._slot(n - 1))
 
       def each_chunk(j, total):
+        codes = self._codes.at[self.me, slot]
         found = self._product(
-          self._codes.at[self.me, slot, j],
+          codes.at[:, pl.ds(j * CHUNK, CHUNK)] if ring.joined else codes.at[j],
           x_ref.at[first + i * ring.segment + j],
           lambda: refill(j),
         )
@@ -417,13 +583,18 @@ class Stream:
           found *= few_bits.spread(self._scales.at[self.me, slot, j], 0, ROWS)
         return total + found
 
-      return lax.fori_loop(
+      total = lax.fori_loop(
         jnp.int32(0), jnp.int32(ring.segment), each_chunk, total
       )
+      if ring.joined and segments > 1:
+        pl.when(i < segments - 1)(lambda: self.refill(index, layer, k, i))
+      return total
 
     zero = plgpu.layout_cast(
       jnp.zeros((TILE, ROWS), jnp.float32), _LAYOUT.WGMMA
     )
+    if segments == 1:
+      return each_segment(jnp.int32(0), zero)
     return lax.fori_loop(jnp.int32(0), jnp.int32(segments), each_segment, zero)
 
   def _product(self, codes, x, meanwhile) -> jax.Array:

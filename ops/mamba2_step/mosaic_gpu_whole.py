@@ -122,6 +122,8 @@ def forward(
   layers = conv_state.shape[0]
   if config is None:
     config = configure(batch, width, inner, weights.in_proj.format.bits)
+  if config.lean and batch > 1:
+    raise ValueError("mamba2_step: a lean Config handles one row")
   weights = dataclasses.replace(
     weights,
     in_proj=ring.operands(weights.in_proj, bool(interpret)),

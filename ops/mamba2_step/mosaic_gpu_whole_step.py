@@ -29,6 +29,10 @@ STATE = plgpu.Layout.TILED(
 CHANNELS = plgpu.Layout.TILED(
   plgpu.Tiling(((HALF,), (1,))), (plgpu.Replicated(4),), (-2,), -1
 )
+# A tile's columns of one row, whole in each warp.
+LINE = plgpu.Layout.TILED(
+  plgpu.Tiling(((TILE,), (2,))), (plgpu.Replicated(4),), (-2,), -1
+)
 # Added and subtracted, it leaves the nearest whole number, the even one of two.
 _WHOLE = 1.5 * 2.0**23
 _LARGEST = 127.0
@@ -45,6 +49,9 @@ class Config:
     segment: Chunks that a warpgroup asks for at once; it divides its share.
     stages: Segments of a warpgroup in shared memory.
     splits: Units that share the rows of a tile of `out_proj`.
+    joined: As of `mosaic_gpu_ring.Ring`.
+    lean: Whether the only row of a batch of one is handled, and not eight; and
+      blocks say that a phase is done before they write what no other one reads.
   """
 
   blocks: int = PROCESSORS
@@ -53,6 +60,8 @@ class Config:
   segment: int = 1
   stages: int = 4
   splits: int = 1
+  joined: bool = False
+  lean: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +216,7 @@ class Step:
       teams=config.teams,
       segment=config.segment,
       stages=config.stages,
+      joined=config.joined,
       interpret=self.interpret,
     )
 
@@ -221,17 +231,25 @@ class Step:
     teams = self.config.teams
     chunks = max(part.chunks for part in self.ring.parts)
     transforms = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
+    x = plgpu.SMEM((chunks, rows, CHUNK), jnp.bfloat16, transforms=transforms)
+    sums = (rows, TILE + 4)
+    if self.config.lean:
+      sums = (TILE,)
+      if not self.interpret:
+        # The same, as it lies there: no first row of eight is swizzled.
+        tiles = plgpu.SMEM((chunks, CHUNK // 64, rows, 64), jnp.bfloat16)
+        x = plgpu.RefUnion(x, tiles)
     return {
       **self.ring.scratch(),
       # The rows of the batch, whole, in the order of their products.
-      "x": plgpu.SMEM(
-        (chunks, rows, CHUNK), jnp.bfloat16, transforms=transforms
-      ),
+      "x": x,
       "x_written": plgpu.Barrier(num_arrivals=warpgroups),
       # Two, so that one is read while others write the next. Four more columns
       # than needed let the threads of a warp store to all banks.
-      "sums": plgpu.SMEM((2, warpgroups, rows, TILE + 4), jnp.float32),
-      "squares": plgpu.SMEM((warpgroups, rows), jnp.float32),
+      "sums": plgpu.SMEM((2, warpgroups, *sums), jnp.float32),
+      "squares": plgpu.SMEM(
+        (warpgroups, CHUNK if self.config.lean else rows), jnp.float32
+      ),
       "y": plgpu.SMEM((2, warpgroups, HALF), jnp.float32),
       "conv": plgpu.SMEM((teams, rows, self.sizes.taps, TILE), jnp.bfloat16),
       "conv_loaded": plgpu.Barrier(num_barriers=teams),
@@ -267,15 +285,22 @@ class Step:
       counters.clear(end - first)
 
   def _rows(self, ref, chunk) -> jax.Array:
-    """A chunk of the batch, (ROWS, CHUNK), from (ROWS, .) in memory."""
+    """A chunk of the batch, (ROWS, CHUNK), from (ROWS, .) in memory.
+
+    If only one row is handled, (CHUNK,).
+    """
     own = pl.ds(chunk * CHUNK, CHUNK)
+    if self.config.lean:
+      return self._each_row(ref.at[0, own])
     if self.sizes.batch == 1:
       # All rows alike: those that no batch has are not looked at.
       return self._each_row(ref.at[0, own])
     return load(ref.at[:, own], self._layout)
 
   def _each_row(self, ref) -> jax.Array:
-    """Numbers of a chunk, the same in all rows, (ROWS, CHUNK)."""
+    """Numbers of a chunk, the same in all rows, as of `_rows`."""
+    if self.config.lean:
+      return load(ref, ring.row_layout(self.packed))
     value = load(ref, self._layout.reduce(0))
     return repeat(value, 1, (ring.ROWS, CHUNK), self._layout)
 
@@ -294,7 +319,40 @@ class Step:
 
   def _write(self, s, chunk, value):
     """Gives a chunk of the batch to the block's products."""
-    ring.store_batch(s["x"].at[chunk], value, self.packed, self.interpret)
+    if not self.config.lean:
+      ring.store_batch(s["x"].at[chunk], value, self.packed, self.interpret)
+    elif self.interpret:
+      store(s["x"].at[chunk, 0], value.astype(jnp.bfloat16))
+    else:
+      ring.store_row(s["x"][1].at[chunk, :, 0], value, self.packed)
+
+  def _multiplied(self, s):
+    """The batch as products take it."""
+    return s["x"] if self.interpret or not self.config.lean else s["x"][0]
+
+  @property
+  def _line(self):
+    """The layout of a tile's columns as `finish` takes them."""
+    return LINE if self.config.lean else ROWS.reduce(0)
+
+  @property
+  def _squares_layout(self):
+    """The layout of the squares of the only row."""
+    return _whole_in_each_warp(self.sizes.handed[2].shape[1])
+
+  def _over_rows(self, vector):
+    """A vector over a tile's columns, for all rows of the batch."""
+    if self.config.lean:
+      return vector
+    return repeat(vector, 1, (ring.ROWS, TILE), ROWS)
+
+  def _some_rows(self, ref):
+    """Of (ROWS, .) all rows, or the one that is handled."""
+    return ref.at[0] if self.config.lean else ref
+
+  def _tile(self, ref):
+    """A tile's columns of the rows that are handled, from (ROWS, TILE)."""
+    return load(self._some_rows(ref), LINE if self.config.lean else ROWS)
 
   def _written(self, s):
     """Waits until all chunks of the batch are there."""
@@ -312,37 +370,48 @@ class Step:
       stream: Of the weights.
       refs: Of the kernel.
       s: Shared memory by name.
-      finish: Called with the product, (ROWS, TILE) float32 in the layout ROWS.
+      finish: Called with the product, (ROWS, TILE) float32 in the layout ROWS;
+        if only one row is handled, (TILE,) in LINE.
     """
     column = stream.unit(index, k)[0]
     of_columns = None
     if self.groups[index] == 1:
       own = refs.products[index][1].at[layer, pl.ds(column, TILE)]
-      of_columns = load(own, ROWS.reduce(0))
-    total = stream.multiply(index, layer, k, s["x"])
+      of_columns = load(own, self._line)
+    total = stream.multiply(index, layer, k, self._multiplied(s))
     sums = s["sums"].at[lax.rem(k, jnp.int32(2))]
-    own = sums.at[stream.me, :, pl.ds(0, TILE)]
-    store(own.T, plgpu.layout_cast(total, SUMS))
+    if not self.config.lean:
+      own = sums.at[stream.me, :, pl.ds(0, TILE)]
+      store(own.T, plgpu.layout_cast(total, SUMS))
+    elif self.interpret:
+      store(sums.at[stream.me], total[:, 0])
+    else:
+      ring.store_first(sums.at[stream.me], total)
     done = s["done"].at[stream.team]
     plgpu.barrier_arrive(done)
+    if self.config.joined:
+      stream.refill(index, layer, k)
     plgpu.barrier_wait(done)
 
     @pl.when(stream.member == 0)
     def _():
+      some = (
+        (slice(None),) if self.config.lean else (slice(None), pl.ds(0, TILE))
+      )
+      layout = LINE if self.config.lean else ROWS
       values = [
-        load(sums.at[stream.me + g, :, pl.ds(0, TILE)], ROWS)
+        load(sums.at[(stream.me + g, *some)], layout)
         for g in range(self.ring.members)
       ]
       value = sum(values[1:], values[0])
       if of_columns is not None:
-        value *= repeat(of_columns, 1, value.shape, ROWS)
+        value *= self._over_rows(of_columns)
       finish(value)
 
   def _in(self, layer, done, stream, counters, refs, s):
     """in_proj, and the step of the convolution."""
     sizes, rows = self.sizes, ring.ROWS
     inner, channels, taps = sizes.inner, sizes.channels, sizes.taps
-    shape = rows, TILE
     conv_s = s["conv"].at[stream.team]
     conv_loaded = s["conv_loaded"].at[stream.team]
 
@@ -362,8 +431,13 @@ class Step:
         jnp.where(mine, value * value, 0.0)
         for value, (_, mine) in zip(values, share)
       ]
-      squares = jnp.sum(sum(squares[1:], squares[0]), axis=1)
-      store(s["squares"].at[stream.me], squares)
+      squares = sum(squares[1:], squares[0])
+      if self.config.lean:
+        # Sums over threads of several warps would share memory with those of
+        # other warpgroups.
+        store(s["squares"].at[stream.me], squares)
+      else:
+        store(s["squares"].at[stream.me], jnp.sum(squares, axis=1))
       for (c, _), value, norm in zip(share, values, norms):
         self._write(s, c, value * norm)
       self._written(s)
@@ -388,47 +462,68 @@ class Step:
       here = pl.ds(jnp.clip(channel, 0, channels - TILE), TILE)
       vectors = [refs.bias.at[layer, here]]
       vectors += [refs.taps.at[layer, i, here] for i in range(taps + 1)]
-      bias, *weight = [load(vector, ROWS.reduce(0)) for vector in vectors]
+      bias, *weight = [load(vector, self._line) for vector in vectors]
       pl.when(k == 0)(write_batch)
 
       def finish(value):
-        total = [
-          load(s["squares"].at[g], ROWS.reduce(1))
-          for g in range(self.config.warpgroups)
-        ]
-        total = sum(total[1:], total[0])
-        factor = lax.rsqrt(total / sizes.width + self.eps)
-        value *= repeat(factor, 0, shape, ROWS)
-        target = refs.projected.at[:, pl.ds(column, TILE)]
+        value *= self._factor(s)
+        target = self._some_rows(refs.projected.at[:, pl.ds(column, TILE)])
+        # The states of the convolution of the rows that are handled.
+        kept = conv_s.at[0] if self.config.lean else conv_s
+        tap = lambda i: kept.at[i] if self.config.lean else kept.at[:, i]
+        layout = LINE if self.config.lean else ROWS
+
+        def said():
+          if self.config.lean:
+            pl.when(k == stream.units[0] - 1)(lambda: counters.signal("in"))
 
         @pl.when(convolves)
         def _():
           plgpu.barrier_wait(conv_loaded)
           inputs = [
-            plgpu.load(conv_s.at[:, i], layout=ROWS, optimized=False)
+            plgpu.load(tap(i), layout=layout, optimized=False)
             for i in range(taps)
           ]
           inputs.append(value.astype(jnp.bfloat16))
-          mixed = repeat(bias, 1, shape, ROWS)
-          for tap, kept in zip(weight, inputs):
-            mixed += repeat(tap, 1, shape, ROWS) * kept.astype(jnp.float32)
+          mixed = self._over_rows(bias)
+          for factor, one in zip(weight, inputs):
+            mixed += self._over_rows(factor) * one.astype(jnp.float32)
           store(target, mixed * sigmoid(mixed))
+          said()
           for i in range(taps):
-            store(conv_s.at[:, i], inputs[i + 1])
+            store(tap(i), inputs[i + 1])
           plgpu.commit_smem()
           plgpu.copy_smem_to_gmem(conv_s, own)
 
         @pl.when(jnp.logical_not(convolves))
         def _():
           store(target, value)
+          said()
 
       @pl.when(has)
       def _():
         self._unit(0, layer, k, stream, refs, s, finish)
 
-    @pl.when((stream.member == 0) & (stream.units[0] > 0))
-    def _():
-      counters.signal("in")
+    if not self.config.lean:
+
+      @pl.when((stream.member == 0) & (stream.units[0] > 0))
+      def _():
+        counters.signal("in")
+
+  def _factor(self, s):
+    """What the first norm multiplies the rows that are handled by."""
+    warpgroups = range(self.config.warpgroups)
+    if self.config.lean:
+      layout = _whole_in_each_warp(CHUNK)
+      total = [load(s["squares"].at[g], layout) for g in warpgroups]
+      total = [jnp.sum(sum(total[1:], total[0]))]
+    else:
+      total = [load(s["squares"].at[g], ROWS.reduce(1)) for g in warpgroups]
+    total = sum(total[1:], total[0])
+    factor = lax.rsqrt(total / self.sizes.width + self.eps)
+    if self.config.lean:
+      return factor
+    return repeat(factor, 0, (ring.ROWS, TILE), ROWS)
 
   def _state(self, layer, done, stream, counters, refs, s):
     """The step of the state, and the gate."""
@@ -474,17 +569,26 @@ class Step:
       kept = spread(steps * decay, 0) if few_bits else decay
       state = kept * state + spread(dt * x, 0) * spread(B, 1)
       y = jnp.sum(state * spread(C, 1), axis=1)
-      if few_bits:
-        state, steps = _nearest(state, own_refs[1].dtype)
-        store(own_refs[1].at[:, 0], steps)
-      store(own_refs[0], state)
+
+      def keep(state=state):
+        if few_bits:
+          state, steps = _nearest(state, own_refs[1].dtype)
+          store(own_refs[1].at[:, 0], steps)
+        store(own_refs[0], state)
+
+      if not self.config.lean:
+        keep()
       y_ref = s["y"].at[lax.rem(k, jnp.int32(2)), stream.me]
       store(y_ref, y + skip * x)
       gated = load(y_ref, CHANNELS) * z * sigmoid(z)
       store(refs.gated.at[row, own], gated * scale)
       store(refs.squares.at[row, half], jnp.sum(gated * gated))
+      if self.config.lean:
+        pl.when(k == count - 1)(lambda: counters.signal("state"))
+        keep()
 
-    pl.when(count > 0)(lambda: counters.signal("state"))
+    if not self.config.lean:
+      pl.when(count > 0)(lambda: counters.signal("state"))
 
   def _out(self, layer, done, stream, counters, refs, s):
     """out_proj, onto the residual stream."""
@@ -511,35 +615,67 @@ class Step:
         # Others may still multiply by the chunks before.
         self._written(s)
 
-      factors = []
-      for g in range(sizes.groups):
-        total = sum_of_rows(
-          refs.squares, g * halves, (g + 1) * halves, self._layout
+      # A factor of all rows of the weights may follow the product.
+      after = self.config.lean and sizes.groups == 1
+      factors, squares = [], None
+      if after:
+        squares = load(refs.squares.at[0], self._squares_layout)
+      elif self.config.lean:
+        squares = load(refs.squares.at[0], self._squares_layout)
+        ids = plgpu.broadcasted_iota(
+          jnp.int32, squares.shape, 0, layout=self._squares_layout
         )
-        factors.append(lax.rsqrt(total / of_group + self.eps))
+        for g in range(sizes.groups):
+          mine = (ids >= g * halves) & (ids < (g + 1) * halves)
+          total = jnp.sum(jnp.where(mine, squares, 0.0))
+          factors.append(lax.rsqrt(total / of_group + self.eps))
+      else:
+        for g in range(sizes.groups):
+          total = sum_of_rows(
+            refs.squares, g * halves, (g + 1) * halves, self._layout
+          )
+          factors.append(lax.rsqrt(total / of_group + self.eps))
       share = [c for c, _ in self._share(part.chunks, stream.me)]
       values = [self._rows(refs.gated, split * part.chunks + c) for c in share]
       residual = [
-        load(refs.parts.at[now, i, :, own], ROWS)
+        self._tile(refs.parts.at[now, i, :, own])
         for i in range(self.config.splits)
       ]
       residual = sum(residual[1:], residual[0])
       residual *= (split == 0).astype(jnp.float32)
       for c, value in zip(share, values):
-        first = (split * part.chunks + c) * CHUNK
-        factor, group = factors[0], lax.div(first, jnp.int32(of_group))
-        for g in range(1, sizes.groups):
-          factor = jnp.where(group == g, factors[g], factor)
-        self._write(s, c, value * repeat(factor, 0, value.shape, self._layout))
+        if not after:
+          first = (split * part.chunks + c) * CHUNK
+          factor, group = factors[0], lax.div(first, jnp.int32(of_group))
+          for g in range(1, sizes.groups):
+            factor = jnp.where(group == g, factors[g], factor)
+          if not self.config.lean:
+            factor = repeat(factor, 0, value.shape, self._layout)
+          value *= factor
+        self._write(s, c, value)
       self._written(s)
 
       def finish(value):
-        store(refs.parts.at[1 - now, split, :, own], residual + value)
+        if after:
+          ids = plgpu.broadcasted_iota(
+            jnp.int32, squares.shape, 0, layout=self._squares_layout
+          )
+          total = jnp.sum(jnp.where(ids < halves, squares, 0.0))
+          value *= lax.rsqrt(total / of_group + self.eps)
+        target = refs.parts.at[1 - now, split, :, own]
+        store(self._some_rows(target), residual + value)
         counters.signal("out")
 
       @pl.when(has)
       def _():
         self._unit(1, layer, k, stream, refs, s, finish)
+
+
+def _whole_in_each_warp(size):
+  """The layout of a vector that each warp holds whole."""
+  return plgpu.Layout.TILED(
+    plgpu.Tiling(((size,), (64,), (2,))), (plgpu.Replicated(4),), (-2,), -1
+  )
 
 
 def _nearest(state, scale_dtype):

@@ -42,6 +42,18 @@ def quantized(seed, form, state_form=None, **changes):
     # One row, whose stream is in two parts; chunks asked for two at a time.
     ("int4:128", Config(splits=2, **SMALL), {"batch": 1}),
     ("int8:row", Config(segment=2, **SMALL), {"batch": 1, "taps": 3}),
+    # Segments that are one copy, and of the row that there is; the factor of
+    # one norm after the product, factors of several before it.
+    (
+      "int4:128",
+      Config(splits=2, segment=2, joined=True, lean=True, **SMALL),
+      {"batch": 1},
+    ),
+    (
+      "int8:row",
+      Config(joined=True, lean=True, **SMALL),
+      {"batch": 1, "groups": 2, "heads": 16, "layers": 1},
+    ),
     # Groups of the gated norm, each with a factor; some rows of eight.
     ("int8:128", Config(**SMALL), {"batch": 3, "groups": 2, "heads": 16}),
   ],
@@ -191,6 +203,21 @@ def test_levels_meet_what_they_multiply(packed):
     # Both numbers of a pair are registers of their own.
     loaded = loaded.reshape(32, -1, 2, 1)
   np.testing.assert_array_equal(names[stored.reshape(-1)], loaded.reshape(-1))
+  # A number of the only row is loaded by the thread of its place.
+  row = held(mosaic_gpu_ring.row_layout(packed).to_mgpu(), (chunk,)) % chunk
+  np.testing.assert_array_equal(row.reshape(-1), names[:32])
+
+
+def test_configurations_that_do_not_fit():
+  lean = Config(lean=True, **SMALL)
+  with pytest.raises(ValueError, match="one row"):
+    mosaic_gpu_whole.forward(*quantized(3, "int8:row"), eps=EPS, config=lean)
+  part = mosaic_gpu_ring.Part(depth=512, width=64, groups=2)
+  with pytest.raises(ValueError, match="joined"):
+    mosaic_gpu_ring.Ring(
+      parts=(part,), packed=True, blocks=1, warpgroups=1, teams=1, segment=2,
+      stages=2, joined=True, interpret=True,
+    )  # fmt: skip
 
 
 def test_configurations():

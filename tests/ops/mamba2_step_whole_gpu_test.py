@@ -234,7 +234,12 @@ def test_configurations():
         )
         assert all(n % (members * config.segment) == 0 for n in chunks)
         assert config.warpgroups * config.stages <= 32
-  assert mosaic_gpu_whole.configure(1, 2560, 5120, 4).splits == 4
+  one = mosaic_gpu_whole.configure(1, 2560, 5120, 4)
+  assert one.splits == 4 and one.lean and one.joined
+  assert (one.teams, one.segment, one.stages) == (2, 5, 2)
+  apart = mosaic_gpu_whole.configure(1, 2560, 5120, 4, scaled=False)
+  assert apart.lean and not apart.joined
+  assert not mosaic_gpu_whole.configure(1, 2560, 5120, 8).lean
   assert mosaic_gpu_whole.configure(8, 2560, 5120, 4).splits == 1
   # Not even two chunks of a warpgroup lie beside eight rows so wide.
   assert mosaic_gpu_whole.configure(8, 8192, 16384, 8) is None

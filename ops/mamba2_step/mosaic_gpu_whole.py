@@ -38,17 +38,23 @@ MAX_BATCH = ring.ROWS
 
 
 def configure(
-  batch: int, width: int, inner: int, bits: int, scaled: bool = True
+  batch: int,
+  width: int,
+  inner: int,
+  bits: int,
+  groups: int = 1,
+  scaled: bool = True,
 ) -> Config | None:
-  """Returns the Config for B, D, E and bits of a weight, or None; pure.
+  """Returns the Config for B, D, E, bits of a weight and G, or None; pure.
 
   One row of 4-bit weights is handled alone, and where each chunk is `scaled` a
   warpgroup's share of a unit comes as one copy: on an H200 a layer of Mamba-2
-  2.7B took 16.4 us so, and 21.3 as eight rows in copies of a chunk.
+  2.7B took 16.4 us so, and 21.3 as eight rows in copies of a chunk. With
+  several groups this ran on no GPU yet.
   """
   # Every block adds up the parts of the stream, which takes long for many rows.
   splits = (4, 2, 1) if batch == 1 else (2, 1) if batch == 2 else (1,)
-  chosen, lean = None, batch == 1 and bits == 4
+  chosen, lean = None, batch == 1 and bits == 4 and groups == 1
   for split in splits:
     chunks = width // CHUNK, inner // CHUNK // split
     if inner % (split * CHUNK):
@@ -137,7 +143,8 @@ def forward(
   if config is None:
     pair = weights.in_proj, weights.out_proj
     scaled = all(w.shape[-2] // w.num_blocks == CHUNK for w in pair)
-    config = configure(batch, width, inner, pair[0].format.bits, scaled)
+    bits = pair[0].format.bits
+    config = configure(batch, width, inner, bits, sizes.groups, scaled)
   if config.lean and batch > 1:
     raise ValueError("mamba2_step: a lean Config handles one row")
   weights = dataclasses.replace(

@@ -240,6 +240,7 @@ def test_configurations():
   apart = mosaic_gpu_whole.configure(1, 2560, 5120, 4, scaled=False)
   assert apart.lean and not apart.joined
   assert not mosaic_gpu_whole.configure(1, 2560, 5120, 8).lean
+  assert not mosaic_gpu_whole.configure(1, 4096, 8192, 4, groups=8).lean
   assert mosaic_gpu_whole.configure(8, 2560, 5120, 4).splits == 1
   # Not even two chunks of a warpgroup lie beside eight rows so wide.
   assert mosaic_gpu_whole.configure(8, 8192, 16384, 8) is None

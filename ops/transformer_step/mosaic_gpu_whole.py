@@ -17,7 +17,6 @@ The kernel needs the whole GPU: where another program holds some
 multiprocessors, it begins when they are free.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -40,13 +39,6 @@ from ops.transformer_step.mosaic_gpu_whole_step import (
 )
 
 NAME = "transformer_step_whole"
-# Of what blocks hand to each other the axis that is longer than it need be, and
-# how many rows nobody writes.
-_PADDED = (
-  (-2, QUERIES), (-2, 0), (-2, BLOCK), (-1, BLOCK), (-2, BLOCK), (-2, BLOCK)
-)  # fmt: skip
-# Its bits, more than a billion, are a larger tag than any.
-_ALWAYS = 1.0
 # Bytes of a tile of weights.
 _TILE_BYTES = 2 * TILE * TILE
 
@@ -170,21 +162,13 @@ def forward(
     raise ValueError(f"transformer_step: the whole kernel {reason}")
   sizes, layers = sizes_of(x, weights, keys), keys.shape[0]
   config = config or configure(sizes)
-  if interpret:
-    # The interpreter takes one phase after the other, and knows no tags.
-    config = dataclasses.replace(config, tagged=False)
   angles = jnp.asarray(frequencies, jnp.float32) * lengths[0]
   turns = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
   tiles = sizes.width // TILE
-  wide = 2 if config.tagged else 1
   first = x.astype(jnp.float32).reshape(1, tiles, TILE)
   # As few kernels as can be go before the one that counts.
-  if config.tagged:
-    stream = _empty((config.down_splits, tiles + BLOCK, 2 * TILE), -2, BLOCK)
-    stream = stream.at[:1, :tiles, ::2].set(first)
-  else:
-    pads = (0, config.down_splits - 1), (0, BLOCK), (0, 0)
-    stream = jnp.pad(first, pads)
+  pads = (0, config.down_splits - 1), (0, BLOCK), (0, 0)
+  stream = jnp.pad(first, pads)
   norms = jnp.stack([weights.attn_norm, weights.mlp_norm])
   norms = norms.reshape(2, layers, tiles, TILE)
   norms = jnp.pad(norms, ((0, 0), (0, 0), (0, BLOCK), (0, 0)))
@@ -196,33 +180,19 @@ def forward(
     _run, config=config, sizes=sizes, eps=eps, interpret=interpret
   )
   arrays = keys, values, stream
-  none = [
-    _empty(one.shape, axis, pad * wide if axis == -1 else pad)
-    for one, (axis, pad) in zip(sizes.handed(config), _PADDED)
-  ]
   if not interpret:
     span = np.asarray([0, layers], np.int32)
-    # Numbers of the step before have tags that are those of this one.
-    handed = none if config.tagged else None
-    arrays, _ = run(PHASES, span, operands, arrays, handed)
+    arrays, _ = run(PHASES, span, operands, arrays, None)
   else:
     # The interpreter knows no counters in memory, so each phase is a kernel.
-    handed = none
+    handed = [jnp.zeros(one.shape, one.dtype) for one in sizes.handed(config)]
     for layer in range(layers):
       span = jnp.asarray([layer, layer + 1], jnp.int32)
       for phase in PHASES:
         arrays, handed = run((phase,), span, operands, arrays, handed)
   keys, values, stream = arrays
-  found = stream[:, :tiles, ::wide].sum(axis=0).reshape(x.shape)
+  found = stream[:, :tiles].sum(axis=0).reshape(x.shape)
   return found.astype(x.dtype), keys, values
-
-
-def _empty(shape, axis: int, pad: int) -> jax.Array:
-  """Zeros, which have no tag; but what nobody writes has one."""
-  shape, pads = list(shape), [(0, 0)] * len(shape)
-  shape[axis] -= pad
-  pads[axis] = 0, pad
-  return jnp.pad(jnp.zeros(shape, jnp.float32), pads, constant_values=_ALWAYS)
 
 
 @functools.partial(

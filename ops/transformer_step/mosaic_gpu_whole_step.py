@@ -15,7 +15,6 @@ from ops.hopper import PROCESSORS
 from ops.hopper_attention import QUERIES
 from ops.hopper_tiles import ROWS, SUMS, TILE, load, repeat, store
 from ops.selective_scan.mosaic_gpu_tile import sigmoid
-from ops.transformer_step import mosaic_gpu_whole_mail as mail
 from ops.transformer_step.mosaic_gpu_qkv import _HALF
 from ops.transformer_step.mosaic_gpu_whole_ring import Attention, Part, Stream
 
@@ -48,8 +47,6 @@ class Config:
     down_splits:
     each_waits: Whether every warpgroup waits for other blocks, and not the
       first one alone.
-    tagged: Whether numbers lie beside tags, and nobody counts: see
-      `mosaic_gpu_whole_mail`.
   """
 
   blocks: int = PROCESSORS
@@ -64,7 +61,6 @@ class Config:
   down_per: int = 1
   down_splits: int = 1
   each_waits: bool = False
-  tagged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +106,7 @@ class Sizes:
       (config.o_splits, rows(self.width), TILE),
       (rows(self.hidden), TILE),
     ]
-    wide = 2 if config.tagged else 1
-    return [
-      jax.ShapeDtypeStruct((*shape, last * wide), jnp.float32)
-      for *shape, last in shapes
-    ]
+    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,8 +279,7 @@ class Step:
     stream = Stream(
       self.parts, matrices, (first, end), length, block, self.config.blocks, s
     )
-    whole = self.phases == PHASES and not self.config.tagged
-    counters = _Counters(self, whole=whole)
+    counters = _Counters(self, whole=self.phases == PHASES)
     stream.begin()
     zero = plgpu.layout_cast(jnp.zeros((TILE,), jnp.float32), VECTOR)
     pl.when(me == 0)(lambda: store(s["squares"], zero))
@@ -310,10 +301,7 @@ class Step:
         def ready(name=name, layers=layers):
           with jax.named_scope(f"{name}_wait"):
             wait = lambda: counters.wait(BEFORE[name], layers)
-            if self.config.tagged:
-              # Nobody of this block needs the memory of the phase before.
-              self._meet(s["ready"])
-            elif self.config.each_waits:
+            if self.config.each_waits:
               # This block's own signal comes when nothing of it is in use.
               wait()
             else:
@@ -322,8 +310,6 @@ class Step:
 
         @pl.when(stream.has[name])
         def _(name=name, ready=ready):
-          # Of what was written in this layer.
-          s["tag"] = layer - first + 1
           with jax.named_scope(name):
             steps[name](layer, length, stream, ready, refs, s)
             pl.when(me == 0)(lambda: counters.signal(name))
@@ -334,25 +320,6 @@ class Step:
     @pl.when((block == 0) & (me == 0))
     def _():
       counters.clear(end - first)
-
-  def _at(self, ref, *rows, columns=(0, TILE)):
-    """Some columns of rows of what blocks hand to each other."""
-    wide = 2 if self.config.tagged else 1
-    start, size = columns
-    return ref.at[*rows, pl.ds(start * wide, size * wide)]
-
-  def _take(self, places, tag) -> list[jax.Array]:
-    """Reads such references, each with its shape and layout."""
-    if self.config.tagged:
-      return mail.take(places, tag)
-    return [load(ref, layout) for ref, _, layout in places]
-
-  def _give(self, ref, value, tag) -> None:
-    """Writes a vector of a tile to such a reference."""
-    if self.config.tagged:
-      mail.give(ref, value, VECTOR, tag)
-    else:
-      store(ref, value)
 
   def _meet(self, barrier) -> None:
     """Waits until all warpgroups of the block are here."""
@@ -384,14 +351,13 @@ class Step:
     plgpu.commit_smem()
     self._meet(s["written"])
 
-  def _normed(self, name, layer, before, tag, norm, stream, ready, s) -> None:
+  def _normed(self, name, layer, before, norm, stream, ready, s) -> None:
     """Prepares a norm's result without its factor, and sums of squares.
 
     Args:
       name: Of the product that takes it.
       layer: In which it is.
       before: Parts of the stream, (splits, tiles, 64).
-      tag: Of these.
       norm: Scales, (L, tiles, 64).
       stream: Of the weights.
       ready: Waits for what was before.
@@ -407,15 +373,9 @@ class Step:
     shape, total = (BLOCK, TILE), None
     ids = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=ROWS)
     splits = before.shape[0]
-    parts = self._take(
-      [
-        (self._at(before, i, at), shape, ROWS)
-        for at in own
-        for i in range(splits)
-      ],
-      tag,
-    )
-    parts = [parts[k : k + splits] for k in range(0, len(parts), splits)]
+    parts = [
+      [load(before.at[i, at], ROWS) for i in range(splits)] for at in own
+    ]
     for (start, count), scale, values in zip(starts, scales, parts):
       value = sum(values[1:], values[0])
       self._write(s, start, value * scale)
@@ -474,7 +434,6 @@ class Step:
       "qkv",
       layer,
       refs.stream,
-      s["tag"] - 1,
       refs.norms.at[0],
       stream,
       ready,
@@ -483,14 +442,13 @@ class Step:
 
     def finish(tile, found, _):
       head = lax.div(tile, jnp.int32(parts))
-      own = lax.rem(tile, jnp.int32(parts)) * TILE, TILE
-      target = self._at(refs.qkv, split, head, columns=own)
-      self._give(target, found[0], s["tag"])
+      own = pl.ds(lax.rem(tile, jnp.int32(parts)) * TILE, TILE)
+      store(refs.qkv.at[split, head, own], found[0])
 
       @pl.when(tile == 0)
       def _():
         squares = load(s["squares"], VECTOR)
-        self._give(self._at(refs.squares, split), squares, s["tag"])
+        store(refs.squares.at[split], squares)
 
     self._product("qkv", layer, stream, s, lambda _: (), finish)
 
@@ -509,25 +467,20 @@ class Step:
     ready()
     ids = range(self.config.qkv_splits)
     add = lambda values: sum(values[1:], values[0])
-    ends = [(i * half, half) for i in range(2)]
+    ends = [pl.ds(i * half, half) for i in range(2)]
     queries = pl.ds(head * sizes.shared, QUERIES)
     row = sizes.heads + head
-    wanted = [(queries, own, across, layout) for own in ends]
-    wanted += [(row, own, (half,), line) for own in ends]
+    wanted = [(queries, own, layout) for own in ends]
+    wanted += [(row, own, line) for own in ends]
     wanted += [
-      (row + sizes.kv_heads, (p * TILE, TILE), (TILE,), VECTOR)
+      (row + sizes.kv_heads, pl.ds(p * TILE, TILE), VECTOR)
       for p in range(parts)
     ]
-    places = [(self._at(refs.squares, i), (TILE,), VECTOR) for i in ids]
-    places += [
-      (self._at(refs.qkv, i, rows, columns=own), shape, form)
-      for rows, own, shape, form in wanted
-      for i in ids
+    squares = add([load(refs.squares.at[i], VECTOR) for i in ids])
+    found = [
+      add([load(refs.qkv.at[i, rows, own], form) for i in ids])
+      for rows, own, form in wanted
     ]
-    found = self._take(places, s["tag"])
-    squares, *found = (
-      add(found[k : k + len(ids)]) for k in range(0, len(found), len(ids))
-    )
     factor = self._factor(squares)
     q, k, v = (
       [one * factor for one in some]
@@ -542,7 +495,7 @@ class Step:
     for i in range(2):
       part, at = divmod(i * half, TILE)
       store(s["mixed"].at[me, part, :, pl.ds(at, half)], q[i] * scale)
-      store(s["key"].at[me, pl.ds(*ends[i])], k[i])
+      store(s["key"].at[me, ends[i]], k[i])
     rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)
     shape, score = (QUERIES, TILE), None
     keys = []
@@ -651,26 +604,16 @@ class Step:
       for p in range(sizes.parts):
         row = (head * sizes.shared + g) * sizes.parts + p
         found = load(s["mixed"].at[0, p, g, pl.ds(0, TILE)], VECTOR)
-        self._give(self._at(refs.mixed, split, row), found, s["tag"])
+        store(refs.mixed.at[split, row], found)
         for i in range(2):
-          weight = s["weights"][0, i, g]
-          if self.config.tagged:
-            own = self._at(refs.weights, i, split, columns=(row, 1))
-            mail.give_scalar(own, weight, s["tag"])
-          else:
-            refs.weights[i, split, row] = weight
+          refs.weights[i, split, row] = s["weights"][0, i, g]
 
-  def _residual(self, name, ref, tag, stream):
+  def _residual(self, name, ref, stream):
     """A function of a tile: the stream, for units of the first rows, else 0."""
     mine = (stream.split[name] == 0).astype(jnp.float32)
 
     def of(tile):
-      parts = self._take(
-        [
-          (self._at(ref, i, tile), (TILE,), VECTOR) for i in range(ref.shape[0])
-        ],
-        tag,
-      )
+      parts = [load(ref.at[i, tile], VECTOR) for i in range(ref.shape[0])]
       return sum(parts[1:], parts[0]) * mine
 
     return of
@@ -682,21 +625,12 @@ class Step:
     ready()
     for start, _ in self._starts(part.chunks, stream.me):
       first, count = split * part.chunks + start, self.config.attend_splits
-      ids, vector = range(count), ROWS.reduce(1)
-      places = [
-        (self._at(refs.mixed, j, pl.ds(first, BLOCK)), shape, ROWS) for j in ids
-      ]
-      places += [
-        (
-          self._at(refs.weights, i, j, columns=(first, BLOCK)),
-          (BLOCK,),
-          vector,
-        )
+      own, ids = pl.ds(first, BLOCK), range(count)
+      values = [load(refs.mixed.at[j, own], ROWS) for j in ids]
+      tops, totals = (
+        [load(refs.weights.at[i, j, own], ROWS.reduce(1)) for j in ids]
         for i in range(2)
-        for j in ids
-      ]
-      found = self._take(places, s["tag"])
-      values, tops, totals = (found[k * count :][:count] for k in range(3))
+      )
       top = functools.reduce(jnp.maximum, tops)
       factors = [jnp.exp2(one - top) for one in tops]
       total = sum(f * t for f, t in zip(factors, totals))
@@ -705,16 +639,15 @@ class Step:
       )
       self._write(s, start, found)
     self._written(s)
-    before = refs.stream, s["tag"] - 1
-    self._onto("o", layer, before, refs.middle, stream, s)
+    self._onto("o", layer, refs.stream, refs.middle, stream, s)
 
   def _onto(self, name, layer, before, after, stream, s):
     """A product, and the stream."""
     split = stream.split[name]
     self._product(
-      name, layer, stream, s, self._residual(name, *before, stream),
-      lambda tile, found, residual: self._give(
-        self._at(after, split, tile), residual + found[0], s["tag"]
+      name, layer, stream, s, self._residual(name, before, stream),
+      lambda tile, found, residual: store(
+        after.at[split, tile], residual + found[0]
       ),
     )  # fmt: skip
 
@@ -725,7 +658,6 @@ class Step:
       "gate_up",
       layer,
       refs.middle,
-      s["tag"],
       refs.norms.at[1],
       stream,
       ready,
@@ -735,8 +667,7 @@ class Step:
     def finish(tile, found, _):
       factor = self._factor(load(s["squares"], VECTOR))
       gate, up = (one * factor for one in found)
-      found = gate * sigmoid(gate) * up
-      self._give(self._at(refs.hidden, tile), found, s["tag"])
+      store(refs.hidden.at[tile], gate * sigmoid(gate) * up)
 
     self._product("gate_up", layer, stream, s, lambda _: (), finish)
 
@@ -747,15 +678,11 @@ class Step:
     ready()
     starts = self._starts(part.chunks, stream.me)
     rows = [pl.ds(split * part.chunks + at, BLOCK) for at, _ in starts]
-    values = self._take(
-      [(self._at(refs.hidden, own), (BLOCK, TILE), ROWS) for own in rows],
-      s["tag"],
-    )
+    values = [load(refs.hidden.at[own], ROWS) for own in rows]
     for (start, _), value in zip(starts, values):
       self._write(s, start, value)
     self._written(s)
-    before = refs.middle, s["tag"]
-    self._onto("down", layer, before, refs.stream, stream, s)
+    self._onto("down", layer, refs.middle, refs.stream, stream, s)
 
 
 class _Counters:

@@ -220,7 +220,7 @@ def test_a_learning_curve_keeps_what_is_done(home):
   first = json.loads((home / "curve.json").read_text())
   assert {row["train"] for row in first["rows"]} == {12, 16}
   # The place of the data on this machine is nobody's business.
-  assert "--path=convolution.csv.xz " in first["command"]
+  assert "--path=data/kernel_tuner/convolution.csv.xz " in first["command"]
   assert "12 examples, seed 0: Kendall's tau regression LM" in out
   (home / "curve/16-0.json").unlink()
   code, _, err = scripts.run("learning_curve_rlm", *arguments)

@@ -73,19 +73,11 @@ class Config:
     own_tiles: Whether each warpgroup of a block has columns of its own, 64, by
       `mosaic_gpu_tiles`: for weights of few bits. The chunks of a block are
       then those of all its warpgroups.
-    many_rows: Whether the warpgroups of a block, and the blocks that share the
-      rows of `out_proj`, each finish some rows: for weights of few bits. No
-      faster at 2.7B with 64 rows.
     state_blocks: Thread blocks that share rows and heads of states in few bits.
     state_warpgroups: Of such a block. Four are compiled to few registers.
     state_stages: States of a row and head in shared memory, of each.
     state_levels: Whether states in int8 are stepped in their levels, by
       `mosaic_gpu_state_levels`.
-    state_prefetch: States in int8 of each warpgroup that the first kernel of a
-      layer brings to the L2 cache. At 2.7B with 64 rows that kernel loses by
-      it what the one of the states gains, 1.3 us.
-    state_prefetch_before: Those in front of these, that the last kernel of the
-      layer before brings there: alike.
     overlap: Whether a kernel fetches its first weights while the one in front
       of it still runs (programmatic dependent launch).
   """
@@ -101,13 +93,10 @@ class Config:
   out_prefetch: int = 0
   out_splits: int = 1
   own_tiles: bool = False
-  many_rows: bool = False
   state_blocks: int = 2 * PROCESSORS
   state_warpgroups: int = 1
   state_stages: int = 3
   state_levels: bool = False
-  state_prefetch: int = 0
-  state_prefetch_before: int = 0
   overlap: bool = False
 
 
@@ -197,7 +186,7 @@ def configure_few_bits(
     changes |= {
       f"{name}_warpgroups": warpgroups,
       f"{name}_stages": stages,
-      # The boxes of a prefetch are mostly those of bfloat16 weights.
+      # The boxes of a prefetch are those of bfloat16 weights.
       f"{name}_prefetch": 0,
     }
     if name == "out":
@@ -362,19 +351,6 @@ def prepare(config, weights, rows, groups, interpret):
     interpret: False, or the parameters of the interpreter.
   """
 
-  def many_rows(splits, warpgroups):
-    if not config.many_rows:
-      return {}
-    exchange = splits > 1 and rows % (8 * splits) == 0
-    finishers = warpgroups if splits == 1 or exchange else 1
-    while finishers > 1 and rows % (8 * splits * finishers):
-      finishers //= 2
-    return {
-      "finishers": finishers,
-      "exchange": exchange,
-      "reuse": not interpret,
-    }
-
   def product(name, splits, parts):
     w = of_weight(getattr(weights, f"{name}_proj"))
     columns, stages, warpgroups = (
@@ -403,13 +379,11 @@ def prepare(config, weights, rows, groups, interpret):
       found = mosaic_gpu_tiles.Product(
         tiles=warpgroups,
         exchange=splits > 1,
-        reuse=not interpret,
         **options,
       )
     else:
       found = few_bits.Product(
         tiles=columns // hopper_tiles.TILE,
-        **many_rows(splits, warpgroups),
         **options,
       )
     scales = jnp.broadcast_to(w.scales, (*w.values.shape[:-1], w.num_blocks))
@@ -488,7 +462,7 @@ def layer(
   few_bits = isinstance(ssm_state, QState)
   projected = mosaic_gpu_in.project(
     kernels[0], index, residual.scaled, residual.squares, weights, states[0],
-    states[1].tensor.values if few_bits else None, eps=eps, **options,
+    eps=eps, **options,
   )  # fmt: skip
   state_kernel = mosaic_gpu_state_few_bits if few_bits else mosaic_gpu_state
   if few_bits and config.state_levels:
@@ -498,6 +472,6 @@ def layer(
   )
   following = mosaic_gpu_out.project(
     kernels[1], index, gated, squares, weights, residual.value, groups,
-    states[1].tensor.values if few_bits else None, eps=eps, **options,
+    eps=eps, **options,
   )  # fmt: skip
   return Residual(*following), *jax.tree.map(jax.freeze, states)

@@ -8,7 +8,6 @@ from jax import lax
 
 from ops import hopper_tiles
 from ops.mamba2_step import mosaic_gpu_product as product
-from ops.mamba2_step import mosaic_gpu_state_levels
 from ops.mamba2_step import mosaic_gpu_stream as stream
 from ops.selective_scan.mosaic_gpu_tile import sigmoid
 
@@ -22,7 +21,6 @@ def project(
   squares,
   weights,
   conv_state,
-  states=None,
   *,
   eps,
   config,
@@ -41,7 +39,6 @@ def project(
     squares: Parts of the sum of its squares, see `mosaic_gpu.Residual`.
     weights: Of all layers, as `mosaic_gpu.layer` makes them.
     conv_state: A reference to (L, B, K-1, C).
-    states: The state's levels, where `state_prefetch` wants some of them soon.
     eps: Of the norm.
     config: A `mosaic_gpu.Config`.
     interpret: False, or the parameters of the interpreter.
@@ -54,7 +51,6 @@ def project(
   shape = matmul.finished
   columns = shape[1]
   parts = depth // config.out_columns
-  ahead = states is not None and config.state_prefetch and not interpret
   spread = lambda vector, axis: hopper_tiles.repeat(
     vector, axis, shape, hopper_tiles.ROWS
   )
@@ -64,8 +60,6 @@ def project(
     *refs, conv_s, conv_loaded, **s,
   ):  # fmt: skip
     *w_refs, out_ref = refs
-    if ahead:
-      w_refs, states_ref = w_refs[:-1], w_refs[-1]
     layer = layer_ref[0]
     block = lax.axis_index("columns")
     split = lax.axis_index("split") if splits > 1 else 0
@@ -87,13 +81,6 @@ def project(
       def _():
         plgpu.copy_gmem_to_smem(own, conv_s, conv_loaded)
 
-      if ahead:
-        pl.when(me == 0)(
-          lambda: mosaic_gpu_state_levels.prefetch(
-            states_ref, layer, config, block * splits + split, blocks * splits,
-            first=config.state_prefetch_before, count=config.state_prefetch,
-          )
-        )  # fmt: skip
       total = product.sum_of_rows(squares_ref.at[some_rows], 0, parts)
       factor = lax.rsqrt(total / depth + eps)
       # Those of other columns are not used.
@@ -160,5 +147,4 @@ def project(
   return run(
     layer, scaled, squares, weights.conv_weight, weights.conv_bias,
     weights.out_proj[0], conv_state, *weights.in_proj,
-    *([states] if ahead else []),
   )  # fmt: skip

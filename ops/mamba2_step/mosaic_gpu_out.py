@@ -11,7 +11,6 @@ from jax import lax
 
 from ops import hopper_tiles
 from ops.mamba2_step import mosaic_gpu_product as product
-from ops.mamba2_step import mosaic_gpu_state_levels, mosaic_gpu_tiles
 from ops.mamba2_step import mosaic_gpu_stream as stream
 
 NAME = "mamba2_step_out"
@@ -25,7 +24,6 @@ def project(
   weights,
   residual,
   groups,
-  states=None,
   *,
   eps,
   config,
@@ -44,8 +42,6 @@ def project(
     weights: Of all layers, as `mosaic_gpu.layer` makes them.
     residual: (N, D) float32.
     groups: Of the gated norm.
-    states: The state's levels, where `state_prefetch_before` wants some of
-      those of the next layer.
     eps: Of the gated norm.
     config: A `mosaic_gpu.Config`.
     interpret: False, or the parameters of the interpreter.
@@ -58,12 +54,6 @@ def project(
   num_layers, width = weights.norm.shape
   heads = weights.D.shape[1] // groups
   shape = matmul.finished
-  ahead = states is not None and config.state_prefetch_before and not interpret
-  # Levels of a byte of the next layer's weights, or 0 for other weights.
-  next_weights = weights.in_proj[0]
-  packed = {jnp.dtype("uint8"): 2, jnp.dtype("int8"): 1}.get(
-    next_weights.dtype, 0
-  )
   columns, splits = shape[1], matmul.splits
   blocks, tiles = -(-width // matmul.columns), width // columns
   if width % columns or (splits > 1 and groups > 1):
@@ -77,8 +67,6 @@ def project(
     **s,
   ):  # fmt: skip
     *w_refs, new_ref, scaled_ref, new_squares_ref = refs
-    if ahead:
-      *w_refs, states_ref = w_refs
     layer = layer_ref[0]
     block = lax.axis_index("columns")
     split = lax.axis_index("split") if splits > 1 else 0
@@ -93,22 +81,7 @@ def project(
     own = pl.ds(tile * columns, columns)
     some_rows = matmul.own_rows(me, split)
 
-    def prefetch():
-      """Asks for what the next kernels begin with, and does not wait."""
-      worker, workers = block * splits + split, blocks * splits
-      if config.in_prefetch and packed:
-        mosaic_gpu_tiles.prefetch(
-          next_ref, following, config.in_prefetch // packed, worker, workers
-        )
-      if ahead:
-        mosaic_gpu_state_levels.prefetch(
-          states_ref, following, config, worker, workers,
-          first=0, count=config.state_prefetch_before,
-        )  # fmt: skip
-
     def prepare(me):
-      if ahead or (config.in_prefetch and packed and not interpret):
-        pl.when((me == 0) & (layer + 1 < num_layers))(prefetch)
       factors = []
       for k in range(groups):
         # Those of the parts of a product are of all its rows.
@@ -126,7 +99,7 @@ def project(
       residual, norm, factor = prepared
       if groups == 1:
         added *= hopper_tiles.repeat(factor, 0, shape, hopper_tiles.ROWS)
-      if config.in_prefetch and not interpret and not packed:
+      if config.in_prefetch and not interpret:
 
         @pl.when(layer + 1 < num_layers)
         def _():
@@ -159,6 +132,6 @@ def project(
     interpret=interpret,
   )
   return run(
-    layer, gated, squares, weights.norm, residual, next_weights,
-    *weights.out_proj, *([states] if ahead else []),
+    layer, gated, squares, weights.norm, residual,
+    weights.in_proj[0], *weights.out_proj,
   )  # fmt: skip

@@ -42,40 +42,6 @@ def _is_narrow(scale_dtype):
   return jnp.finfo(scale_dtype).minexp > jnp.finfo(jnp.float32).minexp
 
 
-def prefetch(
-  states, layer, config, worker, workers: int, *, first: int, count: int
-) -> None:
-  """Brings states that `advance` begins with to the L2 cache.
-
-  Memory would else rest while a product of many rows is bound by other things.
-  Each of the blocks, `worker` of `workers`, asks for some, and does not wait.
-
-  Args:
-    states: A reference to (L, B, H, P, N) int8.
-    layer: Of the states.
-    config: A `mosaic_gpu.Config`.
-    worker: Of those that ask.
-    workers: All of them.
-    first: Of the states that a warpgroup of `advance` takes in turn.
-    count: Of these.
-  """
-  batch, heads = states.shape[1:3]
-  steps = batch * heads
-  each, _ = few_bits.share(steps, config)
-  takers = -(-steps // each)
-  total = takers * max(min(count, each - first), 0)
-
-  @pl.loop(0, -(-total // workers))
-  def _(i):
-    place, taker = _divided(worker + i * workers, takers)
-    step = taker * each + first + place
-
-    @pl.when((worker + i * workers < total) & (step < steps))
-    def _():
-      row, head = _divided(step, heads)
-      plgpu.async_prefetch(states.at[layer, row, head])
-
-
 def advance(
   layer, projected, weights, ssm_state, rows, *, config, interpret
 ) -> tuple[jax.Array, jax.Array]:

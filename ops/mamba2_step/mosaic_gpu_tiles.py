@@ -95,50 +95,32 @@ def configure(
   return *best, stages(*best)
 
 
-def prefetch(w_ref, layer, size: int, worker, workers: int) -> None:
-  """Brings weights of a layer to the L2 cache; not for interpreted kernels.
-
-  Each of the blocks, `worker` of `workers`, asks for some, and does not wait.
-
-  Args:
-    w_ref: (L, F, bytes of D).
-    layer: int32 scalar.
-    size: The first bytes of each column of weights that are asked for.
-    worker: int32 scalar.
-    workers: Their number.
-  """
-  across = -(-size // _LINE)
-  boxes = -(-w_ref.shape[1] // TILE) * across
-
-  @pl.loop(0, -(-boxes // workers))
-  def _(i):
-    box = worker + i * workers
-
-    @pl.when(box < boxes)
-    def _():
-      columns = lax.div(box, jnp.int32(across)) * TILE
-      line = lax.rem(box, jnp.int32(across)) * _LINE
-      own = pl.ds(columns, TILE), pl.ds(line, _LINE)
-      plgpu.async_prefetch(w_ref.at[layer, *own])
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Product(few_bits.Product):
   """x (N, D) @ W (F, D).T, of which a warpgroup gives TILE columns.
 
   Attributes are those of the parent, but `tiles`, which is `warpgroups`, and
   `stages`, which are of all warpgroups; D has one part.
+
+  Attributes:
+    exchange: Whether the thread blocks that share D are a cluster, with an axis
+      "split", and each finishes its share of the rows.
   """
+
+  exchange: bool = False
 
   def __post_init__(self):
     """Checks what would else wait forever, or be left out."""
     super().__post_init__()
     if not 1 <= self.warpgroups == self.tiles <= MOST_WARPGROUPS:
       raise ValueError(f"{self.tiles} tiles, {self.warpgroups} warpgroups")
-    if self.parts > 1 or self.table is not None or self.finishers > 1:
+    if self.parts > 1 or self.table is not None:
       raise ValueError("a tile a warpgroup is for levels in one part")
     if self.share * (self.splits - 1) >= self.chunks:
       raise ValueError(f"{self.chunks} chunks in {self.splits} splits")
+    # Tiles that clusters exchange are eight rows.
+    if self.exchange and self.rows % (8 * self.splits):
+      raise ValueError(f"{self.splits} blocks do not share {self.rows} rows")
 
   @property
   def workers(self) -> int:
@@ -148,7 +130,13 @@ class Product(few_bits.Product):
   @property
   def finished(self) -> tuple[int, int]:
     """Rows and columns of such a part."""
-    return self.rows // self._peers, TILE
+    return self.rows // (self.splits if self.exchange else 1), TILE
+
+  def own_rows(self, me, split=0):
+    """Rows that a warpgroup of such a thread block finishes."""
+    del me
+    size = self.finished[0]
+    return pl.ds(split * size if self.exchange else 0, size)
 
   @property
   def depth_of_ring(self) -> int:
@@ -166,8 +154,12 @@ class Product(few_bits.Product):
       "w": swizzled_levels(
         (stages, self.columns, self.chunk), jnp.int8, bits, self.interpret
       ),
-      **({"x": plgpu.RefUnion(x, sums)} if self.reuse else {"x": x}),
-      **({} if self.reuse else {"sums": sums}),
+      # The interpreter sees no memory as two arrays.
+      **(
+        {"x": x, "sums": sums}
+        if self.interpret
+        else {"x": plgpu.RefUnion(x, sums)}
+      ),
       "loaded": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
       "read": plgpu.Barrier(num_arrivals=self.warpgroups),
     }
@@ -178,9 +170,41 @@ class Product(few_bits.Product):
     if self.scales:
       scratch["scales"] = plgpu.SMEM((self.columns, self.scales), jnp.float32)
       scratch["scales_loaded"] = plgpu.Barrier()
-    if self._peers > 1:
-      scratch |= self._exchanged(self.warpgroups, self.finished)
+    if self.exchange:
+      others = (self.splits - 1, self.warpgroups, *self.finished)
+      transforms = plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)
+      scratch["others"] = plgpu.SMEM(others, jnp.float32, transforms=transforms)
+      # JAX 0.11 adds the number of a barrier twice when it signals another
+      # thread block, which then waits forever. So all warpgroups have one.
+      scratch["arrived"] = plgpu.Barrier(
+        num_arrivals=(self.splits - 1) * self.warpgroups
+      )
     return scratch
+
+  def _exchange(self, s, me, split, value_of) -> jax.Array:
+    """Adds up what the blocks of a cluster found of a warpgroup's part.
+
+    Args:
+      s: Shared memory by name.
+      me: The warpgroup.
+      split: Which of the blocks this is.
+      value_of: Gives what this block found, of some rows.
+    """
+    if not self.exchange:
+      return value_of(self.own_rows(me, split))
+    for k in range(1, self.splits):
+      other = lax.rem(split + k, jnp.int32(self.splits))
+      plgpu.async_store_smem(
+        value_of(self.own_rows(me, other)),
+        s["others"].at[k - 1, me],
+        s["arrived"],
+        cluster_idx=other, cluster_dim="split", optimized=False,
+      )  # fmt: skip
+    value = value_of(self.own_rows(me, split))
+    plgpu.barrier_wait(s["arrived"])
+    for k in range(self.splits - 1):
+      value += load(s["others"].at[k, me], ROWS)
+    return value
 
   def run(
     self,
@@ -210,7 +234,7 @@ class Product(few_bits.Product):
     """
     me = lax.axis_index("warpgroup")
     layer = lambda ref: ref.at[prefix] if prefix else ref
-    x_s, sums_s = s["x"] if self.reuse else (s["x"], s["sums"])
+    x_s, sums_s = (s["x"], s["sums"]) if self.interpret else s["x"]
     # What TMA writes, and how it is read.
     aliased = self.packed and not self.interpret
     bytes_s, codes_s = s["w"] if aliased else (s["w"], s["w"])
@@ -307,7 +331,7 @@ class Product(few_bits.Product):
     zero = jnp.zeros((TILE, self.rows), jnp.float32)
     zero = plgpu.layout_cast(zero, plgpu.Layout.WGMMA)
     total = lax.fori_loop(jnp.int32(0), steps, step, zero)
-    if self.reuse:
+    if not self.interpret:
       # Sums lie where chunks did, which all have to have read.
       plgpu.barrier_arrive(s["read"])
       plgpu.barrier_wait(s["read"])

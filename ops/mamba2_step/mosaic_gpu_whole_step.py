@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ops.hopper import PROCESSORS
+from ops.hopper_phases import Phases
 from ops.hopper_tiles import ROWS, SUMS, TILE, load, repeat, store
 from ops.mamba2_step import mosaic_gpu_ring as ring
 from ops.mamba2_step import mosaic_gpu_state as states
@@ -264,7 +265,13 @@ class Step:
     block, me = lax.axis_index("block"), lax.axis_index("warpgroup")
     first, end = span_ref[0], span_ref[1]
     stream = ring.Stream(self.ring, refs.products, (first, end), block, me, s)
-    counters = _Counters(self, whole=self.phases == PHASES)
+    parts, config = self.ring.parts, self.config
+    each = {
+      "in": min(parts[0].units, config.blocks * config.teams),
+      "state": min(self.items, config.blocks * config.warpgroups),
+      "out": parts[1].units,
+    }
+    counters = Phases(each, whole=self.phases == PHASES)
     stream.begin()
 
     @pl.loop(first, end)
@@ -688,46 +695,3 @@ def _nearest(state, scale_dtype):
   levels = (levels + _WHOLE) - _WHOLE
   levels = jnp.clip(levels, -_LARGEST, _LARGEST)
   return levels.astype(jnp.int8), steps
-
-
-class _Counters:
-  """What the blocks wait for: who has done a phase, counted in memory."""
-
-  def __init__(self, step, whole):
-    parts, config = step.ring.parts, step.config
-    self._each = {
-      "in": min(parts[0].units, config.blocks * config.teams),
-      "state": min(step.items, config.blocks * config.warpgroups),
-      "out": parts[1].units,
-    }
-    self._refs = None
-    if whole:
-      self._refs = {
-        phase: pl.get_global(plgpu.SemaphoreType.REGULAR) for phase in PHASES
-      }
-
-  def signal(self, phase):
-    """Says that this block, or warpgroup, has done its part of a phase."""
-    if self._refs:
-      plgpu.semaphore_signal(self._refs[phase], memory_scope="gpu")
-
-  def wait(self, phase, layers):
-    """Waits until all have done a phase in so many layers."""
-    if self._refs:
-      plgpu.semaphore_wait(
-        self._refs[phase],
-        layers * self._each[phase],
-        decrement=False,
-        memory_scope="gpu",
-      )
-
-  def clear(self, layers):
-    """Leaves the counters at zero, as the next step wants them.
-
-    Nobody waits for one any more when the last phase has been done.
-    """
-    if self._refs:
-      for phase in reversed(PHASES):
-        plgpu.semaphore_wait(
-          self._refs[phase], layers * self._each[phase], memory_scope="gpu"
-        )

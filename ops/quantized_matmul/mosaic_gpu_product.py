@@ -146,10 +146,6 @@ class Product:
     overlap: Whether the kernel may start before the one in front of it ends.
     interpret: Whether the kernel is interpreted. The interpreter knows no
       operand in registers: a plain product stands in for it.
-    finishers: Warpgroups that finish rows of the result, each its share.
-    exchange: Whether the thread blocks that share D are a cluster, with an axis
-      "split", and each finishes its share of the rows.
-    reuse: Whether sums lie in the shared memory of chunks that were read.
     by_tiles: Whether each tile of columns is copied by itself, since they may
       be of several matrices.
   """
@@ -168,9 +164,6 @@ class Product:
   scale_dtype: jnp.dtype = jnp.dtype(jnp.float32)
   overlap: bool = False
   interpret: bool = False
-  finishers: int = 1
-  exchange: bool = False
-  reuse: bool = False
   by_tiles: bool = False
 
   def __post_init__(self):
@@ -194,39 +187,26 @@ class Product:
         f"{self.parts} parts of {self.chunks} chunks do not fit"
         f" {self.splits} splits and {self.warpgroups} warpgroups"
       )
-    # Lines of ROWS are four rows, and tiles that clusters exchange eight.
-    least = 8 if self._peers > 1 else 4
-    if self.finishers > self.warpgroups or self.rows % (
-      least * self.finishers * self._peers
-    ):
-      raise ValueError(
-        f"{self.finishers} of {self.warpgroups} warpgroups in"
-        f" {self._peers} blocks do not share {self.rows} rows"
-      )
-
-  @property
-  def _peers(self) -> int:
-    """Thread blocks that share the rows of the result."""
-    return self.splits if self.exchange else 1
-
-  def own_rows(self, me, split=0):
-    """Rows that a warpgroup finishes, the last finisher's for all behind it."""
-    size = self.rows // (self.finishers * self._peers)
-    if self.finishers * self._peers == 1:
-      return pl.ds(0, size)
-    place = split if self.exchange else 0
-    place = place * self.finishers + jnp.minimum(me, self.finishers - 1)
-    return pl.ds(place * size, size)
 
   @property
   def workers(self) -> int:
     """Warpgroups that finish a part of the result."""
-    return self.finishers
+    return 1
 
   @property
   def finished(self) -> tuple[int, int]:
     """Rows and columns of such a part."""
-    return self.rows // (self.finishers * self._peers), self.columns
+    return self.rows, self.columns
+
+  @property
+  def exchange(self) -> bool:
+    """Whether the thread blocks that share D each finish some rows."""
+    return False
+
+  def own_rows(self, me, split=0):
+    """Rows that a warpgroup of such a thread block finishes."""
+    del me, split
+    return pl.ds(0, self.rows)
 
   @property
   def columns(self) -> int:
@@ -329,8 +309,8 @@ class Product:
     copies = self.columns // self.copied
     scratch = {
       "w": swizzled_levels(weights, jnp.int8, bits, self.interpret),
-      **({"x": plgpu.RefUnion(x, sums)} if self.reuse else {"x": x}),
-      **({} if self.reuse else {"sums": sums}),
+      "x": x,
+      "sums": sums,
       "loaded": plgpu.Barrier(
         num_arrivals=copies + 1, num_barriers=self.warpgroups * self.stages
       ),
@@ -344,55 +324,11 @@ class Product:
       )
       if self.special:
         scratch["special"] = kept
-    if self.reuse:
-      scratch["read"] = plgpu.Barrier(num_arrivals=self.warpgroups)
-    if self._peers > 1:
-      scratch |= self._exchanged(self.finishers, self.finished)
     if self.parts > 1:
       scratch["factors"] = plgpu.SMEM(
         (self.warpgroups, self.parts, self.rows), jnp.float32
       )
     return scratch
-
-  def _exchanged(self, workers: int, part: tuple[int, int]) -> dict[str, Any]:
-    """Shared memory and a barrier for `_exchange`.
-
-    Args:
-      workers: Warpgroups that finish.
-      part: Rows and columns that each does.
-    """
-    transforms = plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128)
-    others = (self._peers - 1, workers, *part)
-    return {
-      "others": plgpu.SMEM(others, jnp.float32, transforms=transforms),
-      # JAX 0.11 adds the number of a barrier twice when it signals another
-      # thread block, which then waits forever. So all warpgroups have one.
-      "arrived": plgpu.Barrier(num_arrivals=(self._peers - 1) * workers),
-    }
-
-  def _exchange(self, s, me, split, value_of) -> jax.Array:
-    """Adds up what the blocks of a cluster found of a warpgroup's part.
-
-    Args:
-      s: Shared memory by name.
-      me: The warpgroup.
-      split: Which of the blocks this is.
-      value_of: Gives what this block found, of some rows.
-    """
-    for k in range(1, self._peers):
-      other = lax.rem(split + k, jnp.int32(self._peers))
-      plgpu.async_store_smem(
-        value_of(self.own_rows(me, other)),
-        s["others"].at[k - 1, me],
-        s["arrived"],
-        cluster_idx=other, cluster_dim="split", optimized=False,
-      )  # fmt: skip
-    value = value_of(self.own_rows(me, split))
-    if self._peers > 1:
-      plgpu.barrier_wait(s["arrived"])
-      for k in range(self._peers - 1):
-        value += load(s["others"].at[k, me], ROWS)
-    return value
 
   def run(
     self,
@@ -407,7 +343,7 @@ class Product:
     finish: Callable[[jax.Array, Any], None],
     pick: Callable[[int, Callable[[Any, Any], None]], None] | None = None,
   ) -> None:
-    """Multiplies; `finishers` of the warpgroups take the result.
+    """Multiplies; the first of the warpgroups takes the result.
 
     Args:
       x_ref: (N, D) bfloat16.
@@ -419,9 +355,8 @@ class Product:
       prepare: Called with the warpgroup's index when the weights are on their
         way and what other kernels wrote can be read. Returns what `finish`
         takes, and for several parts the factor of each, (N,).
-      finish: Called in each of the first warpgroups, `finishers`, with its
-        `own_rows` of the product, (rows, columns) float32 in the layout ROWS,
-        and what `prepare` returned.
+      finish: Called in the first warpgroup with the product, (N, columns)
+        float32 in the layout ROWS, and what `prepare` returned.
       pick: Where there are weights of several matrices, called with the number
         of a tile of columns and a function, which it calls, of operands and the
         first column there; needs `by_tiles`. Else those of `refs` from `column`
@@ -429,7 +364,7 @@ class Product:
         those of the thread block from `column` on.
     """
     me = lax.axis_index("warpgroup")
-    x_s, sums_s = s["x"] if self.reuse else (s["x"], s["sums"])
+    x_s, sums_s = s["x"], s["sums"]
     # The group of the first scale that is loaded.
     first_scale = split * self.groups_of_split // self.line * self.line
     layer = lambda ref: ref.at[prefix] if prefix else ref
@@ -515,17 +450,6 @@ class Product:
         fetch_weights(i + self.stages, slot)
         fetch_rows(i + self.stages, slot)
 
-    # With many rows a tile converts while another one multiplies.
-    together = self.reuse and self.table is None and not self.interpret
-
-    def add_chunk(slot, *sums):
-      for t, one in enumerate(sums):
-        codes = codes_s.at[me, slot, pl.ds(t * TILE, TILE)]
-        left = operand(codes, packed=self.packed)
-        plgpu.wgmma(one, left, x_s.at[me, slot].T)
-      plgpu.wgmma_wait(0)
-      return [one[...] for one in sums]
-
     def step(i, totals):
       slot = lax.rem(i, jnp.int32(self.stages))
       plgpu.barrier_wait(barrier(slot))
@@ -535,11 +459,6 @@ class Product:
         scale = lax.div(chunk_at(i), jnp.int32(self.chunks // self.groups))
       scale -= first_scale
       found = []
-      if together:
-        parts = pl.run_scoped(
-          functools.partial(add_chunk, slot),
-          *[plgpu.ACC((TILE, self.rows), jnp.float32)] * self.tiles,
-        )
       for t, total in enumerate(totals):
         own = pl.ds(t * TILE, TILE)
         # Of each of the groups in the chunk.
@@ -555,17 +474,14 @@ class Product:
           )
           if there
         }
-        if together:
-          part = parts[t]
-        else:
-          part = multiply(
-            codes_s.at[me, slot, own],
-            x_s.at[me, slot],
-            packed=self.packed,
-            table=self.table,
-            beside=beside,
-            interpret=self.interpret,
-          )
+        part = multiply(
+          codes_s.at[me, slot, own],
+          x_s.at[me, slot],
+          packed=self.packed,
+          table=self.table,
+          beside=beside,
+          interpret=self.interpret,
+        )
         if self.scales and not self.inner:
           factor = spread(s["scales"].at[own, scale], 0, self.rows)
           part *= factor.astype(jnp.float32)
@@ -573,30 +489,13 @@ class Product:
       refill(i, slot)
       return tuple(found)
 
-    def accumulate(first, last, *sums):
-      """As many steps, without scales."""
-
-      @pl.loop(first, last)
-      def _(i):
-        slot = lax.rem(i, jnp.int32(self.stages))
-        plgpu.barrier_wait(barrier(slot))
-        add_chunk(slot, *sums)
-        refill(i, slot)
-
-      return [one[...] for one in sums]
-
     zero = plgpu.layout_cast(
       jnp.zeros((TILE, self.rows), jnp.float32), _LAYOUT.WGMMA
     )
     zeros = (zero,) * self.tiles
 
     def sums_of(first, last):
-      if self.scales or not together:
-        return lax.fori_loop(first, last, step, zeros)
-      return pl.run_scoped(
-        functools.partial(accumulate, first, last),
-        *[plgpu.ACC((TILE, self.rows), jnp.float32)] * self.tiles,
-      )
+      return lax.fori_loop(first, last, step, zeros)
 
     if self.parts == 1:
       totals = sums_of(jnp.int32(0), steps)
@@ -606,29 +505,23 @@ class Product:
         sums = sums_of(jnp.int32(k * each), jnp.int32((k + 1) * each))
         factor = spread(s["factors"].at[me, k], 1, self.rows)
         totals = [a + factor * b for a, b in zip(totals, sums)]
-    if self.reuse:
-      plgpu.barrier_arrive(s["read"])
-      plgpu.barrier_wait(s["read"])
     for t, total in enumerate(totals):
       own = sums_s.at[me, :, pl.ds(t * TILE, TILE)]
       store(own.T, plgpu.layout_cast(total, SUMS))
     plgpu.barrier_arrive(s["done"])
     plgpu.barrier_wait(s["done"])
 
-    def value_of(rows):
+    @pl.when(me == 0)
+    def _():
       own = pl.ds(0, self.columns)
       values = [
-        load(sums_s.at[g, rows, own], ROWS) for g in range(self.warpgroups)
+        load(sums_s.at[g, pl.ds(0, self.rows), own], ROWS)
+        for g in range(self.warpgroups)
       ]
       value = sum(values[1:], values[0])
       if of_columns is not None:
         spread = lax.broadcast_in_dim(of_columns, value.shape, (1,))
         value *= plgpu.layout_cast(spread, ROWS)
-      return value
-
-    @pl.when(me < self.finishers)
-    def _():
-      value = self._exchange(s, me, split, value_of)
       finish(value, prepared)
 
 

@@ -13,6 +13,7 @@ from jax import lax
 from ops import hopper_tiles
 from ops.hopper import PROCESSORS
 from ops.hopper_attention import QUERIES
+from ops.hopper_phases import Phases
 from ops.hopper_tiles import ROWS, SUMS, TILE, load, repeat, store
 from ops.selective_scan.mosaic_gpu_tile import sigmoid
 from ops.transformer_step.mosaic_gpu_qkv import _HALF
@@ -279,7 +280,8 @@ class Step:
     stream = Stream(
       self.parts, matrices, (first, end), length, block, self.config.blocks, s
     )
-    counters = _Counters(self, whole=self.phases == PHASES)
+    units = {name: part.units for name, part in self.parts.items()}
+    counters = Phases(units, whole=self.phases == PHASES)
     stream.begin()
     zero = plgpu.layout_cast(jnp.zeros((TILE,), jnp.float32), VECTOR)
     pl.when(me == 0)(lambda: store(s["squares"], zero))
@@ -683,41 +685,3 @@ class Step:
       self._write(s, start, value)
     self._written(s)
     self._onto("down", layer, refs.middle, refs.stream, stream, s)
-
-
-class _Counters:
-  """What the blocks wait for: units of a phase that are done, in memory."""
-
-  def __init__(self, step, whole):
-    self._each = {name: part.units for name, part in step.parts.items()}
-    self._refs = None
-    if whole:
-      self._refs = {
-        phase: pl.get_global(plgpu.SemaphoreType.REGULAR) for phase in PHASES
-      }
-
-  def signal(self, phase):
-    """Says that this block has done its unit of a phase."""
-    if self._refs:
-      plgpu.semaphore_signal(self._refs[phase], memory_scope="gpu")
-
-  def wait(self, phase, layers):
-    """Waits until all have done a phase in so many layers."""
-    if self._refs:
-      plgpu.semaphore_wait(
-        self._refs[phase],
-        layers * self._each[phase],
-        decrement=False,
-        memory_scope="gpu",
-      )
-
-  def clear(self, layers):
-    """Leaves the counters at zero, as the next step wants them.
-
-    Nobody waits for one any more when the last phase has been done.
-    """
-    if self._refs:
-      for phase in reversed(PHASES):
-        plgpu.semaphore_wait(
-          self._refs[phase], layers * self._each[phase], memory_scope="gpu"
-        )

@@ -17,8 +17,9 @@ from research.results import files
 
 
 def main(out: str, *named: str) -> None:
-  """Writes the rows of all files; commits are named one after the other."""
+  """Writes the rows of all files; commands and commits are named in a row."""
   rows, seconds, commits, counts, first = [], 0.0, {}, [], None
+  commands, complete = {}, []
   for pair in named:
     name, named_so, path = pair.rpartition("=")
     result = json.loads(pathlib.Path(path).read_text())
@@ -35,12 +36,15 @@ def main(out: str, *named: str) -> None:
     rows += [row | more for row in result["rows"]]
     seconds += result["seconds"]
     commits[result["commit"]] = None
-  words = map(files.without_places, shlex.split(first["command"]))
+    complete.append(result.get("complete", True))
+    words = map(files.without_places, shlex.split(result["command"]))
+    commands[shlex.join(words)] = None
   joined = first | {
-    "command": "research/results/merging.py of: " + shlex.join(words),
+    "command": f"research/results/merging.py of: {'; '.join(commands)}",
     "commit": ", ".join(map(str, commits)),
     "device": f"{first['device']} x{max(counts)}",
     "seconds": seconds,
+    "complete": all(complete),
     "rows": rows,
   }
   files.write(out, joined)

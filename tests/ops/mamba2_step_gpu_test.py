@@ -162,6 +162,20 @@ def test_warpgroups_with_columns_of_their_own_share_the_depth():
     np.testing.assert_array_equal(found[k], x[:, own] @ exact[:, own].T)
 
 
+def test_blocks_of_a_cluster_finish_every_row_once():
+  product = functools.partial(
+    mosaic_gpu_tiles.Product,
+    rows=64, depth=512, groups=1, packed=True, warpgroups=2, tiles=2, stages=2,
+  )  # fmt: skip
+  for splits in (1, 2, 4):
+    one = product(splits=splits, exchange=splits > 1)
+    rows = [one.own_rows(0, split) for split in range(splits)]
+    assert {r.size for r in rows} == {one.finished[0]}
+    assert [r.start + k for r in rows for k in range(r.size)] == list(range(64))
+  with pytest.raises(ValueError, match="4 blocks do not share 16 rows"):
+    product(rows=16, splits=4, exchange=True)
+
+
 def in_format(weights, form_in, form_out):
   """Weights of which the projections are in number formats."""
 
@@ -200,7 +214,7 @@ def in_format(weights, form_in, form_out):
       ),
       {"batch": 9, "groups": 2},
     ),
-    # Two warpgroups finish eight rows each, one of them past the batch.
+    # Two warpgroups share the rows that are summed over.
     (
       ("int8:row", "int4:row"),
       Config(
@@ -208,7 +222,6 @@ def in_format(weights, form_in, form_out):
         in_warpgroups=2,
         out_stages=2,
         out_warpgroups=2,
-        many_rows=True,
       ),
       {"batch": 9},
     ),
@@ -342,30 +355,9 @@ def lowered_model(
       "mamba2-2.7b",
       64,
       {
-        "forms": ("int4:128", "int8:row"),
-        "state_form": "int8:row",
-        "state_levels": True,
-        "state_prefetch": 2,
-        "many_rows": True,
-        "in_columns": 128,
-        "in_warpgroups": 2,
-        "in_stages": 3,
-        "out_columns": 128,
-        "out_warpgroups": 2,
-        "out_stages": 3,
-        "out_splits": 4,
-      },
-    ),
-    (
-      "mamba2-2.7b",
-      64,
-      {
         "forms": ("int4:128", "int4:128"),
         "state_form": "int8:row",
         "own_tiles": True,
-        "in_prefetch": 2560,
-        "state_prefetch": 3,
-        "state_prefetch_before": 3,
       },
     ),
     ("mamba2-8b", 16, {"forms": ("int8:row", "int4:128")}),

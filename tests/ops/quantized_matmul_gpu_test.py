@@ -173,27 +173,6 @@ def test_launches_fit_the_machine(rows, bits):
       assert shared <= hopper.SHARED_MEMORY
 
 
-def test_rows_are_finished_once():
-  product = functools.partial(
-    mosaic_gpu_product.Product,
-    rows=64, depth=512, groups=1, packed=True, warpgroups=2, stages=2,
-  )  # fmt: skip
-  for changes in ({}, {"finishers": 2}, {"splits": 4, "exchange": True}):
-    one = product(**changes)
-    splits = one.splits if one.exchange else 1
-    rows = [
-      one.own_rows(me, split)
-      for split in range(splits)
-      for me in range(one.finishers)
-    ]
-    found = [int(r.start) + k for r in rows for k in range(r.size)]
-    assert found == list(range(64))
-  with pytest.raises(ValueError, match="do not share"):
-    product(finishers=3)
-  with pytest.raises(ValueError, match="do not share"):
-    product(rows=16, splits=4, exchange=True)
-
-
 @pytest.mark.parametrize(
   "form, activations, shape, message",
   [

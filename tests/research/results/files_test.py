@@ -47,16 +47,18 @@ def result(path, device="NVIDIA H200 x1", **more):
 
 def test_joined_results_name_the_largest_host_and_no_places(tmp_path):
   one = result(tmp_path / "a.json")
-  two = result(tmp_path / "b.json", "NVIDIA H200 x2", commit="89abcde")
+  more = {"commit": "89abcde", "command": "python b.py", "complete": False}
+  two = result(tmp_path / "b.json", "NVIDIA H200 x2", **more)
   merging.main(str(tmp_path / "all.json"), one, f"second={two}")
   joined = json.loads((tmp_path / "all.json").read_text())
   assert joined == {
     "command": "research/results/merging.py of: python experiments/eval.py"
-    " --text=a.txt",
+    " --text=a.txt; python b.py",
     "commit": "1234567, 89abcde",
     "device": "NVIDIA H200 x2",
     "versions": {"jax": "1"},
     "seconds": 4.0,
+    "complete": False,
     "rows": [
       {"data": "a.txt", "value": 1.0},
       {"data": "a.txt", "value": 1.0, "model": "second"},

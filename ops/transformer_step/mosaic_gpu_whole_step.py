@@ -47,7 +47,8 @@ class Config:
     down_per:
     down_splits:
     each_waits: Whether every warpgroup waits for other blocks, and not the
-      first one alone.
+      first one alone. On an H200 with three warpgroups it took .786 instead of
+      .821 ms at 1B, and as long at 135M; with two it was not timed.
   """
 
   blocks: int = PROCESSORS
